@@ -1,0 +1,1 @@
+"""pathseg: histology segmentation from the cached features of a frozen pathology diffusion model."""

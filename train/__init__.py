@@ -1,0 +1,1 @@
+"""Stage two: features in, trained heads, scores and the report out. Imports the store, never extraction."""
