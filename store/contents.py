@@ -1,0 +1,108 @@
+"""What a store says of itself: images, classes, blocks, key. Kept in the attributes of its root group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pathseg.store.errors import KeyMismatch, StoreError
+from pathseg.store.grid import PatchGrid
+from pathseg.store.key import StoreKey
+from pathseg.store.size import BlockShape
+
+FORMAT = 1  # raised when a reader of this release could not read the store rightly
+
+
+@dataclass(frozen=True)
+class ImageEntry:
+    """One image: id, split, and its original height and width in px."""
+
+    id: str
+    split: str
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Everything stage two needs to know; it never asks the data set or the model.
+
+    classes name the mask codes 0..K-1, `ignore` is the code that counts nowhere. `blocks` are all blocks of the model
+    (stored ones are seen from the arrays). `made_by` is free text for people: versions, model card, licence.
+    """
+
+    key: StoreKey
+    images: tuple[ImageEntry, ...]
+    classes: tuple[str, ...]
+    ignore: int | None
+    test_split: str
+    blocks: dict[int, BlockShape]
+    model_trained: bool
+    has_instances: bool
+    made_by: dict[str, str]
+
+    @property
+    def grid(self) -> PatchGrid:
+        return PatchGrid.of(*self.key.size)
+
+    def to_attributes(self) -> dict[str, Any]:
+        """Plain JSON values, one attribute a fact."""
+        return {
+            "pathseg_format": FORMAT,
+            "key": self.key.to_dict(),
+            "ids": [image.id for image in self.images],
+            "splits": [image.split for image in self.images],
+            "sizes": [[image.height, image.width] for image in self.images],
+            "classes": list(self.classes),
+            "ignore": self.ignore,
+            "test_split": self.test_split,
+            "mpp": self.key.mpp,
+            "patch_grid": [self.grid.rows, self.grid.cols],
+            "layout": self.key.layout,
+            "blocks": {str(b): [shape.channels, shape.side] for b, shape in self.blocks.items()},
+            "model_trained": self.model_trained,
+            "has_instances": self.has_instances,
+            "made_by": self.made_by,
+        }
+
+    @classmethod
+    def from_attributes(cls, values: dict[str, Any], *, store: str) -> Contents:
+        """The inverse of `to_attributes`. Raises StoreError when they are of something else or newer."""
+        if "pathseg_format" not in values:
+            raise StoreError(f"{store} is a Zarr group but no pathseg store; make one with pathseg extract")
+        if values["pathseg_format"] > FORMAT:
+            raise StoreError(
+                f"{store} has format {values['pathseg_format']}, this pathseg reads up to {FORMAT}; upgrade pathseg"
+            )
+        rows = zip(values["ids"], values["splits"], values["sizes"], strict=True)
+        return cls(
+            key=StoreKey.from_dict(values["key"]),
+            images=tuple(ImageEntry(i, split, *size) for i, split, size in rows),
+            classes=tuple(values["classes"]),
+            ignore=values["ignore"],
+            test_split=values["test_split"],
+            blocks={int(b): BlockShape(*shape) for b, shape in values["blocks"].items()},
+            model_trained=values["model_trained"],
+            has_instances=values["has_instances"],
+            made_by=values["made_by"],
+        )
+
+    def require(self, wanted: Contents, *, store: str) -> None:
+        """Raise KeyMismatch unless `wanted` describes the same features of the same images."""
+        self.key.require(wanted.key, store=store)
+        here, there = self.to_attributes(), wanted.to_attributes()
+        for name in ("ids", "splits", "sizes", "classes", "ignore"):
+            if here[name] != there[name]:
+                raise KeyMismatch(
+                    f"{store} was made for other {name}: {_difference(here[name], there[name])}; "
+                    f"pass --store or --workspace for a new store"
+                )
+
+
+def _difference(here: Any, there: Any) -> str:
+    if not isinstance(here, list):
+        return f"{here!r} there, {there!r} asked for"
+    if len(here) != len(there):
+        return f"{len(here)} there, {len(there)} asked for"
+    first = next(i for i, (a, b) in enumerate(zip(here, there, strict=True)) if a != b)
+    return f"number {first} is {here[first]!r} there, {there[first]!r} asked for"

@@ -1,0 +1,50 @@
+"""A store in words: what is in it, of which model, how complete, how large."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from pathseg.store.blocks import format_blocks
+from pathseg.store.features import FeatureStore
+from pathseg.store.size import human, patch_bytes
+
+
+def describe(store: FeatureStore) -> str:
+    """Several lines for a person to read."""
+    contents, key = store.contents, store.contents.key
+    splits = ", ".join(f"{name} {count}" for name, count in Counter(store.splits).items())
+    rows = {
+        "store": f"{store.location} ({human(store.location.size_bytes())}, key {key.digest[:12]})",
+        "images": f"{len(store)} of {key.dataset} ({splits}), {key.size[1]}x{key.size[0]} px, "
+        f"{contents.grid.rows}x{contents.grid.cols} patches, {mpp_text(key.mpp)}",
+        "pixels": key.preprocessing,
+        "classes": ", ".join(contents.classes)
+        + (f" (ignored code {contents.ignore})" if contents.ignore is not None else ""),
+        "model": f"{key.model}{'' if contents.model_trained else ' (UNTRAINED: random weights)'}, "
+        f"weights {key.model_digest[:12]}, first stage {key.first_stage or 'none'}, condition {key.condition}",
+        "features": f"layout {key.layout}, {key.dtype}, noise seed {key.seed}",
+        "made by": ", ".join(f"{name} {version}" for name, version in contents.made_by.items()),
+    }
+    lines = [f"{name:>8}  {text}" for name, text in rows.items()]
+    return "\n".join(lines + _completeness(store))
+
+
+def mpp_text(mpp: float | None) -> str:
+    return "um/px not stated" if mpp is None else f"{mpp:g} um/px"
+
+
+def _completeness(store: FeatureStore) -> list[str]:
+    key, blocks = store.contents.key, store.contents.blocks
+    lines = []
+    for t in store.timesteps():
+        stored = store.stored_blocks(t)
+        unfinished = store.unfinished(t=t, blocks=stored)
+        state = "complete" if not unfinished else f"{len(store) - len(unfinished)} of {len(store)} images"
+        lines.append(f"{f't {t}':>8}  blocks {format_blocks(stored)}: {state}")
+    stored = sorted({block for t in store.timesteps() for block in store.stored_blocks(t)})
+    per_block = patch_bytes({b: blocks[b] for b in stored}, layout=key.layout, dtype=key.dtype)
+    for block, size_bytes in per_block.items():
+        c, h, w = blocks[block].stored(key.layout)
+        per_image = human(size_bytes * store.contents.grid.patches)
+        lines.append(f"{f'block {block}':>8}  {c} channels, {h}x{w} cells a patch, {per_image} an image and timestep")
+    return lines or [f"{'features':>8}  none yet"]

@@ -1,0 +1,51 @@
+"""How an image is cut into patches and how their feature maps are put back side by side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+PATCH_PX = 256  # what the encoders and the diffusion model were trained on
+HEAD_CELLS = 64  # the head's grid per patch: image size / 4 (the published head upsamples by 4)
+
+
+@dataclass(frozen=True)
+class PatchGrid:
+    """Rows and columns of 256 px patches that tile an image without overlap, numbered row by row."""
+
+    rows: int
+    cols: int
+
+    @classmethod
+    def of(cls, height: int, width: int) -> PatchGrid:
+        """The grid of an image of that size in px. Raises ValueError when a side is no multiple of the patch."""
+        if height <= 0 or width <= 0 or height % PATCH_PX or width % PATCH_PX:
+            near = max(PATCH_PX, round(max(height, width) / PATCH_PX) * PATCH_PX)
+            raise ValueError(
+                f"image is {width}x{height} px, but both sides must be a multiple of the "
+                f"{PATCH_PX} px patch; pass --resize {near}"
+            )
+        return cls(height // PATCH_PX, width // PATCH_PX)
+
+    @property
+    def patches(self) -> int:
+        return self.rows * self.cols
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the image in px."""
+        return self.rows * PATCH_PX, self.cols * PATCH_PX
+
+    def cut(self, image: np.ndarray) -> np.ndarray:
+        """(H, W, 3) -> (P, 256, 256, 3), patches row by row."""
+        tiles = image.reshape(self.rows, PATCH_PX, self.cols, PATCH_PX, -1).swapaxes(1, 2)
+        return np.ascontiguousarray(tiles).reshape(self.patches, PATCH_PX, PATCH_PX, -1)
+
+    def stitch(self, maps):
+        """(N, P, C, h, w) -> (N, C, rows*h, cols*w); numpy array or torch tensor. The inverse of `cut`, per map."""
+        n, _, c, h, w = maps.shape
+        maps = maps.reshape(n, self.rows, self.cols, c, h, w)
+        axes = (0, 3, 1, 4, 2, 5)
+        maps = maps.transpose(axes) if isinstance(maps, np.ndarray) else maps.permute(axes)
+        return maps.reshape(n, c, self.rows * h, self.cols * w)

@@ -1,0 +1,90 @@
+"""Small real stores, made anew for each test."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pathseg.store.contents import Contents, ImageEntry
+from pathseg.store.features import FeatureStore
+from pathseg.store.key import StoreKey
+from pathseg.store.size import BlockShape
+
+SHAPES = {0: BlockShape(8, 8), 4: BlockShape(6, 16), 5: BlockShape(4, 32), 9: BlockShape(3, 64)}
+
+
+def key(**changes) -> StoreKey:
+    values = {
+        "dataset": "toy",
+        "preprocessing": "none",
+        "size": (256, 512),
+        "mpp": 0.5,
+        "model": "toy-model",
+        "model_digest": "ab" * 32,
+        "first_stage": "vq-f4",
+        "condition": "ssl",
+        "seed": 0,
+        "layout": "native",
+        "dtype": "float16",
+    }
+    return StoreKey(**(values | changes))
+
+
+def contents(*, splits=("train", "train", "train", "train", "test"), **changes) -> Contents:
+    images = tuple(ImageEntry(f"{split}_{i}", split, 200 + i, 300) for i, split in enumerate(splits))
+    values = {
+        "key": key(),
+        "images": images,
+        "classes": ("background", "gland"),
+        "ignore": None,
+        "test_split": "test",
+        "blocks": SHAPES,
+        "model_trained": False,
+        "has_instances": True,
+        "made_by": {"pathseg": "0.1.0"},
+    }
+    return Contents(**(values | changes))
+
+
+def fill(store: FeatureStore, *, t: int = 50, blocks=tuple(SHAPES), seed: int = 0) -> FeatureStore:
+    """Write every image: masks of half planes, features that say the class where it is."""
+    rng = np.random.default_rng(seed)
+    store.add_arrays([t], blocks)
+    for index, entry in enumerate(store.contents.images):
+        mask = np.zeros((256, 512), np.uint8)
+        mask[:, : int(rng.integers(100, 400))] = 1
+        image = rng.integers(0, 256, (256, 512, 3), dtype=np.uint8)
+        instances = rng.integers(0, 5, (entry.height, entry.width)).astype(np.uint16)
+        store.write_pixels(index, image=image, mask=mask, instances=instances)
+        store.write_features(index, t=t, features=features_of(store, mask, blocks, rng))
+    return store
+
+
+def features_of(store, mask, blocks, rng):
+    patches = store.contents.grid.cut(mask[..., None])[..., 0]  # (P, 256, 256)
+    for block in blocks:
+        c, h, w = store.contents.blocks[block].stored(store.contents.key.layout)
+        coarse = patches.reshape(len(patches), h, 256 // h, w, 256 // w).mean((2, 4))
+        signal = rng.normal(0, 0.3, (len(patches), c, h, w)) + coarse[:, None]
+        yield block, signal.astype(store.contents.key.dtype)
+
+
+@pytest.fixture
+def toy_key():
+    return key
+
+
+@pytest.fixture
+def toy_contents():
+    return contents
+
+
+@pytest.fixture
+def toy_store(tmp_path):
+    """A complete store of five 512x256 px images: four to train, one to test; blocks 0, 4, 5, 9 at t 50."""
+    return fill(FeatureStore.create(tmp_path / "toy.zarr", contents()))
+
+
+@pytest.fixture
+def fill_store():
+    return fill

@@ -1,0 +1,28 @@
+from pathlib import Path
+
+import pytest
+
+from pathseg.store.errors import StoreError
+from pathseg.store.workspace import heads_path, only_store, store_path
+
+
+def test_places_are_those_of_the_interface():
+    assert store_path(Path("w"), "glas", "mini") == Path("w/glas-mini.zarr")
+    assert heads_path(Path("w")) == Path("w/heads")
+
+
+def test_the_only_store_is_found(toy_store):
+    assert only_store(toy_store.location.root.parent) == toy_store.location.root
+
+
+def test_without_a_store_the_next_step_is_named(tmp_path):
+    with pytest.raises(StoreError, match="run pathseg extract first"):
+        only_store(tmp_path)
+
+
+def test_several_stores_are_listed(tmp_path):
+    for name in ("a.zarr", "b.zarr"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "zarr.json").write_text("{}")
+    with pytest.raises(StoreError, match=r"a\.zarr, .*b\.zarr"):
+        only_store(tmp_path)
