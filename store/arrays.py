@@ -1,4 +1,4 @@
-"""The arrays of a store: names, shapes, chunks and codecs, readable with any Zarr v3 reader and no plugin."""
+"""The arrays of a store: names, shapes, chunks, shards and codecs, readable with any Zarr v3 reader and no plugin."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from pathseg.store.blocks import array_name
+from pathseg.store.codec import PACKINGS
 from pathseg.store.contents import Contents
+from pathseg.store.records import FOLDER
 
 CHUNK_BYTES = 128 * 2**20  # a chunk is one image of one block up to this size, beyond it one patch
 
 
-def create_pixel_arrays(group: zarr.Group, contents: Contents) -> None:
-    """`images`, `masks` and, where there are objects, `instances` padded to the largest original size."""
+def create_pixel_arrays(group: zarr.Group, contents: Contents) -> list[str]:
+    """`images`, `masks`, where there are objects `instances` padded to the largest original size; their names.
+
+    An empty array stands where the completion records lie, so that Zarr's own listing takes that folder as a node.
+    """
     n, (height, width) = len(contents.images), contents.key.size
     arrays = {"images": ((n, height, width, 3), "uint8"), "masks": ((n, height, width), "uint8")}
     if contents.has_instances:
@@ -25,28 +30,50 @@ def create_pixel_arrays(group: zarr.Group, contents: Contents) -> None:
             name,
             shape=shape,
             chunks=(1, *shape[1:]),
+            shards=_shards((1, *shape[1:]), contents.images_per_unit),
             dtype=dtype,
             fill_value=0,
             compressors=[ZstdCodec(level=3), Crc32cCodec()],
             config={"write_empty_chunks": True},
+            overwrite=True,
         )
+    about = {"about": "no data: below this name lie the completion records, one JSON file a unit of work"}
+    group.create_array(FOLDER, shape=(0,), chunks=(1,), dtype="uint8", attributes=about, overwrite=True)
+    return [*arrays, FOLDER]
 
 
-def create_feature_array(group: zarr.Group, contents: Contents, *, t: int, block: int) -> None:
-    """`t<t>/block<bb>`, (N, P, C, h, w): what one training sample needs of one block is one chunk.
+def create_feature_array(group: zarr.Group, contents: Contents, *, t: int, block: int) -> str:
+    """`t<t>/block<bb>`, (N, P, C, h, w): what one training sample needs of one block is one chunk. Gives the name.
 
-    Not compressed (activations hardly shrink), a CRC-32C behind each chunk, NaN where nothing was written.
+    A CRC-32C stands behind each chunk, NaN where nothing was written.
     """
     patches, key = contents.grid.patches, contents.key
     c, h, w = contents.blocks[block].stored(key.layout)
     image_bytes = patches * c * h * w * np.dtype(key.dtype).itemsize
+    chunks = (1, patches if image_bytes <= CHUNK_BYTES else 1, c, h, w)
     group.create_array(
         array_name(t, block),
         shape=(len(contents.images), patches, c, h, w),
-        chunks=(1, patches if image_bytes <= CHUNK_BYTES else 1, c, h, w),
+        chunks=chunks,
+        shards=_shards((1, patches, c, h, w), contents.images_per_unit),
         dtype=key.dtype,
         fill_value=np.nan,
-        compressors=Crc32cCodec(),
+        compressors=PACKINGS[key.packing].codecs(key.dtype),
         config={"write_empty_chunks": True},
         dimension_names=("image", "patch", "channel", "y", "x"),
+        overwrite=True,
     )
+    return array_name(t, block)
+
+
+def chunk_names(array: zarr.Array, unit: int, images_per_unit: int) -> list[str]:
+    """The files that hold a unit of an array, as names below the array's folder."""
+    chunks = array.shards or array.chunks
+    images = range(unit * images_per_unit, min((unit + 1) * images_per_unit, array.shape[0]), chunks[0])
+    others = [range(-(-size // step)) for size, step in zip(array.shape[1:], chunks[1:], strict=True)]
+    starts = np.stack(np.meshgrid([i // chunks[0] for i in images], *others, indexing="ij"), -1)
+    return ["c/" + "/".join(map(str, place)) for place in starts.reshape(-1, array.ndim)]
+
+
+def _shards(one_image: tuple[int, ...], images_per_unit: int) -> tuple[int, ...] | None:
+    return (images_per_unit, *one_image[1:]) if images_per_unit > 1 else None

@@ -40,6 +40,12 @@ class Contents:
     model_trained: bool
     has_instances: bool
     made_by: dict[str, str]
+    images_per_unit: int = 1  # images that are written and recorded together; above 1 they share shards
+
+    @property
+    def units(self) -> int:
+        """Number of units of work."""
+        return -(-len(self.images) // self.images_per_unit)
 
     @property
     def grid(self) -> PatchGrid:
@@ -63,6 +69,7 @@ class Contents:
             "model_trained": self.model_trained,
             "has_instances": self.has_instances,
             "made_by": self.made_by,
+            "images_per_unit": self.images_per_unit,
         }
 
     @classmethod
@@ -85,6 +92,7 @@ class Contents:
             model_trained=values["model_trained"],
             has_instances=values["has_instances"],
             made_by=values["made_by"],
+            images_per_unit=values["images_per_unit"],
         )
 
     def require(self, wanted: Contents, *, store: str) -> None:

@@ -14,7 +14,7 @@ def describe(store: FeatureStore) -> str:
     contents, key = store.contents, store.contents.key
     splits = ", ".join(f"{name} {count}" for name, count in Counter(store.splits).items())
     rows = {
-        "store": f"{store.location} ({human(store.location.size_bytes())}, key {key.digest[:12]})",
+        "store": f"{store.location} ({human(sum(store.location.sizes().values()))}, key {key.digest[:12]})",
         "images": f"{len(store)} of {key.dataset} ({splits}), {key.size[1]}x{key.size[0]} px, "
         f"{contents.grid.rows}x{contents.grid.cols} patches, {mpp_text(key.mpp)}",
         "pixels": key.preprocessing,

@@ -1,68 +1,52 @@
-"""The feature store: one Zarr v3 group of images, masks and per-block feature maps, committed unit by unit."""
+"""The feature store: one Zarr v3 group of images, masks and per-block feature maps, read back as it was written."""
 
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import numpy as np
 import zarr
-from zarr.errors import ZarrUserWarning
 
-from pathseg.store.arrays import create_feature_array, create_pixel_arrays
 from pathseg.store.blocks import array_name
 from pathseg.store.contents import Contents
 from pathseg.store.errors import Damaged, Incomplete, StoreError
-from pathseg.store.location import Location
-from pathseg.store.records import PIXELS, Records, checksum, features_part
+from pathseg.store.location import Location, open_location
+from pathseg.store.manifest import read_manifest, require_intact
+from pathseg.store.records import PIXELS, Records, checksum
 
 
 class FeatureStore:
-    """Images, masks and cached features of a data set. `create` or `open` makes one; nothing else does.
+    """Images, masks and cached features of a data set, read-only; `writer.StoreWriter` makes and fills one.
 
-    A unit of work is an image. Its arrays are written first and its completion record last, so whatever is not
-    recorded is made again by the next run, and whatever is recorded reads as it was written or raises `Damaged`.
+    Whatever a completion record speaks of reads as it was written or raises Damaged; whatever has none is Incomplete.
     """
 
-    def __init__(self, location: Location, group: zarr.Group, contents: Contents) -> None:
+    def __init__(self, location: Location, contents: Contents, manifest: dict[str, str]) -> None:
         self.location = location
         self.contents = contents
-        self.records = Records(location)
-        self._group = group
+        self.manifest = manifest
+        self.records = Records(location, images_per_unit=contents.images_per_unit)
+        self._group = zarr.open_group(location.zarr(read_only=False), mode="r", use_consolidated=False)
         self._arrays: dict[str, zarr.Array] = {}
 
     @classmethod
-    def create(cls, path: str | os.PathLike[str], contents: Contents) -> FeatureStore:
-        """Make a store, or open the one that is there for more work after checking that it is of the same make.
+    def open(cls, path: str | os.PathLike[str] | Location) -> FeatureStore:
+        """Open a store at a local path or s3://bucket/prefix.
 
-        Raises KeyMismatch when what is there was made in another way, StoreError when it is something else.
+        Raises StoreError when there is none or something else, Damaged when its own description has changed.
         """
-        location = Location(path)
-        if location.exists():
-            store = cls.open(path, read_only=False)
-            store.contents.require(contents, store=str(location))
-            location.sweep()
-            return store
-        if location.root.exists() and (not location.root.is_dir() or any(location.root.iterdir())):
-            raise StoreError(f"{location} exists and is no pathseg store; pass another --store")
-        group = zarr.create_group(location.zarr(read_only=False), attributes=contents.to_attributes())
-        create_pixel_arrays(group, contents)
-        return cls(location, group, contents)
-
-    @classmethod
-    def open(cls, path: str | os.PathLike[str], *, read_only: bool = True) -> FeatureStore:
-        """Open a store. Raises StoreError when there is none, or something else."""
-        location = Location(path)
-        if not location.exists():
+        location = open_location(path)
+        if not location.exists("zarr.json"):
             raise StoreError(f"there is no feature store at {location}; make one with pathseg extract")
+        manifest = read_manifest(location)
+        if manifest:
+            require_intact(location, "zarr.json", manifest)
         try:
-            group = zarr.open_group(
-                location.zarr(read_only=read_only), mode="r" if read_only else "r+", use_consolidated=False
-            )
+            group = zarr.open_group(location.zarr(read_only=True), mode="r", use_consolidated=False)
         except (ValueError, KeyError, TypeError) as e:
             raise Damaged(f"{location}/zarr.json cannot be read: {e}") from e
-        return cls(location, group, Contents.from_attributes(dict(group.attrs), store=str(location)))
+        return cls(location, Contents.from_attributes(dict(group.attrs), store=str(location)), manifest)
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -98,13 +82,13 @@ class FeatureStore:
         entry = self.contents.images[index]
         return self._read("instances", index, PIXELS)[: entry.height, : entry.width]
 
-    def read(self, index: int, *, t: int = 50, blocks: Iterable[int]) -> dict[int, np.ndarray]:
-        """Features of one image as stored: {block: (P, C, h, w)}.
+    def read(self, index: int, t: int = 50, blocks: Iterable[int] = ()) -> dict[int, np.ndarray]:
+        """Features of one image as stored: {block: (P, C, h, w)}; without `blocks` all that are there.
 
         Raises Incomplete when one is not in the store yet, Damaged when the bytes are not those that were written.
         """
         features = {}
-        for block in blocks:
+        for block in tuple(blocks) or self.stored_blocks(t):
             part = self.records.part_of(t, block, index)
             if part is None:
                 raise Incomplete(
@@ -126,57 +110,14 @@ class FeatureStore:
 
     def stored_blocks(self, t: int) -> tuple[int, ...]:
         """The blocks of which a timestep has an array."""
-        return tuple(block for block in sorted(self.contents.blocks) if array_name(t, block) in self._group)
+        return tuple(b for b in sorted(self.contents.blocks) if f"{array_name(t, b)}/zarr.json" in self.manifest)
 
-    def add_arrays(self, timesteps: Iterable[int], blocks: Iterable[int]) -> None:
-        """Make the arrays of these timesteps and blocks, unless they are there."""
-        for t in timesteps:
-            for block in blocks:
-                if array_name(t, block) not in self._group:
-                    create_feature_array(self._group, self.contents, t=t, block=block)
-        with warnings.catch_warnings():  # other readers list the arrays without stumbling over the records
-            warnings.simplefilter("ignore", ZarrUserWarning)
-            zarr.consolidate_metadata(self._group.store)
-
-    def write_pixels(self, index: int, *, image: np.ndarray, mask: np.ndarray, instances: np.ndarray | None) -> None:
-        """Write and commit an image (H, W, 3), its class mask (H, W) and its instance ids at the original size."""
-        arrays = {"images": image, "masks": mask}
-        if instances is not None:
-            padded = np.zeros(self._array("instances").shape[1:], np.uint16)
-            padded[: instances.shape[0], : instances.shape[1]] = instances
-            arrays["instances"] = padded
-        self.records.write(PIXELS, index, self._write(index, arrays.items()))
-
-    def write_features(self, index: int, *, t: int, features: Iterable[tuple[int, np.ndarray]]) -> None:
-        """Write and commit blocks of one image at one timestep: pairs of block and (P, C, h, w) in the store's layout.
-
-        Pairs are taken one at a time, so a generator keeps no more than one upsampled block in memory.
-        """
-        written: list[int] = []
-
-        def checked() -> Iterator[tuple[str, np.ndarray]]:
-            for block, maps in features:
-                if not np.isfinite(maps).all():
-                    raise StoreError(
-                        f"block {block} at t {t} of {self.ids[index]} has values that {self.contents.key.dtype} "
-                        f"cannot hold; pass --dtype float32"
-                    )
-                written.append(block)
-                yield array_name(t, block), maps
-
-        sums = self._write(index, checked())
-        self.records.write(features_part(t, written), index, sums)
-
-    def _write(self, index: int, arrays: Iterable[tuple[str, np.ndarray]]) -> dict[str, int]:
-        sums = {}
-        for name, values in arrays:
-            target = self._array(name)
-            values = np.ascontiguousarray(values, dtype=target.dtype)
-            if values.shape != target.shape[1:]:
-                raise ValueError(f"{name} takes {target.shape[1:]} for one image, got {values.shape}")
-            target[index] = values
-            sums[name] = checksum(values)
-        return sums
+    def array(self, name: str) -> zarr.Array:
+        """An array of the store by its name. Raises Damaged when its description is not what was written."""
+        if name not in self._arrays:
+            require_intact(self.location, f"{name}/zarr.json", self.manifest)
+            self._arrays[name] = self._group[name]
+        return self._arrays[name]
 
     def _read(self, name: str, index: int, part: str) -> np.ndarray:
         if not 0 <= index < len(self):
@@ -184,18 +125,16 @@ class FeatureStore:
         if not self.records.done(part, index):
             raise Incomplete(f"{self.location} has no {name} of {self.ids[index]} yet; run pathseg extract again")
         try:
-            values = np.asarray(self._array(name)[index])
+            values = np.asarray(self.array(name)[index])
         except (ValueError, RuntimeError, KeyError, FileNotFoundError) as e:
             raise self._damaged(name, index, str(e)) from e
-        stored, computed = self.records.read(part, index).get(name), checksum(values)
+        stored, computed = self.records.expected(part, name, index), checksum(values)
         if stored != computed:
             raise self._damaged(name, index, f"stored checksum {stored}, computed {computed}")
         return values
 
-    def _array(self, name: str) -> zarr.Array:
-        if name not in self._arrays:
-            self._arrays[name] = self._group[name]
-        return self._arrays[name]
-
     def _damaged(self, name: str, index: int, why: str) -> Damaged:
-        return Damaged(f"{name} of {self.ids[index]} in {self.location} is damaged: {why}")
+        return Damaged(
+            f"{name} of {self.ids[index]} in {self.location} is damaged: {why}; "
+            f"pathseg verify --repair drops it, pathseg extract makes it again"
+        )

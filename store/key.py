@@ -39,6 +39,7 @@ class StoreKey:
     patch_px: int = PATCH_PX
     noise: str = NOISE_RULE
     precision: str = "float32"  # arithmetic of the forward pass
+    packing: str = "none"  # a row of codec.PACKINGS; rounding changes numbers
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -46,11 +47,16 @@ class StoreKey:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> StoreKey:
-        """The inverse of `to_dict`. Raises StoreError on an unknown or missing field."""
-        names = {field.name for field in dataclasses.fields(cls)}
-        if names != set(values):
-            odd = ", ".join(sorted(names ^ set(values)))
-            raise StoreError(f"the store's key has other fields than this version of pathseg knows: {odd}")
+        """The inverse of `to_dict`; a field that an older release did not have takes its default.
+
+        Raises StoreError on an unknown field or one that is missing and has no default.
+        """
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        needed = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
+        if odd := sorted((set(values) - set(fields)) | (needed - set(values))):
+            raise StoreError(
+                f"the store's key has other fields than this pathseg knows ({', '.join(odd)}); upgrade pathseg"
+            )
         return cls(**{**values, "size": tuple(values["size"])})
 
     @property

@@ -1,77 +1,59 @@
-"""Where a store lies: a local folder, small files in it written whole or not at all."""
+"""Where a store lies: a folder or a prefix in S3, its small files written whole or not at all."""
 
 from __future__ import annotations
 
 import os
-import shutil
-import uuid
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import AbstractContextManager
+from typing import Protocol
 
-from zarr.storage import LocalStore
+from zarr.abc.store import Store
 
 from pathseg.store.errors import StoreError
 
-PARTIAL = ".partial"  # the suffix of what is being written; nothing with its final name is unfinished
 
+class Location(Protocol):
+    """A place for files. Names are relative, with forward slashes; `str()` of it is what a user would write."""
 
-class Location:
-    """A folder that holds a store. Names are relative, with forward slashes."""
+    def zarr(self, *, read_only: bool) -> Store:
+        """The Zarr store over it."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        if "://" in str(path):
-            raise StoreError(f"cannot open {path}: a store is a local folder; pass a path")
-        self.root = Path(path).expanduser().resolve()
-
-    def __str__(self) -> str:
-        return str(self.root)
-
-    def zarr(self, *, read_only: bool) -> LocalStore:
-        """The zarr store behind it."""
-        return LocalStore(self.root, read_only=read_only)
-
-    def exists(self, name: str = "zarr.json") -> bool:
-        return (self.root / name).is_file()
+    def exists(self, name: str) -> bool:
+        """Whether a file is there."""
 
     def read(self, name: str) -> bytes:
         """A file's bytes. Raises FileNotFoundError."""
-        return (self.root / name).read_bytes()
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a small file: it has its final name only once it is whole and on the disk."""
-        target = self.root / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}{PARTIAL}")
-        try:
-            with partial.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(target)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+        """Write a file: it has its final name only once it is whole."""
 
-    def names(self, folder: str) -> Iterator[str]:
+    def remove(self, name: str) -> None:
+        """Remove a file if it is there."""
+
+    def names(self, folder: str = "") -> Iterator[str]:
         """All files below a folder, as names from the root. Nothing when there is no such folder."""
-        for base, _, files in os.walk(self.root / folder):
-            relative = Path(base).relative_to(self.root).as_posix()
-            yield from (f"{relative}/{file}" for file in files)
 
-    def sweep(self) -> int:
-        """Remove what an interrupted run left half written; how many files."""
-        stray = [name for name in self.names(".") if name.endswith(PARTIAL)]
-        for name in stray:
-            (self.root / name).unlink(missing_ok=True)
-        return len(stray)
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file by name."""
 
-    def size_bytes(self) -> int:
-        """Bytes of all files."""
-        return sum((self.root / name).stat().st_size for name in self.names("."))
+    def free_bytes(self) -> int | None:
+        """Free bytes, None where there is no such limit."""
 
-    def free_bytes(self) -> int:
-        """Free bytes on the file system that holds (or will hold) it."""
-        folder = self.root
-        while not folder.exists():
-            folder = folder.parent
-        return shutil.disk_usage(folder).free
+    def writing(self) -> AbstractContextManager[bool]:
+        """For the time of a run that writes: sweep what a killed run left. Gives False when another run is writing."""
+
+
+def open_location(path: str | os.PathLike[str] | Location) -> Location:
+    """A local path, or `s3://bucket/prefix`. Raises StoreError for another kind of address."""
+    if not isinstance(path, str | os.PathLike):
+        return path
+    kind, separator, _ = os.fspath(path).partition("://")
+    if not separator:
+        from pathseg.store.local import LocalFolder
+
+        return LocalFolder(path)
+    if kind == "s3":
+        from pathseg.store.s3 import S3Prefix
+
+        return S3Prefix(os.fspath(path))
+    raise StoreError(f"cannot open {path}: a store is a local folder or s3://bucket/prefix")

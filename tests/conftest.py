@@ -9,6 +9,7 @@ from pathseg.store.contents import Contents, ImageEntry
 from pathseg.store.features import FeatureStore
 from pathseg.store.key import StoreKey
 from pathseg.store.size import BlockShape
+from pathseg.store.writer import StoreWriter
 
 SHAPES = {0: BlockShape(8, 8), 4: BlockShape(6, 16), 5: BlockShape(4, 32), 9: BlockShape(3, 64)}
 
@@ -46,27 +47,36 @@ def contents(*, splits=("train", "train", "train", "train", "test"), **changes) 
     return Contents(**(values | changes))
 
 
-def fill(store: FeatureStore, *, t: int = 50, blocks=tuple(SHAPES), seed: int = 0) -> FeatureStore:
+def fill(writer: StoreWriter, *, t: int = 50, blocks=tuple(SHAPES), seed: int = 0) -> FeatureStore:
     """Write every image: masks of half planes, features that say the class where it is."""
-    rng = np.random.default_rng(seed)
-    store.add_arrays([t], blocks)
-    for index, entry in enumerate(store.contents.images):
-        mask = np.zeros((256, 512), np.uint8)
-        mask[:, : int(rng.integers(100, 400))] = 1
-        image = rng.integers(0, 256, (256, 512, 3), dtype=np.uint8)
-        instances = rng.integers(0, 5, (entry.height, entry.width)).astype(np.uint16)
-        store.write_pixels(index, image=image, mask=mask, instances=instances)
-        store.write_features(index, t=t, features=features_of(store, mask, blocks, rng))
+    store = writer.store
+    writer.add_arrays([t], blocks)
+    for unit in range(store.contents.units):
+        pixels = [pixels_of(store, index, seed) for index in writer.images(unit)]
+        writer.write_pixels(unit, pixels)
+        writer.write_features(unit, t=t, features=features_of(store, [mask for _, mask, _ in pixels], blocks, seed))
     return store
 
 
-def features_of(store, mask, blocks, rng):
-    patches = store.contents.grid.cut(mask[..., None])[..., 0]  # (P, 256, 256)
+def pixels_of(store, index, seed):
+    rng, entry = np.random.default_rng([seed, index]), store.contents.images[index]
+    mask = np.zeros((256, 512), np.uint8)
+    mask[:, : int(rng.integers(100, 400))] = 1
+    image = rng.integers(0, 256, (256, 512, 3), dtype=np.uint8)
+    return image, mask, rng.integers(0, 5, (entry.height, entry.width)).astype(np.uint16)
+
+
+def features_of(store, masks, blocks, seed):
     for block in blocks:
         c, h, w = store.contents.blocks[block].stored(store.contents.key.layout)
-        coarse = patches.reshape(len(patches), h, 256 // h, w, 256 // w).mean((2, 4))
-        signal = rng.normal(0, 0.3, (len(patches), c, h, w)) + coarse[:, None]
-        yield block, signal.astype(store.contents.key.dtype)
+        maps = []
+        for mask in masks:
+            patches = store.contents.grid.cut(mask[..., None])[..., 0]  # (P, 256, 256)
+            coarse = patches.reshape(len(patches), h, 256 // h, w, 256 // w).mean((2, 4))
+            rng = np.random.default_rng([seed, block, int(mask.sum())])
+            noisy = rng.normal(0, 0.3, (len(patches), c, h, w)) + coarse[:, None]
+            maps.append(noisy.astype(store.contents.key.dtype))
+        yield block, maps
 
 
 @pytest.fixture
@@ -82,7 +92,7 @@ def toy_contents():
 @pytest.fixture
 def toy_store(tmp_path):
     """A complete store of five 512x256 px images: four to train, one to test; blocks 0, 4, 5, 9 at t 50."""
-    return fill(FeatureStore.create(tmp_path / "toy.zarr", contents()))
+    return fill(StoreWriter(tmp_path / "toy.zarr", contents()))
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ OTHER = {
     "patch_px": 512,
     "noise": "other rule",
     "precision": "bfloat16",
+    "packing": "rounded",
 }
 
 
@@ -45,3 +46,9 @@ def test_a_differing_field_is_refused_with_both_values(toy_key, name):
 def test_an_unknown_field_is_refused(toy_key):
     with pytest.raises(StoreError, match="stain"):
         StoreKey.from_dict(toy_key().to_dict() | {"stain": "macenko"})
+
+
+def test_a_field_that_an_older_release_did_not_know_takes_its_default(toy_key):
+    values = toy_key().to_dict()
+    del values["packing"]
+    assert StoreKey.from_dict(values) == toy_key(packing="none")
