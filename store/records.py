@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -16,6 +17,7 @@ from pathseg.store.location import Location
 FOLDER = "_done"
 PIXELS = "pixels"
 WHOLE, LACKING = ".json", ".lacking.json"
+RECORD = re.compile(rf"{FOLDER}/(pixels|t(?:0|[1-9]\d*)/[\d,-]+)/(\d{{6,}})(\.lacking)?\.json")
 Checksums = Mapping[str, Sequence[int | None]]  # array name -> CRC-32C per image of the unit, None = not there
 
 
@@ -61,12 +63,13 @@ class Records:
         self._lacking: dict[str, dict[int, set[int]]] = defaultdict(dict)  # part -> unit -> offsets that are there
         self._last: tuple[str, dict] = ("", {})
         for name in location.names(FOLDER):
-            part, _, file = name.removeprefix(f"{FOLDER}/").rpartition("/")
-            unit = file.split(".")[0]
-            if part and unit.isdecimal() and file == f"{unit}{WHOLE}":
-                self._whole[part].add(int(unit))
-            elif part and unit.isdecimal() and file == f"{unit}{LACKING}":
-                self._lacking[part][int(unit)] = self._offsets(name)
+            if (match := RECORD.fullmatch(name)) is None:
+                continue
+            part, unit = match[1], int(match[2])
+            if match[3]:
+                self._lacking[part][unit] = self._offsets(name)
+            else:
+                self._whole[part].add(unit)
 
     def write(self, part: str, unit: int, checksums: Checksums) -> None:
         """Commit a unit: the last act, after everything it speaks of is in place."""
