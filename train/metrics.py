@@ -1,0 +1,166 @@
+"""Pixel metrics, all of them from one confusion matrix: what each is, per class and as a mean."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+DEFINITIONS: dict[str, str] = {
+    "accuracy": (
+        "share of all counted pixels that got their true class (micro: every pixel weighs the same, "
+        "background included)"
+    ),
+    "dice": (
+        "unweighted (macro) mean over the classes, background included, of 2 TP / (2 TP + FP + FN), "
+        "each class's pixels pooled over all images of the test part before dividing"
+    ),
+    "miou": ("unweighted (macro) mean over the classes, background included, of TP / (TP + FP + FN), pooled like Dice"),
+    "precision": "unweighted (macro) mean over the classes of TP / (TP + FP); 0 for a class that is never predicted",
+    "recall": (
+        "unweighted (macro) mean over the classes of TP / (TP + FN); 0 for a class that is predicted "
+        "but not in the truth"
+    ),
+    "f1": (
+        "harmonic mean of macro precision and macro recall, 2 P R / (P + R): not the same number as the mean Dice, "
+        "which averages after taking each class's harmonic mean (for one class alone, F1 and Dice are the same)"
+    ),
+    "constant": (
+        "the score of always answering the class that is most frequent in the training pixels: "
+        "what a model that has learned nothing from the image would get"
+    ),
+    "counted pixels": (
+        "all pixels of the test images except those whose true code is the ignored one; a class that is in neither "
+        "truth nor prediction has no value and is left out of the means, one that is predicted but absent scores 0"
+    ),
+}
+
+
+def confusion(truth: np.ndarray, predicted: np.ndarray, *, classes: int, ignore: int | None = None) -> np.ndarray:
+    """Count pixels by true class (rows) and predicted class (columns), in one bincount.
+
+    truth, predicted: integer arrays of one shape with codes 0..classes-1; pixels whose truth is `ignore` are left
+    out. Returns (K, K) int64; matrices of several images add up to the matrix of all their pixels. Raises
+    ValueError on differing shapes and on a code out of range (`ignore` is the only exception, and only in truth).
+    """
+    if truth.shape != predicted.shape:
+        raise ValueError(f"truth has shape {truth.shape}, prediction {predicted.shape}; they must be the same")
+    true, found = truth.ravel(), predicted.ravel()
+    if ignore is not None:
+        counted = true != ignore
+        true, found = true[counted], found[counted]
+    for name, codes in (("truth", true), ("prediction", found)):
+        if codes.size and (codes.min() < 0 or codes.max() >= classes):
+            wrong = codes[(codes < 0) | (codes >= classes)][0]
+            raise ValueError(
+                f"{name} holds class code {wrong}, but {classes} classes have the codes 0-{classes - 1}"
+                f"{'' if ignore is None else f' (ignored: {ignore})'}; check the class table of the data set"
+            )
+    pairs = true.astype(np.int64) * classes + found
+    return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)  # (K, K)
+
+
+def constant_answer(matrix: np.ndarray, answer: int) -> np.ndarray:
+    """The confusion matrix of answering class `answer` on every one of the same pixels, (K, K) int64."""
+    constant = np.zeros_like(matrix)
+    constant[:, answer] = matrix.sum(axis=1)
+    return constant
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """One class against the rest; every value but `pixels` is None where the class is in neither truth nor prediction.
+
+    pixels = TP + FN, the class's true pixels. dice = 2 TP / (2 TP + FP + FN), iou = TP / (TP + FP + FN),
+    precision = TP / (TP + FP), recall = TP / (TP + FN), f1 = 2 P R / (P + R), which for one class equals dice;
+    a quotient 0 / 0 of a class that is present on one side is 0.
+    """
+
+    pixels: int
+    dice: float | None
+    iou: float | None
+    precision: float | None
+    recall: float | None
+    f1: float | None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Pixel scores of a prediction, in 0..1; what each mean is stands in `DEFINITIONS`.
+
+    accuracy is micro: trace / sum over all counted pixels. dice, miou, precision and recall are macro: unweighted
+    means over the classes that have a value, background included, on pixels pooled over the images given. f1 is the
+    harmonic mean of macro precision and macro recall, so it is not the mean Dice. None where nothing was counted.
+    """
+
+    pixels: int
+    accuracy: float | None
+    dice: float | None
+    miou: float | None
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    classes: tuple[ClassScores, ...]
+
+    @classmethod
+    def of(cls, matrix: np.ndarray, ignore: int | None = None) -> Scores:
+        """Score a (K, K) confusion matrix, rows truth.
+
+        Where `ignore` is itself one of the codes 0..K-1, its true pixels do not count and it has no score of its
+        own; a counted pixel that is given the ignored code is still a missed pixel of its true class.
+        """
+        matrix = np.asarray(matrix, dtype=np.int64)
+        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+            raise ValueError(f"a confusion matrix is square, got shape {matrix.shape}; make it with confusion()")
+        if ignore is not None and 0 <= ignore < len(matrix):
+            matrix = matrix.copy()
+            matrix[ignore] = 0
+        classes = tuple(_class_scores(matrix, k, counted=k != ignore) for k in range(len(matrix)))
+        precision, recall = (_mean(classes, name) for name in ("precision", "recall"))
+        total = int(matrix.sum())
+        return cls(
+            pixels=total,
+            accuracy=float(np.trace(matrix) / total) if total else None,
+            dice=_mean(classes, "dice"),
+            miou=_mean(classes, "iou"),
+            precision=precision,
+            recall=recall,
+            f1=_harmonic(precision, recall),
+            classes=classes,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, None and lists, for JSON: the inverse of `from_dict`."""
+        values = dataclasses.asdict(self)
+        return {**values, "classes": list(values["classes"])}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Scores:
+        """Read what `to_dict` gave. Raises ValueError on a missing or unknown name."""
+        try:
+            return cls(**{**values, "classes": tuple(ClassScores(**one) for one in values["classes"])})
+        except (KeyError, TypeError) as e:
+            known = ", ".join(field.name for field in dataclasses.fields(cls))
+            raise ValueError(f"these are not scores ({e}); expected the names {known}") from e
+
+
+def _class_scores(matrix: np.ndarray, k: int, *, counted: bool) -> ClassScores:
+    hit, true, found = int(matrix[k, k]), int(matrix[k].sum()), int(matrix[:, k].sum())
+    if not counted or true + found == 0:
+        return ClassScores(true, None, None, None, None, None)
+    precision, recall = (hit / found if found else 0.0), (hit / true if true else 0.0)
+    dice, iou = 2 * hit / (true + found), hit / (true + found - hit)
+    return ClassScores(true, dice, iou, precision, recall, _harmonic(precision, recall))
+
+
+def _mean(classes: tuple[ClassScores, ...], name: str) -> float | None:
+    values = [value for one in classes if (value := getattr(one, name)) is not None]
+    return sum(values) / len(values) if values else None
+
+
+def _harmonic(a: float | None, b: float | None) -> float | None:
+    if a is None or b is None:
+        return None
+    return 2 * a * b / (a + b) if a + b else 0.0

@@ -1,0 +1,70 @@
+"""Which images of a store train, validate and test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from pathseg.store.errors import Incomplete
+from pathseg.store.features import FeatureStore
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Indices of a store's images: training, validation, and each test part by its name."""
+
+    train: tuple[int, ...]
+    val: tuple[int, ...]
+    tests: dict[str, tuple[int, ...]]
+
+    def named(self) -> dict[str, tuple[int, ...]]:
+        """All parts by name, in the order train, val, tests."""
+        return {"train": self.train, "val": self.val, **self.tests}
+
+
+def split_images(store: FeatureStore, *, val_fraction: float, seed: int) -> Parts:
+    """Take the splits as the store names them; without a `val` split, hold out a seeded share of `train`.
+
+    Test parts are the splits whose names start with `test`. Raises ValueError when one of the three kinds is missing.
+    """
+    by_split: dict[str, list[int]] = {}
+    for index, split in enumerate(store.splits):
+        by_split.setdefault(split, []).append(index)
+    train, val = by_split.get("train", []), by_split.get("val", [])
+    tests = {name: tuple(indices) for name, indices in sorted(by_split.items()) if name.startswith("test")}
+    if not tests:
+        raise ValueError(f"{store.location} has no test split, only {', '.join(sorted(by_split))}; metrics need one")
+    if not val:
+        if len(train) < 2:
+            raise ValueError(
+                f"{store.location} has {len(train)} training images and no val split; at least 2 are needed, "
+                f"one of them to choose the best epoch on; extract more images"
+            )
+        order = np.random.default_rng(seed).permutation(len(train))
+        held = {train[i] for i in order[: max(1, round(len(train) * val_fraction))]}
+        val = sorted(held)
+        train = [index for index in train if index not in held]
+    if not train:
+        raise ValueError(f"{store.location} has no training images; extract some")
+    return Parts(tuple(train), tuple(val), tests)
+
+
+def require_complete(store: FeatureStore, *, t: int, blocks: Iterable[int]) -> None:
+    """Raise Incomplete, naming what there is, unless the store has these blocks of every image."""
+    blocks = tuple(blocks)
+    stored = store.stored_blocks(t)
+    if not stored:
+        steps = ", ".join(map(str, store.timesteps())) or "none"
+        raise Incomplete(f"{store.location} has no features at t {t}, only at t {steps}; run pathseg extract --t {t}")
+    if lacking := [block for block in blocks if block not in stored]:
+        raise Incomplete(
+            f"{store.location} has blocks {list(stored)} at t {t}, not {lacking}; choose others with --blocks"
+        )
+    if unfinished := store.unfinished(t=t, blocks=blocks):
+        names = ", ".join(store.ids[i] for i in unfinished[:3]) + (", …" if len(unfinished) > 3 else "")
+        raise Incomplete(
+            f"{store.location} lacks features of {len(unfinished)} of {len(store)} images ({names}); "
+            f"run pathseg extract again to finish it"
+        )
