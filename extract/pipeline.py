@@ -1,0 +1,195 @@
+"""Stage one: every image through the frozen model once, its feature maps into the store."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from pathseg.extract.config import ExtractConfig
+from pathseg.extract.datasets import Dataset
+from pathseg.extract.models import FeatureModel
+from pathseg.extract.unit import Failure, Wanted, compute_unit, lacking_blocks, load_unit, write_unit
+from pathseg.store.contents import Contents, ImageEntry
+from pathseg.store.errors import StoreError
+from pathseg.store.grid import PATCH_PX, PatchGrid
+from pathseg.store.key import StoreKey
+from pathseg.store.location import open_location
+from pathseg.store.manifest import NAME as MANIFEST
+from pathseg.store.records import features_part
+from pathseg.store.size import BlockShape, fitting_layouts, human, patch_bytes
+from pathseg.store.writer import StoreWriter
+
+AHEAD = 2  # units that wait between reading, computing and writing
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a run will write: bytes of one patch by block, patches of all images, timesteps, bytes of the pixels."""
+
+    per_block: dict[int, int]
+    patches: int
+    timesteps: int
+    pixels: int
+
+    @property
+    def features(self) -> int:
+        """Bytes of all features."""
+        return sum(self.per_block.values()) * self.patches * self.timesteps
+
+
+def contents_of(dataset: Dataset, model: FeatureModel, config: ExtractConfig) -> Contents:
+    """What a store of this data set, model and configuration says of itself."""
+    key = StoreKey(
+        dataset=dataset.name,
+        preprocessing=dataset.preprocessing,
+        size=dataset.size,
+        mpp=dataset.mpp,
+        model=model.name,
+        model_digest=model.digest,
+        first_stage=model.first_stage,
+        condition=model.condition,
+        seed=config.seed,
+        layout=config.layout,
+        dtype=config.dtype,
+    )
+    packages = ("pathseg", "torch", "diffusers", "timm", "zarr")
+    return Contents(
+        key=key,
+        images=tuple(ImageEntry(s.id, s.split, s.height, s.width) for s in dataset.samples),
+        classes=dataset.classes,
+        ignore=dataset.ignore,
+        test_split=dataset.test_split,
+        blocks={block: BlockShape(*shape) for block, shape in model.blocks.items()},
+        model_trained=model.trained,
+        has_instances=dataset.has_instances,
+        made_by={name: importlib.metadata.version(name) for name in packages},
+    )
+
+
+def wanted_blocks(model: FeatureModel, config: ExtractConfig) -> tuple[int, ...]:
+    """The configured blocks that the model has. Raises ValueError when it has none of them."""
+    blocks = tuple(block for block in config.blocks if block in model.blocks)
+    if not blocks:
+        raise ValueError(f"model {model.name} has blocks {sorted(model.blocks)}, asked for {list(config.blocks)}")
+    return blocks
+
+
+def size_of(dataset: Dataset, model: FeatureModel, config: ExtractConfig) -> Size:
+    """How large what a whole run writes is (images and masks at most: they are compressed)."""
+    shapes = {block: BlockShape(*model.blocks[block]) for block in wanted_blocks(model, config)}
+    per_block = patch_bytes(shapes, layout=config.layout, dtype=config.dtype)
+    patches = PatchGrid.of(*dataset.size).patches * len(dataset.samples)
+    return Size(per_block, patches, len(config.t), pixels=patches * PATCH_PX**2 * 4)
+
+
+def size_table(dataset: Dataset, model: FeatureModel, config: ExtractConfig, path: Path | str) -> str:
+    """What a run will write, in lines for a person: images, patches, bytes per block, total and free space."""
+    size, counts = size_of(dataset, model, config), Counter(sample.split for sample in dataset.samples)
+    free = open_location(path).free_bytes()
+    blocks = ", ".join(f"{block}: {human(bytes_)}" for block, bytes_ in size.per_block.items())
+    splits = ", ".join(f"{split} {count}" for split, count in counts.items())
+    rows = {
+        "images": f"{len(dataset.samples)} of {dataset.name} ({splits}), {dataset.size[1]}x{dataset.size[0]} px",
+        "model": f"{model.name}{'' if model.trained else ' (UNTRAINED: random weights)'}",
+        "patches": f"{size.patches}, each {human(sum(size.per_block.values()))} in {config.layout} {config.dtype}",
+        "blocks": blocks,
+        "total": f"{human(size.features)} of features for {size.timesteps} timestep{'s' * (size.timesteps > 1)}",
+        "free": f"{'no limit known' if free is None else human(free)} at {path}",
+    }
+    return "\n".join(f"{name:>8}  {text}" for name, text in rows.items())
+
+
+def prepare_store(path: Path | str, dataset: Dataset, model: FeatureModel, config: ExtractConfig) -> StoreWriter:
+    """The store that a run writes to, made or opened, with its arrays in place.
+
+    Raises StoreError before anything is written when what is lacking does not fit into the free space (the message
+    names a layout that would), KeyMismatch when the store there is of another make.
+    """
+    contents, blocks = contents_of(dataset, model, config), wanted_blocks(model, config)
+    location = open_location(path)
+    share = 1.0
+    if location.exists(MANIFEST):
+        writer = StoreWriter(location, contents)
+        share = unfinished_images(writer, blocks, config) / len(writer.store)
+    free_bytes = location.free_bytes()
+    if free_bytes is not None:
+        _require_space(size_of(dataset, model, config), share, model, config, free_bytes=free_bytes)
+    writer = StoreWriter(location, contents)
+    writer.add_arrays(config.t, blocks)
+    return writer
+
+
+def _require_space(size: Size, share: float, model: FeatureModel, config: ExtractConfig, *, free_bytes: int) -> None:
+    needed = int((size.features + size.pixels) * share)
+    if needed <= free_bytes:
+        return
+    shapes = {block: BlockShape(*model.blocks[block]) for block in size.per_block}
+    patches = int(size.patches * size.timesteps * share)
+    fitting = fitting_layouts(
+        shapes, layouts=("grid", "native"), free_bytes=free_bytes, patches=patches, dtype=config.dtype
+    )
+    way = (
+        " or ".join(f"--layout {name}" for name in fitting) + " would fit" if fitting else "take fewer --blocks or --t"
+    )
+    raise StoreError(
+        f"the features take {human(needed)} in layout {config.layout}, but {human(free_bytes)} are free; {way}"
+    )
+
+
+def extract(
+    writer: StoreWriter,
+    dataset: Dataset,
+    model: FeatureModel,
+    config: ExtractConfig,
+    on_unit: Callable[[int], None] = lambda images: None,
+) -> tuple[Failure, ...]:
+    """Compute and store whatever the store lacks of this run, unit by unit.
+
+    Decoding the next unit, the forward pass of this one and writing the last ones overlap; at most `AHEAD` units wait
+    on either side, so memory does not grow with the data set. `on_unit` is called with the number of images of each
+    unit that was worked on. An image that cannot be read is set aside, the rest goes on, the failures are returned.
+    A second run on the same store takes units from the other end and skips what the first has finished.
+    """
+    blocks, store, failures = wanted_blocks(model, config), writer.store, []
+    with store.location.writing() as alone, ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as saver:
+        units = range(store.contents.units) if alone else reversed(range(store.contents.units))
+        loading, saving = deque(), deque()
+        todo = _todo(writer, units, blocks, config)
+        for _ in range(AHEAD):
+            loading.extend(reader.submit(load_unit, writer, dataset, *item) for item in islice(todo, 1))
+        while loading:
+            loaded = loading.popleft().result()
+            loading.extend(reader.submit(load_unit, writer, dataset, *item) for item in islice(todo, 1))
+            failures.extend(loaded.failures)
+            images = writer.images(loaded.unit)
+            maps = compute_unit(model, loaded, [store.ids[i] for i in images], store.contents.grid, config)
+            while len(saving) >= AHEAD:
+                saving.popleft().result()
+            saving.append(saver.submit(write_unit, writer, loaded, maps, config))
+            on_unit(len(images))
+        for waiting in saving:
+            waiting.result()
+    return tuple(failures)
+
+
+def unfinished_images(writer: StoreWriter, blocks: tuple[int, ...], config: ExtractConfig) -> int:
+    """How many images a run still has to work on, counted in whole units."""
+    units = range(writer.store.contents.units)
+    return sum(len(writer.images(unit)) for unit in units if lacking_blocks(writer, unit, blocks, config))
+
+
+def _todo(
+    writer: StoreWriter, units: Iterable[int], blocks: tuple[int, ...], config: ExtractConfig
+) -> Iterator[tuple[int, Wanted]]:
+    """The units with work to do, each looked at when its turn comes, with the blocks it lacks."""
+    for unit in units:
+        lacking = lacking_blocks(writer, unit, blocks, config)
+        for t, missing in lacking.items():
+            writer.store.records.refresh(features_part(t, missing), unit)
+        if lacking and (lacking := lacking_blocks(writer, unit, blocks, config)):
+            yield unit, lacking

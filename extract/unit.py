@@ -1,0 +1,138 @@
+"""One unit of work of stage one: load its images, run the frozen model, write and commit what the store lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pathseg.extract.config import ExtractConfig
+from pathseg.extract.datasets import Dataset, Pixels
+from pathseg.extract.models import FeatureModel
+from pathseg.extract.noise import patch_noise
+from pathseg.store.errors import StoreError
+from pathseg.store.grid import PatchGrid
+from pathseg.store.layout import to_layout
+from pathseg.store.records import PIXELS, checksum
+from pathseg.store.writer import StoreWriter
+
+Wanted = dict[int, tuple[int, ...]]  # timestep -> blocks
+Maps = dict[int, list[torch.Tensor | None]]  # block -> per image (P, C, h, w) float32, None = set aside
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An image that was set aside, and why."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The images of a unit, None where one could not be read, and the blocks it lacks at each timestep."""
+
+    unit: int
+    images: list[Pixels | None]
+    failures: tuple[Failure, ...]
+    lacking: Wanted
+
+
+def lacking_blocks(
+    writer: StoreWriter, unit: int, blocks: tuple[int, ...], config: ExtractConfig
+) -> dict[int, tuple[int, ...]]:
+    """Timestep -> the blocks that at least one image of the unit lacks; empty when the unit is done."""
+    records, lacking = writer.store.records, {}
+    for t in config.t:
+        missing = {block for index in writer.images(unit) for block in records.missing(t, blocks, index)}
+        if missing:
+            lacking[t] = tuple(sorted(missing))
+    return lacking
+
+
+def load_unit(writer: StoreWriter, dataset: Dataset, unit: int, lacking: Wanted) -> Loaded:
+    """Decode a unit's images; one that cannot be read is set aside.
+
+    Raises StoreError when an image is not the one that the store already holds under its id.
+    """
+    images, failures = [], []
+    for index in writer.images(unit):
+        sample = dataset.samples[index]
+        try:
+            pixels = dataset.load(sample)
+        except (ValueError, OSError) as e:
+            failures.append(Failure(sample.id, str(e)))
+            images.append(None)
+        else:
+            _require_same(writer, index, pixels)
+            images.append(pixels)
+    return Loaded(unit, images, tuple(failures), lacking)
+
+
+def compute_unit(
+    model: FeatureModel, loaded: Loaded, ids: list[str], grid: PatchGrid, config: ExtractConfig
+) -> dict[int, Maps]:
+    """Timestep -> the lacking blocks of each image, native and float32, on the model's device.
+
+    A batch holds patches of one image only, from its first patch on, so that where a run was cut changes no number.
+    """
+    maps: dict[int, Maps] = {t: {block: [] for block in blocks} for t, blocks in loaded.lacking.items()}
+    for image_id, pixels in zip(ids, loaded.images, strict=True):
+        done = {} if pixels is None else _compute_image(model, grid.cut(pixels.image), image_id, loaded.lacking, config)
+        for t, blocks in maps.items():
+            for block, images in blocks.items():
+                images.append(torch.cat(done[t][block]) if done else None)
+    return maps
+
+
+def write_unit(writer: StoreWriter, loaded: Loaded, maps: dict[int, Maps], config: ExtractConfig) -> None:
+    """Write and commit a unit: its pixels if they are not there, then each timestep."""
+    there = all(writer.store.records.done(PIXELS, index) for index in writer.images(loaded.unit))
+    if not there and any(loaded.images):
+        writer.write_pixels(loaded.unit, [p and (p.image, p.mask, p.instances) for p in loaded.images])
+    for t, blocks in maps.items():
+        if any(loaded.images):
+            writer.write_features(loaded.unit, t=t, features=_stored(blocks, config))
+
+
+def _compute_image(
+    model: FeatureModel, patches: np.ndarray, image_id: str, lacking: Wanted, config: ExtractConfig
+) -> dict[int, dict[int, list[torch.Tensor]]]:
+    """Timestep -> block -> a tensor per batch of patches (P, 256, 256, 3)."""
+    maps = {t: {block: [] for block in blocks} for t, blocks in lacking.items()}
+    for start in range(0, len(patches), config.batch_size):
+        batch = patches[start : start + config.batch_size]
+        numbers = range(start, start + len(batch))
+        z0, context = model.prepare(batch)
+        for t, blocks in lacking.items():
+            noise = _noise(model, image_id, numbers, t, config.seed)
+            for block, values in model.denoise(z0, context, t, blocks, noise).items():
+                maps[t][block].append(values)
+    return maps
+
+
+def _noise(model: FeatureModel, image_id: str, patches: range, t: int, seed: int) -> torch.Tensor | None:
+    if model.latent_shape is None:
+        return None
+    return torch.stack([patch_noise(model.latent_shape, seed=seed, image_id=image_id, patch=p, t=t) for p in patches])
+
+
+def _stored(maps: Maps, config: ExtractConfig) -> Iterator[tuple[int, list[np.ndarray | None]]]:
+    """Block by block to the stored layout and dtype, so that only one is upsampled at a time."""
+    dtype = getattr(torch, config.dtype)
+    for block, images in maps.items():
+        yield block, [None if m is None else to_layout(m, config.layout).to(dtype).cpu().numpy() for m in images]
+
+
+def _require_same(writer: StoreWriter, index: int, pixels: Pixels) -> None:
+    store = writer.store
+    if not store.records.done(PIXELS, index):
+        return
+    for name, values in (("images", pixels.image), ("masks", pixels.mask)):
+        if store.records.expected(PIXELS, name, index) != checksum(values):
+            raise StoreError(
+                f"{store.ids[index]} is not the same in the data set as in {store.location} ({name} differ); "
+                f"pass --store for a new store"
+            )
