@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pathseg.store.blocks import BLOCKS
+from pathseg.store.codec import PACKINGS
+from pathseg.store.key import LAYOUTS
 
-DEFAULT_MODEL = "brca-hipt-20x"  # the paper's; a row of catalogue.MODELS
+
+def _flag(default: Any, help: str) -> Any:
+    """A field that is also a flag of `extract`, with its help."""
+    return dataclasses.field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True)
 class ExtractConfig:
-    """What to compute and how to keep it."""
+    """What to compute and how to keep it; each field is a flag."""
 
-    t: tuple[int, ...] = (50,)  # timesteps, 0-based; the paper's default
-    blocks: tuple[int, ...] = BLOCKS  # all 13, so that stage two can choose
-    layout: Literal["grid", "native", "image"] = "grid"  # what the head reads without further work
-    dtype: Literal["float16", "float32"] = "float16"  # rounding far below the features' own noise
-    seed: int = 0  # of the noise
-    batch_size: int = 9  # patches a forward pass: one 768 px image; never across images
+    t: tuple[int, ...] = _flag((50,), "Timestep of the noise, 0-based, or a comma list; the paper's default is 50.")
+    blocks: tuple[int, ...] = _flag(BLOCKS, "Blocks to keep: 4-6, 0,4-6 or all; 0 = middle, 1-12 = upsampling.")
+    layout: Literal["grid", "native", "image"] = _flag("grid", "; ".join(f"{k}: {v}" for k, v in LAYOUTS.items()) + ".")
+    dtype: Literal["float16", "float32"] = _flag("float16", "Stored type.")
+    packing: Literal["none", "lossless", "rounded"] = _flag(
+        "none", "; ".join(f"{k}: {v.summary}" for k, v in PACKINGS.items()) + "."
+    )
+    seed: int = _flag(0, "Of the noise and of generated tissue.")
+    batch_size: int = _flag(9, "Patches a forward pass, never across images; 9 = one 768 px image.")
 
     def __post_init__(self) -> None:
         if not self.t or len(set(self.t)) != len(self.t):

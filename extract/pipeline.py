@@ -56,6 +56,7 @@ def contents_of(dataset: Dataset, model: FeatureModel, config: ExtractConfig) ->
         seed=config.seed,
         layout=config.layout,
         dtype=config.dtype,
+        packing=config.packing,
     )
     packages = ("pathseg", "torch", "diffusers", "timm", "zarr")
     return Contents(

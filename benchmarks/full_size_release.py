@@ -1,0 +1,88 @@
+"""Write a release folder and a HIPT checkpoint of the paper's full size, as a user has them but with random weights.
+
+    python benchmarks/full_size_release.py OUT
+
+OUT then holds `configs/*-project.yaml` and `checkpoints/last.ckpt` (a Lightning pickle that names classes which are not
+installed; 1.8 GB, twice that with --ema) and `vit256_small_dino.pth` (a DINO training checkpoint; 0.1 GB), so that
+`pathseg extract --model OUT` runs the paper's networks at their real cost. The weights are random: nothing can be
+learned from the features but their size and speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+
+from pathseg.extract.architecture import conditioning_design, first_stage_design, unet_design
+from pathseg.extract.catalogue import HIPT_FILE
+from pathseg.extract.mini import MINI_PARAMS, random_weights
+from pathseg.extract.release import CONDITIONING, EMA, FIRST_STAGE, UNET
+from pathseg.extract.shapes import conditioning_shapes, decoder_shapes, encoder_shapes, unet_shapes, vit_shapes
+
+VIT = (384, 12)  # width and depth of ViT-S/16
+
+
+def full_params(*, ema: bool) -> dict:
+    """`model.params` of the public BRCA 20x model: mini's with the real sizes."""
+    params = copy.deepcopy(MINI_PARAMS)
+    params["use_ema"] = ema
+    params["unet_config"]["params"] |= {"model_channels": 192, "channel_mult": [1, 2, 3, 5]}
+    params["first_stage_config"]["params"]["ddconfig"] |= {"ch": 128, "ch_mult": [1, 2, 4], "num_res_blocks": 2}
+    params["cond_stage_config"]["params"]["patch_embed_dim"] = VIT[0]
+    return params
+
+
+def full_state(params: dict, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+    """The state dict of a training checkpoint, decoder, schedule and EMA copy included."""
+    unet, first_stage = unet_design(params), first_stage_design(params)
+    parts = {
+        UNET: unet_shapes(unet),
+        FIRST_STAGE: encoder_shapes(first_stage) | decoder_shapes(first_stage),
+        CONDITIONING: conditioning_shapes(conditioning_design(params), unet.context_dim),
+    }
+    state = {p + name: tensor for p, shapes in parts.items() for name, tensor in random_weights(shapes, rng).items()}
+    if params["use_ema"]:
+        averaged = random_weights(parts[UNET], rng)
+        state |= {EMA + f"diffusion_model.{name}".replace(".", ""): tensor for name, tensor in averaged.items()}
+        state |= {EMA + "decay": torch.tensor(0.9999), EMA + "num_updates": torch.tensor(1, dtype=torch.int32)}
+    return state
+
+
+def lightning_callback() -> type:
+    """A class under the path that Lightning checkpoints name; it exists while this script runs and not afterwards."""
+    path = "pytorch_lightning.callbacks.model_checkpoint"
+    callback = type("ModelCheckpoint", (), {"__module__": path})
+    for name in ("pytorch_lightning", "pytorch_lightning.callbacks", path):
+        sys.modules.setdefault(name, types.ModuleType(name))
+    vars(sys.modules[path])["ModelCheckpoint"] = callback
+    return callback
+
+
+def write_release(folder: Path, *, seed: int, ema: bool) -> None:
+    """Write the release folder and the ViT's checkpoint."""
+    rng, params = np.random.default_rng(seed), full_params(ema=ema)
+    for part in ("configs", "checkpoints"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    config = {"model": {"target": "ldm.models.diffusion.ddpm.LatentDiffusion", "params": params}}
+    (folder / "configs/2023-09-01T00-00-00-project.yaml").write_text(yaml.safe_dump(config))
+    content = {"epoch": 1, "state_dict": full_state(params, rng), "callbacks": {lightning_callback(): {}}}
+    torch.save(content, folder / "checkpoints/last.ckpt")
+    teacher = {f"backbone.{name}": tensor for name, tensor in random_weights(vit_shapes(*VIT), rng).items()}
+    student = {f"module.{name}": tensor for name, tensor in teacher.items()}
+    torch.save({"student": student, "teacher": teacher, "args": argparse.Namespace(patch_size=16)}, folder / HIPT_FILE)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="the release folder to write")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights")
+    parser.add_argument("--ema", action="store_true", help="with an EMA copy, which is then the one to be used")
+    arguments = parser.parse_args()
+    write_release(arguments.out, seed=arguments.seed, ema=arguments.ema)

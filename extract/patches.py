@@ -1,0 +1,21 @@
+"""Patches as the networks take them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from pathseg.store.grid import PATCH_PX
+
+
+def network_input(images: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
+    """(N, 256, 256, 3) uint8 RGB -> (N, 3, 256, 256) float32 in [-1, 1]: x / 127.5 - 1, the map of both encoders.
+
+    Raises ValueError for another shape or type.
+    """
+    dtype = str(images.dtype).removeprefix("torch.")
+    if images.ndim != 4 or tuple(images.shape[1:]) != (PATCH_PX, PATCH_PX, 3) or dtype != "uint8":
+        raise ValueError(f"patches must be uint8 (N, {PATCH_PX}, {PATCH_PX}, 3), got {dtype} {tuple(images.shape)}")
+    if isinstance(images, np.ndarray):
+        images = torch.tensor(images)  # a copy: decoded images are often read-only, which as_tensor warns of
+    return images.to(device).permute(0, 3, 1, 2).float().div(127.5).sub(1)

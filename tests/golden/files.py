@@ -1,0 +1,143 @@
+"""The golden cases as a user has them: run with `runpy.run_path`, which gives the names below.
+
+NAME.json: seed, config and tensor shapes of a small model in the public layout. NAME.png: a patch. NAME.npz: what the
+reference implementations computed from them (hipt, context, z0, eps, zt, t, unet_out, block00..12; of the blocks above
+16 cells a side every fourth cell, and the norm of the whole).
+"""
+
+import argparse
+import json
+import sys
+import types
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+GOLDEN = Path(__file__).parent
+CASES = ("vq_f4_ssl", "kl_f8_patch")
+
+
+def case(name):
+    return json.loads((GOLDEN / f"{name}.json").read_text())
+
+
+def patch(name):
+    """(1, 256, 256, 3) uint8."""
+    return np.asarray(Image.open(GOLDEN / f"{name}.png"))[None]
+
+
+def expected(name):
+    with np.load(GOLDEN / f"{name}.npz") as file:
+        return dict(file)
+
+
+def weights(name):
+    """The weights of a case, drawn part by part from its seed."""
+    described = case(name)
+    rng = np.random.default_rng(described["seed"])
+    return {
+        part: {tensor: drawn(tensor, shape, rng) for tensor, shape in described["shapes"][part].items()}
+        for part in ("unet", "first_stage", "cond_stage", "vit")
+    }
+
+
+def drawn(tensor, shape, rng):
+    values = rng.standard_normal(shape, dtype=np.float32)
+    if len(shape) > 1:
+        return torch.from_numpy(values * (1.0 / np.sqrt(np.prod(shape[1:]))).astype(np.float32))
+    return torch.from_numpy(values * np.float32(0.05) + np.float32(tensor.endswith("weight")))
+
+
+def state_dict(name):
+    """As CompVis names it; with EMA the live weights are other ones."""
+    parts = weights(name)
+    state = {f"model.diffusion_model.{k}": v for k, v in parts["unet"].items()}
+    if case(name)["use_ema"]:
+        state = {k: v + 0.1 for k, v in state.items()}
+        state |= {"model_ema.diffusion_model" + k.replace(".", ""): v for k, v in parts["unet"].items()}
+        state |= {"model_ema.decay": torch.tensor(0.9999), "model_ema.num_updates": torch.tensor(9)}
+    state |= {f"first_stage_model.{k}": v for k, v in parts["first_stage"].items()}
+    return state | {f"cond_stage_model.{k}": v for k, v in parts["cond_stage"].items()}
+
+
+def write_release(folder, state, config):
+    """A release folder with a Lightning checkpoint, whose callbacks are of a class that is not installed."""
+    (folder / "configs").mkdir(parents=True, exist_ok=True)
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    (folder / "configs/2023-09-01T00-00-00-project.yaml").write_text(config)
+    with absent_class("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint") as callback:
+        content = {
+            "epoch": 3,
+            "state_dict": state,
+            "callbacks": {callback: {"monitor": "val/loss"}},
+            "lr_schedulers": [],
+        }
+        torch.save(content, folder / "checkpoints/last.ckpt")
+    return folder
+
+
+def write_vit(path, tensors):
+    """A DINO training checkpoint: teacher, student, head, arguments."""
+    teacher = {f"backbone.{k}": v for k, v in tensors.items()} | {"head.mlp.0.weight": torch.zeros(4, 4)}
+    student = {f"module.{k}": v + 1 for k, v in teacher.items()}
+    torch.save({"student": student, "teacher": teacher, "args": argparse.Namespace(patch_size=16)}, path)
+    return path
+
+
+def write_case(name, folder):
+    """The release folder of a case, with its ViT beside it as `folder/vit256.pth`."""
+    release = write_release(folder / "ldm", state_dict(name), case(name)["config_yaml"])
+    write_vit(folder / "vit256.pth", weights(name)["vit"])
+    return release
+
+
+@contextmanager
+def absent_class(module, name):
+    """Within this context a class can be pickled by reference that cannot be imported afterwards."""
+    parts = module.split(".")
+    added = {".".join(parts[: i + 1]): types.ModuleType(module) for i in range(len(parts))}
+    made = type(name, (), {"__module__": module})
+    setattr(added[module], name, made)
+    sys.modules.update(added)
+    try:
+        yield made
+    finally:
+        for path in added:
+            del sys.modules[path]
+
+
+@contextmanager
+def reference_threads():
+    """The number of CPU threads that the reference ran with.
+
+    torch's group norm on channels-last images sums per thread in float32, so the reference's latents carry a rounding
+    of 2e-5 (against float64) that only the same number of threads repeats.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def relative_error(values, reference):
+    """Norm of the difference / norm of the reference, in float64."""
+    values, reference = np.asarray(values, np.float64), np.asarray(reference, np.float64)
+    assert values.shape == reference.shape
+    return np.linalg.norm(values - reference) / np.linalg.norm(reference)
+
+
+def block_errors(features, reference):
+    """Of every block: the error of the kept cells, or of the norm of the whole where that is worse."""
+    errors = {}
+    for block, values in features.items():
+        name = f"block{block:02d}"
+        whole = np.asarray(values, np.float64)
+        kept = whole[..., ::4, ::4] if f"{name}_norm" in reference else whole
+        norm = reference.get(f"{name}_norm", np.linalg.norm(reference[name].astype(np.float64)))
+        errors[block] = max(relative_error(kept, reference[name]), abs(np.linalg.norm(whole) / norm - 1))
+    return errors
