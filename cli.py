@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import click
 from tqdm import tqdm
 
-from pathseg.extract.catalogue import MODELS
-from pathseg.extract.config import DEFAULT_MODEL, ExtractConfig
+from pathseg.extract.catalogue import DEFAULT_MODEL, MODELS
+from pathseg.extract.config import ExtractConfig
 from pathseg.extract.datasets import DATASETS, DatasetOptions, open_dataset
 from pathseg.store import workspace as places
-from pathseg.store.blocks import parse_blocks
+from pathseg.store.blocks import format_blocks, parse_blocks
 from pathseg.store.errors import StoreError
-from pathseg.store.key import DTYPES, LAYOUTS
-from pathseg.train.config import CLASS_WEIGHTS, HEAD_KINDS, HeadConfig
+from pathseg.train.config import HeadConfig
 
 PATH = click.Path(path_type=Path)
 
@@ -36,17 +36,42 @@ class Parsed(click.ParamType):
             self.fail(str(e), param, ctx)
 
 
-def numbers(text: str, *, kind: type) -> tuple:
+def numbers(text: str) -> tuple[int, ...]:
     """`10,50` -> (10, 50). Raises ValueError."""
     try:
-        return tuple(kind(part) for part in text.split(","))
+        return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise ValueError(f"{text!r} is not a number or a comma list of numbers") from None
+        raise ValueError(f"{text!r} is not a whole number or a comma list of them") from None
 
 
+NUMBERS = Parsed("n[,n…]", numbers)
 BLOCKS = Parsed("blocks", parse_blocks)
-TIMESTEPS = Parsed("t[,t…]", partial(numbers, kind=int))
 NAMES = Parsed("name[,name…]", lambda text: tuple(part.strip() for part in text.split(",")))
+
+
+def flags_of(config: type) -> Callable[[Callable], Callable]:
+    """A flag for each field of a stage's configuration: name, type, default and help are said there and only there."""
+    kinds = get_type_hints(config)
+
+    def decorate(command: Callable) -> Callable:
+        for field in reversed(dataclasses.fields(config)):
+            kind, text, shown = kinds[field.name], field.metadata["help"], None
+            if get_origin(kind) is Literal:
+                kind = click.Choice(get_args(kind))
+            elif field.name == "blocks":
+                kind, shown = BLOCKS, format_blocks(field.default)
+            elif get_origin(kind) is tuple:
+                kind, shown = NUMBERS, ",".join(map(str, field.default))
+            command = click.option(
+                f"--{field.name.replace('_', '-')}",
+                type=kind,
+                default=field.default,
+                show_default=shown is None,
+                help=text if shown is None else f"{text}  [default: {shown}]",
+            )(command)
+        return command
+
+    return decorate
 
 
 class Door(click.Group):
@@ -87,30 +112,13 @@ device_option = click.option("--device", default="auto", help="auto (a GPU if th
 @main.command("extract")
 @click.option("--dataset", type=click.Choice(list(DATASETS)), required=True, help="What to read.")
 @click.option("--root", type=PATH, help="Folder of the data set.  [default: <user data dir>/pathseg/<dataset>]")
-@click.option("--t", type=TIMESTEPS, default=ExtractConfig.t, help="Timestep of the noise, 0-based; or a comma list.")
 @click.option("--model", default=DEFAULT_MODEL, help=f"{', '.join(MODELS)}, or the folder of a release.")
 @click.option("--hipt", type=PATH, help="HIPT's vit256_small_dino.pth, if it does not lie beside the model.")
-@click.option(
-    "--condition",
-    type=click.Choice(["ssl", "none"]),
-    default="ssl",
-    help="ssl: HIPT's embedding of the patch; none: unconditional.",
-)
-@click.option("--blocks", type=BLOCKS, default="all", help="4-6, 0,4-6 or all; 0 = middle, 1-12 = upsampling.")
-@click.option(
-    "--layout",
-    type=click.Choice(list(LAYOUTS)),
-    default=ExtractConfig.layout,
-    help="; ".join(f"{k}: {v}" for k, v in LAYOUTS.items()) + ".",
-)
-@click.option("--dtype", type=click.Choice(DTYPES), default=ExtractConfig.dtype, help="Stored type.")
-@click.option("--store", type=PATH, help="Where the features go.  [default: <workspace>/<dataset>-<model>.zarr]")
-@click.option(
-    "--batch-size", type=click.IntRange(min=1), default=ExtractConfig.batch_size, help="Patches per forward pass."
-)
-@click.option("--seed", type=int, default=ExtractConfig.seed, help="Of the noise, of generated tissue and of splits.")
+@click.option("--condition", type=click.Choice(["ssl", "none"]), default="ssl", help="none: unconditional.")
+@flags_of(ExtractConfig)
+@click.option("--store", help="A path or s3://….  [default: <workspace>/<dataset>-<model>.zarr]")
 @click.option("--limit", type=click.IntRange(min=1), help="Take this many images, spread over the splits.")
-@click.option("--resize", type=click.IntRange(min=1), help="Side in px that images are brought to, a multiple of 256.")
+@click.option("--resize", type=click.IntRange(min=1), help="Side in px, a multiple of 256, that images are brought to.")
 @click.option("--classes", type=NAMES, default=(), help="Class names in code order, for --dataset folder.")
 @click.option("--mpp", type=float, help="um/px of the files, where the data set does not say.")
 @click.option("--dry-run", is_flag=True, help="Print patches, bytes per block, total and free space; write nothing.")
@@ -145,27 +153,8 @@ def extract_command(**flags: Any) -> None:
 
 
 @main.command("train-head")
-@click.option("--store", type=PATH, help="Feature store.  [default: the one in the workspace]")
-@click.option("--t", type=int, default=HeadConfig.t, help="Timestep of the features.")
-@click.option("--blocks", type=BLOCKS, default="all", help="4-6, 0,4-6 or all.")
-@click.option(
-    "--head", type=click.Choice(HEAD_KINDS), default=HeadConfig.head, help="fcn: the paper's; linear: a probe."
-)
-@click.option("--lr", type=float, default=HeadConfig.lr, help="Learning rate of Adam.")
-@click.option("--epochs", type=int, default=HeadConfig.epochs, help="Passes over the training images.")
-@click.option("--batch-size", type=int, default=HeadConfig.batch_size, help="Images per step.")
-@click.option(
-    "--val-fraction",
-    type=float,
-    default=HeadConfig.val_fraction,
-    help="Share of the training images held out to choose the best epoch, where the store has no val split.",
-)
-@click.option(
-    "--class-weights", type=click.Choice(CLASS_WEIGHTS), default=HeadConfig.class_weights, help="balanced: 1 - N_c / N."
-)
-@click.option(
-    "--seed", type=int, default=HeadConfig.seed, help="Of the head, the order of images and the held-out ones."
-)
+@click.option("--store", help="Feature store: a path or s3://….  [default: the one in the workspace]")
+@flags_of(HeadConfig)
 @click.option("--name", help="Name of the run.  [default: made of the settings]")
 @workspace_option
 @device_option
@@ -206,13 +195,37 @@ def report_command(workspace: Path) -> None:
 
 
 @main.command("info")
-@click.argument("store", type=PATH)
-def info_command(store: Path) -> None:
+@click.argument("store")
+def info_command(store: str) -> None:
     """Say what is in a feature store: images, classes, model, blocks, how complete, how large."""
     from pathseg.store.describe import describe
     from pathseg.store.features import FeatureStore
 
     click.echo(describe(FeatureStore.open(store)))
+
+
+@main.command("verify")
+@click.argument("store")
+@click.option("--repair", is_flag=True, help="Drop what is damaged or stray, so that extract makes just that again.")
+def verify_command(store: str, repair: bool) -> None:
+    """Read every byte of a store again: what is damaged, missing, stray or foreign, with block and image.
+
+    Exits 1 when anything is.
+    """
+    from pathseg.store.verify import Verification
+
+    check = Verification(store)
+    with tqdm(total=len(check.records.committed()), unit="record", desc="verify") as bar:
+        findings = check.run(bar.update)
+    for finding in findings:
+        click.echo(finding)
+    if not findings:
+        click.echo(f"{check.location}: {len(check.contents.images)} images, every byte as it was written")
+        return
+    if repair:
+        check.repair()
+        click.echo("repaired: run pathseg extract again for what is missing now; foreign files were left alone")
+    raise click.ClickException(f"{len(findings)} findings in {check.location}")
 
 
 @main.command("demo")

@@ -9,23 +9,25 @@ from typing import Any, Literal
 from pathseg.store.blocks import BLOCKS, format_blocks
 from pathseg.store.key import StoreKey
 
-HEAD_KINDS = ("fcn", "linear")
-CLASS_WEIGHTS = ("none", "balanced")
+
+def _flag(default: Any, help: str) -> Any:
+    """A field that is also a flag of `train-head`, with its help."""
+    return dataclasses.field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """One head: what it reads, how it learns. Written to `config.json` and read back equal."""
+    """One head: what it reads, how it learns. Written to `config.json` and read back equal; each field is a flag."""
 
-    t: int = 50  # timestep, 0-based; the paper's default (its Figure 4 is best early in the middle)
-    blocks: tuple[int, ...] = BLOCKS  # all 13: the paper's best; 4-6 are its best single blocks (Figure 5)
-    head: Literal["fcn", "linear"] = "fcn"
-    lr: float = 1e-4  # Adam; the paper's (its Table 5 compares 1e-3, 1e-4, 1e-5)
-    epochs: int = 30  # the paper states none; validation keeps the best one
-    batch_size: int = 1  # images a step; one 768 px image is nine patches
-    val_fraction: float = 0.15  # of the training images, held out by seed, when the store has no `val` split
-    class_weights: Literal["none", "balanced"] = "none"  # balanced: 1 - N_c / N (the paper's, for BCSS)
-    seed: int = 0  # head initialisation, order of images, choice of validation images
+    t: int = _flag(50, "Timestep of the features; the paper's default is 50.")
+    blocks: tuple[int, ...] = _flag(BLOCKS, "Blocks of the features: 4-6, 0,4-6 or all.")
+    head: Literal["fcn", "linear"] = _flag("fcn", "fcn: the paper's head; linear: a probe, one 1x1 convolution.")
+    lr: float = _flag(1e-4, "Learning rate of Adam; the paper's Table 5 compares 1e-3, 1e-4 and 1e-5.")
+    epochs: int = _flag(30, "Passes over the training images; the best one on the validation images is kept.")
+    batch_size: int = _flag(1, "Images a step; one 768 px image is nine patches.")
+    val_fraction: float = _flag(0.15, "Share of the training images held out for validation, if there is no val split.")
+    class_weights: Literal["none", "balanced"] = _flag("none", "balanced: 1 - N_c / N, the paper's weights for BCSS.")
+    seed: int = _flag(0, "Of the head's first weights, the order of images and the choice of validation images.")
 
     def __post_init__(self) -> None:
         rules = {
