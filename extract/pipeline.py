@@ -14,6 +14,7 @@ from pathseg.extract.config import ExtractConfig
 from pathseg.extract.datasets import Dataset
 from pathseg.extract.models import FeatureModel
 from pathseg.extract.unit import Failure, Wanted, compute_unit, lacking_blocks, load_unit, write_unit
+from pathseg.store.blocks import BLOCKS, format_blocks
 from pathseg.store.contents import Contents, ImageEntry
 from pathseg.store.errors import StoreError
 from pathseg.store.grid import PATCH_PX, PatchGrid
@@ -73,10 +74,15 @@ def contents_of(dataset: Dataset, model: FeatureModel, config: ExtractConfig) ->
 
 
 def wanted_blocks(model: FeatureModel, config: ExtractConfig) -> tuple[int, ...]:
-    """The configured blocks that the model has. Raises ValueError when it has none of them."""
-    blocks = tuple(block for block in config.blocks if block in model.blocks)
-    if not blocks:
-        raise ValueError(f"model {model.name} has blocks {sorted(model.blocks)}, asked for {list(config.blocks)}")
+    """The configured blocks; all of them means all that the model has.
+
+    Raises ValueError for a block or a timestep that the model does not have.
+    """
+    if model.timesteps is not None and (beyond := [t for t in config.t if not 0 <= t < model.timesteps]):
+        raise ValueError(f"t {beyond[0]} is not within 0-{model.timesteps - 1}, the timesteps of model {model.name}")
+    blocks = tuple(sorted(model.blocks)) if config.blocks == BLOCKS else config.blocks
+    if unknown := [block for block in blocks if block not in model.blocks]:
+        raise ValueError(f"model {model.name} has blocks {format_blocks(model.blocks)}, not {format_blocks(unknown)}")
     return blocks
 
 
