@@ -2,8 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from pathseg.store.grid import PatchGrid
-from pathseg.train.heads import FCNHead, LinearHead, classify, stack
+from pathseg.train.heads import FCNHead, LinearHead, classify
 
 # the thirteen blocks of the full-size model, FACTS of the paper's Table 1
 CHANNELS = dict(enumerate((960, 960, 960, 960, 576, 576, 576, 384, 384, 384, 192, 192, 192)))
@@ -29,21 +28,6 @@ def test_scores_are_at_the_size_of_the_image(head, grid):
     assert scores.shape == (2, 5, 256 * grid[0], 256 * grid[1])
 
 
-def test_blocks_are_stacked_in_ascending_order_whatever_the_order_given():
-    maps = features({9: (3, 64), 4: (6, 16)})
-    stacked = stack(maps, PatchGrid(1, 2))
-    alone = stack({4: maps[4]}, PatchGrid(1, 2))
-    assert torch.equal(stacked[:, :6], alone)
-
-
-def test_upsampling_does_not_cross_patch_borders():
-    maps = {0: torch.zeros(1, 2, 1, 8, 8)}
-    maps[0][:, 1] = 1.0
-    stacked = stack(maps, PatchGrid(1, 2))
-    assert torch.equal(stacked[0, 0, :, :64], torch.zeros(64, 64))
-    assert torch.equal(stacked[0, 0, :, 64:], torch.ones(64, 64))
-
-
 def test_native_and_grid_layouts_give_the_same_scores():
     maps = features({4: (6, 16), 9: (3, 64)})
     grid = {
@@ -62,27 +46,6 @@ def test_the_image_layout_gives_the_scores_of_the_native_one_for_coarse_blocks()
     }
     head = FCNHead({4: 6, 6: 3}, 2).eval()
     assert torch.allclose(head(maps, (1, 2)), head(image, (1, 2)), atol=1e-5)
-
-
-def test_the_first_layer_is_the_convolution_of_the_stack():
-    maps, head = features({4: (6, 16)}, n=1, patches=1), FCNHead({4: 6}, 2)
-    seen = []
-    head.first.register_forward_hook(lambda module, inputs, output: seen.append(output))
-    head(maps, (1, 1))
-    up = nn.functional.interpolate(maps[4][0], (64, 64), mode="bilinear")
-    by_hand = (
-        sum(
-            torch.einsum(
-                "oc,ncyx->noyx",
-                head.first.weight[:, :, dy, dx],
-                nn.functional.pad(up, (1, 1, 1, 1))[:, :, dy : dy + 64, dx : dx + 64],
-            )
-            for dy in range(3)
-            for dx in range(3)
-        )
-        + head.first.bias[:, None, None]
-    )
-    assert torch.allclose(seen[0], by_hand, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -9,32 +9,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from pathseg.store.grid import HEAD_CELLS, PATCH_PX, PatchGrid
-from pathseg.store.layout import resample
-
-Features = Mapping[int, torch.Tensor]  # block -> (N, P, C, h, w), patches row by row
-
-
-def stack(features: Features, grid: PatchGrid) -> torch.Tensor:
-    """Blocks in ascending order on the head's grid: (N, sum C, 64*rows, 64*cols) (eq. 4 of the paper).
-
-    Each patch is resampled by itself, bilinearly, so nothing crosses a patch border before the head's own layers.
-    Takes any layout: `grid` as it is, `native` upsampled, `image` sampled down to the grid.
-    """
-    maps = []
-    for block in sorted(features):
-        n, p = features[block].shape[:2]
-        if p != grid.patches:
-            raise ValueError(f"block {block} has {p} patches, but a {grid.rows}x{grid.cols} grid has {grid.patches}")
-        fine = resample(features[block].flatten(0, 1), HEAD_CELLS).unflatten(0, (n, p))
-        maps.append(grid.stitch(fine))
-    return torch.cat(maps, dim=1)
+from pathseg.train.native import Features, native_convolution, native_pointwise
 
 
 class FCNHead(nn.Module):
     """The paper's fully convolutional head (Table 1: 17,470,150 parameters for 7,296 channels and six classes).
 
     A 3x3 convolution to 256 channels, two transposed convolutions that double the grid, a 3x3 convolution to the
-    classes; batch normalisation and ReLU between them. The shapes were derived from the parameter count.
+    classes; batch normalisation and ReLU between them. The shapes were derived from the parameter count. The first
+    layer is computed at native resolution (see `native`); its parameters are those of the plain convolution, so a
+    head trained on one layout runs on the others.
     """
 
     def __init__(self, channels: Mapping[int, int], classes: int) -> None:
@@ -55,9 +39,9 @@ class FCNHead(nn.Module):
 
     def forward(self, features: Features, patch_grid: tuple[int, int]) -> torch.Tensor:
         """{block: (N, P, C, h, w)} in any layout -> (N, K, 256*rows, 256*cols) scores before the softmax."""
-        _require_blocks(features, self.channels)
-        x = self.first(stack(features, PatchGrid(*patch_grid)))  # (N, 256, 64*rows, 64*cols)
-        return self.tail(x.contiguous(memory_format=torch.channels_last))
+        _require_fitting(features, self.channels, PatchGrid(*patch_grid))
+        x = native_convolution(features, self.first.weight, self.first.bias, PatchGrid(*patch_grid))
+        return self.tail(x.contiguous(memory_format=torch.channels_last))  # x is (N, 256, 64*rows, 64*cols)
 
 
 class LinearHead(nn.Module):
@@ -70,8 +54,8 @@ class LinearHead(nn.Module):
 
     def forward(self, features: Features, patch_grid: tuple[int, int]) -> torch.Tensor:
         """{block: (N, P, C, h, w)} in any layout -> (N, K, 256*rows, 256*cols) scores before the softmax."""
-        _require_blocks(features, self.channels)
-        coarse = self.scores(stack(features, PatchGrid(*patch_grid)))  # (N, K, 64*rows, 64*cols)
+        _require_fitting(features, self.channels, PatchGrid(*patch_grid))
+        coarse = native_pointwise(features, self.scores.weight, self.scores.bias, PatchGrid(*patch_grid))
         scale = PATCH_PX // HEAD_CELLS
         return F.interpolate(coarse, scale_factor=scale, mode="bilinear", align_corners=False)
 
@@ -87,7 +71,12 @@ def classify(scores: torch.Tensor, ignore: int | None) -> torch.Tensor:
     return scores.argmax(dim=1).to(torch.uint8)
 
 
-def _require_blocks(features: Features, channels: Mapping[int, int]) -> None:
+def _require_fitting(features: Features, channels: Mapping[int, int], grid: PatchGrid) -> None:
     given = {block: maps.shape[2] for block, maps in sorted(features.items())}
     if given != channels:
         raise ValueError(f"this head takes blocks and channels {channels}, got {given}")
+    for block, maps in features.items():
+        if maps.shape[1] != grid.patches:
+            raise ValueError(
+                f"block {block} has {maps.shape[1]} patches, but a {grid.rows}x{grid.cols} grid has {grid.patches}"
+            )
