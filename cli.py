@@ -36,16 +36,22 @@ class Parsed(click.ParamType):
             self.fail(str(e), param, ctx)
 
 
-def numbers(text: str) -> tuple[int, ...]:
-    """`10,50` -> (10, 50). Raises ValueError."""
+def numbers(text: str, *, kind: type) -> tuple:
+    """`10,50` -> (10, 50). Raises ValueError for what is no number, or twice the same."""
     try:
-        return tuple(int(part) for part in text.split(","))
+        values = tuple(kind(part) for part in text.split(","))
     except ValueError:
-        raise ValueError(f"{text!r} is not a whole number or a comma list of them") from None
+        whole = "a whole number" if kind is int else "a number"
+        raise ValueError(f"{text!r} is not {whole} or a comma list of them") from None
+    if len(set(values)) != len(values):
+        raise ValueError(f"{text!r} names a number twice; name each once")
+    return values
 
 
-NUMBERS = Parsed("n[,n…]", numbers)
+NUMBERS = Parsed("n[,n…]", partial(numbers, kind=int))
+RATES = Parsed("x[,x…]", partial(numbers, kind=float))
 BLOCKS = Parsed("blocks", parse_blocks)
+SELECTION = Parsed("blocks", lambda text: text if text == "each" else parse_blocks(text))
 NAMES = Parsed("name[,name…]", lambda text: tuple(part.strip() for part in text.split(",")))
 
 
@@ -55,17 +61,19 @@ def flags_of(config: type) -> Callable[[Callable], Callable]:
 
     def decorate(command: Callable) -> Callable:
         for field in reversed(dataclasses.fields(config)):
-            kind, text, shown = kinds[field.name], field.metadata["help"], None
+            kind, text, default, shown = kinds[field.name], field.metadata["help"], field.default, None
+            sweep = field.metadata.get("sweep", False)
             if get_origin(kind) is Literal:
                 kind = click.Choice(get_args(kind))
             elif field.name == "blocks":
-                kind, shown = BLOCKS, format_blocks(field.default)
-            elif get_origin(kind) is tuple:
-                kind, shown = NUMBERS, ",".join(map(str, field.default))
+                kind, shown = (SELECTION if sweep else BLOCKS), format_blocks(default)
+            elif sweep or get_origin(kind) is tuple:
+                default = (default,) if sweep else default
+                kind, shown = (RATES if kind is float else NUMBERS), ",".join(f"{value:g}" for value in default)
             command = click.option(
                 f"--{field.name.replace('_', '-')}",
                 type=kind,
-                default=field.default,
+                default=default,
                 show_default=shown is None,
                 help=text if shown is None else f"{text}  [default: {shown}]",
             )(command)
@@ -156,29 +164,35 @@ def extract_command(**flags: Any) -> None:
 @click.option("--store", help="Feature store: a path or s3://….  [default: the one in the workspace]")
 @flags_of(HeadConfig)
 @click.option("--name", help="Name of the run.  [default: made of the settings]")
+@click.option("--memory", type=float, help="GB of features to keep in memory.  [default: half of what is free]")
 @workspace_option
 @device_option
 def train_command(**flags: Any) -> None:
-    """Stage two: train a head on cached features and score it on the test images.
+    """Stage two: train heads on cached features and score them on the test images.
 
-    A finished run is not trained again. Results lie in <workspace>/heads/<run>/.
+    Comma lists of --t, --lr and --seed and --blocks each train every combination, each image being read once an
+    epoch for all of them. A finished run is not trained again; one that was cut off goes on after its last epoch.
+    Results lie in <workspace>/heads/<run>/.
     """
     from pathseg.store.features import FeatureStore
-    from pathseg.train.loop import train_or_keep
+    from pathseg.train import sweep
 
     store = FeatureStore.open(flags["store"] or places.only_store(flags["workspace"]))
-    config = HeadConfig(**{name: flags[name] for name in HeadConfig.__dataclass_fields__})
-    folder = places.heads_path(flags["workspace"]) / (flags["name"] or config.run_name(store.contents.key))
-    with tqdm(total=config.epochs, unit="epoch", desc=folder.name) as bar:
-        metrics = train_or_keep(
-            store, config, folder, device=device(flags["device"]), on_epoch=partial(show_epoch, bar)
+    configs = sweep.combinations(store, {name: flags[name] for name in HeadConfig.__dataclass_fields__})
+    folders = sweep.run_folders(store, configs, places.heads_path(flags["workspace"]), name=flags["name"])
+    memory = None if flags["memory"] is None else int(flags["memory"] * 1e9)
+    with tqdm(total=sum(config.epochs for config in configs), unit="epoch", desc="train-head") as bar:
+        failures = sweep.train_sweep(
+            store,
+            configs,
+            folders,
+            device=device(flags["device"]),
+            memory_bytes=memory,
+            on_epoch=partial(show_epoch, bar),
         )
-    click.echo(f"{folder}: best epoch {metrics['best_epoch']} of {metrics['epochs']}")
-    for name, part in metrics["splits"].items():
-        scores, constant = part["scores"], part["constant"]["scores"]
-        figures = "  ".join(f"{measure} {scores[measure]:.3f}" for measure in ("accuracy", "dice", "miou", "f1"))
-        always = f"always {part['constant']['class']}: dice {constant['dice']:.3f}"
-        click.echo(f"{name}, {part['images']} images: {figures}  ({always})")
+    click.echo(sweep.summary(folders))
+    if failures:
+        raise click.ClickException("\n".join(f"{name}: {why}" for name, why in failures.items()))
 
 
 @main.command("report")
@@ -267,11 +281,10 @@ def device(name: str) -> str:
     return name
 
 
-def show_epoch(bar: tqdm, line: dict[str, Any]) -> None:
-    """Advance the bar by an epoch, with its losses and validation Dice."""
-    bar.set_postfix(
-        loss=f"{line['train_loss']:.3f}", val_loss=f"{line['val_loss']:.3f}", val_dice=f"{line['val_dice']:.3f}"
-    )
+def show_epoch(bar: tqdm, run: Any, line: dict[str, Any]) -> None:
+    """Advance the bar by an epoch of a run, with its losses and validation Dice."""
+    figures = {name: line[name] for name in ("train_loss", "val_loss", "val_dice") if line[name] is not None}
+    bar.set_postfix({"run": run.name, **{name: f"{value:.3f}" for name, value in figures.items()}})
     bar.update()
 
 

@@ -18,7 +18,16 @@ def test_an_unknown_setting_is_refused():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"lr": 0}, {"epochs": 0}, {"batch_size": 0}, {"val_fraction": 0}, {"val_fraction": 1}, {"blocks": ()}]
+    "wrong",
+    [
+        {"lr": 0},
+        {"epochs": 0},
+        {"batch_size": 0},
+        {"patience": -1},
+        {"val_fraction": 0},
+        {"val_fraction": 1},
+        {"blocks": ()},
+    ],
 )
 def test_a_setting_out_of_range_is_named_with_its_value(wrong):
     ((name, value),) = wrong.items()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -17,24 +17,40 @@ KEEP_SHARE = 0.5  # of the memory that is free at the start
 
 @dataclass(frozen=True)
 class Batch:
-    """Features {block: (N, P, C, h, w)} as stored, class codes (N, H, W) int64, and the images' indices."""
+    """Features {t: {block: (N, P, C, h, w)}} as stored, class codes (N, H, W) uint8, and the images' indices."""
 
-    features: dict[int, torch.Tensor]
+    features: dict[int, dict[int, torch.Tensor]]
     masks: torch.Tensor
     indices: tuple[int, ...]
 
 
 class FeatureReader:
-    """Reads chosen blocks of images. What fits into half of the free memory is read from the store only once."""
+    """Reads chosen blocks at chosen timesteps. What fits into memory is read from the store only once.
 
-    def __init__(self, store: FeatureStore, *, t: int, blocks: Sequence[int]) -> None:
-        self.store = store
-        self.t, self.blocks = t, tuple(blocks)
-        self._kept: dict[int, tuple[dict[int, torch.Tensor], torch.Tensor]] = {}
-        self._room = int(free_memory() * KEEP_SHARE)
+    On a GPU it is kept in the GPU's memory. `kept` counts the images that are, `bytes_read` what came from the store.
+    """
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        wanted: Mapping[int, Sequence[int]],
+        *,
+        device: torch.device,
+        memory_bytes: int | None = None,
+    ) -> None:
+        """wanted: timestep -> blocks. memory_bytes: room for images, by default half of what is free."""
+        self.store, self.device = store, device
+        self.wanted = {t: tuple(blocks) for t, blocks in wanted.items()}
+        self.bytes_read = 0
+        self._kept: dict[int, tuple[dict[int, dict[int, torch.Tensor]], torch.Tensor]] = {}
+        self._room = int(free_memory(device) * KEEP_SHARE) if memory_bytes is None else memory_bytes
+
+    @property
+    def kept(self) -> int:
+        return len(self._kept)
 
     def batches(self, indices: Sequence[int], batch_size: int) -> Iterator[Batch]:
-        """The images in the order given; while one batch is used the next is being read."""
+        """The images in the order given, on the device; while one batch is used the next is being read."""
         groups = [tuple(indices[i : i + batch_size]) for i in range(0, len(indices), batch_size)]
         with ThreadPoolExecutor(max_workers=1) as pool:
             ahead = None
@@ -47,23 +63,33 @@ class FeatureReader:
 
     def _batch(self, group: tuple[int, ...]) -> Batch:
         images = [self._image(index) for index in group]
-        features = {b: torch.stack([maps[b] for maps, _ in images]) for b in self.blocks}
-        return Batch(features, torch.stack([mask for _, mask in images]).long(), group)
+        features = {
+            t: {b: torch.stack([maps[t][b].to(self.device) for maps, _ in images]) for b in blocks}
+            for t, blocks in self.wanted.items()
+        }
+        return Batch(features, torch.stack([mask.to(self.device) for _, mask in images]), group)
 
-    def _image(self, index: int) -> tuple[dict[int, torch.Tensor], torch.Tensor]:
+    def _image(self, index: int) -> tuple[dict[int, dict[int, torch.Tensor]], torch.Tensor]:
         if index in self._kept:
             return self._kept[index]
-        maps = self.store.read(index, t=self.t, blocks=self.blocks)
-        image = {b: torch.from_numpy(m) for b, m in maps.items()}, torch.from_numpy(self.store.mask(index))
-        size_bytes = sum(m.nbytes for m in maps.values()) + image[1].nbytes
+        maps = {
+            t: {b: torch.from_numpy(m) for b, m in self.store.read(index, t=t, blocks=blocks).items()}
+            for t, blocks in self.wanted.items()
+        }
+        mask = torch.from_numpy(self.store.mask(index))
+        size_bytes = sum(m.nbytes for blocks in maps.values() for m in blocks.values()) + mask.nbytes
+        self.bytes_read += size_bytes
         if size_bytes <= self._room:
             self._room -= size_bytes
-            self._kept[index] = image
-        return image
+            on_device = {t: {b: m.to(self.device) for b, m in blocks.items()} for t, blocks in maps.items()}
+            self._kept[index] = on_device, mask.to(self.device)
+        return maps, mask
 
 
-def free_memory() -> int:
-    """Bytes of memory that can be had without swapping, as far as the system says."""
+def free_memory(device: torch.device) -> int:
+    """Bytes of the device's memory that are free, as far as the system says."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):

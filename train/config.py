@@ -15,25 +15,35 @@ def _flag(default: Any, help: str) -> Any:
     return dataclasses.field(default=default, metadata={"help": help})
 
 
+def _sweep(default: Any, help: str) -> Any:
+    """A field whose flag takes a comma list: every combination of such lists is trained."""
+    return dataclasses.field(default=default, metadata={"help": help, "sweep": True})
+
+
 @dataclass(frozen=True)
 class HeadConfig:
     """One head: what it reads, how it learns. Written to `config.json` and read back equal; each field is a flag."""
 
-    t: int = _flag(50, "Timestep of the features; the paper's default is 50.")
-    blocks: tuple[int, ...] = _flag(BLOCKS, "Blocks of the features: 4-6, 0,4-6 or all.")
+    t: int = _sweep(50, "Timestep of the features; the paper's default is 50. A comma list trains one head for each.")
+    blocks: tuple[int, ...] = _sweep(BLOCKS, "4-6, 0,4-6 or all: a head on these; each: a head on every block alone.")
     head: Literal["fcn", "linear"] = _flag("fcn", "fcn: the paper's head; linear: a probe, one 1x1 convolution.")
-    lr: float = _flag(1e-4, "Learning rate of Adam; the paper's Table 5 compares 1e-3, 1e-4 and 1e-5.")
+    lr: float = _sweep(1e-4, "Learning rate of Adam, or a comma list; the paper's Table 5 has 1e-3, 1e-4, 1e-5.")
     epochs: int = _flag(30, "Passes over the training images; the best one on the validation images is kept.")
+    patience: int = _flag(0, "Stop a head after this many epochs without a better validation Dice; 0: never.")
     batch_size: int = _flag(1, "Images a step; one 768 px image is nine patches.")
-    val_fraction: float = _flag(0.15, "Share of the training images held out for validation, if there is no val split.")
+    augment: Literal["none", "flips"] = _flag("none", "flips: random flips and quarter turns of features and mask.")
     class_weights: Literal["none", "balanced"] = _flag("none", "balanced: 1 - N_c / N, the paper's weights for BCSS.")
-    seed: int = _flag(0, "Of the head's first weights, the order of images and the choice of validation images.")
+    precision: Literal["float32", "bfloat16"] = _flag("float32", "Arithmetic of the head; bfloat16 is mixed precision.")
+    val_fraction: float = _flag(0.15, "Share of the training images held out for validation, if there is no val split.")
+    seed: int = _sweep(0, "Of the head's first weights and its flips, or a comma list.")
+    split_seed: int = _flag(0, "Of the choice of validation images and the order of the training images.")
 
     def __post_init__(self) -> None:
         rules = {
             "blocks": (bool(self.blocks), "name at least one block"),
             "lr": (self.lr > 0, "must be above 0"),
             "epochs": (self.epochs >= 1, "must be at least 1"),
+            "patience": (self.patience >= 0, "must be 0 or more epochs"),
             "batch_size": (self.batch_size >= 1, "must be at least 1"),
             "val_fraction": (0 < self.val_fraction < 1, "must lie between 0 and 1"),
         }

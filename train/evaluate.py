@@ -1,4 +1,4 @@
-"""A trained head on a part of the store: one confusion matrix an image."""
+"""Trained heads on a part of the store: one confusion matrix a head and image, each image read once."""
 
 from __future__ import annotations
 
@@ -7,43 +7,56 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from pathseg.train.batches import FeatureReader
+from pathseg.train.batches import Batch, FeatureReader
 from pathseg.train.heads import classify
 from pathseg.train.metrics import confusion
+from pathseg.train.trainee import Trainee, score
+
+Matrices = dict[int, np.ndarray]  # image index -> (K, K), rows truth
 
 
 def pixel_loss(
     scores: torch.Tensor, masks: torch.Tensor, *, weights: torch.Tensor | None, ignore: int | None
 ) -> torch.Tensor:
-    """Pixel-wise cross-entropy, mean over the pixels that count: scores (N, K, H, W), masks (N, H, W) int64."""
-    return F.cross_entropy(scores, masks, weight=weights, ignore_index=-100 if ignore is None else ignore)
+    """Pixel-wise cross-entropy, mean over the pixels that count: scores (N, K, H, W), masks (N, H, W) class codes.
+
+    0, with a gradient of 0, where no pixel counts.
+    """
+    masks = masks.long()
+    if ignore is not None and (masks == ignore).all():
+        return scores.sum() * 0.0
+    return F.cross_entropy(scores.float(), masks, weight=weights, ignore_index=-100 if ignore is None else ignore)
 
 
 @torch.inference_mode()
 def evaluate(
-    head: nn.Module,
+    trainees: Sequence[Trainee],
     reader: FeatureReader,
     indices: Sequence[int],
     *,
-    device: torch.device,
-    weights: torch.Tensor | None = None,
-    keep: Callable[[int, np.ndarray], None] = lambda index, codes: None,
-) -> tuple[float, dict[int, np.ndarray]]:
-    """Mean loss over the images and, per image index, its confusion matrix (K, K), rows truth.
+    keep: Callable[[Trainee, int, np.ndarray], None] = lambda trainee, index, codes: None,
+) -> list[tuple[float, Matrices]]:
+    """For each head its mean loss over the images and a confusion matrix an image.
 
-    `keep` is called with each image's index and predicted classes (H, W) uint8.
+    `keep` is called with each head, image index and predicted classes (H, W) uint8.
     """
-    store, losses, matrices = reader.store, [], {}
-    grid = (store.contents.grid.rows, store.contents.grid.cols)
-    head.eval()
+    losses: list[list[float]] = [[] for _ in trainees]
+    matrices: list[Matrices] = [{} for _ in trainees]
     for batch in reader.batches(indices, 1):
-        masks = batch.masks.to(device)
-        scores = head({b: maps.to(device).float() for b, maps in batch.features.items()}, grid)
-        losses.append(float(pixel_loss(scores, masks, weights=weights, ignore=store.ignore)))
-        predicted = classify(scores, store.ignore)[0].cpu().numpy()
-        index = batch.indices[0]
-        matrices[index] = confusion(batch.masks[0].numpy(), predicted, classes=len(store.classes), ignore=store.ignore)
-        keep(index, predicted)
-    return float(np.mean(losses)), matrices
+        for number, trainee in enumerate(trainees):
+            loss, predicted, matrix = _judge(trainee, batch, reader)
+            losses[number].append(loss)
+            matrices[number][batch.indices[0]] = matrix
+            keep(trainee, batch.indices[0], predicted)
+    return [(float(np.mean(own)), found) for own, found in zip(losses, matrices, strict=True)]
+
+
+def _judge(trainee: Trainee, batch: Batch, reader: FeatureReader) -> tuple[float, np.ndarray, np.ndarray]:
+    store = reader.store
+    trainee.head.eval()
+    scores = score(trainee, batch.features[trainee.config.t], store.contents.grid)
+    loss = pixel_loss(scores, batch.masks, weights=trainee.weights, ignore=store.ignore)
+    predicted = classify(scores, store.ignore)[0].cpu().numpy()
+    truth = batch.masks[0].cpu().numpy()
+    return float(loss), predicted, confusion(truth, predicted, classes=len(store.classes), ignore=store.ignore)

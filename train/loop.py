@@ -1,122 +1,126 @@
-"""Training one head from cached features, read top to bottom."""
+"""Training heads from cached features, any number from one read, top to bottom."""
 
 from __future__ import annotations
 
-import dataclasses
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
 from pathseg.store.features import FeatureStore
-from pathseg.train.batches import FeatureReader, class_pixels
+from pathseg.train.augment import symmetry, turn, turn_features
+from pathseg.train.batches import Batch, FeatureReader, class_pixels
 from pathseg.train.config import HeadConfig
 from pathseg.train.evaluate import evaluate, pixel_loss
-from pathseg.train.heads import HEADS
 from pathseg.train.metrics import Scores
-from pathseg.train.parts import require_complete, split_images
-from pathseg.train.results import describe, score_part
+from pathseg.train.parts import Parts, require_complete, split_images
+from pathseg.train.results import describe, write_results
 from pathseg.train.runs import RunFolder
+from pathseg.train.trainee import Trainee, load_best, new_trainee, restore, save_best, save_last, score
+
+OnEpoch = Callable[[RunFolder, dict[str, Any]], None]
 
 
-def train_head(
+def train_heads(
     store: FeatureStore,
-    config: HeadConfig,
-    run: RunFolder,
+    runs: Sequence[tuple[HeadConfig, RunFolder]],
     *,
     device: str = "cpu",
-    on_epoch: Callable[[dict[str, Any]], None] = lambda epoch: None,
-) -> dict[str, Any]:
-    """Train a head on a store's features and write its run folder; returns what metrics.json holds.
+    memory_bytes: int | None = None,
+    on_epoch: OnEpoch = lambda run, line: None,
+) -> list[Trainee]:
+    """Train heads together: every image is read once per epoch, whatever the number of heads.
 
-    Pixel-wise cross-entropy, Adam, no schedule (section 4 of the paper); the epoch with the best validation Dice is
-    kept. `on_epoch` gets each line of history.jsonl. Raises Incomplete when the store lacks features, ValueError when
-    its images cannot be split or the loss is no number.
+    The configurations may differ in everything but batch_size, val_fraction and split_seed; each head comes out as
+    if it had been trained alone. Pixel-wise cross-entropy, Adam, no schedule (section 4 of the paper); the epoch with
+    the best validation Dice is kept and scored on the test parts. A run that was cut off goes on after its last
+    finished epoch, with the same result. `on_epoch` gets each line of history.jsonl. A head whose loss is no number
+    is given up (`failure` says so), the others go on. memory_bytes caps what is kept in memory.
+
+    Raises Incomplete when the store lacks features, ValueError when its images cannot be split.
     """
-    require_complete(store, t=config.t, blocks=config.blocks)
-    parts = split_images(store, val_fraction=config.val_fraction, seed=config.seed)
-    target = torch.device(device)
-    reader = FeatureReader(store, t=config.t, blocks=config.blocks)
+    configs = [config for config, _ in runs]
+    wanted = {t: sorted({b for c in configs if c.t == t for b in c.blocks}) for t in sorted({c.t for c in configs})}
+    for t, blocks in wanted.items():
+        require_complete(store, t=t, blocks=blocks)
+    shared, target = configs[0], torch.device(device)
+    parts = split_images(store, val_fraction=shared.val_fraction, seed=shared.split_seed)
     pixels = class_pixels(store, parts.train)
-    weights = class_weights(pixels).to(target) if config.class_weights == "balanced" else None
-    with torch.random.fork_rng(devices=[]):  # the seed decides the head and nothing else outside this block
-        torch.manual_seed(config.seed)
-        channels = {block: store.contents.blocks[block].channels for block in config.blocks}
-        head = HEADS[config.head](channels, len(store.classes)).to(target)
-    optimizer = torch.optim.Adam(head.parameters(), lr=config.lr)
-    order = np.random.default_rng(config.seed)
-    grid = (store.contents.grid.rows, store.contents.grid.cols)
-    run.begin(describe(store, config, parts, parameters=sum(p.numel() for p in head.parameters()), device=device))
+    reader = FeatureReader(store, wanted, device=target, memory_bytes=memory_bytes)
+    trainees = [_prepare(store, config, run, parts, pixels, device=target) for config, run in runs]
 
-    started, best, best_epoch, best_state = time.perf_counter(), -1.0, 0, {}
-    for epoch in range(1, config.epochs + 1):
-        epoch_started, losses = time.perf_counter(), []
-        head.train()
-        for batch in reader.batches(order.permutation(parts.train).tolist(), config.batch_size):
-            scores = head({b: maps.to(target).float() for b, maps in batch.features.items()}, grid)
-            loss = pixel_loss(scores, batch.masks.to(target), weights=weights, ignore=store.ignore)
-            if not torch.isfinite(loss):
-                raise ValueError(f"the loss is {loss.item()} in epoch {epoch}: training diverged; pass a smaller --lr")
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-        val_loss, matrices = evaluate(head, reader, parts.val, device=target, weights=weights)
-        val = Scores.of(sum(matrices.values()), store.ignore)
-        line = {"epoch": epoch, "train_loss": float(np.mean(losses)), "val_loss": val_loss}
-        line |= {f"val_{name}": getattr(val, name) for name in ("accuracy", "dice", "miou", "f1")}
-        line["seconds"] = time.perf_counter() - epoch_started
-        if (val.dice or 0.0) > best:  # no Dice: every validation pixel is ignored
-            best, best_epoch = val.dice or 0.0, epoch
-            best_state = {name: value.detach().cpu().clone() for name, value in head.state_dict().items()}
-        run.append_history(line)
-        on_epoch(line)
+    for epoch in range(1, max(config.epochs for config in configs) + 1):
+        order = np.random.default_rng([shared.split_seed, epoch]).permutation(parts.train).tolist()
+        learning = [trainee for trainee in trainees if trainee.learning and trainee.epoch < epoch]
+        if not learning:
+            continue
+        for trainee in learning:
+            trainee.losses.clear()
+        for step, batch in enumerate(reader.batches(order, shared.batch_size)):
+            for trainee in learning:
+                if trainee.failure is None:
+                    started = time.perf_counter()
+                    _step(trainee, batch, store, epoch=epoch, step=step)
+                    trainee.seconds += time.perf_counter() - started
+        learning = [trainee for trainee in learning if trainee.failure is None]
+        for trainee, (val_loss, matrices) in zip(learning, evaluate(learning, reader, parts.val), strict=True):
+            line = _close_epoch(trainee, epoch, val_loss, Scores.of(sum(matrices.values()), store.ignore))
+            on_epoch(trainee.run, line)
 
-    head.load_state_dict(best_state)
-    save_file({k: v.contiguous() for k, v in best_state.items()}, run.weights)
-    metrics = {
-        "best_epoch": best_epoch,
-        "epochs": config.epochs,
-        "seconds": time.perf_counter() - started,
-        "test_split": store.contents.test_split,
-        "splits": {
-            name: score_part(head, reader, indices, run, device=target, answer=int(pixels.argmax()))
-            for name, indices in parts.tests.items()
-        },
-    }
-    run.write_metrics(metrics)
-    return metrics
+    finished = [trainee for trainee in trainees if trainee.failure is None]
+    for trainee in finished:
+        load_best(trainee)
+    write_results(finished, reader, parts, answer=int(pixels.argmax()))
+    return trainees
 
 
-def train_or_keep(
-    store: FeatureStore,
-    config: HeadConfig,
-    folder: Path,
-    *,
-    device: str = "cpu",
-    on_epoch: Callable[[dict[str, Any]], None] = lambda epoch: None,
-) -> dict[str, Any]:
-    """Train a head unless the run folder already holds exactly this run, finished; returns its metrics.
+def _prepare(
+    store: FeatureStore, config: HeadConfig, run: RunFolder, parts: Parts, pixels: np.ndarray, *, device: torch.device
+) -> Trainee:
+    """A new head in a fresh run folder, or an unfinished one where it was left."""
+    weights = class_weights(pixels).to(device) if config.class_weights == "balanced" else None
+    trainee = new_trainee(store, config, run, weights=weights, device=device)
+    if restore(trainee):
+        run.cut_history(trainee.epoch)
+    else:
+        parameters = sum(p.numel() for p in trainee.head.parameters())
+        run.begin(describe(store, config, parts, parameters=parameters, device=str(device)))
+    return trainee
 
-    Raises ValueError when the folder holds a finished run of other settings or of another store.
-    """
-    run = RunFolder(folder)
-    if not run.finished:
-        return train_head(store, config, run, device=device, on_epoch=on_epoch)
-    there = run.read_config()
-    wanted = {**dataclasses.asdict(config), "key": store.contents.key.digest}
-    found = {**dataclasses.asdict(HeadConfig.from_dict(there["head"])), "key": there["data"]["key"]}
-    if differing := [
-        f"{name} is {found[name]} there, {wanted[name]} asked for" for name in wanted if found[name] != wanted[name]
-    ]:
-        raise ValueError(
-            f"{folder} holds a finished run of other settings: {'; '.join(differing)}; pass another --name"
-        )
-    return run.read_metrics()
+
+def _step(trainee: Trainee, batch: Batch, store: FeatureStore, *, epoch: int, step: int) -> None:
+    """One step of Adam; marks the head as failed, and leaves it as it was, when the loss is no number."""
+    config, grid = trainee.config, store.contents.grid
+    features, masks = batch.features[config.t], batch.masks
+    if config.augment == "flips":
+        number = symmetry(grid, seed=config.seed, epoch=epoch, step=step)
+        features = turn_features({b: features[b] for b in config.blocks}, grid, number)
+        masks = turn(masks, number)
+    trainee.head.train()
+    loss = pixel_loss(score(trainee, features, grid), masks, weights=trainee.weights, ignore=store.ignore)
+    if not torch.isfinite(loss):
+        trainee.failure = f"the loss is {loss.item()} in epoch {epoch}: training diverged; pass a smaller --lr"
+        return
+    trainee.optimizer.zero_grad()
+    loss.backward()
+    trainee.optimizer.step()
+    trainee.losses.append(loss.item())
+
+
+def _close_epoch(trainee: Trainee, epoch: int, val_loss: float, val: Scores) -> dict[str, Any]:
+    """Keep the head if it is the best so far, write its history, save where it stands; gives the line of history."""
+    line = {"epoch": epoch, "train_loss": float(np.mean(trainee.losses)), "val_loss": val_loss}
+    line |= {f"val_{name}": getattr(val, name) for name in ("accuracy", "dice", "miou", "f1")}
+    line["seconds"] = trainee.seconds
+    trainee.epoch = epoch
+    if (val.dice or 0.0) > trainee.best:  # no Dice: every validation pixel is ignored
+        trainee.best, trainee.best_epoch = val.dice or 0.0, epoch
+        save_best(trainee)
+    trainee.run.append_history(line)
+    save_last(trainee)
+    return line
 
 
 def class_weights(pixels: np.ndarray) -> torch.Tensor:

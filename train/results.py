@@ -4,37 +4,49 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+from collections.abc import Sequence
 from typing import Any
-
-import torch
 
 from pathseg.store.features import FeatureStore
 from pathseg.train.batches import FeatureReader
 from pathseg.train.config import HeadConfig
-from pathseg.train.evaluate import evaluate
+from pathseg.train.evaluate import Matrices, evaluate
 from pathseg.train.metrics import Scores, constant_answer
 from pathseg.train.parts import Parts
-from pathseg.train.runs import RunFolder
+from pathseg.train.trainee import LAST, Trainee
 
 
-def score_part(
-    head: torch.nn.Module,
-    reader: FeatureReader,
-    indices: tuple[int, ...],
-    run: RunFolder,
-    *,
-    device: torch.device,
-    answer: int,
-) -> dict[str, Any]:
-    """Predict a test part into the run folder and score it, beside the constant answer of one class."""
+def write_results(trainees: Sequence[Trainee], reader: FeatureReader, parts: Parts, *, answer: int) -> None:
+    """Predict the test parts with each head, score them beside the constant answer, and finish the runs.
+
+    metrics.json is written last; what only an unfinished run needs goes.
+    """
     store = reader.store
-    _, matrices = evaluate(
-        head, reader, indices, device=device, keep=lambda i, codes: run.write_prediction(store.ids[i], codes)
-    )
+    scored: list[dict[str, Any]] = [{} for _ in trainees]
+    for name, indices in parts.tests.items():
+        judged = evaluate(trainees, reader, indices, keep=lambda t, i, c: t.run.write_prediction(store.ids[i], c))
+        for splits, (_, matrices) in zip(scored, judged, strict=True):
+            splits[name] = _scores_of(store, matrices, answer)
+    for trainee, splits in zip(trainees, scored, strict=True):
+        trainee.run.write_metrics(
+            {
+                "best_epoch": trainee.best_epoch,
+                "epochs": trainee.epoch,
+                "seconds": trainee.seconds,
+                "bytes_read": reader.bytes_read,
+                "heads_from_one_read": len(trainees),
+                "test_split": store.contents.test_split,
+                "splits": splits,
+            }
+        )
+        (trainee.run.path / LAST).unlink(missing_ok=True)
+
+
+def _scores_of(store: FeatureStore, matrices: Matrices, answer: int) -> dict[str, Any]:
     whole = sum(matrices.values())
     constant = Scores.of(constant_answer(whole, answer), store.ignore)
     return {
-        "images": len(indices),
+        "images": len(matrices),
         "scores": Scores.of(whole, store.ignore).to_dict(),
         "confusion": whole.tolist(),
         "constant": {"class": store.classes[answer], "scores": constant.to_dict()},

@@ -71,6 +71,12 @@ class RunFolder:
             file.write(json.dumps(_finite(epoch), allow_nan=False) + "\n")
             file.flush()
 
+    def cut_history(self, epochs: int) -> None:
+        """Keep the first lines of history.jsonl, one an epoch: what came after the last saved epoch is done again."""
+        lines = self.read_history()[:epochs]
+        text = "".join(json.dumps(_finite(line), allow_nan=False) + "\n" for line in lines)
+        _write_whole(self.path / "history.jsonl", text.encode())
+
     def read_history(self) -> tuple[dict[str, Any], ...]:
         """The epochs in order, none if there are none yet.
 

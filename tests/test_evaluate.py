@@ -1,0 +1,18 @@
+import pytest
+import torch
+
+from pathseg.train.evaluate import pixel_loss
+
+
+def test_ignored_pixels_do_not_count():
+    scores = torch.tensor([[[[2.0, 0.0]], [[0.0, 3.0]]]])  # (1, 2, 1, 2)
+    loss = pixel_loss(scores, torch.tensor([[[0, 255]]], dtype=torch.uint8), weights=None, ignore=255)
+    assert loss.item() == pytest.approx(torch.log(1 + torch.exp(torch.tensor(-2.0))).item())
+
+
+def test_an_image_without_counted_pixels_has_no_loss_and_no_gradient():
+    scores = torch.randn(1, 2, 4, 4, requires_grad=True)
+    loss = pixel_loss(scores, torch.full((1, 4, 4), 255, dtype=torch.uint8), weights=None, ignore=255)
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.equal(scores.grad, torch.zeros_like(scores))

@@ -1,0 +1,77 @@
+import dataclasses
+
+import pytest
+import torch
+
+from pathseg.train import sweep
+from pathseg.train.config import HeadConfig
+from pathseg.train.runs import RunFolder
+from pathseg.train.sweep import combinations, head_bytes, passes, run_folders, summary, train_sweep
+
+CPU = torch.device("cpu")
+QUICK = HeadConfig(blocks=(4,), head="linear", lr=1e-2, epochs=1)
+
+
+def settings(**changes):
+    lists = {"t": (50,), "lr": (1e-4,), "seed": (0,)}
+    return {**dataclasses.asdict(HeadConfig()), **lists, **changes}
+
+
+def test_lists_give_every_combination(toy_store):
+    configs = combinations(toy_store, settings(lr=(1e-3, 1e-4), seed=(0, 1, 2), blocks=(4, 9)))
+    assert {(c.lr, c.seed, c.blocks) for c in configs} == {(lr, s, (4, 9)) for lr in (1e-3, 1e-4) for s in range(3)}
+
+
+def test_each_means_every_stored_block_alone(toy_store):
+    assert [c.blocks for c in combinations(toy_store, settings(blocks="each"))] == [(0,), (4,), (5,), (9,)]
+
+
+def test_all_means_all_that_is_stored(toy_store):
+    assert [c.blocks for c in combinations(toy_store, settings())] == [(0, 4, 5, 9)]
+
+
+def test_a_name_is_for_one_run(toy_store, tmp_path):
+    configs = combinations(toy_store, settings(seed=(0, 1)))
+    with pytest.raises(ValueError, match="--name mine names one run, but 2 are asked for"):
+        run_folders(toy_store, configs, tmp_path, name="mine")
+    assert run_folders(toy_store, configs[:1], tmp_path, name="mine") == [tmp_path / "mine"]
+
+
+def test_heads_too_large_for_memory_take_several_passes(toy_store, monkeypatch):
+    configs = [HeadConfig(blocks=(4,), seed=seed) for seed in range(5)]
+    one = head_bytes(toy_store, configs[0])
+    # first layer 6*256*9+256, the tail's 660k and so on: parameters of a head of six channels and two classes by hand
+    parameters = 6 * 256 * 9 + 256 + 512 + 256 * 128 * 16 + 128 + 256 + 128 * 64 * 16 + 64 + 128 + 64 * 2 * 9 + 2
+    assert one == parameters * 4 * 4
+    monkeypatch.setattr(sweep, "free_memory", lambda device: one * 2 * 4 + 4)  # a quarter of it holds two
+    assert [len(group) for group in passes(toy_store, configs, device=CPU)] == [2, 2, 1]
+
+
+def test_a_finished_run_is_not_trained_again(toy_store, tmp_path):
+    train_sweep(toy_store, [QUICK], [tmp_path / "run"])
+    written = (tmp_path / "run" / "head.safetensors").stat().st_mtime_ns
+    assert train_sweep(toy_store, [QUICK], [tmp_path / "run"]) == {}
+    assert (tmp_path / "run" / "head.safetensors").stat().st_mtime_ns == written
+
+
+def test_a_finished_run_of_other_settings_is_not_overwritten(toy_store, tmp_path):
+    train_sweep(toy_store, [QUICK], [tmp_path / "run"])
+    other = dataclasses.replace(QUICK, lr=1e-3)
+    with pytest.raises(ValueError, match=r"lr is 0.01 there, 0.001 asked for; pass another --name"):
+        train_sweep(toy_store, [other], [tmp_path / "run"])
+
+
+def test_a_failed_head_is_named(toy_store, tmp_path):
+    wild = dataclasses.replace(QUICK, lr=1e37, epochs=5)
+    failures = train_sweep(toy_store, [wild, QUICK], [tmp_path / "wild", tmp_path / "tame"])
+    assert list(failures) == ["wild"]
+    assert "diverged" in failures["wild"]
+    assert RunFolder(tmp_path / "tame").finished
+
+
+def test_the_summary_gives_scores_beside_the_constant_answer(toy_store, tmp_path):
+    train_sweep(toy_store, [QUICK], [tmp_path / "run"])
+    text = summary([tmp_path / "run", tmp_path / "none"])
+    scores = RunFolder(tmp_path / "run").read_metrics()["splits"]["test"]
+    assert f"dice {scores['scores']['dice']:.3f}" in text
+    assert f"always {scores['constant']['class']}" in text
