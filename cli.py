@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 import click
 from tqdm import tqdm
@@ -16,70 +14,11 @@ from pathseg.extract.catalogue import DEFAULT_MODEL, MODELS
 from pathseg.extract.config import ExtractConfig
 from pathseg.extract.datasets import DATASETS, DatasetOptions, open_dataset
 from pathseg.store import workspace as places
-from pathseg.store.blocks import format_blocks, parse_blocks
 from pathseg.store.errors import StoreError
+from pathseg.store.flags import NAMES, flags_of
 from pathseg.train.config import HeadConfig
 
 PATH = click.Path(path_type=Path)
-
-
-class Parsed(click.ParamType):
-    """A flag read by a function of ours; what it refuses is a wrong flag."""
-
-    def __init__(self, name: str, read: Callable[[str], Any]) -> None:
-        self.name, self._read = name, read
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        try:
-            return self._read(value) if isinstance(value, str) else value
-        except ValueError as e:
-            self.fail(str(e), param, ctx)
-
-
-def numbers(text: str, *, kind: type) -> tuple:
-    """`10,50` -> (10, 50). Raises ValueError for what is no number, or twice the same."""
-    try:
-        values = tuple(kind(part) for part in text.split(","))
-    except ValueError:
-        whole = "a whole number" if kind is int else "a number"
-        raise ValueError(f"{text!r} is not {whole} or a comma list of them") from None
-    if len(set(values)) != len(values):
-        raise ValueError(f"{text!r} names a number twice; name each once")
-    return values
-
-
-NUMBERS = Parsed("n[,n…]", partial(numbers, kind=int))
-RATES = Parsed("x[,x…]", partial(numbers, kind=float))
-BLOCKS = Parsed("blocks", parse_blocks)
-SELECTION = Parsed("blocks", lambda text: text if text == "each" else parse_blocks(text))
-NAMES = Parsed("name[,name…]", lambda text: tuple(part.strip() for part in text.split(",")))
-
-
-def flags_of(config: type) -> Callable[[Callable], Callable]:
-    """A flag for each field of a stage's configuration: name, type, default and help are said there and only there."""
-    kinds = get_type_hints(config)
-
-    def decorate(command: Callable) -> Callable:
-        for field in reversed(dataclasses.fields(config)):
-            kind, text, default, shown = kinds[field.name], field.metadata["help"], field.default, None
-            sweep = field.metadata.get("sweep", False)
-            if get_origin(kind) is Literal:
-                kind = click.Choice(get_args(kind))
-            elif field.name == "blocks":
-                kind, shown = (SELECTION if sweep else BLOCKS), format_blocks(default)
-            elif sweep or get_origin(kind) is tuple:
-                default = (default,) if sweep else default
-                kind, shown = (RATES if kind is float else NUMBERS), ",".join(f"{value:g}" for value in default)
-            command = click.option(
-                f"--{field.name.replace('_', '-')}",
-                type=kind,
-                default=default,
-                show_default=shown is None,
-                help=text if shown is None else f"{text}  [default: {shown}]",
-            )(command)
-        return command
-
-    return decorate
 
 
 class Door(click.Group):
@@ -164,6 +103,10 @@ def extract_command(**flags: Any) -> None:
 @click.option("--store", help="Feature store: a path or s3://….  [default: the one in the workspace]")
 @flags_of(HeadConfig)
 @click.option("--name", help="Name of the run.  [default: made of the settings]")
+@click.option(
+    "--cache-dir", type=PATH, help="Keeps what is read from S3.  [default: <user cache dir>/pathseg]"
+)
+@click.option("--no-cache", is_flag=True, help="Keep nothing read from S3 on the local disk.")
 @click.option("--memory", type=float, help="GB of features to keep in memory.  [default: half of what is free]")
 @workspace_option
 @device_option
@@ -174,10 +117,12 @@ def train_command(**flags: Any) -> None:
     epoch for all of them. A finished run is not trained again; one that was cut off goes on after its last epoch.
     Results lie in <workspace>/heads/<run>/.
     """
+    from pathseg.store.cache import cache_for
     from pathseg.store.features import FeatureStore
     from pathseg.train import sweep
 
-    store = FeatureStore.open(flags["store"] or places.only_store(flags["workspace"]))
+    path = flags["store"] or str(places.only_store(flags["workspace"]))
+    store = FeatureStore.open(path, cache=None if flags["no_cache"] else cache_for(path, flags["cache_dir"]))
     configs = sweep.combinations(store, {name: flags[name] for name in HeadConfig.__dataclass_fields__})
     folders = sweep.run_folders(store, configs, places.heads_path(flags["workspace"]), name=flags["name"])
     memory = None if flags["memory"] is None else int(flags["memory"] * 1e9)

@@ -6,6 +6,7 @@ import json
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from pathseg.store.key import StoreKey
 from pathseg.store.size import BlockShape
 from pathseg.store.writer import StoreWriter
 from pathseg.train.metrics import DEFINITIONS, Scores, confusion, constant_answer
-from pathseg.train.report import ROWS_PER_RUN, build_report
+from pathseg.train.report import ROWS_PER_RUN, SWEEPS_SHOWN, build_report
 from pathseg.train.runs import RunFolder
 
 CLASSES = ("background", "gland")
@@ -45,12 +46,15 @@ def write_store(path: Path, *, trained: bool) -> FeatureStore:
     return writer.store
 
 
-def write_run(workspace: Path, name: str, store: FeatureStore, *, shift: int, scored: bool = True) -> RunFolder:
-    """A run whose prediction is the truth moved by `shift` px."""
+def write_run(
+    workspace: Path, name: str, store: FeatureStore, *, shift: int, scored: bool = True, **settings: Any
+) -> RunFolder:
+    """A run whose prediction is the truth moved by `shift` px; settings that are not named are the same in all."""
     run, key = RunFolder(workspace / "heads" / name), store.contents.key
     images = {split: [i for i, s in zip(store.ids, store.splits, strict=True) if s == split] for split in SPLITS}
     run.begin({
-        "head": {"t": 50, "blocks": [4, 5, 6], "head": "fcn", "lr": 1e-4, "epochs": 3, "batch_size": 1, "seed": 0},
+        "head": {"t": 50, "blocks": [4, 5, 6], "head": "fcn", "lr": 1e-4, "epochs": 3, "batch_size": 1, "seed": 0,
+                 **settings},
         "data": {
             "store": str(store.location), "dataset": key.dataset, "classes": list(CLASSES), "ignore": None,
             "model": {"name": "mini", "digest": key.model_digest, "trained": store.contents.model_trained,
@@ -332,6 +336,99 @@ def test_a_damaged_run_is_named_and_the_rest_goes_on(trained):
     report = build_report(trained)
     assert len(report.damaged) == 1 and "broken/metrics.json is damaged" in report.damaged[0]
     assert "broken/metrics.json is damaged" in Page(report.path).text
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory) -> Path:
+    """A workspace with two timesteps of two seeds each, another block and another rate, and its report."""
+    workspace = tmp_path_factory.mktemp("swept")
+    store = write_store(workspace / "glas-mini.zarr", trained=False)
+    for name, shift, settings in (
+        ("t50-s0", 6, {}), ("t50-s1", 10, {"seed": 1}), ("t10-s0", 30, {"t": 10}), ("t10-s1", 40, {"t": 10, "seed": 1}),
+        ("b7", 20, {"blocks": [7]}), ("lr3", 15, {"lr": 1e-3}),
+    ):  # fmt: skip
+        write_run(workspace, name, store, shift=shift, **settings)
+    build_report(workspace)
+    return workspace
+
+
+@pytest.fixture(scope="module")
+def ablations(swept: Path) -> Page:
+    return Page(swept / "report" / "index.html")
+
+
+def test_without_a_sweep_there_are_no_ablations(page):
+    assert "Ablations" not in page.text and "Over seeds" not in page.text
+
+
+def test_a_single_run_has_no_cost_table(trained):
+    assert "Cost" not in Page(build_report(trained).path).text
+
+
+def test_each_setting_that_was_varied_has_its_table(ablations):
+    captions = [caption for caption in ablations.tables if caption.startswith("Scores by")]
+    about = ", GlaS (untrained model): mean ± standard deviation over seeds"
+    assert captions == [f"Scores by {name}{about}" for name in ("timestep", "blocks", "learning rate")]
+
+
+def test_the_mean_over_seeds_is_that_of_metrics_json(swept, ablations):
+    dice = [
+        json.loads((swept / "heads" / name / "metrics.json").read_text())["splits"]["testB"]["scores"]["dice"]
+        for name in ("t10-s0", "t10-s1")
+    ]
+    table = next(rows for caption, rows in ablations.tables.items() if caption.startswith("Scores by timestep"))
+    deviation = abs(dice[0] - dice[1]) / 2**0.5  # of two values, divisor n - 1
+    assert table[1][0] == "10" and table[1][-1] == f"{sum(dice) / 2:.3f} ± {deviation:.3f}"
+
+
+def test_sweeps_have_their_figures_in_the_page_and_beside_it(swept, ablations):
+    names = sorted(path.name for path in (swept / "report").glob("*.png") if path.name[:5] in ("times", "block"))
+    assert names == ["blocks-1-glas-1.png", "timesteps-1-glas-1.png"]
+    sources = {attrs["src"].split(",", 1)[1] for attrs in ablations.find("img")}
+    assert {base64.b64encode((swept / "report" / name).read_bytes()).decode() for name in names} <= sources
+
+
+def test_the_caption_of_a_figure_says_n_and_that_the_model_is_untrained(ablations):
+    assert "(n = 2 seeds for each value), bars ± one sample standard deviation" in ablations.text
+    assert (
+        "The model is untrained (random weights): this shows that the pipeline works, nothing more." in ablations.text
+    )
+
+
+def test_seeds_are_one_row_and_costs_one_a_run(ablations):
+    seeds = ablations.tables["Mean ± standard deviation over seeds, GlaS"]
+    assert [row[:2] for row in seeds] == [["settings", "n (seeds)"], ["t = 50", "2 (0, 1)"], ["t = 10", "2 (0, 1)"]]
+    assert len(ablations.tables["Cost of each run, GlaS"]) == 1 + 6
+
+
+def test_the_contents_lead_to_the_ablations(ablations):
+    assert "#data-1-ablations" in {attrs["href"] for attrs in ablations.find("a")}
+    assert "data-1-ablations" in {attrs["id"] for attrs in ablations.find("h3") if "id" in attrs}
+
+
+def test_sweeps_are_written_as_markdown(swept):
+    text = (swept / "report" / "tables.md").read_text(encoding="utf-8")
+    assert "**Scores by timestep" in text and "\n| 0.0001 | cited, Table 5 | 0.826 | 0.646 | 0.780 |" in text
+    assert "**Mean ± standard deviation over seeds" in text and "**Cost of each run" in text
+
+
+def test_figures_of_a_sweep_that_is_gone_are_removed(trained):
+    other = write_run(trained, "other", FeatureStore.open(trained / "glas.zarr"), shift=3, t=10)
+    build_report(trained)
+    assert (trained / "report" / "timesteps-1-glas-1.png").exists()
+    shutil.rmtree(other.path)
+    build_report(trained)
+    assert not (trained / "report" / "timesteps-1-glas-1.png").exists()
+
+
+def test_sweeps_beyond_those_shown_are_in_the_markdown(trained):
+    store = FeatureStore.open(trained / "glas.zarr")
+    for n in range(SWEEPS_SHOWN + 1):
+        for lr in (1e-3, 1e-4):
+            write_run(trained, f"n{n}-{lr}", store, shift=3 + n, lr=lr, batch_size=2 + n)
+    text = Page(build_report(trained).path).text
+    assert "1 more sweep over learning rate is in tables.md" in text
+    assert (trained / "report" / "tables.md").read_text().count("**Scores by learning rate") == SWEEPS_SHOWN + 1
 
 
 def test_data_sets_have_their_own_sections(trained):

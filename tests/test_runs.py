@@ -52,6 +52,17 @@ def test_history_is_on_disk_line_by_line(run):
     assert (run.path / "history.jsonl").read_text(encoding="utf-8") == '{"epoch": 1}\n'
 
 
+def test_what_a_run_read_comes_back(run):
+    run.write_metrics({**METRICS, "bytes_read": 12, "heads_from_one_read": 3})
+    finished = FinishedRun.read(run)
+    assert (finished.bytes_read, finished.heads_from_one_read) == (12, 3)
+
+
+def test_a_run_that_did_not_count_its_reading_is_still_read(run):
+    run.write_metrics(METRICS)
+    assert FinishedRun.read(run).bytes_read is None
+
+
 def test_no_history_is_empty(run):
     assert run.read_history() == ()
 

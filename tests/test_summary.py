@@ -1,11 +1,16 @@
 """The report in words: what the sentences say, and that the commands are those of the door."""
 
 import dataclasses
+import json
 import shlex
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from pathseg.cli import main
+from pathseg.store.blocks import BLOCKS
+from pathseg.train.config import HeadConfig
 from pathseg.train.metrics import Scores, constant_answer
 from pathseg.train.runs import FinishedRun, PartScores, RunFolder
 from pathseg.train.summary import commands, data_facts, flat, run_facts, summary, untrained_warning
@@ -108,7 +113,7 @@ def test_the_facts_of_the_data():
 
 def test_the_facts_of_a_run():
     assert run_facts(finished("one", GOOD)) == (
-        "2,654,274 parameters, 30 epochs in 1 min 23 s on cpu; kept: epoch 7, validation Dice 0.500"
+        "2,654,274 parameters, 30 epochs, 1 min 23 s of training steps on cpu; kept: epoch 7, validation Dice 0.500"
     )
 
 
@@ -126,6 +131,46 @@ def test_the_first_command_extracts_and_the_last_reports():
     first, _, last = commands(finished("one", GOOD), Path("work"))
     assert first.startswith("pathseg extract --workspace work --dataset glas --model mini --condition ssl --t 50")
     assert last == "pathseg report --workspace work"
+
+
+ODD = HeadConfig(
+    t=10, blocks=(0, 4, 5, 6, 12), head="linear", lr=3e-4, epochs=7, patience=2, batch_size=3, augment="flips",
+    class_weights="balanced", precision="bfloat16", val_fraction=0.25, seed=-5, split_seed=9,
+)  # fmt: skip
+
+
+def parsed(config: HeadConfig, number: int) -> dict:
+    """What the door makes of the command that is printed for a run of this configuration."""
+    head = json.loads(json.dumps(dataclasses.asdict(config)))
+    run = dataclasses.replace(finished("my run", GOOD), config={**CONFIG, "head": head})
+    _, command, *words = shlex.split(commands(run, Path("my work"))[number])
+    return main.commands[command].make_context(command, words).params
+
+
+def test_the_odd_configuration_has_no_default_value():
+    assert not [f.name for f in dataclasses.fields(HeadConfig) if getattr(ODD, f.name) == f.default]
+
+
+@pytest.mark.parametrize("config", [ODD, HeadConfig(), HeadConfig(blocks=(7,), lr=1e-5, epochs=1)])
+def test_the_door_reads_the_training_command_as_the_same_configuration(config):
+    values = parsed(config, 1)
+    swept = {f.name for f in dataclasses.fields(HeadConfig) if f.metadata.get("sweep")} - {"blocks"}
+    read = {f.name: values[f.name] for f in dataclasses.fields(HeadConfig)}
+    assert all(len(read[name]) == 1 for name in swept)
+    assert HeadConfig(**{name: value[0] if name in swept else value for name, value in read.items()}) == config
+
+
+def test_the_door_reads_where_the_training_command_reads_and_writes():
+    values = parsed(ODD, 1)
+    assert (values["store"], values["name"], values["workspace"]) == (
+        "/data/my stores/glas.zarr", "my run", Path("my work"),
+    )  # fmt: skip
+
+
+def test_the_door_reads_the_extraction_command():
+    values = parsed(ODD, 0)
+    assert (values["dataset"], values["model"], values["condition"]) == ("glas", "mini", "ssl")
+    assert (values["t"], values["blocks"], values["layout"]) == ((10,), BLOCKS, "grid")
 
 
 def test_a_configuration_is_flattened_with_dotted_names():

@@ -148,6 +148,11 @@ def test_bcss_brings_its_other_cited_tables():
     assert [len(table.rows) for table in cited_details("bcss")] == [6, 3] and cited_details("glas") == ()
 
 
+def test_the_cited_rates_can_be_left_out():
+    (only,) = cited_details("bcss", with_rates=False)
+    assert "Table 3" in only.caption
+
+
 def test_equal_dice_is_ordered_by_name():
     same = [finished(name, {"testB": part(GOOD)}) for name in ("b", "a")]
     assert [run.name for run in by_dice(same, "testB")] == ["a", "b"]

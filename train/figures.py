@@ -90,7 +90,7 @@ def panels(
 
 def learning_curves(history: Sequence[Mapping[str, Any]], best_epoch: int, title: str) -> bytes:
     """Loss (training, validation), validation Dice and mIoU over the epochs; the best epoch is marked. PNG."""
-    figure = _figure(9.0, 3.1)
+    figure = new_figure(9.0, 3.1)
     epochs = [line["epoch"] for line in history]
     left, right = figure.subplots(1, 2)
     curves = (
@@ -106,7 +106,7 @@ def learning_curves(history: Sequence[Mapping[str, Any]], best_epoch: int, title
         axes.axvline(best_epoch, color=QUIET, linestyle=":", linewidth=1.2)
         axes.set(xlabel="epoch", ylabel=name)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        _plain(axes)
+        plain(axes)
     if best is not None:
         label = f"best: epoch {best_epoch}, {best:.3f}"
         right.plot([best_epoch], [best], "o", color=PALETTE[0], markersize=7, label=label)
@@ -114,7 +114,7 @@ def learning_curves(history: Sequence[Mapping[str, Any]], best_epoch: int, title
     left.legend(edgecolor="none")
     right.legend(edgecolor="none", loc="lower right")
     figure.suptitle(title, fontsize=10, x=0.01, ha="left", fontweight="bold")
-    return _png(figure)
+    return png(figure)
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def comparison(
 
     classes: name and colour of each class, in the order of the lines' values. cited: a name and its Dice.
     """
-    figure = _figure(9.0, 1.55 + 0.3 * len(lines))
+    figure = new_figure(9.0, 1.55 + 0.3 * len(lines))
     axes = figure.subplots()
     rows = range(len(lines))
     for k, (name, colour) in enumerate(classes):
@@ -152,11 +152,11 @@ def comparison(
         axes.axvline(value, color=PALETTE[5], linestyle="--", label=f"{name}, {value:.3f}", zorder=1)
     axes.set(yticks=rows, yticklabels=[line.name for line in lines], xlim=(-0.01, 1.01), xlabel="Dice")
     axes.set_ylim(len(lines) - 0.4, -0.6)
-    _plain(axes)
+    plain(axes)
     axes.grid(axis="y", visible=False)
     figure.legend(loc="outside lower left", ncols=4, frameon=False)
     figure.suptitle(title, fontsize=10, x=0.01, ha="left", fontweight="bold")
-    return _png(figure)
+    return png(figure)
 
 
 def sheet(rows: Sequence[tuple[str, Sequence[np.ndarray]]], colours: Legend, title: str) -> bytes:
@@ -165,7 +165,7 @@ def sheet(rows: Sequence[tuple[str, Sequence[np.ndarray]]], colours: Legend, tit
 
     h, w = rows[0][1][0].shape[:2]
     width = 8.0
-    figure = _figure(width, len(rows) * width / 4 * h / w + 0.9)
+    figure = new_figure(width, len(rows) * width / 4 * h / w + 0.9)
     grid = figure.subplots(len(rows), len(PANELS), squeeze=False)
     for line, (label, pictures) in zip(grid, rows, strict=True):
         for axes, picture in zip(line, pictures, strict=True):
@@ -178,7 +178,7 @@ def sheet(rows: Sequence[tuple[str, Sequence[np.ndarray]]], colours: Legend, tit
     patches = [Patch(color=colour, label=name) for name, colour in (*colours.classes, *colours.errors)]
     figure.legend(handles=patches, loc="outside lower center", ncols=min(4, len(patches)), frameon=False)
     figure.suptitle(title, fontsize=10, x=0.01, ha="left", fontweight="bold")
-    return _png(figure, colours=None)
+    return png(figure, colours=None)
 
 
 def jpeg(picture: np.ndarray, quality: int = 80) -> bytes:
@@ -250,19 +250,22 @@ def _blend(picture: np.ndarray, where: np.ndarray, colour: str, strength: float)
     picture[where] = (1 - strength) * picture[where] + strength * rgb
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
+    """An empty matplotlib figure of so many inches, for `png`; without pyplot, so nothing global changes."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")
 
 
-def _plain(axes: Any) -> None:
+def plain(axes: Any) -> None:
+    """Give axes a quiet grid and no frame at the top and the right."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(visible=True, color="#e3e6ea", linewidth=0.8)
     axes.set_axisbelow(True)
 
 
-def _png(figure: Any, colours: int | None = 96) -> bytes:
+def png(figure: Any, colours: int | None = 96) -> bytes:
+    """A figure as a PNG file, the same bytes each time; in so many colours, or in all (None) for photographs."""
     drawn, buffer = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png", metadata={"Software": None})
     if colours is None:

@@ -13,6 +13,9 @@ from typing import Any
 import jinja2
 
 from pathseg.train import figures
+from pathseg.train.ablation_figures import draw
+from pathseg.train.ablation_tables import cost_table, seeds_table, sentence, sweep_table
+from pathseg.train.ablations import AXES, Axis, Sweep, sweeps
 from pathseg.train.cited import PAPER, PAPER_LINK, cited_scores
 from pathseg.train.gallery import Lost, Picture, Stores, pictures, spread, worst_first
 from pathseg.train.metrics import DEFINITIONS
@@ -23,7 +26,15 @@ from pathseg.train.tables import SETTINGS, Table, by_dice, cited_details, number
 ROWS_PER_RUN = 12  # test images shown of one run
 ROWS_PER_PAGE = 48  # of all runs together: at some 0.2 MB a row the page stays near 10 MB
 SHEET_ROWS = 4  # rows of the picture file of a run: worst to best
-OURS = ("curves-*.png", "images-*.png", "comparison-*.png")  # what a report writes beside its page
+SWEEPS_SHOWN = 6  # over each setting, those with most values; tables.md has all
+# heading of the sweeps over each setting, and what their picture files are called
+ABLATIONS: dict[Axis, tuple[str, str]] = {
+    "t": ("Timestep (as the paper's Figure 4)", "timesteps"),
+    "blocks": ("Blocks (as the paper's Figure 5)", "blocks"),
+    "lr": ("Learning rate (as the paper's Table 5)", "rates"),
+}
+# what a report writes beside its page
+OURS = ("curves-*.png", "images-*.png", "comparison-*.png", "timesteps-*.png", "blocks-*.png")
 
 
 @dataclass(frozen=True)
@@ -122,6 +133,8 @@ def _section(
     title = {"glas": "GlaS", "bcss": "BCSS"}.get(group.dataset, group.dataset)
     comparison, alt = _comparison(group, title)
     (folder / f"comparison-{order}-{_file_name(group.dataset)}.png").write_bytes(comparison)
+    swept = sweeps(group.runs)
+    rated = any(sweep.axis == "lr" for sweep in swept)  # its table brings the paper's rates along
     return {
         "id": f"data-{order}",
         "title": title,
@@ -131,7 +144,10 @@ def _section(
         "results": [results(group.runs, split, _caption(split, group.quoted, title)) for split in group.splits],
         "comparison": {"uri": _uri(comparison, "png"), "alt": alt},
         "per_class": [per_class(group.runs, split, f"Classes on {split}, {title}") for split in group.splits],
-        "cited_details": cited_details(group.dataset),
+        "cited_details": cited_details(group.dataset, with_rates=not rated),
+        "seeds": seeds_table(group.runs, title),
+        "ablations": _ablations(swept, folder, title, f"{order}-{_file_name(group.dataset)}"),
+        "cost": cost_table(group.runs, title),
         "legend": figures.legend(group.classes, group.runs[0].data["ignore"]),
         "runs": [_run(run, folder, stores, rows=rows.get(run.name, 0), workspace=workspace) for run in group.runs],
     }
@@ -166,6 +182,39 @@ def _comparison(group: Group, title: str) -> tuple[bytes, str]:
     )  # fmt: skip
     values = ", ".join(f"{line.name} {number(line.dice)}" for line in lines)
     return picture, f"Dice of the runs on {group.quoted}: {values}"
+
+
+def _ablations(swept: Sequence[Sweep], folder: Path, title: str, place: str) -> list[dict[str, Any]]:
+    """For each setting that was varied a heading, its sweeps with tables and figures, and tables of those left out."""
+    views = []
+    for axis, (heading, name) in ABLATIONS.items():
+        along = [sweep for sweep in swept if sweep.axis == axis]
+        if along:
+            tables = [sweep_table(sweep, title) for sweep in along]
+            shown = [
+                {
+                    "fixed": sweep.fixed,
+                    "table": table,
+                    "figure": _swept(sweep, title, folder / f"{name}-{place}-{nth}.png"),
+                }
+                for nth, (sweep, table) in enumerate(zip(along, tables, strict=True), 1)
+                if nth <= SWEEPS_SHOWN
+            ]
+            views.append({"heading": heading, "sweeps": shown, "tables": tables, "axis": AXES[axis]})
+    return views
+
+
+def _swept(sweep: Sweep, title: str, path: Path) -> dict[str, str] | None:
+    """A sweep's figure, written beside the page too; None where its table says all."""
+    picture = draw(sweep, title)
+    if picture is None:
+        return None
+    path.write_bytes(picture)
+    return {
+        "uri": _uri(picture, "png"),
+        "alt": f"{title}: scores by {AXES[sweep.axis]}; numbers in the table below",
+        "text": sentence(sweep, title),
+    }
 
 
 def _run(run: FinishedRun, folder: Path, stores: Stores, *, rows: int, workspace: Path) -> dict[str, Any]:
@@ -217,7 +266,9 @@ def _markdown(page: dict[str, Any]) -> str:
     parts = [f"# {page['title']}", page["warning"]]
     for section in page["sections"]:
         parts += [f"## {section['title']}", section["summary"]]
-        tables: list[Table] = [*section["results"], *section["per_class"], *section["cited_details"]]
+        tables: list[Table] = [*section["results"], *([section["seeds"]] if section["seeds"] else [])]
+        tables += [table for one in section["ablations"] for table in one["tables"]]
+        tables += [*section["per_class"], *section["cited_details"], *([section["cost"]] if section["cost"] else [])]
         parts += [table.markdown() for table in tables]
     for name, lines in (("Unfinished runs", page["unfinished"]), ("Damaged runs", page["damaged"])):
         parts += [f"## {name}", "\n".join(f"* {line}" for line in lines)] if lines else []

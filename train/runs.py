@@ -160,6 +160,8 @@ class FinishedRun:
     seconds: float
     test_split: str
     parts: dict[str, PartScores]
+    bytes_read: int | None = None  # of the pass over the store, shared by the heads that were trained from it
+    heads_from_one_read: int | None = None
 
     @classmethod
     def read(cls, folder: RunFolder) -> FinishedRun:
@@ -175,6 +177,7 @@ class FinishedRun:
                 folder=folder, config=config, history=folder.read_history(), test_split=metrics["test_split"],
                 best_epoch=metrics["best_epoch"], epochs=metrics["epochs"], seconds=metrics["seconds"],
                 parts={split: PartScores.from_dict(part) for split, part in metrics["splits"].items()},
+                bytes_read=metrics.get("bytes_read"), heads_from_one_read=metrics.get("heads_from_one_read"),
             )  # fmt: skip
         except (KeyError, TypeError, AttributeError) as e:
             raise ValueError(f"{folder.path / 'metrics.json'} lacks {e}; delete the run folder, train it again") from e

@@ -115,8 +115,8 @@ def per_image(part: PartScores, title: str) -> Table:
     return Table(title, ("image", *METRICS[:4]), tuple(rows))
 
 
-def cited_details(dataset: str) -> tuple[Table, ...]:
-    """What else the paper prints for a data set: IoU per class, scores over learning rates."""
+def cited_details(dataset: str, *, with_rates: bool = True) -> tuple[Table, ...]:
+    """What else the paper prints for a data set: IoU per class, scores over learning rates (if they are asked for)."""
     ious = tuple(
         Row("cited", (row.method, *(f"{value:.4f}" for value in values)))
         for row in IOUS if row.dataset == dataset
@@ -124,7 +124,7 @@ def cited_details(dataset: str) -> tuple[Table, ...]:
     )  # fmt: skip
     rates = tuple(
         Row("cited", (f"{row.lr:g}", number(row.accuracy), number(row.dice), number(row.miou)))
-        for row in RATES if row.dataset == dataset
+        for row in RATES if with_rates and row.dataset == dataset
     )  # fmt: skip
     named = ("method", "tumor", "stroma", "inflammatory", "necrosis", "mean")
     tables = (

@@ -1,0 +1,71 @@
+"""Flags of the command line, made from a stage's configuration, so that a default and its reason are said once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import click
+
+from pathseg.store.blocks import format_blocks, parse_blocks
+
+
+class Parsed(click.ParamType):
+    """A flag read by a function of ours; what it refuses is a wrong flag."""
+
+    def __init__(self, name: str, read: Callable[[str], Any]) -> None:
+        self.name, self._read = name, read
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return self._read(value) if isinstance(value, str) else value
+        except ValueError as e:
+            self.fail(str(e), param, ctx)
+
+
+def numbers(text: str, *, kind: type) -> tuple:
+    """`10,50` -> (10, 50). Raises ValueError for what is no number, or twice the same."""
+    try:
+        values = tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        whole = "a whole number" if kind is int else "a number"
+        raise ValueError(f"{text!r} is not {whole} or a comma list of them") from None
+    if len(set(values)) != len(values):
+        raise ValueError(f"{text!r} names a number twice; name each once")
+    return values
+
+
+NUMBERS = Parsed("n[,n…]", partial(numbers, kind=int))
+RATES = Parsed("x[,x…]", partial(numbers, kind=float))
+BLOCKS = Parsed("blocks", parse_blocks)
+SELECTION = Parsed("blocks", lambda text: text if text == "each" else parse_blocks(text))
+NAMES = Parsed("name[,name…]", lambda text: tuple(part.strip() for part in text.split(",")))
+
+
+def flags_of(config: type) -> Callable[[Callable], Callable]:
+    """A flag for each field of a stage's configuration: name, type, default and help are said there and only there."""
+    kinds = get_type_hints(config)
+
+    def decorate(command: Callable) -> Callable:
+        for field in reversed(dataclasses.fields(config)):
+            kind, text, default, shown = kinds[field.name], field.metadata["help"], field.default, None
+            sweep = field.metadata.get("sweep", False)
+            if get_origin(kind) is Literal:
+                kind = click.Choice(get_args(kind))
+            elif field.name == "blocks":
+                kind, shown = (SELECTION if sweep else BLOCKS), format_blocks(default)
+            elif sweep or get_origin(kind) is tuple:
+                default = (default,) if sweep else default
+                kind, shown = (RATES if kind is float else NUMBERS), ",".join(f"{value:g}" for value in default)
+            command = click.option(
+                f"--{field.name.replace('_', '-')}",
+                type=kind,
+                default=default,
+                show_default=shown is None,
+                help=text if shown is None else f"{text}  [default: {shown}]",
+            )(command)
+        return command
+
+    return decorate
