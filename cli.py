@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from pathseg.store.errors import StoreError
 from pathseg.store.flags import NAMES, flags_of
 from pathseg.train.config import HeadConfig
 
-PATH = click.Path(path_type=Path)
+PATH = click.Path(path_type=Path, resolve_path=True)
+WORKSPACE = click.Path(path_type=Path)
 
 
 class Door(click.Group):
@@ -51,7 +53,7 @@ def main() -> None:
 
 
 workspace_option = click.option(
-    "--workspace", type=PATH, default=places.DEFAULT, help="Folder of stores, heads and the report."
+    "--workspace", type=WORKSPACE, default=places.DEFAULT, help="Folder of stores, heads and the report."
 )
 device_option = click.option("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, mps.")
 
@@ -68,6 +70,8 @@ device_option = click.option("--device", default="auto", help="auto (a GPU if th
 @click.option("--resize", type=click.IntRange(min=1), help="Side in px, a multiple of 256, that images are brought to.")
 @click.option("--classes", type=NAMES, default=(), help="Class names in code order, for --dataset folder.")
 @click.option("--mpp", type=float, help="um/px of the files, where the data set does not say.")
+@click.option("--workers", type=click.IntRange(min=1), help="Spread over this many processes, one per GPU.")
+@click.option("--scheduler", help="Spread over the workers of a Dask scheduler, tcp://….")
 @click.option("--dry-run", is_flag=True, help="Print patches, bytes per block, total and free space; write nothing.")
 @workspace_option
 @device_option
@@ -82,8 +86,10 @@ def extract_command(**flags: Any) -> None:
 
     config = ExtractConfig(**{name: flags[name] for name in ExtractConfig.__dataclass_fields__})
     options = DatasetOptions(**{name: flags[name] for name in DatasetOptions.__dataclass_fields__})
-    dataset = open_dataset(flags["dataset"], options)
-    model = load_model(flags["model"], hipt=flags["hipt"], condition=flags["condition"], device=device(flags["device"]))
+    opener = partial(open_dataset, flags["dataset"], options)
+    loader = partial(load_model, absolute(flags["model"]), hipt=flags["hipt"], condition=flags["condition"])
+    spread = bool(flags["workers"] or flags["scheduler"])
+    dataset, model = opener(), loader(device="cpu" if spread else device(flags["device"]))
     path = flags["store"] or places.store_path(flags["workspace"], dataset.name, model.name)
     click.echo(pipeline.size_table(dataset, model, config, path), err=not flags["dry_run"])
     if flags["dry_run"]:
@@ -92,7 +98,10 @@ def extract_command(**flags: Any) -> None:
     store, patches = writer.store, writer.store.contents.grid.patches
     left = pipeline.unfinished_images(writer, pipeline.wanted_blocks(model, config), config)
     with tqdm(total=left * patches, unit="patch", desc="extract", disable=not left) as bar:
-        failures = pipeline.extract(writer, dataset, model, config, lambda images: bar.update(images * patches))
+        if spread:
+            failures = on_workers(writer, opener, loader, config, flags, lambda images: bar.update(images * patches))
+        else:
+            failures = pipeline.extract(writer, dataset, model, config, lambda images: bar.update(images * patches))
     click.echo(f"{store.location}: {len(store) - len(failures)} of {len(store)} images at t {format_list(config.t)}")
     if failures:
         lines = "\n".join(f"  {failure.id}: {failure.reason}" for failure in failures)
@@ -103,9 +112,7 @@ def extract_command(**flags: Any) -> None:
 @click.option("--store", help="Feature store: a path or s3://….  [default: the one in the workspace]")
 @flags_of(HeadConfig)
 @click.option("--name", help="Name of the run.  [default: made of the settings]")
-@click.option(
-    "--cache-dir", type=PATH, help="Keeps what is read from S3.  [default: <user cache dir>/pathseg]"
-)
+@click.option("--cache-dir", type=PATH, help="Keeps what is read from S3.  [default: <user cache dir>/pathseg]")
 @click.option("--no-cache", is_flag=True, help="Keep nothing read from S3 on the local disk.")
 @click.option("--memory", type=float, help="GB of features to keep in memory.  [default: half of what is free]")
 @workspace_option
@@ -211,6 +218,23 @@ def demo_command(ctx: click.Context, workspace: Path) -> None:
     ):
         click.secho(f"$ pathseg {' '.join(arguments)}", bold=True)
         main.main(arguments, prog_name="pathseg", standalone_mode=False)
+
+
+def on_workers(
+    writer: Any, opener: Callable, loader: Callable, config: ExtractConfig, flags: dict[str, Any], on_unit: Callable
+) -> Any:
+    """Stage one on Dask workers of this machine or of a cluster; each worker chooses its own device for `auto`."""
+    from pathseg.extract.cluster import extract_on_cluster, local_client, scheduler_client
+
+    with local_client(flags["workers"]) if flags["workers"] else scheduler_client(flags["scheduler"]) as client:
+        return extract_on_cluster(
+            writer, client, dataset=opener, model=loader, config=config, device=flags["device"], on_unit=on_unit
+        )
+
+
+def absolute(model: str) -> str:
+    """A folder by its full path, so that another process finds it; a name as it is."""
+    return model if model in MODELS else str(Path(model).absolute())
 
 
 def device(name: str) -> str:

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
+
 import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.storage import MemoryStore
 
-from pathseg.store.blocks import array_name
+from pathseg.store.blocks import array_name, parse_blocks
 from pathseg.store.codec import PACKINGS
 from pathseg.store.contents import Contents
-from pathseg.store.records import FOLDER
+from pathseg.store.records import FOLDER, PIXELS
 
 CHUNK_BYTES = 128 * 2**20  # a chunk is one image of one block up to this size, beyond it one patch
+
+
+def descriptions(contents: Contents, parts: Iterable[str] = ()) -> dict[str, str]:
+    """What each zarr.json of a store with these contents and parts of the work says: name -> text."""
+    memory: dict = {}
+    group = zarr.create_group(MemoryStore(memory), attributes=contents.to_attributes())
+    create_pixel_arrays(group, contents)
+    for part in sorted(set(parts) - {PIXELS}):
+        t, blocks = part[1:].split("/")
+        group.require_group(f"t{t}")
+        for block in parse_blocks(blocks):
+            create_feature_array(group, contents, t=int(t), block=block)
+    return {name: buffer.to_bytes().decode() for name, buffer in memory.items() if name.endswith("zarr.json")}
 
 
 def create_pixel_arrays(group: zarr.Group, contents: Contents) -> list[str]:
@@ -71,8 +88,8 @@ def chunk_names(array: zarr.Array, unit: int, images_per_unit: int) -> list[str]
     chunks = array.shards or array.chunks
     images = range(unit * images_per_unit, min((unit + 1) * images_per_unit, array.shape[0]), chunks[0])
     others = [range(-(-size // step)) for size, step in zip(array.shape[1:], chunks[1:], strict=True)]
-    starts = np.stack(np.meshgrid([i // chunks[0] for i in images], *others, indexing="ij"), -1)
-    return ["c/" + "/".join(map(str, place)) for place in starts.reshape(-1, array.ndim)]
+    places = itertools.product([i // chunks[0] for i in images], *others)
+    return ["c/" + "/".join(map(str, place)) for place in places]
 
 
 def _shards(one_image: tuple[int, ...], images_per_unit: int) -> tuple[int, ...] | None:

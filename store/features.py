@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import zarr
 
+from pathseg.store.arrays import chunk_names
 from pathseg.store.blocks import array_name
+from pathseg.store.cache import ReadCache
+from pathseg.store.chunks import is_plain, read_chunks
 from pathseg.store.contents import Contents
 from pathseg.store.errors import Damaged, Incomplete, StoreError
 from pathseg.store.location import Location, open_location
 from pathseg.store.manifest import read_manifest, require_intact
 from pathseg.store.records import PIXELS, Records, checksum
+
+READERS = 4  # blocks of an image that are read at once: copying, checksums and waiting for S3 overlap
+READERS_BYTES = 2**25  # of an image's blocks, below which starting threads takes longer than they save
 
 
 class FeatureStore:
@@ -22,17 +31,21 @@ class FeatureStore:
     Whatever a completion record speaks of reads as it was written or raises Damaged; whatever has none is Incomplete.
     """
 
-    def __init__(self, location: Location, contents: Contents, manifest: dict[str, str]) -> None:
+    def __init__(
+        self, location: Location, contents: Contents, manifest: dict[str, str], *, cache: ReadCache | None = None
+    ) -> None:
         self.location = location
+        self._cache, self._make = cache, hashlib.sha256(manifest.get("zarr.json", "").encode()).hexdigest()[:16]
         self.contents = contents
         self.manifest = manifest
         self.records = Records(location, images_per_unit=contents.images_per_unit)
         self._group = zarr.open_group(location.zarr(read_only=False), mode="r", use_consolidated=False)
         self._arrays: dict[str, zarr.Array] = {}
+        self._plain: dict[str, bool] = {}
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str] | Location) -> FeatureStore:
-        """Open a store at a local path or s3://bucket/prefix.
+    def open(cls, path: str | os.PathLike[str] | Location, *, cache: ReadCache | None = None) -> FeatureStore:
+        """Open a store at a local path or s3://bucket/prefix; with a cache, images are fetched from there only once.
 
         Raises StoreError when there is none or something else, Damaged when its own description has changed.
         """
@@ -46,7 +59,8 @@ class FeatureStore:
             group = zarr.open_group(location.zarr(read_only=True), mode="r", use_consolidated=False)
         except (ValueError, KeyError, TypeError) as e:
             raise Damaged(f"{location}/zarr.json cannot be read: {e}") from e
-        return cls(location, Contents.from_attributes(dict(group.attrs), store=str(location)), manifest)
+        contents = Contents.from_attributes(dict(group.attrs), store=str(location))
+        return cls(location, contents, manifest, cache=cache)
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -87,15 +101,18 @@ class FeatureStore:
 
         Raises Incomplete when one is not in the store yet, Damaged when the bytes are not those that were written.
         """
-        features = {}
-        for block in tuple(blocks) or self.stored_blocks(t):
-            part = self.records.part_of(t, block, index)
-            if part is None:
+        blocks, parts = tuple(blocks) or self.stored_blocks(t), {}
+        for block in blocks:
+            if (part := self.records.part_of(t, block, index)) is None:
                 raise Incomplete(
                     f"{self.location} has no block {block} at t {t} of {self.ids[index]}; run pathseg extract again"
                 )
-            features[block] = self._read(array_name(t, block), index, part)
-        return features
+            parts[array_name(t, block)] = part
+        arrays = [self.array(name) for name in parts]
+        size_bytes = sum(array.dtype.itemsize * math.prod(array.shape[1:]) for array in arrays)
+        with ThreadPoolExecutor(READERS) as pool:
+            each = pool.map if size_bytes >= READERS_BYTES else map
+            return dict(zip(blocks, each(lambda name: self._read(name, index, parts[name]), parts), strict=True))
 
     def unfinished(self, *, t: int, blocks: Iterable[int]) -> tuple[int, ...]:
         """Indices of the images that lack their pixels or one of these blocks."""
@@ -124,14 +141,32 @@ class FeatureStore:
             raise IndexError(f"image {index} is not within 0..{len(self) - 1}")
         if not self.records.done(part, index):
             raise Incomplete(f"{self.location} has no {name} of {self.ids[index]} yet; run pathseg extract again")
+        stored, array = self.records.expected(part, name, index), self.array(name)
+        cached = f"{self._make}/{name}/{index}"
+        if self._cache is not None:
+            values = self._cache.get(cached, stored, shape=array.shape[1:], dtype=array.dtype)
+            if values is not None:
+                return values
         try:
-            values = np.asarray(self.array(name)[index])
+            values, computed = self._values(name, index)
         except (ValueError, RuntimeError, KeyError, FileNotFoundError) as e:
             raise self._damaged(name, index, str(e)) from e
-        stored, computed = self.records.expected(part, name, index), checksum(values)
         if stored != computed:
             raise self._damaged(name, index, f"stored checksum {stored}, computed {computed}")
+        if self._cache is not None:
+            self._cache.put(cached, stored, values)
         return values
+
+    def _values(self, name: str, index: int) -> tuple[np.ndarray, int]:
+        """One image of an array and the CRC-32C of its bytes."""
+        array = self.array(name)
+        if name not in self._plain:
+            self._plain[name] = is_plain(array)
+        if not self._plain[name]:
+            values = np.asarray(array[index])
+            return values, checksum(values)
+        values = np.empty(array.shape[1:], array.dtype.newbyteorder("<"))
+        return values, read_chunks(self.location, [f"{name}/{chunk}" for chunk in chunk_names(array, index, 1)], values)
 
     def _damaged(self, name: str, index: int, why: str) -> Damaged:
         return Damaged(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedIOBase
 from pathlib import Path
 
 from zarr.storage import LocalStore
@@ -16,6 +18,8 @@ try:
 except ImportError:  # Windows has no such lock; there two writers are not told apart
     fcntl = None
 
+NO_LOCKS = (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)  # NFS refuses them on a folder
+RECORDS = "_done"  # the folder whose lock says that somebody writes; the root's, that the description changes
 PARTIAL = ".partial"  # the suffix of what is being written, here and by zarr; nothing with its final name is unfinished
 
 
@@ -38,14 +42,22 @@ class LocalFolder:
         return (self.root / name).read_bytes()
 
     def write(self, name: str, data: bytes) -> None:
+        with self.create(name) as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def open(self, name: str) -> BufferedIOBase:
+        return (self.root / name).open("rb")
+
+    @contextmanager
+    def create(self, name: str) -> Iterator[BufferedIOBase]:
         target = self.root / name
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}{PARTIAL}")
         try:
             with partial.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+                yield file
             partial.replace(target)
         except BaseException:
             partial.unlink(missing_ok=True)
@@ -70,25 +82,48 @@ class LocalFolder:
         return shutil.disk_usage(folder).free
 
     @contextmanager
+    def changing(self) -> Iterator[None]:
+        with _folder(self.root) as folder:
+            _lock(folder)
+            yield
+
+    @contextmanager
     def writing(self) -> Iterator[bool]:
-        """A kernel lock on the folder itself: it goes with the process, however that ends, and leaves no file."""
-        if fcntl is None:
-            yield True
-            return
-        folder = os.open(self.root, os.O_RDONLY)
-        try:
-            try:
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                alone = True
-            except BlockingIOError:
-                alone = False
+        """Kernel locks on folders: they go with the process, however that ends, and leave no file."""
+        with _folder(self.root / RECORDS) as folder:
+            alone = _lock(folder, wait=False)
             if alone:
-                self._sweep()
-            fcntl.flock(folder, fcntl.LOCK_SH)
-            yield alone
-        finally:
-            os.close(folder)
+                with self.changing():
+                    self._sweep()
+            _lock(folder, shared=True)
+            yield alone is not False
 
     def _sweep(self) -> None:
         for name in [name for name in self.names() if name.endswith(PARTIAL)]:
             self.remove(name)
+
+
+@contextmanager
+def _folder(path: Path) -> Iterator[int]:
+    """A descriptor of a folder, which is made if need be."""
+    path.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _lock(folder: int, *, shared: bool = False, wait: bool = True) -> bool | None:
+    """Lock a folder until it is closed. False when somebody else has it, None where there are no such locks."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(folder, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as e:
+        if e.errno not in NO_LOCKS:
+            raise
+        return None
+    return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from io import BufferedIOBase
 from typing import Protocol
 
 from zarr.abc.store import Store
@@ -27,6 +28,12 @@ class Location(Protocol):
     def write(self, name: str, data: bytes) -> None:
         """Write a file: it has its final name only once it is whole."""
 
+    def open(self, name: str) -> AbstractContextManager[BufferedIOBase]:
+        """A file to read from. Raises FileNotFoundError."""
+
+    def create(self, name: str) -> AbstractContextManager[BufferedIOBase]:
+        """A file to write to, which has its final name only once the `with` block has ended well."""
+
     def remove(self, name: str) -> None:
         """Remove a file if it is there."""
 
@@ -38,6 +45,9 @@ class Location(Protocol):
 
     def free_bytes(self) -> int | None:
         """Free bytes, None where there is no such limit."""
+
+    def changing(self) -> AbstractContextManager[None]:
+        """For the short time in which the store's own description is changed: where it can be, by nobody else."""
 
     def writing(self) -> AbstractContextManager[bool]:
         """For the time of a run that writes: sweep what a killed run left. Gives False when another run is writing."""

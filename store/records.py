@@ -17,6 +17,7 @@ from pathseg.store.location import Location
 FOLDER = "_done"
 PIXELS = "pixels"
 WHOLE, LACKING = ".json", ".lacking.json"
+REMEMBERED = 10_000  # images whose records stay in memory, a few kB each: far from a store each is a request
 RECORD = re.compile(rf"{FOLDER}/(pixels|t(?:0|[1-9]\d*)/[\d,-]+)/(\d{{6,}})(\.lacking)?\.json")
 Checksums = Mapping[str, Sequence[int | None]]  # array name -> CRC-32C per image of the unit, None = not there
 
@@ -61,7 +62,7 @@ class Records:
         self._location, self._per_unit = location, images_per_unit
         self._whole: dict[str, set[int]] = defaultdict(set)
         self._lacking: dict[str, dict[int, set[int]]] = defaultdict(dict)  # part -> unit -> offsets that are there
-        self._last: tuple[str, dict] = ("", {})
+        self._bodies: dict[str, dict] = {}  # the records read last, by name
         for name in location.names(FOLDER):
             if (match := RECORD.fullmatch(name)) is None:
                 continue
@@ -78,13 +79,20 @@ class Records:
         whole = len(there) == count
         body = {"part": part, "unit": unit, "crc32c": {name: list(sums) for name, sums in checksums.items()}}
         self._location.write(self.name(part, unit, whole=whole), seal(body))
-        self._last = ("", {})
+        self._bodies.pop(self.name(part, unit, whole=whole), None)
         if whole:
             self._location.remove(self.name(part, unit, whole=False))
             self._lacking[part].pop(unit, None)
             self._whole[part].add(unit)
         else:
             self._lacking[part][unit] = there
+
+    def sweep(self) -> None:
+        """Remove what a run left that was killed just after it had made a lacking unit whole."""
+        for part, units in self._lacking.items():
+            for unit in units.keys() & self._whole.get(part, set()):
+                self._location.remove(self.name(part, unit, whole=False))
+                del units[unit]
 
     def refresh(self, part: str, unit: int) -> bool:
         """Look again whether somebody has made a unit whole since."""
@@ -96,6 +104,7 @@ class Records:
         """Forget a unit, so that the next run makes it again."""
         for whole in (True, False):
             self._location.remove(self.name(part, unit, whole=whole))
+            self._bodies.pop(self.name(part, unit, whole=whole), None)
         self._whole[part].discard(unit)
         self._lacking[part].pop(unit, None)
 
@@ -110,15 +119,18 @@ class Records:
     def read(self, part: str, unit: int) -> dict:
         """What a record says. Raises Damaged when it is not what was written."""
         name = self.name(part, unit, whole=unit in self._whole.get(part, ()))
-        if self._last[0] != name:
+        body = self._bodies.get(name)  # once: another thread may be writing
+        if body is None:
             try:
                 body = unseal(self._location.read(name), name=f"{self._location}/{name}")
             except FileNotFoundError as e:
                 raise Damaged(f"{self._location}/{name} has gone") from e
             if (body["part"], body["unit"]) != (part, unit):
                 raise Damaged(f"{self._location}/{name} is the record of {body['part']}, unit {body['unit']}")
-            self._last = (name, body)
-        return self._last[1]
+            if len(self._bodies) * self._per_unit >= REMEMBERED:
+                self._bodies.clear()
+            self._bodies[name] = body
+        return body
 
     def done(self, part: str, index: int) -> bool:
         """Whether an image's share of a part is there."""
@@ -152,7 +164,7 @@ class Records:
     def _offsets(self, name: str) -> set[int]:
         try:
             sums = unseal(self._location.read(name), name=name)["crc32c"]
-        except Damaged:  # such a unit is made again, and `verify` names it
+        except (Damaged, FileNotFoundError):  # made again, and `verify` names it; or made whole by now
             return set()
         return {i for crcs in sums.values() for i, crc in enumerate(crcs) if crc is not None}
 

@@ -2,105 +2,233 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import re
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from functools import cached_property
+from io import BytesIO
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+import obstore
+from obstore.exceptions import BaseError
+from obstore.store import S3Store
+from zarr.abc.store import ByteRequest
+from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import ObjectStore
 
 from pathseg.store.errors import StoreError
+
+if TYPE_CHECKING:  # these are there for type checkers only
+    from obstore.store import ClientConfig, RetryConfig
+
+FIRST = (2, 5, "15s")  # retries, seconds within which one may start, time for one request: does anything answer at all?
+LATER = (10, 60, "5m")  # what has answered once is given a minute to come back, and a slow line time for a whole chunk
 
 
 class S3Prefix:
     """A `Location` at `s3://bucket/prefix`.
 
     Endpoint, region and credentials come from the usual places: AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID,
-    AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, a web identity or the instance's role. A put is whole or not there.
+    AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_SKIP_SIGNATURE, a web identity, the container's or instance's role.
+    A put is whole or not there. What is refused is a StoreError; a first contact that fails does so in seconds. Killed
+    in the middle of a put of several parts, a run leaves parts that no listing shows: let the bucket expire those.
     """
 
     def __init__(self, url: str) -> None:
-        import obstore.store  # only who uses S3 needs it
-
         parts = urlsplit(url)
         if not parts.netloc or not parts.path.strip("/"):
             raise StoreError(f"{url} names no place for a store; write s3://bucket/prefix")
         self._url = f"s3://{parts.netloc}/{parts.path.strip('/')}"
-        plain = urlsplit(_endpoint()).scheme == "http"
-        self._store = obstore.store.from_url(self._url, client_options={"allow_http": plain})
 
     def __str__(self) -> str:
         return self._url
 
     def zarr(self, *, read_only: bool) -> ObjectStore:
-        return ObjectStore(self._store, read_only=read_only)
+        return _PlainSpoken(self._client, read_only=read_only)
 
     def exists(self, name: str) -> bool:
-        import obstore
-
         try:
-            obstore.head(self._store, name)
+            with _refusals(self._url):
+                obstore.head(self._client, name)
         except FileNotFoundError:
             return False
-        except obstore.exceptions.BaseError as e:
-            raise self._refused(e) from e
         return True
 
     def read(self, name: str) -> bytes:
-        import obstore
-
         try:
-            return obstore.get(self._store, name).bytes().to_bytes()
-        except FileNotFoundError:
-            raise
-        except obstore.exceptions.BaseError as e:
-            raise self._refused(e) from e
+            with _refusals(self._url):
+                return obstore.get(self._client, name).bytes().to_bytes()
+        except FileNotFoundError as e:
+            raise FileNotFoundError(f"{self._url}/{name} is not there") from e
 
     def write(self, name: str, data: bytes) -> None:
-        import obstore
+        with _refusals(self._url, writing=True):
+            obstore.put(self._client, name, data)
 
-        try:
-            obstore.put(self._store, name, data)
-        except obstore.exceptions.BaseError as e:
-            raise self._refused(e) from e
+    def open(self, name: str) -> BytesIO:
+        return BytesIO(self.read(name))
+
+    @contextmanager
+    def create(self, name: str) -> Iterator[BytesIO]:
+        """Kept in memory until it is whole, then put at once."""
+        file = BytesIO()
+        yield file
+        self.write(name, file.getvalue())
 
     def remove(self, name: str) -> None:
-        import obstore
-
-        if self.exists(name):
-            obstore.delete(self._store, name)
+        with _refusals(self._url):
+            obstore.delete(self._client, name)
 
     def names(self, folder: str = "") -> Iterator[str]:
-        yield from (name for name in self.sizes(folder))
+        yield from (name for name, _ in self._entries(folder))
 
-    def sizes(self, folder: str = "") -> dict[str, int]:
-        import obstore
-
-        try:
-            pages = obstore.list(self._store, prefix=folder or None)
-            return {entry["path"]: entry["size"] for page in pages for entry in page}
-        except obstore.exceptions.BaseError as e:
-            raise self._refused(e) from e
+    def sizes(self) -> dict[str, int]:
+        return dict(self._entries())
 
     def free_bytes(self) -> None:
         return None
 
     @contextmanager
+    def changing(self) -> Iterator[None]:
+        """S3 knows no locks: of two runs that add arrays in one moment, one must be run again to add its own."""
+        yield
+
+    @contextmanager
     def writing(self) -> Iterator[bool]:
-        """S3 knows no locks and leaves nothing half written; two runs write the same bytes."""
+        """S3 knows no locks and shows nothing that is half written; two runs write the same bytes."""
         yield True
 
-    def _refused(self, error: Exception) -> StoreError:
-        return StoreError(
-            f"{self._url} cannot be used: {str(error).splitlines()[0]}; check AWS_ENDPOINT_URL, AWS_REGION "
-            f"and the credentials in the environment"
-        )
+    def _entries(self, folder: str = "") -> Iterator[tuple[str, int]]:
+        with _refusals(self._url):
+            for page in obstore.list(self._client, prefix=folder or None):
+                yield from ((entry["path"], entry["size"]) for entry in page)
+
+    @cached_property
+    def _client(self) -> S3Store:
+        """The client, once a first listing has shown that endpoint, bucket and credentials are there."""
+        with _refusals(self._url, writing=True):
+            obstore.list_with_delimiter(_connect(self._url, *FIRST))
+        return _connect(self._url, *LATER)
+
+
+class _PlainSpoken(ObjectStore):
+    """Zarr's store over obstore; what S3 refuses to it is a StoreError too."""
+
+    @property
+    def _url(self) -> str:
+        return f"s3://{self.store.config['bucket']}/{self.store.prefix}"
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        with _refusals(self._url):
+            return await super().get(key, prototype, byte_range)
+
+    async def get_partial_values(
+        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
+    ) -> list[Buffer | None]:
+        with _refusals(self._url):
+            return await super().get_partial_values(prototype, key_ranges)
+
+    async def exists(self, key: str) -> bool:
+        with _refusals(self._url):
+            return await super().exists(key)
+
+    async def set(self, key: str, value: Buffer) -> None:
+        with _refusals(self._url, writing=True):
+            await super().set(key, value)
+
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        with _refusals(self._url, writing=True):
+            await super().set_if_not_exists(key, value)
+
+    async def delete(self, key: str) -> None:
+        with _refusals(self._url):
+            await super().delete(key)
+
+    async def delete_dir(self, prefix: str) -> None:
+        with _refusals(self._url):
+            await super().delete_dir(prefix)
+
+    async def getsize(self, key: str) -> int:
+        with _refusals(self._url):
+            return await super().getsize(key)
+
+    async def getsize_prefix(self, prefix: str) -> int:
+        with _refusals(self._url):
+            return await super().getsize_prefix(prefix)
+
+    def list_prefix(self, prefix: str) -> AsyncGenerator[str, None]:
+        return self._listed(super().list_prefix(prefix))
+
+    def list_dir(self, prefix: str) -> AsyncGenerator[str, None]:
+        return self._listed(super().list_dir(prefix))
+
+    def list(self) -> AsyncGenerator[str, None]:
+        return self._listed(super().list())
+
+    async def _listed(self, names: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
+        with _refusals(self._url):
+            async for name in names:
+                yield name
+
+
+def _connect(url: str, retries: int, retry_seconds: int, timeout: str) -> S3Store:
+    """obstore finds everything else in the environment; plain http only where the endpoint itself says so."""
+    endpoint = _endpoint()
+    if endpoint and not re.match(r"https?://[\w\[]", endpoint):
+        raise StoreError(f"AWS_ENDPOINT_URL is {endpoint!r}, but must be an address such as https://s3.example.org")
+    options: ClientConfig = {"connect_timeout": "5s", "timeout": timeout}
+    if endpoint.startswith("http:"):
+        options["allow_http"] = True
+    retry: RetryConfig = {
+        "max_retries": retries,
+        "retry_timeout": timedelta(seconds=retry_seconds),
+        "backoff": {"init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=10), "base": 2},
+    }
+    try:
+        return S3Store.from_url(url, client_options=options, retry_config=retry)
+    except (BaseError, ValueError) as e:
+        raise StoreError(f"{url} cannot be used: {_first_line(e)}; check the address and the AWS_ variables") from e
 
 
 def _endpoint() -> str:
-    import os
+    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+    return next((os.environ[name] for name in names if os.environ.get(name)), "")
 
-    return (
-        os.environ.get("AWS_ENDPOINT_URL_S3")
-        or os.environ.get("AWS_ENDPOINT_URL")
-        or os.environ.get("AWS_ENDPOINT", "")
-    )
+
+@contextmanager
+def _refusals(url: str, *, writing: bool = False) -> Iterator[None]:
+    """Turn obstore's errors into a StoreError; when writing also "not found", which can only be the bucket."""
+    try:
+        yield
+    except BaseError as e:
+        raise StoreError(f"{url} cannot be used: {_reason(e, url)}") from e
+    except FileNotFoundError as e:
+        if not writing:
+            raise
+        raise StoreError(f"{url} cannot be used: {_reason(e, url)}") from e
+
+
+def _reason(error: Exception, url: str) -> str:
+    """Why, and the way out, in one line."""
+    text, line, endpoint = str(error), _first_line(error), _endpoint() or "AWS"
+    code = (re.findall(r"<Code>(\w+)</Code>", text) or re.findall(r"status code: (\d+ [\w ]+)", line) or [""])[0]
+    if code == "NoSuchBucket" or isinstance(error, FileNotFoundError):
+        return f"there is no bucket {urlsplit(url).netloc} at {endpoint}; make it, or check AWS_ENDPOINT_URL"
+    if "/latest/" in line:  # the address where an instance finds its role, asked when nothing else was set
+        return (
+            "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            "or AWS_SKIP_SIGNATURE=true for a public bucket"
+        )
+    if re.search(r"status code: 40[13]\b", line):
+        return f"{endpoint} denies access ({code}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and their rights"
+    if "error sending request" in line:
+        return f"{endpoint} does not answer; check AWS_ENDPOINT_URL and the network, then run again"
+    return f"{endpoint} answers {code or line.rsplit(' - ', 1)[-1].strip()}; check AWS_REGION and AWS_ENDPOINT_URL"
+
+
+def _first_line(error: Exception) -> str:
+    """What obstore says before it shows its insides."""
+    return str(error).split("\n", 1)[0].strip()

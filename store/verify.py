@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +14,7 @@ import zarr
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
-from pathseg.store.arrays import chunk_names, create_feature_array, create_pixel_arrays
+from pathseg.store.arrays import chunk_names, descriptions
 from pathseg.store.blocks import array_name, parse_blocks
 from pathseg.store.contents import Contents
 from pathseg.store.errors import Damaged, StoreError
@@ -112,7 +112,7 @@ class Verification:
         except (FileNotFoundError, ValueError, KeyError, StoreError) as e:
             raise StoreError(f"{self.location} has lost both its description and the copy; extract it anew") from e
         parts = {match[1] for name in self.files if (match := RECORD.fullmatch(name))}
-        rebuilt = rebuild_descriptions(contents, parts)
+        rebuilt = descriptions(contents, parts)
         for name in rebuilt.keys() & self.files:
             text = self.location.read(name).decode(errors="replace")
             if _same_json(text, rebuilt[name]):  # another release of zarr may write the same otherwise
@@ -173,19 +173,6 @@ class Verification:
 
     def _find(self, kind: str, name: str, what: str, part: str | None = None, unit: int | None = None) -> None:
         self.findings.append(Finding(kind, name, what, part, unit))  # type: ignore[arg-type]
-
-
-def rebuild_descriptions(contents: Contents, parts: Iterable[str]) -> dict[str, str]:
-    """What each zarr.json of a store with these contents and recorded parts says."""
-    memory: dict = {}
-    group = zarr.create_group(MemoryStore(memory), attributes=contents.to_attributes())
-    create_pixel_arrays(group, contents)
-    for part in sorted(set(parts) - {PIXELS}):
-        t, blocks = part[1:].split("/")
-        group.require_group(f"t{t}")
-        for block in parse_blocks(blocks):
-            create_feature_array(group, contents, t=int(t), block=block)
-    return {name: buffer.to_bytes().decode() for name, buffer in memory.items() if name.endswith("zarr.json")}
 
 
 def _same_json(one: str, other: str) -> bool:

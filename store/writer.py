@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import zarr
 
-from pathseg.store.arrays import create_feature_array, create_pixel_arrays
+from pathseg.store.arrays import chunk_names, descriptions
 from pathseg.store.blocks import array_name
+from pathseg.store.chunks import all_finite, is_plain, write_chunks
 from pathseg.store.codec import PACKINGS
 from pathseg.store.contents import Contents
 from pathseg.store.errors import Damaged, StoreError
@@ -34,25 +35,27 @@ class StoreWriter:
         Raises KeyMismatch when what is there was made in another way, StoreError when it is something else.
         """
         location = open_location(path)
-        if read_manifest(location):
-            FeatureStore.open(location).contents.require(contents, store=str(location))
-        else:
-            _begin(location, contents)
+        _require_ours(location)
+        with location.changing():
+            if read_manifest(location):
+                FeatureStore.open(location).contents.require(contents, store=str(location))
+            else:
+                _describe(location, contents)
         self.store = FeatureStore.open(location)
         self._group = zarr.open_group(location.zarr(read_only=False), mode="r+", use_consolidated=False)
+        self._arrays: dict[str, zarr.Array] = {}
         self._packing = PACKINGS[contents.key.packing]
+        self.store.records.sweep()
 
     def add_arrays(self, timesteps: Iterable[int], blocks: Iterable[int]) -> None:
         """Make the arrays of these timesteps and blocks, unless they are there."""
-        blocks, names = tuple(blocks), []
-        for t in timesteps:
-            fresh = [block for block in blocks if block not in self.store.stored_blocks(t)]
-            if fresh and f"t{t}/zarr.json" not in self.store.manifest:
-                self._group.create_group(f"t{t}", overwrite=True)
-                names.append(f"t{t}")
-            names += [create_feature_array(self._group, self.store.contents, t=t, block=b) for b in fresh]
-        extend_manifest(self.store.location, [f"{name}/zarr.json" for name in names])
-        self.store.manifest.update(read_manifest(self.store.location))
+        location, blocks = self.store.location, tuple(blocks)
+        fresh = {t: [block for block in blocks if block not in self.store.stored_blocks(t)] for t in timesteps}
+        parts = [features_part(t, lacking) for t, lacking in fresh.items() if lacking]
+        if parts:
+            with location.changing():
+                _describe(location, self.store.contents, parts)
+            self.store.manifest.update(read_manifest(location))
 
     def images(self, unit: int) -> range:
         """Indices of a unit's images."""
@@ -75,7 +78,7 @@ class StoreWriter:
         sums = {}
         for block, maps in features:
             for index, values in zip(self.images(unit), maps, strict=True):
-                if values is not None and not np.isfinite(values).all():
+                if values is not None and not all_finite(values):
                     raise StoreError(
                         f"block {block} at t {t} of {self.store.ids[index]} has values that "
                         f"{self.store.contents.key.dtype} cannot hold; pass --dtype float32"
@@ -87,31 +90,51 @@ class StoreWriter:
 
     def _write(self, name: str, unit: int, images: Sequence[np.ndarray | None]) -> list[int | None]:
         """Write a unit of one array in one call (a shard has one owner); CRC-32C per image."""
-        target, indices = self._group[name], self.images(unit)
-        values = np.full((len(indices), *target.shape[1:]), target.fill_value, target.dtype)
-        for place, image in zip(values, images, strict=True):
-            if image is not None:
-                if image.shape != place.shape:
-                    raise ValueError(f"{name} takes {place.shape} for one image, got {image.shape}")
-                place[...] = image
+        target, indices = self._array(name), self.images(unit)
+        for image in images:
+            if image is not None and image.shape != target.shape[1:]:
+                raise ValueError(f"{name} takes {target.shape[1:]} for one image, got {image.shape}")
+        if len(images) == 1 and images[0] is not None:
+            values = np.ascontiguousarray(images[0], target.dtype.newbyteorder("<"))[None]
+            if is_plain(target):
+                names = [f"{name}/{chunk}" for chunk in chunk_names(target, unit, 1)]
+                return [write_chunks(self.store.location, names, values)]
+        else:
+            values = np.full((len(indices), *target.shape[1:]), target.fill_value, target.dtype)
+            for place, image in zip(values, images, strict=True):
+                if image is not None:
+                    place[...] = image
         target[indices.start : indices.stop] = values
         return [None if image is None else checksum(place) for place, image in zip(values, images, strict=True)]
 
+    def _array(self, name: str) -> zarr.Array:
+        if name not in self._arrays:
+            self._arrays[name] = self._group[name]
+        return self._arrays[name]
+
     def _padded(self, instances: np.ndarray) -> np.ndarray:
-        padded = np.zeros(self._group["instances"].shape[1:], np.uint16)
+        padded = np.zeros(self._array("instances").shape[1:], np.uint16)
         padded[: instances.shape[0], : instances.shape[1]] = instances
         return padded
 
 
-def _begin(location: Location, contents: Contents) -> None:
-    """Make an empty store; what an attempt that was killed before its manifest left is made anew."""
-    if location.exists("zarr.json") and b"pathseg_format" not in location.read("zarr.json"):
+def _require_ours(location: Location) -> None:
+    """Raise StoreError when something else lies there, Damaged for a store that has lost its manifest."""
+    group = location.read("zarr.json") if location.exists("zarr.json") else b"pathseg_format"
+    if b"pathseg_format" not in group:
         raise StoreError(f"{location} is a Zarr group but no pathseg store; pass another --store")
     foreign = next((name for name in location.names() if not name.endswith(("zarr.json", ".partial"))), None)
-    if foreign and location.exists("zarr.json"):
+    if foreign is None or read_manifest(location):
+        return
+    if location.exists("zarr.json"):
         raise Damaged(f"{location} has lost its manifest; run pathseg verify --repair")
-    if foreign:
-        raise StoreError(f"{location} holds something else ({foreign}) and is no pathseg store; pass another --store")
-    group = zarr.create_group(location.zarr(read_only=False), attributes=contents.to_attributes(), overwrite=True)
-    names = create_pixel_arrays(group, contents)
-    extend_manifest(location, ["zarr.json", *(f"{name}/zarr.json" for name in names)])
+    raise StoreError(f"{location} holds something else ({foreign}) and is no pathseg store; pass another --store")
+
+
+def _describe(location: Location, contents: Contents, parts: Iterable[str] = ()) -> None:
+    """Put the descriptions in place that the manifest has not, then into the manifest; nothing is ever removed."""
+    known = read_manifest(location)
+    fresh = {name: text for name, text in descriptions(contents, parts).items() if name not in known}
+    for name, text in fresh.items():
+        location.write(name, text.encode())
+    extend_manifest(location, list(fresh))

@@ -151,7 +151,7 @@ WRONG = {
     "no data set": (["extract"], 2, "Missing option '--dataset'"),
     "unknown flag": (["extract", "--dataset", "glas", "--tt", "5"], 2, "No such option"),
     "t no number": (["extract", "--dataset", "synthetic", "--t", "fifty"], 2, "not a whole number"),
-    "t twice": (["extract", "--dataset", "synthetic", "--model", "mini", "--t", "50,50"], 1, "different"),
+    "t twice": (["extract", "--dataset", "synthetic", "--model", "mini", "--t", "50,50"], 2, "twice"),
     "t too large": (["extract", "--dataset", "synthetic", "--model", "mini", "--t", "1000"], 1, "0-999"),
     "t negative": (["extract", "--dataset", "synthetic", "--model", "mini", "--t", "-1"], 1, "0-999"),
     "blocks out of range": (["extract", "--dataset", "synthetic", "--blocks", "4-13"], 2, "0-12"),
