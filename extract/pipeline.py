@@ -13,7 +13,16 @@ from pathlib import Path
 from pathseg.extract.config import ExtractConfig
 from pathseg.extract.datasets import Dataset
 from pathseg.extract.models import FeatureModel
-from pathseg.extract.unit import Failure, Wanted, compute_unit, lacking_blocks, load_unit, write_unit
+from pathseg.extract.unit import (
+    Failure,
+    Wanted,
+    compute_unit,
+    has_pixels,
+    lacking_blocks,
+    load_unit,
+    still_lacking,
+    write_unit,
+)
 from pathseg.store.blocks import BLOCKS, format_blocks
 from pathseg.store.contents import Contents, ImageEntry
 from pathseg.store.errors import StoreError
@@ -21,7 +30,6 @@ from pathseg.store.grid import PATCH_PX, PatchGrid
 from pathseg.store.key import StoreKey
 from pathseg.store.location import open_location
 from pathseg.store.manifest import NAME as MANIFEST
-from pathseg.store.records import features_part
 from pathseg.store.size import BlockShape, fitting_layouts, human, patch_bytes
 from pathseg.store.writer import StoreWriter
 
@@ -187,7 +195,11 @@ def extract(
 def unfinished_images(writer: StoreWriter, blocks: tuple[int, ...], config: ExtractConfig) -> int:
     """How many images a run still has to work on, counted in whole units."""
     units = range(writer.store.contents.units)
-    return sum(len(writer.images(unit)) for unit in units if lacking_blocks(writer, unit, blocks, config))
+    return sum(
+        len(writer.images(unit))
+        for unit in units
+        if lacking_blocks(writer, unit, blocks, config) or not has_pixels(writer, unit)
+    )
 
 
 def _todo(
@@ -195,8 +207,6 @@ def _todo(
 ) -> Iterator[tuple[int, Wanted]]:
     """The units with work to do, each looked at when its turn comes, with the blocks it lacks."""
     for unit in units:
-        lacking = lacking_blocks(writer, unit, blocks, config)
-        for t, missing in lacking.items():
-            writer.store.records.refresh(features_part(t, missing), unit)
-        if lacking and (lacking := lacking_blocks(writer, unit, blocks, config)):
+        lacking = still_lacking(writer, unit, blocks, config)
+        if lacking or not has_pixels(writer, unit):
             yield unit, lacking

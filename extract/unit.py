@@ -15,7 +15,7 @@ from pathseg.extract.noise import patch_noise
 from pathseg.store.errors import StoreError
 from pathseg.store.grid import PatchGrid
 from pathseg.store.layout import to_layout
-from pathseg.store.records import PIXELS, checksum
+from pathseg.store.records import PIXELS, checksum, features_part
 from pathseg.store.writer import StoreWriter
 
 Wanted = dict[int, tuple[int, ...]]  # timestep -> blocks
@@ -40,9 +40,7 @@ class Loaded:
     lacking: Wanted
 
 
-def lacking_blocks(
-    writer: StoreWriter, unit: int, blocks: tuple[int, ...], config: ExtractConfig
-) -> dict[int, tuple[int, ...]]:
+def lacking_blocks(writer: StoreWriter, unit: int, blocks: tuple[int, ...], config: ExtractConfig) -> Wanted:
     """Timestep -> the blocks that at least one image of the unit lacks; empty when the unit is done."""
     records, lacking = writer.store.records, {}
     for t in config.t:
@@ -50,6 +48,19 @@ def lacking_blocks(
         if missing:
             lacking[t] = tuple(sorted(missing))
     return lacking
+
+
+def still_lacking(writer: StoreWriter, unit: int, blocks: tuple[int, ...], config: ExtractConfig) -> Wanted:
+    """`lacking_blocks` after a look at what somebody else has finished since the store was opened."""
+    lacking = lacking_blocks(writer, unit, blocks, config)
+    for t, missing in lacking.items():
+        writer.store.records.refresh(features_part(t, missing), unit)
+    return lacking and lacking_blocks(writer, unit, blocks, config)
+
+
+def has_pixels(writer: StoreWriter, unit: int) -> bool:
+    """Whether the images and masks of a unit are in the store."""
+    return all(writer.store.records.done(PIXELS, index) for index in writer.images(unit))
 
 
 def load_unit(writer: StoreWriter, dataset: Dataset, unit: int, lacking: Wanted) -> Loaded:
@@ -80,7 +91,9 @@ def compute_unit(
     """
     maps: dict[int, Maps] = {t: {block: [] for block in blocks} for t, blocks in loaded.lacking.items()}
     for image_id, pixels in zip(ids, loaded.images, strict=True):
-        done = {} if pixels is None else _compute_image(model, grid.cut(pixels.image), image_id, loaded.lacking, config)
+        done = {}
+        if pixels is not None and maps:
+            done = _compute_image(model, grid.cut(pixels.image), image_id, loaded.lacking, config)
         for t, blocks in maps.items():
             for block, images in blocks.items():
                 images.append(torch.cat(done[t][block]) if done else None)
@@ -89,8 +102,7 @@ def compute_unit(
 
 def write_unit(writer: StoreWriter, loaded: Loaded, maps: dict[int, Maps], config: ExtractConfig) -> None:
     """Write and commit a unit: its pixels if they are not there, then each timestep."""
-    there = all(writer.store.records.done(PIXELS, index) for index in writer.images(loaded.unit))
-    if not there and any(loaded.images):
+    if not has_pixels(writer, loaded.unit) and any(loaded.images):
         writer.write_pixels(loaded.unit, [p and (p.image, p.mask, p.instances) for p in loaded.images])
     for t, blocks in maps.items():
         if any(loaded.images):
