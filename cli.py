@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -13,10 +14,10 @@ from tqdm import tqdm
 
 from pathseg.extract.catalogue import DEFAULT_MODEL, MODELS
 from pathseg.extract.config import ExtractConfig
-from pathseg.extract.datasets import DATASETS, DatasetOptions, open_dataset
+from pathseg.extract.datasets import DATASETS, DatasetOptions, check_options, open_dataset
 from pathseg.store import workspace as places
 from pathseg.store.errors import StoreError
-from pathseg.store.flags import NAMES, flags_of
+from pathseg.store.flags import NAMES, flags_of, wrong_flags
 from pathseg.train.config import HeadConfig
 
 PATH = click.Path(path_type=Path, resolve_path=True)
@@ -27,14 +28,14 @@ class Door(click.Group):
     """Turns what the library refuses into one line and exit code 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        """As click does it, errors turned into a ClickException."""
         try:
             return super().invoke(ctx)
         except (StoreError, ValueError, FileNotFoundError, NotADirectoryError, PermissionError) as e:
             raise click.ClickException(str(e)) from e
         except OSError as e:
-            raise click.ClickException(
-                f"{e.strerror or e}: {e.filename or 'writing failed'}; free space, run again"
-            ) from e
+            way = "; free space and run again" if e.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+            raise click.ClickException(f"{e.filename or 'writing failed'}: {e.strerror or e}{way}") from e
         except KeyboardInterrupt:
             raise click.ClickException("interrupted; what is finished is kept, run the same command to go on") from None
 
@@ -84,8 +85,12 @@ def extract_command(**flags: Any) -> None:
     from pathseg.extract import pipeline
     from pathseg.extract.models import load_model
 
-    config = ExtractConfig(**{name: flags[name] for name in ExtractConfig.__dataclass_fields__})
-    options = DatasetOptions(**{name: flags[name] for name in DatasetOptions.__dataclass_fields__})
+    with wrong_flags():
+        config = ExtractConfig(**{name: flags[name] for name in ExtractConfig.__dataclass_fields__})
+        options = DatasetOptions(**{name: flags[name] for name in DatasetOptions.__dataclass_fields__})
+        check_options(flags["dataset"], options)
+        if flags["workers"] and flags["scheduler"]:
+            raise ValueError("--workers and --scheduler exclude each other; name one")
     opener = partial(open_dataset, flags["dataset"], options)
     loader = partial(load_model, absolute(flags["model"]), hipt=flags["hipt"], condition=flags["condition"])
     spread = bool(flags["workers"] or flags["scheduler"])
@@ -114,7 +119,10 @@ def extract_command(**flags: Any) -> None:
 @click.option("--name", help="Name of the run.  [default: made of the settings]")
 @click.option("--cache-dir", type=PATH, help="Keeps what is read from S3.  [default: <user cache dir>/pathseg]")
 @click.option("--no-cache", is_flag=True, help="Keep nothing read from S3 on the local disk.")
-@click.option("--memory", type=float, help="GB of features to keep in memory.  [default: half of what is free]")
+@click.option("--complete-only", is_flag=True, help="Do without images that are not wholly extracted.")
+@click.option(
+    "--memory", type=click.FloatRange(min=0), help="GB of features kept in memory.  [default: half of the free]"
+)
 @workspace_option
 @device_option
 def train_command(**flags: Any) -> None:
@@ -130,18 +138,15 @@ def train_command(**flags: Any) -> None:
 
     path = flags["store"] or str(places.only_store(flags["workspace"]))
     store = FeatureStore.open(path, cache=None if flags["no_cache"] else cache_for(path, flags["cache_dir"]))
-    configs = sweep.combinations(store, {name: flags[name] for name in HeadConfig.__dataclass_fields__})
-    folders = sweep.run_folders(store, configs, places.heads_path(flags["workspace"]), name=flags["name"])
+    with wrong_flags():
+        configs = sweep.combinations(store, {name: flags[name] for name in HeadConfig.__dataclass_fields__})
+        folders = sweep.run_folders(store, configs, places.heads_path(flags["workspace"]), name=flags["name"])
     memory = None if flags["memory"] is None else int(flags["memory"] * 1e9)
-    with tqdm(total=sum(config.epochs for config in configs), unit="epoch", desc="train-head") as bar:
-        failures = sweep.train_sweep(
-            store,
-            configs,
-            folders,
-            device=device(flags["device"]),
-            memory_bytes=memory,
-            on_epoch=partial(show_epoch, bar),
-        )
+    place = device(flags["device"])
+    click.echo(sweep.announcement(store, configs, folders, device=place), err=True)
+    with tqdm(total=sum(c.epochs for c, _ in sweep.unfinished(store, configs, folders)), unit="epoch") as bar:
+        options = {"device": place, "memory_bytes": memory, "complete_only": flags["complete_only"]}
+        failures = sweep.train_sweep(store, configs, folders, on_epoch=partial(show_epoch, bar), **options)
     click.echo(sweep.summary(folders))
     if failures:
         raise click.ClickException("\n".join(f"{name}: {why}" for name, why in failures.items()))
@@ -258,6 +263,7 @@ def show_epoch(bar: tqdm, run: Any, line: dict[str, Any]) -> None:
 
 
 def format_list(values: tuple[Any, ...]) -> str:
+    """Values with commas between them."""
     return ", ".join(map(str, values))
 
 

@@ -96,6 +96,7 @@ class FirstStageDesign:
 
     @property
     def name(self) -> str:
+        """`vq-f4`, `kl-f8`, …"""
         return f"{self.kind}-f{self.factor}"
 
     @property

@@ -19,7 +19,7 @@ from distributed.worker import Worker
 from pathseg.extract.config import ExtractConfig
 from pathseg.extract.datasets import Dataset
 from pathseg.extract.models import FeatureModel
-from pathseg.extract.unit import Failure, lacking_blocks
+from pathseg.extract.unit import Failure, work_left
 from pathseg.extract.workbench import ClusterError, Job, Workbench, first_line
 from pathseg.store.writer import StoreWriter
 
@@ -124,7 +124,7 @@ def extract_on_cluster(
         return lost
 
     with store.location.writing(), _benches(client, job) as bench:
-        todo = (u for u in range(store.contents.units) if lacking_blocks(writer, u, blocks, config))
+        todo = (u for u in range(store.contents.units) if work_left(writer, u, blocks, config))
         for unit in run(run(todo, IN_FLIGHT), 1):
             failures += [Failure(store.ids[i], "its worker died, each time it was tried") for i in writer.images(unit)]
             on_unit(len(writer.images(unit)))
@@ -138,8 +138,10 @@ def _accounted(
     reasons = {failure.id: failure.reason for failure in failures}
     now = StoreWriter(writer.store.location, writer.store.contents)
     for unit in range(now.store.contents.units):
-        missing = {i for t in config.t for i in now.images(unit) if now.store.records.missing(t, blocks, i)}
-        for index in missing:
+        if not work_left(now, unit, blocks, config):
+            continue
+        whole = {index for index in now.images(unit) if now.store.complete(index, config.t, blocks)}
+        for index in set(now.images(unit)) - whole:
             reasons.setdefault(now.store.ids[index], "not in the store, though its worker reported it; run again")
     return tuple(Failure(id_, reasons[id_]) for id_ in now.store.ids if id_ in reasons)
 

@@ -33,5 +33,7 @@ class ExtractConfig:
     def __post_init__(self) -> None:
         if not self.t or len(set(self.t)) != len(self.t):
             raise ValueError(f"timesteps must be one or more different numbers, got {self.t}")
+        if self.seed < 0 or min(self.t) < 0:
+            raise ValueError(f"seed and timesteps must be 0 or more, got seed {self.seed}, t {self.t}")
         if self.batch_size < 1:
             raise ValueError(f"batch size must be at least 1, got {self.batch_size}")

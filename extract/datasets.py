@@ -157,11 +157,12 @@ def open_dataset(name: str, options: DatasetOptions) -> Dataset:
     """
     if name not in DATASETS:
         raise ValueError(f"no data set is called {name!r}; pathseg has {', '.join(DATASETS)}")
-    _check_options(name, options)
+    check_options(name, options)
     return DATASETS[name].open(options)
 
 
-def _check_options(name: str, options: DatasetOptions) -> None:
+def check_options(name: str, options: DatasetOptions) -> None:
+    """Raise ValueError for an option that does not apply to a data set or is out of range."""
     allowed = DATASETS[name].options
     for option in ("root", "resize", "classes", "mpp"):
         value = getattr(options, option)

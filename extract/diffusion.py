@@ -15,6 +15,7 @@ from pathseg.extract.firststage import build_first_stage
 from pathseg.extract.noise import add_noise, patch_noise
 from pathseg.extract.patches import network_input
 from pathseg.extract.release import Release
+from pathseg.extract.threads import fixed_threads
 from pathseg.extract.unet import build_unet
 from pathseg.store.blocks import BLOCKS
 
@@ -63,12 +64,14 @@ class DiffusionFeatures:
         """Equation 1: (N, D). Raises ValueError without a ViT."""
         if self._vit is None:
             raise ValueError(f"model {self.name} was loaded with condition 'none' and has no ViT; use condition 'ssl'")
-        return vit_tokens(self._vit, network_input(images, self.device))[1]
+        with fixed_threads(self.device):
+            return vit_tokens(self._vit, network_input(images, self.device))[1]
 
     @torch.inference_mode()
     def encode(self, images: Images) -> torch.Tensor:
         """Equation 2: (N, z, h, w), scale factor applied."""
-        return self._encoder(network_input(images, self.device)) * self._scale_factor
+        with fixed_threads(self.device):
+            return self._encoder(network_input(images, self.device)) * self._scale_factor
 
     @torch.inference_mode()
     def prepare(self, images: Images) -> tuple[torch.Tensor, torch.Tensor]:
@@ -78,7 +81,8 @@ class DiffusionFeatures:
             embedding = torch.zeros(len(z0), self._embedding_dim, device=self.device)
         else:
             embedding = self.embed(images)
-        return z0, self._conditioning(embedding)
+        with fixed_threads(self.device):
+            return z0, self._conditioning(embedding)
 
     @torch.inference_mode()
     def denoise(
@@ -90,7 +94,7 @@ class DiffusionFeatures:
         if eps.shape != z0.shape:
             raise ValueError(f"noise must have the latents' shape {tuple(z0.shape)}, got {tuple(eps.shape)}")
         zt = add_noise(z0, eps, float(self._alpha_bars[t]))
-        with captured(self._unet, wanted) as features:
+        with fixed_threads(self.device), captured(self._unet, wanted) as features:
             self._unet(zt, t, context)
         return features
 

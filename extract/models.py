@@ -35,10 +35,12 @@ class FeatureModel(Protocol):
     device: torch.device
 
     @property
-    def latent_shape(self) -> tuple[int, int, int] | None: ...
+    def latent_shape(self) -> tuple[int, int, int] | None:
+        """(z, h, w) of a patch, None without latents."""
 
     @property
-    def timesteps(self) -> int | None: ...
+    def timesteps(self) -> int | None:
+        """t runs from 0 to one below it; None where there is no noise."""
 
     def embed(self, images: Images) -> torch.Tensor:
         """y = SSL(x), equation 1: (N, D). Raises ValueError when the model was loaded without its ViT."""

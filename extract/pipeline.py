@@ -6,9 +6,12 @@ import importlib.metadata
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+
+import torch
 
 from pathseg.extract.config import ExtractConfig
 from pathseg.extract.datasets import Dataset
@@ -18,9 +21,9 @@ from pathseg.extract.unit import (
     Wanted,
     compute_unit,
     has_pixels,
-    lacking_blocks,
     load_unit,
     still_lacking,
+    work_left,
     write_unit,
 )
 from pathseg.store.blocks import BLOCKS, format_blocks
@@ -30,7 +33,7 @@ from pathseg.store.grid import PATCH_PX, PatchGrid
 from pathseg.store.key import StoreKey
 from pathseg.store.location import open_location
 from pathseg.store.manifest import NAME as MANIFEST
-from pathseg.store.size import BlockShape, fitting_layouts, human, patch_bytes
+from pathseg.store.size import BlockShape, fitting_layouts, human, images_per_unit, patch_bytes
 from pathseg.store.writer import StoreWriter
 
 AHEAD = 2  # units that wait between reading, computing and writing
@@ -67,6 +70,8 @@ def contents_of(dataset: Dataset, model: FeatureModel, config: ExtractConfig) ->
         dtype=config.dtype,
         packing=config.packing,
     )
+    shapes = {block: BlockShape(*shape) for block, shape in model.blocks.items()}
+    largest = max(patch_bytes(shapes, layout=config.layout, dtype=config.dtype).values())
     packages = ("pathseg", "torch", "diffusers", "timm", "zarr")
     return Contents(
         key=key,
@@ -74,10 +79,11 @@ def contents_of(dataset: Dataset, model: FeatureModel, config: ExtractConfig) ->
         classes=dataset.classes,
         ignore=dataset.ignore,
         test_split=dataset.test_split,
-        blocks={block: BlockShape(*shape) for block, shape in model.blocks.items()},
+        blocks=shapes,
         model_trained=model.trained,
         has_instances=dataset.has_instances,
         made_by={name: importlib.metadata.version(name) for name in packages},
+        images_per_unit=images_per_unit(len(dataset.samples), largest * PatchGrid.of(*dataset.size).patches),
     )
 
 
@@ -106,13 +112,15 @@ def size_table(dataset: Dataset, model: FeatureModel, config: ExtractConfig, pat
     """What a run will write, in lines for a person: images, patches, bytes per block, total and free space."""
     size, counts = size_of(dataset, model, config), Counter(sample.split for sample in dataset.samples)
     free = open_location(path).free_bytes()
-    blocks = ", ".join(f"{block}: {human(bytes_)}" for block, bytes_ in size.per_block.items())
+    grid = PatchGrid.of(*dataset.size)
+    blocks = ", ".join(f"block {block} {human(bytes_)}" for block, bytes_ in size.per_block.items())
     splits = ", ".join(f"{split} {count}" for split, count in counts.items())
     rows = {
         "images": f"{len(dataset.samples)} of {dataset.name} ({splits}), {dataset.size[1]}x{dataset.size[0]} px",
         "model": f"{model.name}{'' if model.trained else ' (UNTRAINED: random weights)'}",
         "patches": f"{size.patches}, each {human(sum(size.per_block.values()))} in {config.layout} {config.dtype}",
-        "blocks": blocks,
+        "a patch": blocks,
+        "an image": f"{human(sum(size.per_block.values()) * grid.patches)} ({grid.patches} patches) at each timestep",
         "total": f"{human(size.features)} of features for {size.timesteps} timestep{'s' * (size.timesteps > 1)}",
         "free": f"{'no limit known' if free is None else human(free)} at {path}",
     }
@@ -171,7 +179,7 @@ def extract(
     A second run on the same store takes units from the other end and skips what the first has finished.
     """
     blocks, store, failures = wanted_blocks(model, config), writer.store, []
-    with store.location.writing() as alone, ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as saver:
+    with store.location.writing() as alone, ThreadPoolExecutor(1) as reader, _saver() as saver:
         units = range(store.contents.units) if alone else reversed(range(store.contents.units))
         loading, saving = deque(), deque()
         todo = _todo(writer, units, blocks, config)
@@ -192,14 +200,20 @@ def extract(
     return tuple(failures)
 
 
+@contextmanager
+def _saver() -> Iterator[ThreadPoolExecutor]:
+    """One thread that brings maps to their layout and writes them, on one core: the forward pass needs the others."""
+    try:
+        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as saver:
+            yield saver
+    finally:
+        torch.set_num_threads(torch.get_num_threads())  # new threads take what was set last, wherever it was set
+
+
 def unfinished_images(writer: StoreWriter, blocks: tuple[int, ...], config: ExtractConfig) -> int:
     """How many images a run still has to work on, counted in whole units."""
     units = range(writer.store.contents.units)
-    return sum(
-        len(writer.images(unit))
-        for unit in units
-        if lacking_blocks(writer, unit, blocks, config) or not has_pixels(writer, unit)
-    )
+    return sum(len(writer.images(unit)) for unit in units if work_left(writer, unit, blocks, config))
 
 
 def _todo(

@@ -11,6 +11,7 @@ from pathseg.extract.diffusion import Images
 from pathseg.extract.digest import weights_digest
 from pathseg.extract.dino import build_vit, vit_tokens
 from pathseg.extract.patches import network_input
+from pathseg.extract.threads import fixed_threads
 from pathseg.store.grid import PATCH_PX
 
 
@@ -46,7 +47,8 @@ class TokenFeatures:
     @torch.inference_mode()
     def prepare(self, images: Images) -> tuple[torch.Tensor, torch.Tensor]:
         """The patch tokens as a map (N, D, g, g) and the embeddings (N, D)."""
-        return vit_tokens(self._vit, network_input(images, self.device))
+        with fixed_threads(self.device):
+            return vit_tokens(self._vit, network_input(images, self.device))
 
     def denoise(
         self, z0: torch.Tensor, context: torch.Tensor, t: int, blocks: Iterable[int], noise: Images | None

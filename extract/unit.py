@@ -63,6 +63,11 @@ def has_pixels(writer: StoreWriter, unit: int) -> bool:
     return all(writer.store.records.done(PIXELS, index) for index in writer.images(unit))
 
 
+def work_left(writer: StoreWriter, unit: int, blocks: tuple[int, ...], config: ExtractConfig) -> bool:
+    """Whether a unit lacks blocks or pixels, as far as is known."""
+    return bool(lacking_blocks(writer, unit, blocks, config)) or not has_pixels(writer, unit)
+
+
 def load_unit(writer: StoreWriter, dataset: Dataset, unit: int, lacking: Wanted) -> Loaded:
     """Decode a unit's images; one that cannot be read is set aside.
 

@@ -17,7 +17,7 @@ from pathseg.extract.config import ExtractConfig
 from pathseg.extract.datasets import Dataset
 from pathseg.extract.models import FeatureModel
 from pathseg.extract.pipeline import contents_of
-from pathseg.extract.unit import Failure, compute_unit, load_unit, still_lacking, write_unit
+from pathseg.extract.unit import Failure, compute_unit, has_pixels, load_unit, still_lacking, write_unit
 from pathseg.store.errors import StoreError
 from pathseg.store.location import open_location
 from pathseg.store.manifest import NAME as MANIFEST
@@ -86,7 +86,7 @@ class Workbench(WorkerPlugin):
         with self._reading:
             blocks = tuple(block for block in config.blocks if block in model.blocks)
             lacking = still_lacking(writer, unit, blocks, config)
-            if not lacking:
+            if not lacking and has_pixels(writer, unit):
                 return ()
             loaded = load_unit(writer, dataset, unit, lacking)
         with self._computing:

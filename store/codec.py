@@ -27,6 +27,10 @@ class Packing:
         """
         return 0.0 if self.keep_bits is None else 2.0 ** -(self.keep_bits + 1)
 
+    def stated(self) -> dict[str, float]:
+        """What is written beside values that were rounded, for whoever reads them."""
+        return {} if self.keep_bits is None else {"mantissa_bits": self.keep_bits, "relative_error_at_most": self.bound}
+
     def codecs(self, dtype: str) -> list[BytesBytesCodec]:
         """Zarr's codecs after the bytes: the compressor if any, then a CRC-32C behind each chunk."""
         if self.compressor is None:

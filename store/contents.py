@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pathseg.store.errors import KeyMismatch, StoreError
+from pathseg.store.errors import Damaged, KeyMismatch, StoreError
 from pathseg.store.grid import PatchGrid
 from pathseg.store.key import StoreKey
 from pathseg.store.size import BlockShape
@@ -49,6 +49,7 @@ class Contents:
 
     @property
     def grid(self) -> PatchGrid:
+        """The patches of an image, the same for all."""
         return PatchGrid.of(*self.key.size)
 
     def to_attributes(self) -> dict[str, Any]:
@@ -77,10 +78,17 @@ class Contents:
         """The inverse of `to_attributes`. Raises StoreError when they are of something else or newer."""
         if "pathseg_format" not in values:
             raise StoreError(f"{store} is a Zarr group but no pathseg store; make one with pathseg extract")
+        if not isinstance(values["pathseg_format"], int):
+            raise Damaged(
+                f"the format of {store} is {values['pathseg_format']!r}, no number; run pathseg verify --repair"
+            )
         if values["pathseg_format"] > FORMAT:
             raise StoreError(
                 f"{store} has format {values['pathseg_format']}, this pathseg reads up to {FORMAT}; upgrade pathseg"
             )
+        missing = sorted({"key", "ids", "splits", "sizes", "classes", "blocks", "images_per_unit"} - set(values))
+        if missing:
+            raise Damaged(f"the attributes of {store} lack {', '.join(missing)}; run pathseg verify --repair")
         rows = zip(values["ids"], values["splits"], values["sizes"], strict=True)
         return cls(
             key=StoreKey.from_dict(values["key"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from pathseg.store.blocks import format_blocks
+from pathseg.store.codec import PACKINGS
 from pathseg.store.features import FeatureStore
 from pathseg.store.size import human, patch_bytes
 
@@ -23,6 +24,7 @@ def describe(store: FeatureStore) -> str:
         "model": f"{key.model}{'' if contents.model_trained else ' (UNTRAINED: random weights)'}, "
         f"weights {key.model_digest[:12]}, first stage {key.first_stage or 'none'}, condition {key.condition}",
         "features": f"layout {key.layout}, {key.dtype}, noise seed {key.seed}",
+        "packing": f"{key.packing}: {PACKINGS[key.packing].summary}",
         "made by": ", ".join(f"{name} {version}" for name, version in contents.made_by.items()),
     }
     lines = [f"{name:>8}  {text}" for name, text in rows.items()]
@@ -30,6 +32,7 @@ def describe(store: FeatureStore) -> str:
 
 
 def mpp_text(mpp: float | None) -> str:
+    """The scale in words."""
     return "um/px not stated" if mpp is None else f"{mpp:g} um/px"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 from collections.abc import Iterable
@@ -64,18 +65,22 @@ class FeatureStore:
 
     @property
     def ids(self) -> tuple[str, ...]:
+        """Of all images, in order."""
         return tuple(image.id for image in self.contents.images)
 
     @property
     def splits(self) -> tuple[str, ...]:
+        """The split of each image, in order."""
         return tuple(image.split for image in self.contents.images)
 
     @property
     def classes(self) -> tuple[str, ...]:
+        """Names of the mask codes 0..K-1."""
         return self.contents.classes
 
     @property
     def ignore(self) -> int | None:
+        """The mask code that counts nowhere, None where there is none."""
         return self.contents.ignore
 
     def __len__(self) -> int:
@@ -114,12 +119,22 @@ class FeatureStore:
             each = pool.map if size_bytes >= READERS_BYTES else map
             return dict(zip(blocks, each(lambda name: self._read(name, index, parts[name]), parts), strict=True))
 
+    def complete(self, index: int, timesteps: Iterable[int], blocks: Iterable[int]) -> bool:
+        """Whether the pixels of an image and these blocks at all these timesteps are there."""
+        blocks = tuple(blocks)
+        there = (not self.records.missing(t, blocks, index) for t in timesteps)
+        return self.records.done(PIXELS, index) and all(there)
+
+    def digest(self) -> str:
+        """64 hex digits for all that a head learns from: key, images, splits, classes, and the pixels' checksums."""
+        about = {name: value for name, value in self.contents.to_attributes().items() if name != "made_by"}
+        sums = [self.records.read(part, unit)["crc32c"] for part, unit in self.records.committed() if part == PIXELS]
+        return hashlib.sha256(json.dumps([about, sums], sort_keys=True).encode()).hexdigest()
+
     def unfinished(self, *, t: int, blocks: Iterable[int]) -> tuple[int, ...]:
         """Indices of the images that lack their pixels or one of these blocks."""
         blocks = tuple(blocks)
-        return tuple(
-            i for i in range(len(self)) if not self.records.done(PIXELS, i) or self.records.missing(t, blocks, i)
-        )
+        return tuple(i for i in range(len(self)) if not self.complete(i, (t,), blocks))
 
     def timesteps(self) -> tuple[int, ...]:
         """The timesteps of which at least one image is finished, ascending."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -19,6 +20,7 @@ class Parsed(click.ParamType):
         self.name, self._read = name, read
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The value of a flag; a text that cannot be read is a usage error."""
         try:
             return self._read(value) if isinstance(value, str) else value
         except ValueError as e:
@@ -42,6 +44,15 @@ RATES = Parsed("x[,x…]", partial(numbers, kind=float))
 BLOCKS = Parsed("blocks", parse_blocks)
 SELECTION = Parsed("blocks", lambda text: text if text == "each" else parse_blocks(text))
 NAMES = Parsed("name[,name…]", lambda text: tuple(part.strip() for part in text.split(",")))
+
+
+@contextmanager
+def wrong_flags() -> Iterator[None]:
+    """What a configuration refuses inside is a wrong flag: exit code 2."""
+    try:
+        yield
+    except ValueError as e:
+        raise click.UsageError(str(e)) from e
 
 
 def flags_of(config: type) -> Callable[[Callable], Callable]:

@@ -30,6 +30,7 @@ class PatchGrid:
 
     @property
     def patches(self) -> int:
+        """Number of patches of an image."""
         return self.rows * self.cols
 
     @property

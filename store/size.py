@@ -9,6 +9,8 @@ import numpy as np
 
 from pathseg.store.grid import HEAD_CELLS, PATCH_PX
 
+FEW = 2_000  # images that are kept in files of their own: a hundred thousand files at most
+SHARD_BYTES = 100 * 2**20  # beyond it a shard gains nothing and costs memory
 CELLS = {"grid": HEAD_CELLS, "image": PATCH_PX}  # side of a stored map; native keeps the block's own
 
 
@@ -29,6 +31,14 @@ def patch_bytes(shapes: Mapping[int, BlockShape], *, layout: str, dtype: str) ->
     """Bytes of one patch at one timestep, per block."""
     width = np.dtype(dtype).itemsize
     return {block: int(np.prod(shape.stored(layout))) * width for block, shape in shapes.items()}
+
+
+def images_per_unit(images: int, largest_bytes: int) -> int:
+    """How many images are written and recorded together: one, but for large sets as many as bound the files.
+
+    largest_bytes: of one image's largest block. Above FEW images a shard of it grows to SHARD_BYTES.
+    """
+    return 1 if images <= FEW else max(1, min(64, SHARD_BYTES // largest_bytes))
 
 
 def human(size_bytes: float) -> str:

@@ -84,20 +84,43 @@ class Verification:
     def repair(self) -> None:
         """Restore descriptions, drop damaged and stray data so that `extract` makes just that again.
 
-        Foreign files are left alone.
+        Looks at everything again first, while no other run writes. Chunks that a sound record names and foreign files
+        are left alone. Raises StoreError when another run is writing.
         """
-        if self.findings and any(finding.name == MANIFEST for finding in self.findings):
+        with self.location.writing() as alone:
+            if not alone:
+                raise StoreError(f"another run is writing to {self.location}; repair when it has ended")
+            now = Verification(self.location)
+            now.run()
+            now._mend()
+
+    def _mend(self) -> None:
+        broken = {(f.part, f.unit) for f in self.findings if f.part is not None and f.unit is not None}
+        sound = {chunk for part, unit in self._sound(broken) for chunk in self._chunks(part, unit)}
+        if any(finding.name == MANIFEST for finding in self.findings):
             self.location.write(MANIFEST, seal(self.manifest))
         for finding in self.findings:
             if finding.name in self.manifest:
                 self.location.write(finding.name, self.manifest[finding.name].encode())
             elif finding.kind == "stray":
                 self.location.remove(finding.name)
-            elif finding.part is not None and finding.unit is not None:
-                self.records.drop(finding.part, finding.unit)
-                for array in _arrays_of(finding.part, self.contents):
-                    for chunk in chunk_names(self._group[array], finding.unit, self.contents.images_per_unit):
-                        self.location.remove(f"{array}/{chunk}")
+        for part, unit in broken:
+            self.records.drop(part, unit)
+            for chunk in self._chunks(part, unit) - sound:
+                self.location.remove(chunk)
+
+    def _sound(self, broken: set) -> list[tuple[str, int]]:
+        """The recorded work of which nothing was found to be wrong."""
+        known = (item for item in self.records.committed() if item[1] < self.contents.units and item not in broken)
+        return [(part, unit) for part, unit in known if self._has_arrays(part)]
+
+    def _chunks(self, part: str, unit: int) -> set[str]:
+        """The files that a recorded unit of a part is made of."""
+        return {
+            f"{array}/{chunk}"
+            for array in _arrays_of(part, self.contents)
+            for chunk in chunk_names(self._group[array], unit, self.contents.images_per_unit)
+        }
 
     def _manifest(self) -> dict[str, str]:
         try:
@@ -109,7 +132,7 @@ class Verification:
         try:
             attributes = json.loads(self.location.read("zarr.json"))["attributes"]
             contents = Contents.from_attributes(attributes, store=str(self.location))
-        except (FileNotFoundError, ValueError, KeyError, StoreError) as e:
+        except (FileNotFoundError, ValueError, KeyError, TypeError, StoreError) as e:
             raise StoreError(f"{self.location} has lost both its description and the copy; extract it anew") from e
         parts = {match[1] for name in self.files if (match := RECORD.fullmatch(name))}
         rebuilt = descriptions(contents, parts)
@@ -123,11 +146,7 @@ class Verification:
         name = self.records.name(part, unit, whole=self.records.name(part, unit) in self.files)
         self._known |= {name}
         arrays = _arrays_of(part, self.contents)
-        self._known |= {
-            f"{array}/{chunk}"
-            for array in arrays
-            for chunk in chunk_names(self._group[array], unit, self.contents.images_per_unit)
-        }
+        self._known |= self._chunks(part, unit)
         try:
             sums = self.records.read(part, unit)["crc32c"]
         except Damaged as e:

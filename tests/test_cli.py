@@ -118,7 +118,7 @@ def test_a_dry_run_prints_the_size_and_writes_nothing(tmp_path):
     result = run(*synthetic(tmp_path / "w", "--dry-run"))
     assert result.exit_code == 0
     # blocks 4-6 of mini have 96 channels each: 96 * 64 * 64 * 2 bytes a patch in the grid layout
-    assert "4: 786 kB, 5: 786 kB, 6: 786 kB" in result.output
+    assert "block 4 786 kB, block 5 786 kB, block 6 786 kB" in result.output
     assert "9.4 MB of features" in result.output
     assert not (tmp_path / "w").exists()
 
@@ -153,20 +153,20 @@ WRONG = {
     "t no number": (["extract", "--dataset", "synthetic", "--t", "fifty"], 2, "not a whole number"),
     "t twice": (["extract", "--dataset", "synthetic", "--model", "mini", "--t", "50,50"], 2, "twice"),
     "t too large": (["extract", "--dataset", "synthetic", "--model", "mini", "--t", "1000"], 1, "0-999"),
-    "t negative": (["extract", "--dataset", "synthetic", "--model", "mini", "--t", "-1"], 1, "0-999"),
+    "t negative": (["extract", "--dataset", "synthetic", "--model", "mini", "--t", "-1"], 2, "0 or more"),
     "blocks out of range": (["extract", "--dataset", "synthetic", "--blocks", "4-13"], 2, "0-12"),
     "blocks reversed": (["extract", "--dataset", "synthetic", "--blocks", "6-4"], 2, "0-12"),
     "layout unknown": (["extract", "--dataset", "synthetic", "--layout", "dense"], 2, "native"),
     "dtype unknown": (["extract", "--dataset", "synthetic", "--dtype", "float8"], 2, "float16"),
-    "batch size zero": (["extract", "--dataset", "synthetic", "--model", "mini", "--batch-size", "0"], 1, "batch size"),
+    "batch size zero": (["extract", "--dataset", "synthetic", "--model", "mini", "--batch-size", "0"], 2, "batch size"),
     "limit zero": (["extract", "--dataset", "synthetic", "--limit", "0"], 2, "x>=1"),
     "resize odd": (
-        ["extract", "--dataset", "synthetic", "--model", "mini", "--resize", "300"], 1, "multiple of the 256"),
+        ["extract", "--dataset", "synthetic", "--model", "mini", "--resize", "300"], 2, "multiple of the 256"),
     "root missing": (["extract", "--dataset", "glas", "--root", "{empty}/none"], 1, "pass --root DIR"),
     "root empty": (["extract", "--dataset", "glas", "--root", "{empty}"], 1, "glas"),
-    "root not asked for": (["extract", "--dataset", "synthetic", "--root", "{empty}"], 1, "--root does not apply"),
+    "root not asked for": (["extract", "--dataset", "synthetic", "--root", "{empty}"], 2, "--root does not apply"),
     "classes not asked for": (
-        ["extract", "--dataset", "glas", "--root", "{glas}", "--classes", "a,b"], 1, "--classes does"),
+        ["extract", "--dataset", "glas", "--root", "{glas}", "--classes", "a,b"], 2, "--classes does"),
     "model missing": (["extract", "--dataset", "synthetic"], 1, "--model mini"),
     "model no folder": (["extract", "--dataset", "synthetic", "--model", "{empty}/none"], 1, "none"),
     "model empty folder": (["extract", "--dataset", "synthetic", "--model", "{empty}"], 1, "configs"),
@@ -192,9 +192,17 @@ WRONG = {
     "store missing": (["train-head", "--store", "{empty}/a.zarr"], 1, "make one with pathseg extract"),
     "train t not there": (["train-head", "--store", "{store}", "--t", "10"], 1, "run pathseg extract --t 10"),
     "train blocks not there": (["train-head", "--store", "{store}", "--blocks", "7"], 1, "choose others with --blocks"),
-    "lr zero": (["train-head", "--store", "{store}", "--lr", "0"], 1, "lr must be above 0"),
-    "epochs zero": (["train-head", "--store", "{store}", "--epochs", "0"], 1, "epochs must be at least 1"),
-    "val fraction one": (["train-head", "--store", "{store}", "--val-fraction", "1"], 1, "between 0 and 1"),
+    "lr zero": (["train-head", "--store", "{store}", "--lr", "0"], 2, "lr must be above 0"),
+    "epochs zero": (["train-head", "--store", "{store}", "--epochs", "0"], 2, "epochs must be at least 1"),
+    "val fraction one": (["train-head", "--store", "{store}", "--val-fraction", "1"], 2, "between 0 and 1"),
+    "seed negative": (["extract", "--dataset", "synthetic", "--model", "mini", "--seed=-1"], 2, "0 or more"),
+    "workers and scheduler": (
+        ["extract", "--dataset", "synthetic", "--model", "mini", "--workers", "1", "--scheduler", "tcp://127.0.0.1:1"],
+        2, "exclude each other"),
+    "name of a folder elsewhere": (["train-head", "--store", "{store}", "--name", "../a"], 2, "leave out slashes"),
+    "name for several runs": (["train-head", "--store", "{store}", "--seed", "0,1", "--name", "a"], 2, "names one run"),
+    "lr no number": (["train-head", "--store", "{store}", "--lr", "nan"], 2, "lr must be above 0"),
+    "memory negative": (["train-head", "--store", "{store}", "--memory=-1"], 2, "x>=0"),
     "head unknown": (["train-head", "--store", "{store}", "--head", "unet"], 2, "linear"),
     "info of nothing": (["info", "{empty}"], 1, "make one with pathseg extract"),
     "verify of nothing": (["verify", "{empty}"], 1, "make one with pathseg extract"),
@@ -241,6 +249,6 @@ def test_a_finished_run_is_told_from_one_of_other_settings(extracted, tmp_path):
     before = snapshot(tmp_path)
     refused = run(*train, "--epochs", 2)
     assert refused.exit_code == 1
-    assert "epochs is 1 there, 2 asked for; pass another --name" in refused.output
+    assert "epochs is 1 there, 2 asked for; pass --name or another --workspace" in refused.output
     assert snapshot(tmp_path) == before
     assert RunFolder(tmp_path / "heads" / "a").finished

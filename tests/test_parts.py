@@ -3,7 +3,7 @@ import pytest
 from pathseg.store.errors import Incomplete
 from pathseg.store.features import FeatureStore
 from pathseg.store.writer import StoreWriter
-from pathseg.train.parts import require_complete, split_images
+from pathseg.train.parts import incomplete_images, split_images
 
 
 @pytest.fixture
@@ -44,15 +44,24 @@ def test_splits_that_cannot_be_used_say_why(parts_of, splits, words):
 
 def test_a_timestep_that_was_not_extracted_names_those_that_were(toy_store):
     with pytest.raises(Incomplete, match=r"no features at t 10, only at t 50; run pathseg extract --t 10"):
-        require_complete(toy_store, t=10, blocks=(4,))
+        incomplete_images(toy_store, t=10, blocks=(4,))
 
 
 def test_a_block_that_was_not_extracted_is_named(toy_store):
     with pytest.raises(Incomplete, match=r"not \[6\]"):
-        require_complete(toy_store, t=50, blocks=(4, 6))
+        incomplete_images(toy_store, t=50, blocks=(4, 6))
 
 
 def test_missing_images_are_named(toy_store):
     (toy_store.location.root / "_done/t50/0,4-5,9/000003.json").unlink()
     with pytest.raises(Incomplete, match=r"lacks features of 1 of 5 images \(train_3\)"):
-        require_complete(FeatureStore.open(toy_store.location.root), t=50, blocks=(4,))
+        incomplete_images(FeatureStore.open(toy_store.location.root), t=50, blocks=(4,))
+
+
+def test_missing_images_can_be_done_without(toy_store):
+    (toy_store.location.root / "_done/t50/0,4-5,9/000003.json").unlink()
+    store = FeatureStore.open(toy_store.location.root)
+    lacking = incomplete_images(store, t=50, blocks=(4,), allowed=True)
+    assert lacking == (3,)
+    parts = split_images(store, val_fraction=0.3, seed=0, without=lacking)
+    assert sorted(parts.train + parts.val) == [0, 1, 2]

@@ -57,7 +57,7 @@ def test_a_finished_run_is_not_trained_again(toy_store, tmp_path):
 def test_a_finished_run_of_other_settings_is_not_overwritten(toy_store, tmp_path):
     train_sweep(toy_store, [QUICK], [tmp_path / "run"])
     other = dataclasses.replace(QUICK, lr=1e-3)
-    with pytest.raises(ValueError, match=r"lr is 0.01 there, 0.001 asked for; pass another --name"):
+    with pytest.raises(ValueError, match=r"lr is 0.01 there, 0.001 asked for; pass --name or another --workspace"):
         train_sweep(toy_store, [other], [tmp_path / "run"])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,7 +29,7 @@ class HeadConfig:
     blocks: tuple[int, ...] = _sweep(BLOCKS, "4-6, 0,4-6 or all: a head on these; each: a head on every block alone.")
     head: Literal["fcn", "linear"] = _flag("fcn", "fcn: the paper's head; linear: a probe, one 1x1 convolution.")
     lr: float = _sweep(1e-4, "Learning rate of Adam, or a comma list; the paper's Table 5 has 1e-3, 1e-4, 1e-5.")
-    epochs: int = _flag(30, "Passes over the training images; the best one on the validation images is kept.")
+    epochs: int = _flag(20, "Passes over the training images; the best one on the validation images is kept.")
     patience: int = _flag(0, "Stop a head after this many epochs without a better validation Dice; 0: never.")
     batch_size: int = _flag(1, "Images a step; one 768 px image is nine patches.")
     augment: Literal["none", "flips"] = _flag("none", "flips: random flips and quarter turns of features and mask.")
@@ -41,7 +42,9 @@ class HeadConfig:
     def __post_init__(self) -> None:
         rules = {
             "blocks": (bool(self.blocks), "name at least one block"),
-            "lr": (self.lr > 0, "must be above 0"),
+            "lr": (0 < self.lr < math.inf, "must be above 0"),
+            "seed": (self.seed >= 0, "must be 0 or more"),
+            "split_seed": (self.split_seed >= 0, "must be 0 or more"),
             "epochs": (self.epochs >= 1, "must be at least 1"),
             "patience": (self.patience >= 0, "must be 0 or more epochs"),
             "batch_size": (self.batch_size >= 1, "must be at least 1"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,13 +24,16 @@ class Parts:
         return {"train": self.train, "val": self.val, **self.tests}
 
 
-def split_images(store: FeatureStore, *, val_fraction: float, seed: int) -> Parts:
+def split_images(store: FeatureStore, *, val_fraction: float, seed: int, without: Collection[int] = ()) -> Parts:
     """Take the splits as the store names them; without a `val` split, hold out a seeded share of `train`.
 
-    Test parts are the splits whose names start with `test`. Raises ValueError when one of the three kinds is missing.
+    Images whose indices are in `without` are left out. Test parts are the splits whose names start with `test`.
+    Raises ValueError when one of the three kinds is missing.
     """
     by_split: dict[str, list[int]] = {}
     for index, split in enumerate(store.splits):
+        if index in without:
+            continue
         by_split.setdefault(split, []).append(index)
     train, val = by_split.get("train", []), by_split.get("val", [])
     tests = {name: tuple(indices) for name, indices in sorted(by_split.items()) if name.startswith("test")}
@@ -51,8 +54,11 @@ def split_images(store: FeatureStore, *, val_fraction: float, seed: int) -> Part
     return Parts(tuple(train), tuple(val), tests)
 
 
-def require_complete(store: FeatureStore, *, t: int, blocks: Iterable[int]) -> None:
-    """Raise Incomplete, naming what there is, unless the store has these blocks of every image."""
+def incomplete_images(store: FeatureStore, *, t: int, blocks: Iterable[int], allowed: bool = False) -> tuple[int, ...]:
+    """Indices of the images that lack one of these blocks.
+
+    Raises Incomplete, naming what there is, when no image has a block, or when any lacks one and that is not `allowed`.
+    """
     blocks = tuple(blocks)
     stored = store.stored_blocks(t)
     if not stored:
@@ -62,9 +68,11 @@ def require_complete(store: FeatureStore, *, t: int, blocks: Iterable[int]) -> N
         raise Incomplete(
             f"{store.location} has blocks {list(stored)} at t {t}, not {lacking}; choose others with --blocks"
         )
-    if unfinished := store.unfinished(t=t, blocks=blocks):
+    unfinished = store.unfinished(t=t, blocks=blocks)
+    if unfinished and not allowed:
         names = ", ".join(store.ids[i] for i in unfinished[:3]) + (", …" if len(unfinished) > 3 else "")
         raise Incomplete(
             f"{store.location} lacks features of {len(unfinished)} of {len(store)} images ({names}); "
-            f"run pathseg extract again to finish it"
+            f"run pathseg extract again to finish it, or pass --complete-only to do without them"
         )
+    return unfinished

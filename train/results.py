@@ -64,6 +64,7 @@ def describe(store: FeatureStore, config: HeadConfig, parts: Parts, *, parameter
         "data": {
             "store": str(store.location),
             "key": key.digest,
+            "digest": store.digest(),
             "dataset": key.dataset,
             "model": {
                 "name": key.model,

@@ -16,7 +16,7 @@ from pathseg.train.batches import KEEP_SHARE, free_memory
 from pathseg.train.config import HeadConfig
 from pathseg.train.heads import HEADS
 from pathseg.train.loop import OnEpoch, train_heads
-from pathseg.train.runs import RunFolder
+from pathseg.train.runs import FinishedRun, RunFolder
 
 COPIES = 4  # of a head's weights in training: themselves, the gradient, Adam's two moments
 
@@ -43,6 +43,8 @@ def run_folders(
     """The folder of each run, named after its settings, or by `name`. Raises ValueError for one name for several."""
     if name is not None and len(configs) > 1:
         raise ValueError(f"--name {name} names one run, but {len(configs)} are asked for; leave it out")
+    if name is not None and (name in ("", ".", "..") or set(name) & set("/\\")):
+        raise ValueError(f"--name {name!r} is no name of one folder; leave out slashes")
     return [heads / (name or config.run_name(store.contents.key)) for config in configs]
 
 
@@ -103,9 +105,9 @@ def unfinished(
         if not run.finished:
             yield config, run
             continue
-        there = run.read_config()
-        wanted = {**dataclasses.asdict(config), "key": store.contents.key.digest}
-        found = {**dataclasses.asdict(HeadConfig.from_dict(there["head"])), "key": there["data"]["key"]}
+        there = FinishedRun.read(run)
+        wanted = {**dataclasses.asdict(config), "data": store.digest()}
+        found = {**dataclasses.asdict(HeadConfig.from_dict(there.head)), "data": there.data.get("digest")}
         differing = [
             f"{name} is {found[name]} there, {value} asked for"
             for name, value in wanted.items()
@@ -113,7 +115,20 @@ def unfinished(
         ]
         if differing:
             why = "; ".join(differing)
-            raise ValueError(f"{folder} holds a finished run of other settings: {why}; pass another --name")
+            raise ValueError(
+                f"{folder} holds a finished run of other settings: {why}; pass --name or another --workspace"
+            )
+
+
+def announcement(store: FeatureStore, configs: Sequence[HeadConfig], folders: Sequence[Path], *, device: str) -> str:
+    """What a sweep is about to do, in one line: heads to train, passes over the store, images left out."""
+    waiting = [config for config, _ in unfinished(store, configs, folders)]
+    if not waiting:
+        return f"all {len(configs)} runs are finished"
+    count = len(passes(store, waiting, device=torch.device(device)))
+    lacking = {i for c in waiting for i in store.unfinished(t=c.t, blocks=c.blocks)}
+    heads = f"{len(waiting)} head{'s' * (len(waiting) > 1)} in {count} pass{'es' * (count > 1)} over the store"
+    return f"{heads}, {len(store) - len(lacking)} of {len(store)} images complete"
 
 
 def train_sweep(
@@ -123,6 +138,7 @@ def train_sweep(
     *,
     device: str = "cpu",
     memory_bytes: int | None = None,
+    complete_only: bool = False,
     on_epoch: OnEpoch = lambda run, line: None,
 ) -> dict[str, str]:
     """Train all runs that are not finished yet, pass by pass; run name -> why, for those that were given up."""
@@ -131,6 +147,7 @@ def train_sweep(
     for group in passes(store, list(waiting), device=torch.device(device)):
         runs = [(config, waiting[config]) for config in group]
         if runs:
-            trained = train_heads(store, runs, device=device, memory_bytes=memory_bytes, on_epoch=on_epoch)
+            place = {"device": device, "memory_bytes": memory_bytes, "complete_only": complete_only}
+            trained = train_heads(store, runs, on_epoch=on_epoch, **place)
             failures |= {trainee.run.name: trainee.failure for trainee in trained if trainee.failure}
     return failures

@@ -31,6 +31,7 @@ class Trainee:
     head: nn.Module
     optimizer: torch.optim.Adam
     weights: torch.Tensor | None
+    data: str  # digest of the store, as `FeatureStore.digest` gives it
     epoch: int = 0
     best: float = -1.0
     best_epoch: int = 0
@@ -53,7 +54,7 @@ def new_trainee(
         torch.manual_seed(config.seed)
         channels = {block: store.contents.blocks[block].channels for block in config.blocks}
         head = HEADS[config.head](channels, len(store.classes)).to(device)
-    return Trainee(config, run, head, torch.optim.Adam(head.parameters(), lr=config.lr), weights)
+    return Trainee(config, run, head, torch.optim.Adam(head.parameters(), lr=config.lr), weights, store.digest())
 
 
 def score(trainee: Trainee, features: Features, grid: PatchGrid) -> torch.Tensor:
@@ -82,7 +83,7 @@ def save_last(trainee: Trainee) -> None:
     for number, state in trainee.optimizer.state_dict()["state"].items():
         tensors |= {f"adam.{number}.{name}": value for name, value in state.items()}
     about = {name: getattr(trainee, name) for name in ("epoch", "best", "best_epoch", "seconds")}
-    about["config"] = dataclasses.asdict(trainee.config)
+    about |= {"config": dataclasses.asdict(trainee.config), "data": trainee.data}
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     _save(plain, trainee.run.path / LAST, {"about": json.dumps(about)})
 
@@ -101,6 +102,8 @@ def restore(trainee: Trainee) -> bool:
         tensors = load_file(path)
     except (SafetensorError, ValueError, KeyError, TypeError) as e:
         raise ValueError(f"{path} is damaged ({e}); delete it to train the run from the start") from e
+    if about.pop("data") != trainee.data:
+        raise ValueError(f"{trainee.run.path} was begun on other data than this store's; delete it or pass --name")
     if HeadConfig.from_dict(about.pop("config")) != trainee.config:
         raise ValueError(f"{trainee.run.path} holds an unfinished run of other settings; delete it or pass --name")
     trainee.head.load_state_dict({n.removeprefix("head."): v for n, v in tensors.items() if n.startswith("head.")})

@@ -1,0 +1,211 @@
+"""What a cohort of one million patches asks of the driver, the scheduler and the disk, and what it costs.
+
+    python benchmarks/plan.py [--patches 1000000] [--per-gpu 40] [--out benchmarks/results/plan]
+
+Simulated: the model (it computes nothing), the features (tensors of a few bytes) and, for the driver and the resume,
+the store, of which only the completion records exist, as empty files with their real names. Real: the listing of
+records, the look at each unit, the pipeline with its threads and queues and the store's writer, on as many units as
+--units says, and Dask's scheduler with one worker process where `distributed` is installed. Computed: bytes, files and
+GPU hours.
+
+--per-gpu is an ASSUMPTION: patches a second that one GPU puts through the paper's model (400 M parameters, one denoiser
+pass at 64x64 latents, HIPT and the first stage); measure your own with `pathseg extract --limit`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import tempfile
+import time
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+from free import FULL, TINY, FreeModel, blank_dataset
+
+from pathseg.extract.config import ExtractConfig
+from pathseg.extract.pipeline import contents_of, extract
+from pathseg.extract.unit import lacking_blocks
+from pathseg.store.arrays import CHUNK_BYTES
+from pathseg.store.blocks import format_blocks
+from pathseg.store.records import PIXELS, Records, features_part
+from pathseg.store.size import BlockShape, human, patch_bytes
+from pathseg.store.writer import StoreWriter
+from store import machine  # benchmarks/store.py, beside this file
+
+SIZE = (768, 768)  # px of an image: 9 patches, as in the paper
+PATCHES = 9
+WINDOW = 1000  # units in flight, as `extract --workers` has it
+CHOICES = (tuple(FULL), (4, 5, 6), (9, 10, 11, 12))  # all; the paper's best three; the finest
+
+
+def memory() -> int:
+    """Bytes this process holds now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def finished_store(folder: Path, units: int, per_unit: int) -> Path:
+    """A store whose records say that all of it is done; they are empty, and of the arrays only descriptions exist."""
+    dataset, config = blank_dataset(units * per_unit, SIZE), ExtractConfig(layout="native")
+    contents = replace(contents_of(dataset, FreeModel(TINY), config), images_per_unit=per_unit)
+    writer = StoreWriter(folder / "plan.zarr", contents)
+    writer.add_arrays([50], TINY)
+    for part in (PIXELS, features_part(50, TINY)):
+        names = [Records.name(part, unit) for unit in range(units)]
+        (folder / "plan.zarr" / names[0]).parent.mkdir(parents=True)
+        for name in names:
+            (folder / "plan.zarr" / name).touch()
+    return folder / "plan.zarr"
+
+
+def resume(folder: Path, patches: int, per_unit: int) -> dict[str, float]:
+    """Opening a finished store of that many patches and looking at each unit."""
+    images = -(-patches // PATCHES)
+    units = -(-images // per_unit)
+    path = finished_store(folder, units, per_unit)
+    dataset, model, config = blank_dataset(units * per_unit, SIZE), FreeModel(TINY), ExtractConfig(layout="native")
+    contents = replace(contents_of(dataset, model, config), images_per_unit=per_unit)
+    before, start = memory(), time.perf_counter()
+    writer = StoreWriter(path, contents)
+    opened = time.perf_counter() - start
+    if any(lacking_blocks(writer, unit, tuple(TINY), config) for unit in range(units)):
+        raise AssertionError("the store is not finished")
+    total = time.perf_counter() - start
+    return {
+        "images_per_unit": per_unit,
+        "units": units,
+        "open_s": opened,
+        "resume_s": total,
+        "driver_bytes": max(memory() - before, 0),
+    }
+
+
+def overhead(folder: Path, units: int) -> dict[str, float]:
+    """Seconds a unit of the pipeline with a model and arrays that cost next to nothing."""
+    dataset, model, config = blank_dataset(units, (256, 256)), FreeModel(TINY), ExtractConfig(layout="native")
+    writer = StoreWriter(folder / "overhead.zarr", contents_of(dataset, model, config))
+    writer.add_arrays([50], TINY)
+    start = time.perf_counter()
+    extract(writer, dataset, model, config)
+    return {"units": units, "seconds_a_unit": (time.perf_counter() - start) / units}
+
+
+def dask_overhead(units: int) -> dict[str, float] | None:
+    """Seconds a task of a window of futures that do nothing; None without `distributed`."""
+    try:
+        from distributed import Client, LocalCluster, as_completed
+    except ImportError:
+        return None
+    before = memory()
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, memory_limit=0, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        start, numbers = time.perf_counter(), iter(range(units))
+        running = as_completed([client.submit(int, n, pure=False) for n in islice(numbers, WINDOW)])
+        for done in running:
+            done.release()
+            for n in islice(numbers, 1):
+                running.add(client.submit(int, n, pure=False))
+        seconds = time.perf_counter() - start
+    return {"tasks": units, "seconds_a_task": seconds / units, "driver_bytes": max(memory() - before, 0)}
+
+
+def files(blocks: tuple[int, ...], layout: str, patches: int, per_unit: int) -> int:
+    """Files of a store: chunks or shards of features, images and masks, and two records a unit."""
+    images = -(-patches // PATCHES)
+    units = -(-images // per_unit)
+    if per_unit > 1:
+        return units * (len(blocks) + 4)
+    sizes = patch_bytes({b: BlockShape(*FULL[b]) for b in blocks}, layout=layout, dtype="float16")
+    return units * (sum(1 if PATCHES * size <= CHUNK_BYTES else PATCHES for size in sizes.values()) + 4)
+
+
+def costs(patches: int, per_gpu: float, per_unit: int) -> list[dict[str, object]]:
+    """A row per layout and choice of blocks. The hours are of a whole pass; without the last blocks it is less."""
+    rows = []
+    for blocks in CHOICES:
+        for layout in ("native", "grid", "image"):
+            shapes = {b: BlockShape(*FULL[b]) for b in blocks}
+            size_bytes = sum(patch_bytes(shapes, layout=layout, dtype="float16").values()) * patches
+            rows.append(
+                {
+                    "blocks": format_blocks(blocks),
+                    "layout": layout,
+                    "bytes": size_bytes,
+                    "files": files(blocks, layout, patches, 1),
+                    "files_in_shards": files(blocks, layout, patches, per_unit),
+                    "gpu_hours": patches / per_gpu / 3600,
+                    "write_mb_s_per_gpu": size_bytes / patches * per_gpu / 1e6,
+                }
+            )
+    return rows
+
+
+def as_markdown(result: dict) -> str:
+    """The result for a person."""
+    arguments = result["arguments"]
+    lines = [
+        f"# {arguments['patches']:,} patches",
+        "",
+        f"Throughput is assumed: {arguments['per_gpu']:g} patches a second and GPU. Float16, one timestep, images of "
+        f"{SIZE[1]}x{SIZE[0]} px, shards of {arguments['per_unit']} images.",
+        "",
+        "| blocks | layout | bytes | files | files in shards | GPU hours | MB/s to write a GPU |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['blocks']} | {row['layout']} | {human(row['bytes'])} | {row['files']:,} | "
+        f"{row['files_in_shards']:,} | "
+        f"{row['gpu_hours']:.1f} | {row['write_mb_s_per_gpu']:,.0f} |"
+        for row in result["costs"]
+    ]
+    lines += ["", "| images a unit | units | opening | resume | driver memory |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {row['images_per_unit']} | {row['units']:,} | {row['open_s']:.2f} s | {row['resume_s']:.2f} s | "
+        f"{human(row['driver_bytes'])} |"
+        for row in result["resume"]
+    ]
+    free, dask = result["overhead"], result["dask"]
+    lines += ["", f"In one process, {free['seconds_a_unit'] * 1e3:.1f} ms a unit with everything but model and data."]
+    if dask:
+        lines.append(
+            f"Dask: {dask['seconds_a_task'] * 1e3:.2f} ms a task over {dask['tasks']:,} tasks, {WINDOW} in flight; the "
+            f"driver grew by {human(dask['driver_bytes'])}, scheduler included."
+        )
+    about = result["machine"]
+    lines += ["", f"Measured on {about['cores']} cores of {about['cpu']}, load {about['load_at_start']}."]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--patches", type=int, default=1_000_000)
+    parser.add_argument("--per-gpu", type=float, default=40, help="patches a second and GPU; an assumption")
+    parser.add_argument("--per-unit", type=int, default=8, help="images that share a shard")
+    parser.add_argument("--units", type=int, default=2000, help="units and tasks to measure the overheads on")
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="needs 250,000 free inodes")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/plan", help="without a suffix")
+    arguments = parser.parse_args()
+    result: dict = {"arguments": {n: getattr(arguments, n) for n in ("patches", "per_gpu", "per_unit", "units")}}
+    result["machine"] = machine(arguments.folder)
+    result["dask"] = dask_overhead(arguments.units)  # first, so that what the driver grows by is its own
+    result["resume"] = []
+    for per_unit in (1, arguments.per_unit):
+        with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+            result["resume"].append(resume(Path(folder), arguments.patches, per_unit))
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        result["overhead"] = overhead(Path(folder), arguments.units)
+    result["costs"] = costs(arguments.patches, arguments.per_gpu, arguments.per_unit)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+    text = as_markdown(result)
+    arguments.out.with_suffix(".md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
