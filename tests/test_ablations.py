@@ -156,7 +156,7 @@ def test_the_best_point_has_the_highest_mean_validation_dice():
 def test_what_is_fixed_leaves_out_what_varies():
     (sweep,) = sweeps([finished(t=t, blocks=(4, 5, 6), batch_size=2) for t in (10, 50)])
     assert sweep.fixed == (
-        "model mini, condition ssl, blocks 4-6, head fcn, learning rate 0.0001, 30 epochs, batch size 2"
+        "model mini, condition ssl, blocks 4-6, head fcn, learning rate 0.0001, 20 epochs, batch size 2"
     )
 
 

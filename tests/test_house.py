@@ -49,7 +49,7 @@ def test_definitions_keep_the_budget(path):
         if isinstance(node, ast.ClassDef):
             assert node.end_lineno - node.lineno < 200, node.name
         if isinstance(node, ast.FunctionDef):
-            most = 60 if node.name == "train_head" else 40  # a training loop is read top to bottom
+            most = 60 if node.name == "train_heads" else 39  # the training loop is read top to bottom
             assert code_lines(node, source) <= most, node.name
             assert len(parameters(node)) <= 8, node.name
 
@@ -75,13 +75,34 @@ def test_a_room_has_a_docstring_and_imports_nothing(room):
     assert isinstance(only.value.value, str)
 
 
+def public(nodes):
+    return [node for node in nodes if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name[0] != "_"]
+
+
+def methods_of(room, file, protocol):
+    """Names that a protocol describes, so that what follows it need not say them again."""
+    (found,) = (n for n in ast.parse((ROOT / room / file).read_text()).body if getattr(n, "name", "") == protocol)
+    return {method.name for method in public(found.body)}
+
+
+PROTOCOLS = {
+    "`Location`": methods_of("store", "location.py", "Location"),
+    "`models.FeatureModel`": methods_of("extract", "models.py", "FeatureModel"),
+}
+
+
 @pytest.mark.parametrize("path", FILES, ids=name)
 def test_public_names_have_docstrings(path):
+    """Classes, functions, and methods, unless the class says which protocol it follows and that describes them."""
     tree = ast.parse(path.read_text())
     assert ast.get_docstring(tree)
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
-            assert ast.get_docstring(node) or len(node.body) <= 2, node.name
+    for node in public(tree.body):
+        about = ast.get_docstring(node)
+        assert about, node.name
+        if isinstance(node, ast.ClassDef):
+            said = set().union(*(names for protocol, names in PROTOCOLS.items() if protocol in about))
+            for method in public(node.body):
+                assert ast.get_docstring(method) or method.name in said, f"{node.name}.{method.name}"
 
 
 def test_the_packages_listed_are_the_folders():

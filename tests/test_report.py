@@ -456,3 +456,36 @@ def test_only_unfinished_runs_are_no_report(tmp_path):
     write_run(tmp_path, "cut", write_store(tmp_path / "glas.zarr", trained=True), shift=3, scored=False)
     with pytest.raises(ValueError, match=r"no finished run under .*heads \(1 unfinished\)"):
         build_report(tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"parameters": "many"}, {"data": {"model": {}}}, {"head": [1]}])
+def test_a_run_with_an_odd_configuration_is_named_and_the_rest_goes_on(trained, change):
+    shutil.copytree(trained / "heads" / "one", trained / "heads" / "odd")
+    odd = RunFolder(trained / "heads" / "odd")
+    odd.write_config({**odd.read_config(), **change})
+    report = build_report(trained)
+    assert len(report.damaged) == 1 and str(odd.path / "config.json") in report.damaged[0]
+    assert "one" in report.table and report.damaged[0] in "".join(Page(report.path).words)
+
+
+def test_an_unfinished_run_with_an_odd_configuration_is_listed(trained):
+    odd = RunFolder(trained / "heads" / "odd")
+    odd.begin({"head": [1]})
+    assert "odd: 0 of an unknown number of epochs" in "".join(Page(build_report(trained).path).words)
+
+
+def test_an_interrupted_report_leaves_the_older_one_whole(trained, monkeypatch):
+    folder = build_report(trained).path.parent
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def interrupted(*_: object) -> bytes:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pathseg.train.figures.sheet", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build_report(trained)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_the_page_says_what_a_run_does_not_record(page):
+    assert "add --root, --limit," in " ".join("".join(page.words).split())

@@ -13,7 +13,8 @@ from pathseg.train.runs import FinishedRun, RunFolder, list_runs, natural_order
 CONFIG = {
     "head": {"lr": 0.0001, "blocks": [4, 5, 6]},
     "data": {
-        "store": "s.zarr", "dataset": "glas", "model": {}, "classes": [], "ignore": None, "mpp": None,
+        "store": "s.zarr", "dataset": "glas", "classes": [], "ignore": None, "mpp": None,
+        "model": {"name": "m", "trained": True, "condition": "ssl"},
         "size": [256, 256], "layout": "grid", "preprocessing": "none", "test_split": "testB", "images": {},
     },
     "parameters": 3,
@@ -220,7 +221,7 @@ def test_a_run_without_scores_of_its_test_split_is_damaged(run):
 
 def test_metrics_that_lack_a_name_are_named(run):
     run.write_metrics({name: value for name, value in METRICS.items() if name != "best_epoch"})
-    with pytest.raises(ValueError, match=r"metrics\.json lacks 'best_epoch'"):
+    with pytest.raises(ValueError, match=r"metrics\.json lacks best_epoch"):
         FinishedRun.read(run)
 
 
@@ -235,4 +236,56 @@ def test_a_configuration_without_its_data_set_is_named(run):
     run.write_config({**CONFIG, "data": {name: CONFIG["data"][name] for name in CONFIG["data"] if name != "ignore"}})
     run.write_metrics(METRICS)
     with pytest.raises(ValueError, match=r"config\.json lacks data\.ignore"):
+        FinishedRun.read(run)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"parameters": "many"}, "is damaged: parameters must be a whole number, got 'many'"),
+        ({"data": {**CONFIG["data"], "model": {}}}, "lacks data.model.name, data.model.trained, data.model.condition"),
+        ({"data": []}, "is damaged: data must be an object"),
+        ({"data": {**CONFIG["data"], "size": [256]}}, "data.size must be height and width in px"),
+        ({"head": {"blocks": "all"}}, "head.blocks must be a list of whole numbers, got 'all'"),
+        ({"data": {**CONFIG["data"], "classes": ["one"]}}, "has scores of 0 classes, config.json names 1"),
+    ],
+)
+def test_a_configuration_of_the_wrong_kind_is_named(run, change, words):
+    run.write_config({**CONFIG, **change})
+    run.write_metrics(METRICS)
+    with pytest.raises(ValueError, match=rf"(config|metrics)\.json .*{words}.*train it again"):
+        FinishedRun.read(run)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"seconds": "long"}, "seconds must be a number, got 'long'"),
+        ({"splits": [1]}, "splits must be an object"),
+        ({"splits": {"testB": {**PART, "constant": None}}}, "splits.testB.constant must be an object, got None"),
+        ({"splits": {"testB": {**METRICS["splits"]["testB"], "scores": {**SCORES, "dice": "x", "classes": []}}}},
+         "splits.testB.scores.dice must be a number or null, got 'x'"),
+        ({"splits": {"testB": {**METRICS["splits"]["testB"], "scores": {**SCORES, "odd": 1, "classes": []}}}},
+         "these are not scores"),
+    ],
+)  # fmt: skip
+def test_metrics_of_the_wrong_kind_are_named(run, change, words):
+    run.write_metrics({**METRICS, **change})
+    with pytest.raises(ValueError, match=rf"metrics\.json is damaged: .*{words}"):
+        FinishedRun.read(run)
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.json"])
+def test_empty_objects_are_no_run(run, name):
+    run.write_metrics(METRICS)
+    (run.path / name).write_text("{}")
+    with pytest.raises(ValueError, match=rf"{name} lacks .*; delete the run folder"):
+        FinishedRun.read(run)
+
+
+def test_a_line_of_the_history_of_the_wrong_kind_is_named(run):
+    run.append_history({"epoch": 1})
+    run.append_history({"epoch": 2, "val_dice": "high"})
+    run.write_metrics(METRICS)
+    with pytest.raises(ValueError, match=r"history\.jsonl line 2 is damaged: val_dice must be a number or null"):
         FinishedRun.read(run)

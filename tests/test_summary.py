@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from pathseg.cli import main
+from pathseg.extract import glas, synthetic
 from pathseg.store.blocks import BLOCKS
 from pathseg.train.config import HeadConfig
 from pathseg.train.metrics import Scores, constant_answer
 from pathseg.train.runs import FinishedRun, PartScores, RunFolder
-from pathseg.train.summary import commands, data_facts, flat, run_facts, summary, untrained_warning
+from pathseg.train.summary import NOT_RECORDED, SIDES, commands, data_facts, flat, run_facts, summary, untrained_warning
 
 GOOD, FAIR = np.array([[50, 10], [20, 20]]), np.array([[40, 20], [20, 20]])
 CONFIG = {
@@ -135,7 +136,7 @@ def test_the_first_command_extracts_and_the_last_reports():
 
 ODD = HeadConfig(
     t=10, blocks=(0, 4, 5, 6, 12), head="linear", lr=3e-4, epochs=7, patience=2, batch_size=3, augment="flips",
-    class_weights="balanced", precision="bfloat16", val_fraction=0.25, seed=-5, split_seed=9,
+    class_weights="balanced", precision="bfloat16", val_fraction=0.25, seed=5, split_seed=9,
 )  # fmt: skip
 
 
@@ -171,6 +172,35 @@ def test_the_door_reads_the_extraction_command():
     values = parsed(ODD, 0)
     assert (values["dataset"], values["model"], values["condition"]) == ("glas", "mini", "ssl")
     assert (values["t"], values["blocks"], values["layout"]) == ((10,), BLOCKS, "grid")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "size", "preprocessing", "resize"),
+    [
+        ("glas", [768, 768], "resized to 768x768 px", None),
+        ("glas", [512, 512], "resized to 512x512 px", 512),
+        ("synthetic", [512, 512], "none", None),
+        ("synthetic", [256, 256], "none", 256),
+        ("folder", [256, 256], "mask codes 0, 1 are classes 0..1", None),
+        ("folder", [256, 256], "resized to 256x256 px; mask codes", 256),
+        ("folder", [256, 512], "mask codes 0, 1 are classes 0..1", None),
+    ],
+)
+def test_the_extraction_command_has_the_size_where_it_was_asked_for(dataset, size, preprocessing, resize):
+    run = finished("one", GOOD)
+    data = {**run.data, "dataset": dataset, "size": size, "preprocessing": preprocessing}
+    first = commands(dataclasses.replace(run, config={**run.config, "data": data}), Path("work"))[0]
+    _, command, *words = shlex.split(first)
+    assert main.commands[command].make_context(command, words).params["resize"] == resize
+
+
+def test_the_sizes_without_a_flag_are_those_of_the_data_sets():
+    assert SIDES == {"glas": glas.SIDE_PX, "synthetic": synthetic.SIDE_PX}
+
+
+def test_what_a_run_does_not_record_are_flags_of_extract():
+    flags = {flag for option in main.commands["extract"].params for flag in option.opts}
+    assert set(NOT_RECORDED.split(", ")) <= flags
 
 
 def test_a_configuration_is_flattened_with_dotted_names():

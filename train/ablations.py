@@ -49,6 +49,7 @@ class Repeat:
 
     @property
     def seeds(self) -> tuple[int, ...]:
+        """The seed of each run."""
         return tuple(_settings(run)["seed"] for run in self.runs)
 
     def scores(self, part: Part, metric: Metric) -> tuple[float | None, ...]:
@@ -58,6 +59,7 @@ class Repeat:
         return tuple(_validation(run, metric) for run in self.runs)
 
     def spread(self, part: Part, metric: Metric) -> Spread | None:
+        """Mean and deviation of `scores`, None where no run has one."""
         return Spread.of(self.scores(part, metric))
 
 
@@ -75,6 +77,7 @@ class Sweep:
 
     @property
     def runs(self) -> tuple[FinishedRun, ...]:
+        """The runs of all points."""
         return tuple(run for point in self.points for run in point.runs)
 
     @property

@@ -47,6 +47,7 @@ class FeatureReader:
 
     @property
     def kept(self) -> int:
+        """Number of images whose features are in memory."""
         return len(self._kept)
 
     def batches(self, indices: Sequence[int], batch_size: int) -> Iterator[Batch]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -17,10 +16,11 @@ from pathseg.train.ablation_figures import draw
 from pathseg.train.ablation_tables import cost_table, seeds_table, sentence, sweep_table
 from pathseg.train.ablations import AXES, Axis, Sweep, sweeps
 from pathseg.train.cited import PAPER, PAPER_LINK, cited_scores
+from pathseg.train.edition import Edition
 from pathseg.train.gallery import Lost, Picture, Stores, pictures, spread, worst_first
 from pathseg.train.metrics import DEFINITIONS
 from pathseg.train.runs import FinishedRun, RunFolder, list_runs, natural_order
-from pathseg.train.summary import commands, data_facts, flat, run_facts, summary, untrained_warning
+from pathseg.train.summary import NOT_RECORDED, commands, data_facts, flat, run_facts, summary, untrained_warning
 from pathseg.train.tables import SETTINGS, Table, by_dice, cited_details, number, per_class, per_image, results
 
 ROWS_PER_RUN = 12  # test images shown of one run
@@ -33,8 +33,9 @@ ABLATIONS: dict[Axis, tuple[str, str]] = {
     "blocks": ("Blocks (as the paper's Figure 5)", "blocks"),
     "lr": ("Learning rate (as the paper's Table 5)", "rates"),
 }
-# what a report writes beside its page
-OURS = ("curves-*.png", "images-*.png", "comparison-*.png", "timesteps-*.png", "blocks-*.png")
+# what a report writes; what of it an earlier report wrote and this one does not is removed
+PICTURES = ("curves", "images", "comparison", *(name for _, name in ABLATIONS.values()))
+OURS = (*(f"{name}-*.png" for name in PICTURES), "tables.md", "index.html")
 
 
 @dataclass(frozen=True)
@@ -69,36 +70,40 @@ def build_report(workspace: Path | str) -> Report:
     """Write `report/` of a workspace: index.html (self-contained), tables.md and the figures as PNG files.
 
     The same runs give the same bytes. A damaged run is named in the page and in `damaged`, an unfinished one in the
-    page; pictures need the stores, all else does not. Raises ValueError when no run is finished.
+    page; pictures need the stores, all else does not. An older report stays as it is until the new one is whole.
+    Raises ValueError when no run is finished.
     """
     workspace = Path(workspace)
     finished, unfinished, damaged = _collect(workspace)
     if not finished:
         why = f" ({damaged[0]})" if damaged else f" ({len(unfinished)} unfinished)" if unfinished else ""
         raise ValueError(f"no finished run under {workspace / 'heads'}{why}; run pathseg train-head first")
-    groups = group_runs(finished)
-    folder = workspace / "report"
-    folder.mkdir(parents=True, exist_ok=True)
-    for stale in itertools.chain.from_iterable(sorted(folder.glob(pattern)) for pattern in OURS):
-        stale.unlink()
-    stores = Stores()
-    rows = max(1, min(ROWS_PER_RUN, ROWS_PER_PAGE // len(finished)))
-    pictured = {run.name: rows for run in [run for group in groups for run in group.runs][:ROWS_PER_PAGE]}
+    with Edition(workspace / "report", ours=OURS) as edition:
+        page = _page(group_runs(finished), edition, workspace)
+        page |= {"warning": untrained_warning(finished), "unfinished": unfinished, "damaged": damaged}
+        edition.add("tables.md", _markdown(page).encode())
+        edition.add("index.html", _environment().get_template("report.html").render(page).encode())
+        edition.publish()
+    lifted = SETTINGS[1:]
+    texts = [section["results"][0].plain(("parameters", "epochs (best)"), lift=lifted) for section in page["sections"]]
+    texts += [page["warning"]] if page["warning"] else []
+    return Report(path=edition.folder / "index.html", table="\n\n".join(texts), damaged=damaged)
+
+
+def _page(groups: Sequence[Group], edition: Edition, workspace: Path) -> dict[str, Any]:
+    """What the template shows of the finished runs, their pictures added to the edition."""
+    stores, runs = Stores(), [run for group in groups for run in group.runs]
+    rows = max(1, min(ROWS_PER_RUN, ROWS_PER_PAGE // len(runs)))
+    pictured = {run.name: rows for run in runs[:ROWS_PER_PAGE]}
     sections = [
-        _section(group, folder, stores, order=i, rows=pictured, workspace=workspace)
+        _section(group, edition, stores, order=i, rows=pictured, workspace=workspace)
         for i, group in enumerate(groups, 1)
     ]
-    page = {
+    return {
         "title": "Segmentation report: " + ", ".join(dict.fromkeys(section["title"] for section in sections)),
-        "warning": untrained_warning(finished), "sections": sections, "unfinished": unfinished, "damaged": damaged,
-        "definitions": DEFINITIONS, "paper": PAPER, "paper_link": PAPER_LINK, "panels": figures.PANELS,
-        "workspace": str(workspace),
+        "sections": sections, "definitions": DEFINITIONS, "paper": PAPER, "paper_link": PAPER_LINK,
+        "panels": figures.PANELS, "workspace": str(workspace), "not_recorded": NOT_RECORDED,
     }  # fmt: skip
-    (folder / "index.html").write_text(_environment().get_template("report.html").render(page), encoding="utf-8")
-    (folder / "tables.md").write_text(_markdown(page), encoding="utf-8")
-    texts = [section["results"][0].plain(("parameters", "epochs (best)"), lift=SETTINGS[1:]) for section in sections]
-    texts += [page["warning"]] if page["warning"] else []
-    return Report(path=folder / "index.html", table="\n\n".join(texts), damaged=damaged)
 
 
 def group_runs(runs: Sequence[FinishedRun]) -> tuple[Group, ...]:
@@ -117,22 +122,23 @@ def _collect(workspace: Path) -> tuple[list[FinishedRun], tuple[str, ...], tuple
                 finished.append(FinishedRun.read(folder))
             else:
                 unfinished.append(_unfinished(folder))
-        except ValueError as e:
+        except (ValueError, OSError) as e:
             damaged.append(str(e))
     return finished, tuple(unfinished), tuple(damaged)
 
 
 def _unfinished(folder: RunFolder) -> str:
-    epochs = folder.read_config().get("head", {}).get("epochs")
+    head = folder.read_config().get("head")
+    epochs = head.get("epochs") if isinstance(head, dict) else None
     return f"{folder.name}: {len(folder.read_history())} of {epochs or 'an unknown number of'} epochs"
 
 
 def _section(
-    group: Group, folder: Path, stores: Stores, *, order: int, rows: dict[str, int], workspace: Path
+    group: Group, edition: Edition, stores: Stores, *, order: int, rows: dict[str, int], workspace: Path
 ) -> dict[str, Any]:
     title = {"glas": "GlaS", "bcss": "BCSS"}.get(group.dataset, group.dataset)
     comparison, alt = _comparison(group, title)
-    (folder / f"comparison-{order}-{_file_name(group.dataset)}.png").write_bytes(comparison)
+    edition.add(f"comparison-{order}-{group.dataset}.png", comparison)
     swept = sweeps(group.runs)
     rated = any(sweep.axis == "lr" for sweep in swept)  # its table brings the paper's rates along
     return {
@@ -146,10 +152,10 @@ def _section(
         "per_class": [per_class(group.runs, split, f"Classes on {split}, {title}") for split in group.splits],
         "cited_details": cited_details(group.dataset, with_rates=not rated),
         "seeds": seeds_table(group.runs, title),
-        "ablations": _ablations(swept, folder, title, f"{order}-{_file_name(group.dataset)}"),
+        "ablations": _ablations(swept, edition, title, f"{order}-{group.dataset}"),
         "cost": cost_table(group.runs, title),
         "legend": figures.legend(group.classes, group.runs[0].data["ignore"]),
-        "runs": [_run(run, folder, stores, rows=rows.get(run.name, 0), workspace=workspace) for run in group.runs],
+        "runs": [_run(run, edition, stores, rows=rows.get(run.name, 0), workspace=workspace) for run in group.runs],
     }
 
 
@@ -184,7 +190,7 @@ def _comparison(group: Group, title: str) -> tuple[bytes, str]:
     return picture, f"Dice of the runs on {group.quoted}: {values}"
 
 
-def _ablations(swept: Sequence[Sweep], folder: Path, title: str, place: str) -> list[dict[str, Any]]:
+def _ablations(swept: Sequence[Sweep], edition: Edition, title: str, place: str) -> list[dict[str, Any]]:
     """For each setting that was varied a heading, its sweeps with tables and figures, and tables of those left out."""
     views = []
     for axis, (heading, name) in ABLATIONS.items():
@@ -195,7 +201,7 @@ def _ablations(swept: Sequence[Sweep], folder: Path, title: str, place: str) -> 
                 {
                     "fixed": sweep.fixed,
                     "table": table,
-                    "figure": _swept(sweep, title, folder / f"{name}-{place}-{nth}.png"),
+                    "figure": _swept(sweep, title, edition, f"{name}-{place}-{nth}.png"),
                 }
                 for nth, (sweep, table) in enumerate(zip(along, tables, strict=True), 1)
                 if nth <= SWEEPS_SHOWN
@@ -204,12 +210,12 @@ def _ablations(swept: Sequence[Sweep], folder: Path, title: str, place: str) -> 
     return views
 
 
-def _swept(sweep: Sweep, title: str, path: Path) -> dict[str, str] | None:
+def _swept(sweep: Sweep, title: str, edition: Edition, name: str) -> dict[str, str] | None:
     """A sweep's figure, written beside the page too; None where its table says all."""
     picture = draw(sweep, title)
     if picture is None:
         return None
-    path.write_bytes(picture)
+    edition.add(name, picture)
     return {
         "uri": _uri(picture, "png"),
         "alt": f"{title}: scores by {AXES[sweep.axis]}; numbers in the table below",
@@ -217,7 +223,7 @@ def _swept(sweep: Sweep, title: str, path: Path) -> dict[str, str] | None:
     }
 
 
-def _run(run: FinishedRun, folder: Path, stores: Stores, *, rows: int, workspace: Path) -> dict[str, Any]:
+def _run(run: FinishedRun, edition: Edition, stores: Stores, *, rows: int, workspace: Path) -> dict[str, Any]:
     view: dict[str, Any] = {
         "name": run.name, "facts": run_facts(run), "settings": flat(run.config), "commands": commands(run, workspace),
         "trained": run.data["model"]["trained"], "store": run.data["store"], "curves": None,
@@ -225,13 +231,13 @@ def _run(run: FinishedRun, folder: Path, stores: Stores, *, rows: int, workspace
     }  # fmt: skip
     if run.history:
         curves = figures.learning_curves(run.history, run.best_epoch, f"{run.name}: learning curves")
-        (folder / f"curves-{_file_name(run.name)}.png").write_bytes(curves)
+        edition.add(f"curves-{run.name}.png", curves)
         alt = f"Learning curves of {run.name} over {run.epochs} epochs; the best is epoch {run.best_epoch}"
         view["curves"] = {"uri": _uri(curves, "png"), "alt": alt}
-    return {**view, **_gallery(run, folder, stores, rows)}
+    return {**view, **_gallery(run, edition, stores, rows)}
 
 
-def _gallery(run: FinishedRun, folder: Path, stores: Stores, rows: int) -> dict[str, Any]:
+def _gallery(run: FinishedRun, edition: Edition, stores: Stores, rows: int) -> dict[str, Any]:
     split, ids = run.test_split, worst_first(run, run.test_split)
     view: dict[str, Any] = {"split": split, "images": len(ids), "rows": [], "lost": [], "no_store": ""}
     store = stores.get(run.data["store"])
@@ -251,7 +257,7 @@ def _gallery(run: FinishedRun, folder: Path, stores: Stores, rows: int) -> dict[
     if for_file:
         colours = figures.legend(run.data["classes"], run.data["ignore"])
         title = f"{run.name}: images of {split}, from the worst to the best"
-        (folder / f"images-{_file_name(run.name)}.png").write_bytes(figures.sheet(for_file, colours, title))
+        edition.add(f"images-{run.name}.png", figures.sheet(for_file, colours, title))
     return view
 
 
@@ -289,7 +295,3 @@ def _environment() -> jinja2.Environment:
 
 def _uri(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _file_name(name: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "-_.+=," else "_" for letter in name)

@@ -14,12 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pathseg.train.expected import CONFIG, HISTORY, METRICS, check
 from pathseg.train.metrics import Scores
-
-# what config.json says of the data, all of it read by the report
-DATA = (
-    "store", "dataset", "model", "classes", "ignore", "mpp", "size", "layout", "preprocessing", "test_split", "images",
-)  # fmt: skip
 
 
 class RunFolder:
@@ -37,6 +33,7 @@ class RunFolder:
 
     @property
     def name(self) -> str:
+        """The folder's own name."""
         return self.path.name
 
     @property
@@ -59,6 +56,7 @@ class RunFolder:
         self.write_config(config)
 
     def write_config(self, config: dict[str, Any]) -> None:
+        """Write config.json whole or not at all."""
         _write_whole(self.path / "config.json", _json_text(config).encode())
 
     def read_config(self) -> dict[str, Any]:
@@ -139,6 +137,7 @@ class PartScores:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> PartScores:
+        """One entry of `splits` in metrics.json, which `expected.METRICS` has been checked against."""
         return cls(
             images=values["images"],
             scores=Scores.from_dict(values["scores"]),
@@ -165,31 +164,48 @@ class FinishedRun:
 
     @classmethod
     def read(cls, folder: RunFolder) -> FinishedRun:
-        """Raises FileNotFoundError where the run is unfinished, ValueError (naming the file) where one is damaged."""
-        config, metrics = folder.read_config(), folder.read_metrics()
-        lacking = [name for name in ("head", "data", "parameters") if name not in config]
-        lacking += [f"data.{name}" for name in DATA if name not in config.get("data", {})]
-        if lacking:
-            path = folder.path / "config.json"
-            raise ValueError(f"{path} lacks {', '.join(lacking)}; delete the run folder, train it again")
+        """Read and check all files of a run but its weights and predictions.
+
+        Raises FileNotFoundError where the run is unfinished, ValueError (naming the file and the key) where a file
+        is damaged or lacks what `expected` lists.
+        """
+        config, metrics, history = folder.read_config(), folder.read_metrics(), folder.read_history()
+        check(config, CONFIG, where=folder.path / "config.json")
+        check(metrics, METRICS, where=folder.path / "metrics.json")
+        for number, line in enumerate(history, 1):
+            check(line, HISTORY, where=f"{folder.path / 'history.jsonl'} line {number}")
         try:
-            run = cls(
-                folder=folder, config=config, history=folder.read_history(), test_split=metrics["test_split"],
-                best_epoch=metrics["best_epoch"], epochs=metrics["epochs"], seconds=metrics["seconds"],
-                parts={split: PartScores.from_dict(part) for split, part in metrics["splits"].items()},
-                bytes_read=metrics.get("bytes_read"), heads_from_one_read=metrics.get("heads_from_one_read"),
-            )  # fmt: skip
-        except (KeyError, TypeError, AttributeError) as e:
-            raise ValueError(f"{folder.path / 'metrics.json'} lacks {e}; delete the run folder, train it again") from e
-        if run.test_split not in run.parts:
+            parts = {split: PartScores.from_dict(part) for split, part in metrics["splits"].items()}
+        except ValueError as e:
             raise ValueError(
-                f"{folder.path / 'metrics.json'} has scores of {', '.join(run.parts) or 'no split'} but none of its "
-                f"test split {run.test_split!r}; delete the run folder, train it again"
-            )
+                f"{folder.path / 'metrics.json'} is damaged: {e}; delete the run folder, train it again"
+            ) from e
+        run = cls(
+            folder=folder, config=config, history=history, test_split=metrics["test_split"], parts=parts,
+            best_epoch=metrics["best_epoch"], epochs=metrics["epochs"], seconds=metrics["seconds"],
+            bytes_read=metrics.get("bytes_read"), heads_from_one_read=metrics.get("heads_from_one_read"),
+        )  # fmt: skip
+        run._check_agreement()
         return run
+
+    def _check_agreement(self) -> None:
+        """Raise ValueError unless there are scores of the quoted split, and everywhere as many classes as named."""
+        metrics, classes = self.folder.path / "metrics.json", self.data["classes"]
+        if self.test_split not in self.parts:
+            raise ValueError(
+                f"{metrics} has scores of {', '.join(self.parts) or 'no split'} but none of its "
+                f"test split {self.test_split!r}; delete the run folder, train it again"
+            )
+        for split, part in self.parts.items():
+            if len(part.scores.classes) != len(classes):
+                raise ValueError(
+                    f"{metrics} is damaged: splits.{split} has scores of {len(part.scores.classes)} classes, "
+                    f"config.json names {len(classes)}; delete the run folder, train it again"
+                )
 
     @property
     def name(self) -> str:
+        """Its folder's name."""
         return self.folder.name
 
     @property
@@ -256,7 +272,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 def _object(text: bytes, where: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise ValueError(f"{where} is damaged: {e}; delete the run folder and train it again") from e
     if not isinstance(value, dict):
         raise ValueError(f"{where} is damaged: expected a JSON object, got {type(value).__name__}; "

@@ -9,8 +9,12 @@ from typing import Any
 
 from pathseg.store.blocks import format_blocks
 from pathseg.train.cited import cited_scores
+from pathseg.train.expected import WHOLES
 from pathseg.train.runs import FinishedRun
 from pathseg.train.tables import number
+
+SIDES = {"glas": 768, "synthetic": 512}  # px that stage one brings a data set to without --resize
+NOT_RECORDED = "--root, --limit, --classes, --mpp, --hipt, --seed, --dtype, --packing"  # of what extract was given
 
 
 def summary(ranked: Sequence[FinishedRun], dataset: str) -> str:
@@ -77,13 +81,16 @@ def run_facts(run: FinishedRun) -> str:
 
 
 def commands(run: FinishedRun, workspace: Path) -> tuple[str, ...]:
-    """The command lines that make the run again, from extraction to report."""
+    """The command lines of such a run, from extraction to report, with all that the run recorded.
+
+    What it did not record (`NOT_RECORDED`) is for the reader to add to the first.
+    """
     data, head = run.data, run.head
     model = data["model"]
     at = ["--workspace", str(workspace)]
     extract = [
         "extract", *at, "--dataset", data["dataset"], "--model", model["name"], "--condition", model["condition"],
-        "--t", head.get("t"), "--layout", data["layout"], "--store", data["store"],
+        *_resize(data), "--t", head.get("t"), "--blocks", "all", "--layout", data["layout"], "--store", data["store"],
     ]  # fmt: skip
     train = ["train-head", *at, "--store", data["store"]]
     for name, value in head.items():
@@ -92,13 +99,20 @@ def commands(run: FinishedRun, workspace: Path) -> tuple[str, ...]:
     return tuple("pathseg " + shlex.join(str(word) for word in line if word is not None) for line in lines)
 
 
+def _resize(data: dict[str, Any]) -> tuple[object, ...]:
+    """The flag that gives the images their size, nothing where it is the data set's own."""
+    height, width = data["size"]
+    own = SIDES.get(data["dataset"], None if data["preprocessing"].startswith("resized") else height)
+    return () if height != width or height == own else ("--resize", height)
+
+
 def flat(config: dict[str, Any]) -> tuple[tuple[str, str], ...]:
     """A run's configuration as pairs of a dotted name and its value in words."""
     pairs: list[tuple[str, str]] = []
     for name, value in config.items():
         if isinstance(value, dict):
             pairs += [(f"{name}.{below}", text) for below, text in flat(value)]
-        elif name == "blocks":
+        elif name == "blocks" and WHOLES.holds(value):
             pairs.append((name, format_blocks(value)))
         elif isinstance(value, list):
             pairs.append((name, ", ".join(str(one) for one in value)))
