@@ -3,10 +3,12 @@ import dataclasses
 import pytest
 import torch
 
+from pathseg.store.writer import StoreWriter
 from pathseg.train import sweep
 from pathseg.train.config import HeadConfig
 from pathseg.train.runs import RunFolder
 from pathseg.train.sweep import combinations, head_bytes, passes, run_folders, summary, train_sweep
+from pathseg.train.trainee import new_trainee, save_last
 
 CPU = torch.device("cpu")
 QUICK = HeadConfig(blocks=(4,), head="linear", lr=1e-2, epochs=1)
@@ -59,6 +61,26 @@ def test_a_finished_run_of_other_settings_is_not_overwritten(toy_store, tmp_path
     other = dataclasses.replace(QUICK, lr=1e-3)
     with pytest.raises(ValueError, match=r"lr is 0.01 there, 0.001 asked for; pass --name or another --workspace"):
         train_sweep(toy_store, [other], [tmp_path / "run"])
+
+
+@pytest.mark.parametrize("change", ["masks", "images"])
+def test_a_finished_run_on_other_data_is_not_taken_for_this_one(tmp_path, toy_contents, fill_store, change):
+    first = fill_store(StoreWriter(tmp_path / "a.zarr", toy_contents()))
+    splits = toy_contents().images if change == "masks" else toy_contents().images[1:]
+    other = fill_store(StoreWriter(tmp_path / "b.zarr", toy_contents(splits=[i.split for i in splits])), seed=1)
+    assert first.contents.key == other.contents.key
+    train_sweep(first, [QUICK], [tmp_path / "run"])
+    with pytest.raises(ValueError, match=r"data is \w+ there, \w+ asked for"):
+        train_sweep(other, [QUICK], [tmp_path / "run"])
+
+
+def test_an_unfinished_run_on_other_data_is_not_taken_up(toy_store, tmp_path, toy_contents, fill_store):
+    other = fill_store(StoreWriter(tmp_path / "b.zarr", toy_contents()), seed=1)
+    begun = new_trainee(toy_store, QUICK, RunFolder(tmp_path / "run"), weights=None, device=CPU)
+    begun.run.path.mkdir()
+    save_last(begun)
+    with pytest.raises(ValueError, match="begun on other data"):
+        train_sweep(other, [QUICK], [tmp_path / "run"])
 
 
 def test_a_failed_head_is_named(toy_store, tmp_path):

@@ -167,3 +167,36 @@ def test_without_description_and_copy_there_is_no_way(toy_store):
 def test_no_store_is_said(tmp_path):
     with pytest.raises(StoreError, match="no feature store"):
         Verification(tmp_path)
+
+
+def test_repair_waits_for_no_running_extraction(toy_store):
+    (toy_store.location.root / "t50/block04/c/2/0/0/0/0").write_bytes(b"x")
+    whole = files_of(toy_store.location.root)
+    check = Verification(toy_store.location.root)
+    check.run()
+    with toy_store.location.writing(), pytest.raises(StoreError, match="another run is writing"):
+        check.repair()
+    assert files_of(toy_store.location.root) == whole
+
+
+def test_repair_looks_again_before_it_drops(toy_store):
+    folder = toy_store.location.root
+    record = folder / "_done/t50/0,4-5,9/000001.json"
+    data = record.read_bytes()
+    record.unlink()
+    check = Verification(folder)
+    assert any(finding.kind == "stray" for finding in check.run())
+    record.write_bytes(data)  # a run has committed the unit in the meantime
+    check.repair()
+    assert found(folder) == set()
+
+
+def test_repair_spares_chunks_that_a_sound_record_names(toy_store):
+    folder = toy_store.location.root
+    whole = files_of(folder)
+    (folder / "_done/t50/4-5").mkdir()
+    shutil.copy(folder / "_done/t50/0,4-5,9/000000.json", folder / "_done/t50/4-5/000000.json")
+    check = Verification(folder)
+    check.run()
+    check.repair()
+    assert files_of(folder) == whole
