@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import reprlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +28,15 @@ UNET_RULES: dict[str, Any] = {
     "dims": 2,
 }
 UNET_DEFAULTS = {**UNET_RULES, "use_spatial_transformer": False}  # what a config that is silent means in CompVis
+
+MOST = 1_000_000  # above every width and length of a network that exists
+DEEPEST = 100  # above every number of layers in a row
+
+# What an option may be, in the words of the message that refuses it.
+OPTIONS, FLAG = "a mapping of options", "true or false"
+WHOLE, DEPTH = f"a whole number from 1 to {MOST}", f"a whole number from 1 to {DEEPEST}"
+WHOLES, SOME = f"a list of whole numbers from 1 to {MOST}", f"a list, empty or of whole numbers from 1 to {MOST}"
+SHARE, POSITIVE = "a number above 0 and below 1", "a finite number above 0"
 
 
 @dataclass(frozen=True)
@@ -48,6 +61,15 @@ class UNetDesign:
                 f"unet has {len(self.channel_mult)} levels of num_res_blocks + 1 = {self.num_res_blocks + 1} "
                 f"upsampling blocks, {blocks} in all, but pathseg numbers {UPSAMPLING_BLOCKS}"
             )
+        last = len(self.channels) - 1  # the middle attends at this level, whatever attention_resolutions says
+        width, name = self.num_head_channels, "num_heads" if self.num_head_channels is None else "num_head_channels"
+        for level, channels in enumerate(self.channels):
+            divisor = width if width is not None else self.num_heads
+            if (self.attends(level) or level == last) and channels % (divisor or 1):
+                raise ValueError(
+                    f"{name} of the unet must divide the channels of every level with attention, got {divisor} for "
+                    f"{channels} channels at level {level} (0 = finest); give the config that belongs to the checkpoint"
+                )
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -147,19 +169,19 @@ def unet_design(params: dict[str, Any]) -> UNetDesign:
             f"the unet is conditioned by {key!r} with context_dim {part.get('context_dim')}, but only a unet with "
             "cross-attention (conditioning_key: crossattn and a context_dim) is supported"
         )
-    if not isinstance(_need(part, "num_res_blocks", "unet_config"), int):
-        raise ValueError(f"unet_config has num_res_blocks: {part['num_res_blocks']}, but one number is needed")
-    heads, head_channels = (n if (n := part.get(o, -1)) != -1 else None for o in ("num_heads", "num_head_channels"))
-    if heads is None and head_channels is None:
+    need = partial(_need, part, where="model.params.unet_config.params")
+    given = [option for option in ("num_heads", "num_head_channels") if part.get(option) not in (None, -1)]
+    if not given:
         raise ValueError("unet_config needs num_heads or num_head_channels, and has neither")
-    names = ("in_channels", "out_channels", "model_channels", "num_res_blocks", "context_dim")
+    names = ("in_channels", "out_channels", "model_channels", "context_dim")
     return UNetDesign(
-        **{name: _need(part, name, "unet_config") for name in names},
-        channel_mult=tuple(_need(part, "channel_mult", "unet_config")),
-        attention_resolutions=tuple(_need(part, "attention_resolutions", "unet_config")),
-        transformer_depth=part.get("transformer_depth", 1),
-        num_heads=heads,
-        num_head_channels=head_channels,
+        **{name: need(name, WHOLE) for name in names},
+        channel_mult=tuple(need("channel_mult", WHOLES)),
+        num_res_blocks=need("num_res_blocks", DEPTH),
+        attention_resolutions=tuple(need("attention_resolutions", SOME)),
+        transformer_depth=need("transformer_depth", DEPTH, default=1),
+        num_heads=need("num_heads", WHOLE) if "num_heads" in given else None,
+        num_head_channels=need("num_head_channels", WHOLE) if "num_head_channels" in given else None,
     )
 
 
@@ -167,29 +189,33 @@ def first_stage_design(params: dict[str, Any]) -> FirstStageDesign:
     """Read `model.params` of a config. Raises ValueError, naming the option, where the encoder is another one."""
     kinds: dict[str, Literal["vq", "kl"]] = {"VQModelInterface": "vq", "VQModel": "vq", "AutoencoderKL": "kl"}
     target, part = _part(params, "first_stage_config", tuple(kinds))
-    sizes = _need(part, "ddconfig", "first_stage_config")
+    need = partial(_need, part, where="model.params.first_stage_config.params")
+    sizes = need("ddconfig", OPTIONS)
+    need_size = partial(_need, sizes, where="model.params.first_stage_config.params.ddconfig")
     kind = kinds[target]
     needed = {"attn_resolutions": [], "double_z": kind == "kl", "in_channels": 3}
     for option, value in needed.items():
-        if (found := _need(sizes, option, "ddconfig")) != value:
+        if (found := need_size(option)) != value:
             raise ValueError(f"ddconfig has {option}: {found}, but only {option}: {value} is supported for {target}")
     return FirstStageDesign(
         kind,
-        **{name: _need(sizes, name, "ddconfig") for name in ("ch", "num_res_blocks", "z_channels")},
-        ch_mult=tuple(_need(sizes, "ch_mult", "ddconfig")),
-        embed_dim=_need(part, "embed_dim", "first_stage_config"),
-        n_embed=_need(part, "n_embed", "first_stage_config") if kind == "vq" else None,
+        **{name: need_size(name, WHOLE) for name in ("ch", "z_channels")},
+        num_res_blocks=need_size("num_res_blocks", DEPTH),
+        ch_mult=tuple(need_size("ch_mult", WHOLES)),
+        embed_dim=need("embed_dim", WHOLE),
+        n_embed=need("n_embed", WHOLE) if kind == "vq" else None,
     )
 
 
 def conditioning_design(params: dict[str, Any]) -> ConditioningDesign:
     """Read `model.params` of a config; silent options have the defaults of the release's own classes."""
     target, part = _part(params, "cond_stage_config", ("SSLEmbedder", "PatchEmbedder"))
+    need = partial(_need, part, where="model.params.cond_stage_config.params")
     two_tokens = target == "SSLEmbedder"
     return ConditioningDesign(
-        patch_embed_dim=part.get("patch_embed_dim", 384 if two_tokens else 768),
-        region_embed_dim=part.get("region_embed_dim", 768) if two_tokens else None,
-        normalize=part.get("normalize_ssl", False),
+        patch_embed_dim=need("patch_embed_dim", WHOLE, default=384 if two_tokens else 768),
+        region_embed_dim=need("region_embed_dim", WHOLE, default=768) if two_tokens else None,
+        normalize=need("normalize_ssl", FLAG, default=False),
     )
 
 
@@ -197,20 +223,62 @@ def schedule_of(params: dict[str, Any]) -> Schedule:
     """Read `model.params` of a config; silent options have CompVis' defaults."""
     if (kind := params.get("beta_schedule", "linear")) != "linear":
         raise ValueError(f"config has beta_schedule: {kind}, but only beta_schedule: linear is supported")
-    start, end = params.get("linear_start", 1e-4), params.get("linear_end", 2e-2)
-    return Schedule(float(start), float(end), int(params.get("timesteps", 1000)))  # YAML reads 1e-4 as a string
+    need = partial(_need, params, where="model.params")
+    start, end = need("linear_start", SHARE, default=1e-4), need("linear_end", SHARE, default=2e-2)
+    return Schedule(float(start), float(end), need("timesteps", WHOLE, default=1000))
+
+
+def scale_factor_of(params: dict[str, Any]) -> float:
+    """What `model.params` of a config says that latents are multiplied by; 1 where it is silent."""
+    return float(_need(params, "scale_factor", POSITIVE, where="model.params", default=1.0))
+
+
+def uses_ema(params: dict[str, Any]) -> bool:
+    """Whether `model.params` of a config asks for the averaged weights; CompVis' default is that it does."""
+    return bool(_need(params, "use_ema", FLAG, where="model.params", default=True))
 
 
 def _part(params: dict[str, Any], name: str, targets: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
     """The class name and the parameters of a `{target, params}` entry."""
-    entry = _need(params, name, "model.params")
+    entry = _need(params, name, where="model.params")
     target = str(entry.get("target") if isinstance(entry, dict) else entry).rpartition(".")[2]
     if target not in targets:
         raise ValueError(f"config has the {name} target {target}, but only {' and '.join(targets)} are supported")
-    return target, entry.get("params") or {}
+    entry = _need(params, name, OPTIONS, where="model.params")
+    if entry.get("params") is None:  # a class that is content with its defaults
+        return target, {}
+    return target, _need(entry, "params", OPTIONS, where=f"model.params.{name}")
 
 
-def _need(options: dict[str, Any], name: str, where: str) -> Any:
-    if name not in options:
+def _need(options: dict[str, Any], name: str, kind: str | None = None, *, where: str, default: Any = ...) -> Any:
+    """An option of the mapping at `where`; ValueError where it is missing without a default, or not of the kind."""
+    value = options.get(name, default)
+    if value is ...:
         raise ValueError(f"config has no {name} in {where}; a CompVis *-project.yaml is needed")
-    return options[name]
+    if kind is not None and not _FITS[kind](value):
+        raise ValueError(f"{where}.{name} must be {kind}, got {reprlib.repr(value)}; correct it in the config")
+    return value
+
+
+def _is_whole(value: Any, most: int = MOST) -> bool:
+    return type(value) is int and 1 <= value <= most  # not a bool, which is an int in Python
+
+
+def _number(value: Any) -> float:
+    """A number, also one in text, since YAML reads 1e-4 as a string; NaN for whatever is none."""
+    try:
+        return float(value) if type(value) in (int, float, str) else math.nan
+    except (ValueError, OverflowError):
+        return math.nan
+
+
+_FITS: dict[str, Callable[[Any], bool]] = {
+    OPTIONS: lambda value: isinstance(value, dict),
+    FLAG: lambda value: isinstance(value, bool),
+    WHOLE: _is_whole,
+    DEPTH: lambda value: _is_whole(value, DEEPEST),
+    WHOLES: lambda value: isinstance(value, list) and len(value) > 0 and all(map(_is_whole, value)),
+    SOME: lambda value: isinstance(value, list) and all(map(_is_whole, value)),
+    SHARE: lambda value: 0 < _number(value) < 1,
+    POSITIVE: lambda value: 0 < _number(value) < math.inf,
+}

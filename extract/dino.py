@@ -13,10 +13,17 @@ from torch import nn
 from torch.nn import functional as F
 
 from pathseg.extract.pickles import read_checkpoint
-from pathseg.extract.shapes import check_shapes, vit_shapes
+from pathseg.extract.shapes import check_shapes, named_tensors, vit_shapes
 from pathseg.store.grid import PATCH_PX
 
 HEAD_DIM = 64  # width of an attention head in every DINO ViT; a checkpoint does not say it
+
+# The tensors that a ViT's sizes are read from, with their axes.
+SIZING = {
+    "pos_embed": ("1", "1 + g*g", "D"),
+    "patch_embed.proj.weight": ("D", "3", "p", "p"),
+    "blocks.0.mlp.fc1.weight": ("hidden", "D"),
+}
 
 
 def read_vit(path: str | Path) -> dict[str, torch.Tensor]:
@@ -25,15 +32,23 @@ def read_vit(path: str | Path) -> dict[str, torch.Tensor]:
     Raises FileNotFoundError; ValueError when the file is unreadable or holds no such ViT, naming the tensor.
     """
     content = read_checkpoint(path)
-    state = content.get("teacher", content) if isinstance(content, dict) else {}
-    named = {name.removeprefix("module.").removeprefix("backbone."): tensor for name, tensor in state.items()}
-    tensors = {n: t for n, t in named.items() if isinstance(t, torch.Tensor) and not n.startswith("head.")}
-    for name in ("pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight"):
+    state = content.get("teacher", content) if isinstance(content, dict) else content
+    found = named_tensors(state, str(path))
+    named = {name.removeprefix("module.").removeprefix("backbone."): tensor for name, tensor in found.items()}
+    tensors = {name: tensor for name, tensor in named.items() if not name.startswith("head.")}
+    for name, axes in SIZING.items():
         if name not in tensors:
             raise ValueError(f"{path} has no tensor {name}; a DINO checkpoint of a ViT is needed (HIPT's vit256*.pth)")
+        if len(shape := tuple(tensors[name].shape)) != len(axes) or 0 in shape:
+            raise ValueError(
+                f"{path}: tensor {name} must have the axes ({', '.join(axes)}), none of them empty, got the shape "
+                f"{shape}; a DINO checkpoint of a ViT is needed (HIPT's vit256*.pth)"
+            )
     check_shapes(tensors, _expected(tensors), str(path))
     if (dim := tensors["pos_embed"].shape[-1]) % HEAD_DIM:
         raise ValueError(f"{path} has a ViT of width {dim}, but it must be a multiple of its heads' width {HEAD_DIM}")
+    if PATCH_PX % (token := tensors["patch_embed.proj.weight"].shape[-1]):
+        raise ValueError(f"{path} has a ViT with tokens of {token} px, but they must divide patches of {PATCH_PX} px")
     return tensors
 
 

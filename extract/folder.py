@@ -70,10 +70,12 @@ def _test_order(split: str) -> tuple[bool, str]:
 def _pair_files(root: Path) -> tuple[Files, Files, list[str]]:
     """Images and masks that belong together, by id in order, and what is wrong with the others."""
     problems: list[str] = []
+    listed = {kind: list_files(root / kind) for kind in ("images", "masks")}
+    _check_names(root, [path for paths in listed.values() for path in paths])
     found = {}
-    for kind in ("images", "masks"):
+    for kind, paths in listed.items():
         files: Files = {}
-        for path in list_files(root / kind):
+        for path in paths:
             if path.parent != root / kind:
                 problems.append(f"{path}: files must lie in {kind} itself, not in a folder below; move the file")
             elif path.stem in files:
@@ -88,6 +90,14 @@ def _pair_files(root: Path) -> tuple[Files, Files, list[str]]:
     problems += [f"{masks[id_]}: no image; images/{id_}.png is needed" for id_ in masks if id_ not in images]
     both = sorted(images.keys() & masks.keys())
     return {id_: images[id_] for id_ in both}, {id_: masks[id_] for id_ in both}, problems
+
+
+def _check_names(root: Path, paths: list[Path]) -> None:
+    """Raise DatasetError where a name has bytes that are no text: it could be neither an id nor printed."""
+    strange = [path for path in paths if any("\ud800" <= letter <= "\udfff" for letter in str(path.relative_to(root)))]
+    if strange:
+        rule = "a file name must be valid UTF-8; rename the file"
+        raise DatasetError("folder", root, problems=[f"{str(path)!r}: {rule}" for path in strange])
 
 
 def _read_sizes(images: Files, masks: Files, problems: list[str]) -> dict[str, tuple[int, int]]:
@@ -164,27 +174,39 @@ def _read_splits(path: Path, ids: list[str], problems: list[str]) -> dict[str, s
     """The split of each id, from the file where there is one, else by the hash of the id."""
     if not path.is_file():
         return _hash_splits(ids, problems)
+    try:
+        rows = _split_rows(path)
+    except ValueError as e:
+        problems.append(str(e))
+        return {}
     splits: dict[str, str] = {}
-    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-        rows = csv.DictReader(file, skipinitialspace=True)
-        if not {"id", "split"} <= set(rows.fieldnames or ()):
-            header = ",".join(rows.fieldnames or ()) or "nothing"
-            problems.append(f"{path}: the first line must name the columns id,split, found {header}; add it")
-            return {}
-        for row in rows:
-            id_, split, line = (row["id"] or "").strip(), (row["split"] or "").strip(), rows.line_num
-            if id_ in splits:
-                problems.append(f"{path}: line {line}: a second row for {id_!r}; keep one of the two")
-            elif id_ not in ids:
-                problems.append(f"{path}: line {line}: no image has the id {id_!r}; remove the row or add the image")
-            elif split not in ("train", "val") and not split.startswith("test"):
-                problems.append(f"{path}: line {line}: a split must be train, val or test..., got {split!r}; rename it")
-            splits[id_] = split
+    for line, id_, split in rows:
+        if id_ in splits:
+            problems.append(f"{path}: line {line}: a second row for {id_!r}; keep one of the two")
+        elif id_ not in ids:
+            problems.append(f"{path}: line {line}: no image has the id {id_!r}; remove the row or add the image")
+        elif split not in ("train", "val") and not split.startswith("test"):
+            problems.append(f"{path}: line {line}: a split must be train, val or test..., got {split!r}; rename it")
+        splits[id_] = split
     problems += [f"{path}: no row for the image {id_!r}; add one" for id_ in ids if id_ not in splits]
     for needed in ("train", "test"):
         if not any(split.startswith(needed) for split in splits.values()):
             problems.append(f"{path}: no image is in a {needed} split; put at least one there")
     return splits
+
+
+def _split_rows(path: Path) -> list[tuple[int, str, str]]:
+    """Line number, id and split of each row. Raises ValueError naming the file."""
+    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+        rows = csv.DictReader(file, skipinitialspace=True)
+        try:
+            header = rows.fieldnames or ()
+            if not {"id", "split"} <= set(header):
+                found = ",".join(header) or "nothing"
+                raise ValueError(f"{path}: the first line must name the columns id,split, found {found}; add it")
+            return [(rows.line_num, (row["id"] or "").strip(), (row["split"] or "").strip()) for row in rows]
+        except csv.Error as e:
+            raise ValueError(f"{path}: line {rows.line_num}: no rows of id,split: {e}; close its quotes") from e
 
 
 def _hash_splits(ids: list[str], problems: list[str]) -> dict[str, str]:

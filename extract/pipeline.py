@@ -69,6 +69,7 @@ def contents_of(dataset: Dataset, model: FeatureModel, config: ExtractConfig) ->
         layout=config.layout,
         dtype=config.dtype,
         packing=config.packing,
+        precision=config.precision,
     )
     shapes = {block: BlockShape(*shape) for block, shape in model.blocks.items()}
     largest = max(patch_bytes(shapes, layout=config.layout, dtype=config.dtype).values())

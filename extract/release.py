@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +20,13 @@ from pathseg.extract.architecture import (
     UNetDesign,
     conditioning_design,
     first_stage_design,
+    scale_factor_of,
     schedule_of,
     unet_design,
+    uses_ema,
 )
 from pathseg.extract.pickles import read_checkpoint
-from pathseg.extract.shapes import check_shapes, conditioning_shapes, encoder_shapes, unet_shapes
+from pathseg.extract.shapes import check_shapes, conditioning_shapes, encoder_shapes, named_tensors, unet_shapes
 
 LAYOUT = "configs/*-project.yaml and checkpoints/last.ckpt (or checkpoints/last.safetensors)"
 UNET, EMA, FIRST_STAGE, CONDITIONING = "model.diffusion_model.", "model_ema.", "first_stage_model.", "cond_stage_model."
@@ -88,11 +92,12 @@ def release_from(params: dict[str, Any], state: Mapping[str, Any], *, name: str,
     try:
         unet, first_stage = unet_design(params), first_stage_design(params)
         conditioning, schedule = conditioning_design(params), schedule_of(params)
+        scale_factor, use_ema = scale_factor_of(params), uses_ema(params)
     except ValueError as e:
         raise _ConfigError(*e.args) from e
     if unet.in_channels != first_stage.embed_dim:
         raise _ConfigError(f"the unet takes {unet.in_channels} channels, the first stage gives {first_stage.embed_dim}")
-    tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
+    tensors = named_tensors(state, source)
     release = Release(
         name=name,
         source=source,
@@ -100,8 +105,8 @@ def release_from(params: dict[str, Any], state: Mapping[str, Any], *, name: str,
         first_stage_design=first_stage,
         conditioning_design=conditioning,
         schedule=schedule,
-        scale_factor=float(tensors.get("scale_factor", params.get("scale_factor", 1.0))),
-        unet=_unet_tensors(tensors, unet, use_ema=params.get("use_ema", True)),  # CompVis' default
+        scale_factor=_stored_scale(tensors["scale_factor"], source) if "scale_factor" in tensors else scale_factor,
+        unet=_unet_tensors(tensors, unet, use_ema=use_ema),
         first_stage=_below(tensors, FIRST_STAGE + "encoder.", FIRST_STAGE + "quant_conv."),
         conditioning=_below(tensors, CONDITIONING),
     )
@@ -114,13 +119,15 @@ def release_from(params: dict[str, Any], state: Mapping[str, Any], *, name: str,
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as e:  # ValueError: no UTF-8, or a date that does not exist
         raise ValueError(f"{path} is no YAML: {str(e).splitlines()[0]}") from e
-    try:
-        params = config["model"]["params"]
-    except (KeyError, TypeError) as e:
-        raise ValueError(f"{path} has no model.params; a CompVis *-project.yaml is needed") from e
+    model = config.get("model") if isinstance(config, dict) else config
+    params = model.get("params") if isinstance(model, dict) else model
+    if not isinstance(params, dict):
+        raise ValueError(
+            f"{path} has no model.params with options, got {reprlib.repr(params)}; a CompVis *-project.yaml is needed"
+        )
     return params
 
 
@@ -144,13 +151,28 @@ def _unet_tensors(tensors: Tensors, design: UNetDesign, *, use_ema: bool) -> Ten
     return {name[prefix:]: tensor for name, tensor in tensors.items() if name.startswith(UNET)}
 
 
+def _stored_scale(tensor: torch.Tensor, source: str) -> float:
+    value = float(tensor) if tensor.numel() == 1 and not tensor.is_complex() else math.nan
+    if not 0 < value < math.inf:
+        found = f"shape {tuple(tensor.shape)}" if tensor.numel() != 1 else f"{tensor.item()}"
+        raise ValueError(f"{source}: scale_factor must be one finite number above 0, got {found}; save it as a scalar")
+    return value
+
+
 def _check_schedule(tensors: Tensors, schedule: Schedule, source: str) -> None:
     """The schedule is computed from the config; a checkpoint that carries another one is refused."""
     if "alphas_cumprod" not in tensors:
         return
-    stored, computed = tensors["alphas_cumprod"].double().numpy(), schedule.alpha_bars()
-    if stored.shape != computed.shape or not np.allclose(stored, computed, rtol=1e-4, atol=1e-7):
+    buffer, computed = tensors["alphas_cumprod"], schedule.alpha_bars()
+    if tuple(buffer.shape) != computed.shape or not buffer.is_floating_point():
+        raise ValueError(
+            f"{source}: alphas_cumprod must hold the {computed.size} floating-point numbers of its config's timesteps, "
+            f"got {buffer.dtype} of shape {tuple(buffer.shape)}; give the config that belongs to the checkpoint"
+        )
+    stored = buffer.double().numpy()
+    rounding = torch.finfo(buffer.dtype).eps  # coarser than the usual tolerance in a buffer saved in half precision
+    if not np.allclose(stored, computed, rtol=max(1e-4, rounding), atol=1e-7):
         raise ValueError(
             f"{source} has a noise schedule of {stored.size} steps that ends at alpha_bar {stored[-1]:.4g}, but its "
-            f"config one of {computed.size} steps that ends at {computed[-1]:.4g}"
+            f"config one of {computed.size} steps that ends at {computed[-1]:.4g}; give the config that belongs to it"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
+from typing import Any
 
 import torch
 
@@ -39,6 +40,16 @@ def conditioning_shapes(design: ConditioningDesign, context_dim: int) -> dict[st
 def vit_shapes(dim: int, depth: int, *, grid: int = 14, patch: int = 16, hidden: int | None = None) -> dict[str, Shape]:
     """DINO's VisionTransformer without a head; `grid` x `grid` positions, `hidden` (default 4 x dim) in its MLPs."""
     return dict(_vit(dim, depth, grid, patch, hidden or 4 * dim))
+
+
+def named_tensors(state: Any, source: str) -> dict[str, torch.Tensor]:
+    """The tensors of a state dict by name; ValueError, naming `source`, where it is none or a key is no string."""
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{source} must hold tensors by name, got {type(state).__name__}; a state dict is needed")
+    for key in state:
+        if not isinstance(key, str):
+            raise ValueError(f"{source} must name its tensors by strings, got the key {key!r}; a state dict is needed")
+    return {name: tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
 
 
 def check_shapes(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, Shape], source: str) -> None:

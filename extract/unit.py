@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -122,12 +123,20 @@ def _compute_image(
     for start in range(0, len(patches), config.batch_size):
         batch = patches[start : start + config.batch_size]
         numbers = range(start, start + len(batch))
-        z0, context = model.prepare(batch)
-        for t, blocks in lacking.items():
-            noise = _noise(model, image_id, numbers, t, config.seed)
-            for block, values in model.denoise(z0, context, t, blocks, noise).items():
-                maps[t][block].append(values)
+        with _arithmetic(model, config):
+            z0, context = model.prepare(batch)
+            for t, blocks in lacking.items():
+                noise = _noise(model, image_id, numbers, t, config.seed)
+                for block, values in model.denoise(z0, context, t, blocks, noise).items():
+                    maps[t][block].append(values.float())
     return maps
+
+
+def _arithmetic(model: FeatureModel, config: ExtractConfig) -> AbstractContextManager:
+    """Mixed precision where the configuration asks for it: matrices and convolutions in half, sums in float32."""
+    if config.precision == "float32":
+        return nullcontext()
+    return torch.autocast(model.device.type, dtype=getattr(torch, config.precision))
 
 
 def _noise(model: FeatureModel, image_id: str, patches: range, t: int, seed: int) -> torch.Tensor | None:

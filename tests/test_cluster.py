@@ -18,12 +18,12 @@ from distributed import Client, LocalCluster
 from PIL import Image
 
 from pathseg.extract import cluster
-from pathseg.extract.workbench import ClusterError
 from pathseg.extract.cluster import RETRIES, extract_on_cluster, local_client, scheduler_client
 from pathseg.extract.config import ExtractConfig
 from pathseg.extract.datasets import DatasetOptions, open_dataset
 from pathseg.extract.models import load_model
 from pathseg.extract.pipeline import extract, prepare_store
+from pathseg.extract.workbench import ClusterError
 from pathseg.store.features import FeatureStore
 
 IMAGES = 6

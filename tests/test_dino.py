@@ -82,3 +82,36 @@ def test_a_width_that_heads_do_not_divide_is_refused(tmp_path):
     torch.save({name: torch.zeros(shape) for name, shape in vit_shapes(96, 1).items()}, tmp_path / "vit.pth")
     with pytest.raises(ValueError, match="width 96, but it must be a multiple of its heads' width 64"):
         read_vit(tmp_path / "vit.pth")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"teacher": None}, "must hold tensors by name, got NoneType"),
+        ({"teacher": [1]}, "must hold tensors by name, got list"),
+        (torch.zeros(3), "must hold tensors by name, got Tensor"),
+        ({0: torch.zeros(3)}, "must name its tensors by strings, got the key 0"),
+        ({"teacher": {1: torch.zeros(3)}}, "must name its tensors by strings, got the key 1"),
+    ],
+)
+def test_a_file_without_named_tensors_is_refused(tmp_path, content, message):
+    torch.save(content, tmp_path / "vit.pth")
+    with pytest.raises(ValueError, match=rf"vit\.pth {message}; a state dict is needed$"):
+        read_vit(tmp_path / "vit.pth")
+
+
+@pytest.mark.parametrize("name", ["pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight"])
+@pytest.mark.parametrize("shape", [(), (5,), (1, 0, 128, 1), (1, 0), (0, 0, 0)])
+def test_a_tensor_that_gives_no_size_is_refused(tmp_path, tensors, name, shape):
+    torch.save(tensors | {name: torch.zeros(shape)}, tmp_path / "vit.pth")
+    with pytest.raises(ValueError, match=rf"vit\.pth: tensor {name} must have the axes .*got the shape \(") as error:
+        read_vit(tmp_path / "vit.pth")
+    assert str(shape) in str(error.value)
+
+
+def test_tokens_that_do_not_divide_the_patch_are_refused(tmp_path):
+    torch.save({name: torch.zeros(shape) for name, shape in vit_shapes(64, 1, patch=14).items()}, tmp_path / "vit.pth")
+    with pytest.raises(
+        ValueError, match=r"vit\.pth has a ViT with tokens of 14 px, but they must divide patches of 256"
+    ):
+        read_vit(tmp_path / "vit.pth")

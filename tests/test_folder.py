@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -284,3 +285,30 @@ def test_a_mask_that_changed_after_listing_is_refused_on_loading(root):
     add(root, IDS[0], codes=(0, 8))
     with pytest.raises(ValueError, match=r"case 0\.png: code 8 is none of the codes 0, 1"):
         dataset.load(dataset.samples[0])
+
+
+@pytest.mark.parametrize("row", [f"{'x' * 140_000},train", f'"{IDS[0]},train' + "\n" * 140_000])
+def test_a_splits_csv_with_an_endless_field_is_refused(root, row):
+    write_splits(root, row)
+    (problem,) = problems_of(root)
+    assert f"{root / 'splits.csv'}: line " in problem and "field larger than field limit" in problem
+    assert "\n" not in problem
+
+
+def test_a_splits_csv_with_an_endless_header_is_refused(root):
+    write_splits(root, header="x" * 140_000)
+    (problem,) = problems_of(root)
+    assert "splits.csv: line " in problem and "field larger than field limit" in problem
+
+
+@pytest.mark.parametrize("place", ["images", "masks", "images/more"])
+def test_a_file_name_that_is_not_utf8_is_named(root, place):
+    (root / place).mkdir(exist_ok=True)
+    strange = os.fsdecode(b"caf\xe9.png")
+    try:
+        Image.new("L", (256, 256)).save(root / place / strange)
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    (problem,) = problems_of(root)
+    assert problem == f"{str(root / place / strange)!r}: a file name must be valid UTF-8; rename the file"
+    assert problem.isascii()

@@ -169,3 +169,57 @@ def test_an_incomplete_folder_says_what_it_needs(write, state, config, lost):
 def test_a_missing_folder_says_what_is_needed(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no release folder .*gone; a folder with configs/\*-project\.yaml"):
         read_release(tmp_path / "gone")
+
+
+@pytest.mark.parametrize("params", [None, "unet_config", [1], 3])
+def test_params_that_are_no_options_are_refused_with_the_file(write, state, config, params):
+    config["model"]["params"] = params
+    with pytest.raises(
+        ValueError, match=r"project\.yaml has no model\.params with options, got .*; a CompVis"
+    ) as error:
+        read_release(write(state, config))
+    assert repr(params) in str(error.value)
+
+
+def test_an_option_of_another_kind_is_named_with_the_file(write, state, config):
+    config["model"]["params"]["scale_factor"] = None
+    with pytest.raises(ValueError, match=r"project\.yaml: model\.params\.scale_factor must be .*, got None"):
+        read_release(write(state, config))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        (0, torch.zeros(1), "must name its tensors by strings, got the key 0"),
+        ("alphas_cumprod", torch.ones(2, 2), r"alphas_cumprod must hold the 1000 .* of shape \(2, 2\)"),
+        ("alphas_cumprod", torch.ones(0), r"alphas_cumprod must hold the 1000 .* of shape \(0,\)"),
+        ("alphas_cumprod", torch.tensor(1.0), r"alphas_cumprod must hold the 1000 .* of shape \(\)"),
+        ("alphas_cumprod", torch.ones(1000, dtype=torch.int64), "alphas_cumprod must hold .*got torch.int64"),
+        ("scale_factor", torch.ones(3), r"scale_factor must be one finite number above 0, got shape \(3,\)"),
+        ("scale_factor", torch.ones(0), r"scale_factor must be one finite number above 0, got shape \(0,\)"),
+        ("scale_factor", torch.tensor(torch.nan), "scale_factor must be one finite number above 0, got nan"),
+    ],
+)
+def test_a_buffer_of_another_kind_is_refused_with_the_file(write, state, config, name, value, message):
+    state[name] = value
+    with pytest.raises(ValueError, match=rf"last\.ckpt:? {message}") as error:
+        read_release(write(state, config))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_the_schedule_of_the_checkpoint_is_compared_as_precisely_as_it_was_saved(write, state, config, dtype):
+    betas = torch.linspace(0.0015**0.5, 0.0195**0.5, 1000, dtype=torch.float64).square()
+    state["alphas_cumprod"] = torch.cumprod(1 - betas, 0).to(dtype)
+    assert read_release(write(state, config)).schedule.linear_end == 0.0195
+    config["model"]["params"]["linear_end"] = 0.02
+    with pytest.raises(ValueError, match=r"noise schedule of 1000 steps .*; give the config that belongs to it"):
+        read_release(write(state, config))
+
+
+@pytest.mark.parametrize("text", ["model: 2023-99-99", "[" * 5000])
+def test_yaml_that_cannot_be_read_is_refused_with_the_file(write, state, config, text):
+    folder = write(state, config)
+    next(folder.glob("configs/*")).write_text(text)
+    with pytest.raises(ValueError, match=r"project\.yaml is no YAML"):
+        read_release(folder)

@@ -7,11 +7,11 @@ from functools import partial
 import pytest
 from distributed import LocalCluster
 
-from pathseg.extract.workbench import Workbench, ClusterError, Job, first_line
 from pathseg.extract.config import ExtractConfig
 from pathseg.extract.datasets import DatasetOptions, open_dataset
 from pathseg.extract.models import load_model
 from pathseg.extract.pipeline import prepare_store
+from pathseg.extract.workbench import ClusterError, Job, Workbench, first_line
 from pathseg.store.features import FeatureStore
 
 CONFIG = ExtractConfig(blocks=(4,), layout="native")
