@@ -52,10 +52,10 @@ def lacking_blocks(writer: StoreWriter, unit: int, blocks: tuple[int, ...], conf
 
 
 def still_lacking(writer: StoreWriter, unit: int, blocks: tuple[int, ...], config: ExtractConfig) -> Wanted:
-    """`lacking_blocks` after a look at what somebody else has finished since the store was opened."""
-    lacking = lacking_blocks(writer, unit, blocks, config)
-    for t, missing in lacking.items():
-        writer.store.records.refresh(features_part(t, missing), unit)
+    """`lacking_blocks` after a look at what somebody else has finished since the store was opened, pixels included."""
+    lacking, records = lacking_blocks(writer, unit, blocks, config), writer.store.records
+    for part in (PIXELS, *(features_part(t, missing) for t, missing in lacking.items())):
+        records.refresh(part, unit)
     return lacking and lacking_blocks(writer, unit, blocks, config)
 
 
