@@ -15,6 +15,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import sys
 import traceback
 from dataclasses import replace
@@ -114,6 +115,7 @@ def main() -> None:
         order = json.loads(line)
         pid = os.fork()
         if pid == 0:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
             os._exit(child(order))
         print(pid, flush=True)
         _, status, usage = os.wait4(pid, 0)
