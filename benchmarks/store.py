@@ -6,7 +6,7 @@ io       Write and read all 13 blocks of an image through StoreWriter and Featur
          bytes. They take turns; the median of the ratios counts, `best` sets the fastest turns against each other. The
          operating system's cache is warm, nothing but the store's completion record is flushed. Values are normal,
          float16, native layout.
-extract  Stage one of the bundled model on generated 512 px images, against its forward passes on images in memory.
+extract  Stage one of the bundled model on 512 px PNG files, against its forward passes on images in memory.
 memory   Peak memory of stage one for 10 and for 1,000 images (a model that costs nothing, the blocks of `mini`).
 resume   Finding that nothing is left to do in a store of 10,000 units (tiny arrays, libraries already imported).
 
@@ -34,9 +34,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from free import FULL, TINY, FreeModel, blank_dataset
+from PIL import Image
 
 from pathseg.extract.config import ExtractConfig
-from pathseg.extract.datasets import DatasetOptions, open_dataset
+from pathseg.extract.datasets import Dataset, DatasetOptions, open_dataset
 from pathseg.extract.models import load_model
 from pathseg.extract.pipeline import contents_of, extract, prepare_store, unfinished_images, wanted_blocks
 from pathseg.extract.unit import compute_unit, load_unit
@@ -181,8 +182,20 @@ def measure_io(folder: Path) -> list[dict[str, object]]:
     return rows
 
 
+def picture_folder(folder: Path, images: int) -> Dataset:
+    """Generated tissue as PNG files, to be decoded as one's own images are; drawing it takes longer than the model."""
+    drawn = open_dataset("synthetic", DatasetOptions(limit=images))
+    for kind in ("images", "masks"):
+        (folder / kind).mkdir(parents=True)
+    for sample in drawn.samples:
+        pixels = drawn.load(sample)
+        Image.fromarray(pixels.image).save(folder / "images" / f"{sample.id}.png")
+        Image.fromarray(pixels.mask).save(folder / "masks" / f"{sample.id}.png")
+    return open_dataset("folder", DatasetOptions(root=folder))
+
+
 def measure_extract(folder: Path, images: int = 8, turns: int = 2) -> list[dict[str, object]]:
-    dataset, model = open_dataset("synthetic", DatasetOptions(limit=images)), load_model("mini")
+    dataset, model = picture_folder(folder / "tissue", images), load_model("mini")
     rows = []
     for layout in ("native", "grid"):
         config, whole, forward = ExtractConfig(layout=layout), [], []
