@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,7 @@ def extract_command(**flags: Any) -> None:
 @click.option(
     "--memory", type=click.FloatRange(min=0), help="GB of features kept in memory.  [default: half of the free]"
 )
+@click.option("--scheduler", help="Spread the heads over the workers of a Dask scheduler, tcp://…, a share for each.")
 @workspace_option
 @device_option
 def train_command(**flags: Any) -> None:
@@ -134,19 +136,22 @@ def train_command(**flags: Any) -> None:
     """
     from pathseg.store.cache import cache_for
     from pathseg.store.features import FeatureStore
+    from pathseg.store.location import open_location
     from pathseg.train import sweep
 
-    path = flags["store"] or str(places.only_store(flags["workspace"]))
-    store = FeatureStore.open(path, cache=None if flags["no_cache"] else cache_for(path, flags["cache_dir"]))
+    path = str(open_location(flags["store"] or places.only_store(flags["workspace"])))
+    cache = None if flags["no_cache"] else cache_for(path, flags["cache_dir"])
+    opener = partial(FeatureStore.open, path, cache=cache)
+    store = opener()
     with wrong_flags():
         configs = sweep.combinations(store, {name: flags[name] for name in HeadConfig.__dataclass_fields__})
         folders = sweep.run_folders(store, configs, places.heads_path(flags["workspace"]), name=flags["name"])
     memory = None if flags["memory"] is None else int(flags["memory"] * 1e9)
-    place = device(flags["device"])
-    click.echo(sweep.announcement(store, configs, folders, device=place), err=True)
-    with tqdm(total=sum(c.epochs for c, _ in sweep.unfinished(store, configs, folders)), unit="epoch") as bar:
-        options = {"device": place, "memory_bytes": memory, "complete_only": flags["complete_only"]}
-        failures = sweep.train_sweep(store, configs, folders, on_epoch=partial(show_epoch, bar), **options)
+    with trainers(opener, flags) as (train, place):
+        click.echo(sweep.announcement(store, configs, folders, **place), err=True)
+        with tqdm(total=sum(c.epochs for c, _ in sweep.unfinished(store, configs, folders)), unit="epoch") as bar:
+            options = {"memory_bytes": memory, "complete_only": flags["complete_only"]}
+            failures = train(configs, folders, on_epoch=partial(show_epoch, bar), **options)
     click.echo(sweep.summary(folders))
     if failures:
         raise click.ClickException("\n".join(f"{name}: {why}" for name, why in failures.items()))
@@ -235,6 +240,23 @@ def on_workers(
         return extract_on_cluster(
             writer, client, dataset=opener, model=loader, config=config, device=flags["device"], on_unit=on_unit
         )
+
+
+@contextmanager
+def trainers(opener: Callable, flags: dict[str, Any]) -> Iterator[tuple[Callable, dict[str, Any]]]:
+    """What trains a sweep, here or on a cluster's workers, and what `sweep.announcement` says of the place."""
+    place = partial(device, flags["device"])
+    if not flags["scheduler"]:
+        from pathseg.train.sweep import train_sweep
+
+        yield partial(train_sweep, opener(), device=place()), {"device": place()}
+        return
+    from pathseg.store.scheduler import scheduler_client
+    from pathseg.train.cluster import train_on_cluster
+
+    with scheduler_client(flags["scheduler"]) as client:
+        train = partial(train_on_cluster, client, open_store=opener, device=place)
+        yield train, {"workers": len(client.nthreads())}
 
 
 def absolute(model: str) -> str:

@@ -20,14 +20,14 @@ from pathseg.extract.config import ExtractConfig
 from pathseg.extract.datasets import Dataset
 from pathseg.extract.models import FeatureModel
 from pathseg.extract.unit import Failure, work_left
-from pathseg.extract.workbench import ClusterError, Job, Workbench, first_line
+from pathseg.extract.workbench import Job, Workbench
+from pathseg.store.scheduler import ClusterError, first_line, require_workers
 from pathseg.store.writer import StoreWriter
 
 THREADS = 2  # of a local worker: one unit is in the model while another is read or written, so the device never waits
 IN_FLIGHT = 1000  # units handed to the scheduler at a time: work for 300 workers, whatever the size of the data set
 RETRIES = 1  # of a unit whose local worker died, before it is looked at alone; elsewhere the scheduler's own setting
 HOPELESS = 20  # units that ended with their worker before the first was finished: it is not the images
-WAIT_S = 60  # for a scheduler to answer and for its first worker to join
 REVIVAL_S = 300  # for local workers to come back when all have died; importing torch from a slow disk takes a minute
 
 
@@ -65,20 +65,6 @@ def local_client(workers: int) -> Iterator[Client]:
         yield client
 
 
-@contextmanager
-def scheduler_client(address: str) -> Iterator[Client]:
-    """Connect to a running Dask scheduler. Raises ClusterError when none answers there."""
-    try:
-        client = Client(address, timeout=WAIT_S)
-    except (OSError, ValueError) as e:
-        raise ClusterError(
-            f"no Dask scheduler answers at {address} ({first_line(e)}); start one with `dask scheduler`, workers with "
-            f"`dask worker ADDRESS`, and pass its address, such as tcp://10.0.0.1:8786"
-        ) from e
-    with client:
-        yield client
-
-
 def extract_on_cluster(
     writer: StoreWriter,
     client: Client,
@@ -99,7 +85,7 @@ def extract_on_cluster(
     images that were set aside, in the order of the store. Raises ClusterError when a worker cannot open what it
     needs or there is none; StoreError, OSError and ValueError as the workers raise them. Finished units are kept.
     """
-    _require_workers(client)
+    require_workers(client)
     store, failures = writer.store, []
     blocks = tuple(block for block in config.blocks if block in store.contents.blocks)
     job = Job(str(store.location), dataset, model, config, store.contents.key.model_digest, device)
@@ -191,11 +177,3 @@ def _result(future: Future) -> tuple[Failure, ...] | None:
         raise ClusterError(
             f"the cluster is no longer there ({first_line(e)}); what is finished is kept, run again"
         ) from e
-
-
-def _require_workers(client: Client) -> None:
-    try:
-        client.wait_for_workers(1, timeout=WAIT_S)
-    except TimeoutError as e:
-        address = client.scheduler.address
-        raise ClusterError(f"no worker joined {address} in {WAIT_S} s; start some with `dask worker {address}`") from e

@@ -21,11 +21,8 @@ from pathseg.extract.unit import Failure, compute_unit, has_pixels, load_unit, s
 from pathseg.store.errors import StoreError
 from pathseg.store.location import open_location
 from pathseg.store.manifest import NAME as MANIFEST
+from pathseg.store.scheduler import ClusterError, first_line
 from pathseg.store.writer import StoreWriter
-
-
-class ClusterError(ValueError):
-    """The workers cannot do the work; the message says where and why."""
 
 
 @dataclass(frozen=True)
@@ -130,8 +127,3 @@ def _device(device: str, worker: object) -> str:
     if torch.cuda.is_available():
         return f"cuda:{worker % torch.cuda.device_count() if isinstance(worker, int) else 0}"
     return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def first_line(error: BaseException) -> str:
-    """An error in one line: the first of its message, or its kind."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

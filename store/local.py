@@ -104,6 +104,13 @@ class LocalFolder:
 
 
 @contextmanager
+def alone_in(path: Path) -> Iterator[bool]:
+    """Take a folder, which is made if need be, for a time; gives False when another process has it."""
+    with _folder(path) as folder:
+        yield _lock(folder, wait=False) is not False
+
+
+@contextmanager
 def _folder(path: Path) -> Iterator[int]:
     """A descriptor of a folder, which is made if need be."""
     path.mkdir(parents=True, exist_ok=True)

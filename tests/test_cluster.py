@@ -18,13 +18,14 @@ from distributed import Client, LocalCluster
 from PIL import Image
 
 from pathseg.extract import cluster
-from pathseg.extract.cluster import RETRIES, extract_on_cluster, local_client, scheduler_client
+from pathseg.extract.cluster import RETRIES, extract_on_cluster, local_client
 from pathseg.extract.config import ExtractConfig
 from pathseg.extract.datasets import DatasetOptions, open_dataset
 from pathseg.extract.models import load_model
 from pathseg.extract.pipeline import extract, prepare_store
-from pathseg.extract.workbench import ClusterError
+from pathseg.store import scheduler
 from pathseg.store.features import FeatureStore
+from pathseg.store.scheduler import ClusterError, scheduler_client
 
 IMAGES = 6
 CONFIG = ExtractConfig(blocks=(4, 5, 6), layout="native")
@@ -192,15 +193,6 @@ def test_the_threads_of_torch_are_shared_out(client):
     assert set(client.run(torch.get_num_threads).values()) == {max(1, CPU_COUNT // 2)}
 
 
-def test_a_scheduler_that_is_not_there_is_named(monkeypatch):
-    monkeypatch.setattr(cluster, "WAIT_S", 1)
-    with (
-        pytest.raises(ClusterError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:9"),
-        scheduler_client("tcp://127.0.0.1:9"),
-    ):
-        pass
-
-
 def test_nothing_stays_on_the_workers(writer, client):
     with pytest.raises(ClusterError):
         run(writer, client, model=partial(load_model, "no-such-model"))
@@ -263,7 +255,7 @@ def test_a_cluster_without_workers_is_named_and_one_that_joins_late_does_the_wor
         Client(late) as client,
     ):
         with monkeypatch.context() as patch, pytest.raises(ClusterError, match="no worker joined tcp://"):
-            patch.setattr(cluster, "WAIT_S", 0.2)
+            patch.setattr(scheduler, "WAIT_S", 0.2)
             run(writer, client)
         late.scale(1)
 

@@ -11,8 +11,9 @@ from pathseg.extract.config import ExtractConfig
 from pathseg.extract.datasets import DatasetOptions, open_dataset
 from pathseg.extract.models import load_model
 from pathseg.extract.pipeline import prepare_store
-from pathseg.extract.workbench import ClusterError, Job, Workbench, first_line
+from pathseg.extract.workbench import Job, Workbench
 from pathseg.store.features import FeatureStore
+from pathseg.store.scheduler import ClusterError
 
 CONFIG = ExtractConfig(blocks=(4,), layout="native")
 
@@ -69,8 +70,3 @@ def test_a_failure_to_open_says_where_in_one_line(job, worker, tmp_path):
     ) as caught:
         put(missing, worker).work(0)
     assert "\n" not in str(caught.value)
-
-
-def test_an_error_without_a_message_is_told_by_its_kind():
-    assert first_line(TimeoutError()) == "TimeoutError"
-    assert first_line(ValueError("one\ntwo")) == "one"

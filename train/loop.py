@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from pathseg.train.batches import Batch, FeatureReader, class_pixels
 from pathseg.train.config import HeadConfig
 from pathseg.train.evaluate import evaluate, pixel_loss
 from pathseg.train.metrics import Scores
-from pathseg.train.parts import Parts, incomplete_images, split_images
+from pathseg.train.parts import Parts, split_images
 from pathseg.train.results import describe, write_results
 from pathseg.train.runs import RunFolder
 from pathseg.train.trainee import Trainee, load_best, new_trainee, restore, save_best, save_last, score
@@ -29,7 +29,7 @@ def train_heads(
     *,
     device: str = "cpu",
     memory_bytes: int | None = None,
-    complete_only: bool = False,
+    without: Collection[int] = (),
     on_epoch: OnEpoch = lambda run, line: None,
 ) -> list[Trainee]:
     """Train heads together: every image is read once per epoch, whatever the number of heads.
@@ -38,16 +38,15 @@ def train_heads(
     if it had been trained alone. Pixel-wise cross-entropy, Adam, no schedule (section 4 of the paper); the epoch with
     the best validation Dice is kept and scored on the test parts. A run that was cut off goes on after its last
     finished epoch, with the same result. `on_epoch` gets each line of history.jsonl. A head whose loss is no number
-    is given up (`failure` says so), the others go on. memory_bytes caps what is kept in memory. complete_only leaves
-    out images of which the store lacks features.
+    is given up (`failure` says so), the others go on. memory_bytes caps what is kept in memory. `without` are images
+    to do without, by their indices.
 
     Raises Incomplete when the store lacks features, ValueError when its images cannot be split.
     """
     configs = [config for config, _ in runs]
     wanted = {t: sorted({b for c in configs if c.t == t for b in c.blocks}) for t in sorted({c.t for c in configs})}
-    lacking = {i for t, b in wanted.items() for i in incomplete_images(store, t=t, blocks=b, allowed=complete_only)}
     shared, target = configs[0], torch.device(device)
-    parts = split_images(store, val_fraction=shared.val_fraction, seed=shared.split_seed, without=lacking)
+    parts = split_images(store, val_fraction=shared.val_fraction, seed=shared.split_seed, without=without)
     pixels = class_pixels(store, parts.train)
     reader = FeatureReader(store, wanted, device=target, memory_bytes=memory_bytes)
     trainees = [_prepare(store, config, run, parts, pixels, device=target) for config, run in runs]

@@ -84,6 +84,11 @@ def describe(store: FeatureStore, config: HeadConfig, parts: Parts, *, parameter
             "images": {name: [store.ids[i] for i in indices] for name, indices in parts.named().items()},
         },
         "parameters": parameters,
-        "versions": {name: importlib.metadata.version(name) for name in ("pathseg", "torch", "zarr", "numpy")},
+        "versions": versions(),
         "device": device,
     }
+
+
+def versions() -> dict[str, str]:
+    """What runs here, by name: pathseg and what its numbers come from."""
+    return {name: importlib.metadata.version(name) for name in ("pathseg", "torch", "zarr", "numpy")}

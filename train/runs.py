@@ -7,6 +7,8 @@ import json
 import math
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pathseg.store.local import alone_in
 from pathseg.train.expected import CONFIG, HISTORY, METRICS, check
 from pathseg.train.metrics import Scores
 
@@ -45,6 +48,14 @@ class RunFolder:
     def finished(self) -> bool:
         """Whether the run came to its end; what is there is then whole."""
         return (self.path / "metrics.json").is_file()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """For the time of training it. Raises ValueError when another process is at it."""
+        with alone_in(self.path) as alone:
+            if not alone:
+                raise ValueError(f"{self.path} is being trained by another process; wait until that has ended")
+            yield
 
     def begin(self, config: dict[str, Any]) -> None:
         """Make the folder, clear what an earlier attempt left of its course and scores, and write config.json."""

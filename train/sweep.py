@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from pathseg.train.batches import KEEP_SHARE, free_memory
 from pathseg.train.config import HeadConfig
 from pathseg.train.heads import HEADS
 from pathseg.train.loop import OnEpoch, train_heads
+from pathseg.train.parts import incomplete_images
 from pathseg.train.runs import FinishedRun, RunFolder
 
 COPIES = 4  # of a head's weights in training: themselves, the gradient, Adam's two moments
@@ -120,14 +122,34 @@ def unfinished(
             )
 
 
-def announcement(store: FeatureStore, configs: Sequence[HeadConfig], folders: Sequence[Path], *, device: str) -> str:
-    """What a sweep is about to do, in one line: heads to train, passes over the store, images left out."""
+def left_out(store: FeatureStore, configs: Sequence[HeadConfig], *, allowed: bool) -> frozenset[int]:
+    """Indices of the images that lack what any head of a sweep reads: all do without them, so that scores compare.
+
+    Raises Incomplete when there are such images and that is not `allowed`.
+    """
+    wanted = {(config.t, config.blocks) for config in configs}
+    return frozenset(i for t, blocks in wanted for i in incomplete_images(store, t=t, blocks=blocks, allowed=allowed))
+
+
+def announcement(
+    store: FeatureStore,
+    configs: Sequence[HeadConfig],
+    folders: Sequence[Path],
+    *,
+    device: str = "cpu",
+    workers: int = 0,
+) -> str:
+    """What a sweep is about to do, in one line: heads to train, passes over the store, images left out.
+
+    workers: of a cluster, 0 for training in this process.
+    """
     waiting = [config for config, _ in unfinished(store, configs, folders)]
     if not waiting:
         return f"all {len(configs)} runs are finished"
-    count = len(passes(store, waiting, device=torch.device(device)))
+    count = min(workers, len(waiting)) or len(passes(store, waiting, device=torch.device(device)))
+    kind = f"worker{'s' * (count > 1)}, each with its own pass" if workers else f"pass{'es' * (count > 1)}"
     lacking = {i for c in waiting for i in store.unfinished(t=c.t, blocks=c.blocks)}
-    heads = f"{len(waiting)} head{'s' * (len(waiting) > 1)} in {count} pass{'es' * (count > 1)} over the store"
+    heads = f"{len(waiting)} head{'s' * (len(waiting) > 1)} {'on' if workers else 'in'} {count} {kind} over the store"
     return f"{heads}, {len(store) - len(lacking)} of {len(store)} images complete"
 
 
@@ -141,13 +163,39 @@ def train_sweep(
     complete_only: bool = False,
     on_epoch: OnEpoch = lambda run, line: None,
 ) -> dict[str, str]:
-    """Train all runs that are not finished yet, pass by pass; run name -> why, for those that were given up."""
+    """Train all runs that are not finished yet; run name -> why, for those that were given up.
+
+    complete_only leaves out images of which the store lacks features. Raises Incomplete when it lacks some otherwise.
+    """
+    if not any(True for _ in unfinished(store, configs, folders)):
+        return {}
+    without = left_out(store, configs, allowed=complete_only)
+    place = {"device": device, "memory_bytes": memory_bytes}
+    return train_share(store, configs, folders, without=without, on_epoch=on_epoch, **place)
+
+
+def train_share(
+    store: FeatureStore,
+    configs: Sequence[HeadConfig],
+    folders: Sequence[Path],
+    *,
+    device: str,
+    memory_bytes: int | None,
+    without: Collection[int],
+    on_epoch: OnEpoch,
+) -> dict[str, str]:
+    """The heads that one process trains, pass by pass, without those images; run name -> why, where given up.
+
+    Raises ValueError when another process is at one of the runs.
+    """
     waiting = dict(unfinished(store, configs, folders))
     failures = {}
     for group in passes(store, list(waiting), device=torch.device(device)):
         runs = [(config, waiting[config]) for config in group]
-        if runs:
-            place = {"device": device, "memory_bytes": memory_bytes, "complete_only": complete_only}
-            trained = train_heads(store, runs, on_epoch=on_epoch, **place)
-            failures |= {trainee.run.name: trainee.failure for trainee in trained if trainee.failure}
+        with ExitStack() as stack:
+            for _, run in runs:
+                stack.enter_context(run.held())
+            place = {"device": device, "memory_bytes": memory_bytes}
+            trained = train_heads(store, runs, without=without, on_epoch=on_epoch, **place) if runs else []
+        failures |= {trainee.run.name: trainee.failure for trainee in trained if trainee.failure}
     return failures
