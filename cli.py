@@ -117,7 +117,7 @@ def extract_command(**flags: Any) -> None:
 @main.command("train-head")
 @click.option("--store", help="Feature store: a path or s3://….  [default: the one in the workspace]")
 @flags_of(HeadConfig)
-@click.option("--name", help="Name of the run.  [default: made of the settings]")
+@click.option("--name", help="Name of the run.  [default: the store's file name and the settings]")
 @click.option("--cache-dir", type=PATH, help="Keeps what is read from S3.  [default: <user cache dir>/pathseg]")
 @click.option("--no-cache", is_flag=True, help="Keep nothing read from S3 on the local disk.")
 @click.option("--complete-only", is_flag=True, help="Do without images that are not wholly extracted.")

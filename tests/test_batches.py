@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from pathseg.train import batches
-from pathseg.train.batches import FeatureReader, class_pixels
+from pathseg.train.batches import FeatureReader, class_pixels, rooms
 
 CPU = torch.device("cpu")
 
@@ -41,3 +41,16 @@ def test_memory_can_be_capped_and_what_was_read_is_counted(toy_store):
         assert len(list(reader.batches([0, 1, 2], 1))) == 3
     assert reader.kept == 2
     assert reader.bytes_read == 4 * one
+
+
+@pytest.mark.parametrize(
+    ("allowed", "gpu", "machine"), [(None, 50, 500), (30, 30, 0), (80, 50, 30), (0, 0, 0)], ids=str
+)
+def test_a_gpu_is_filled_first_and_never_by_more_than_half(monkeypatch, allowed, gpu, machine):
+    monkeypatch.setattr(batches, "free_memory", lambda device: 100 if device.type == "cuda" else 1000)
+    assert rooms(torch.device("cuda"), allowed) == {torch.device("cuda"): gpu, CPU: machine}
+
+
+def test_a_cpu_may_be_given_more_than_half(monkeypatch):
+    monkeypatch.setattr(batches, "free_memory", lambda device: 1000)
+    assert (rooms(CPU, None), rooms(CPU, 900)) == ({CPU: 500}, {CPU: 900})

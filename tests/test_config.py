@@ -36,10 +36,10 @@ def test_a_setting_out_of_range_is_named_with_its_value(wrong):
     assert str(value) in str(caught.value)
 
 
-def test_run_names_tell_settings_apart(toy_key):
+def test_run_names_tell_stores_and_settings_apart():
     names = {
-        config.run_name(key)
-        for key in (toy_key(), toy_key(condition="none"), toy_key(model="hipt"))
+        config.run_name(store)
+        for store in ("glas-mini", "glas-mini-native", "glas-hipt")
         for config in (
             HeadConfig(),
             HeadConfig(t=10),

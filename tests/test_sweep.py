@@ -39,6 +39,18 @@ def test_a_name_is_for_one_run(toy_store, tmp_path):
     assert run_folders(toy_store, configs[:1], tmp_path, name="mine") == [tmp_path / "mine"]
 
 
+def test_stores_of_the_same_data_and_model_have_runs_of_their_own(tmp_path, toy_contents):
+    stores = [StoreWriter(tmp_path / name, toy_contents()).store for name in ("glas-mini.zarr", "glas-mini-grid.zarr")]
+    names = [folder.name for store in stores for folder in run_folders(store, [QUICK], tmp_path)]
+    assert names == ["glas-mini-t50-b4-linear-lr0.01-epochs1-s0", "glas-mini-grid-t50-b4-linear-lr0.01-epochs1-s0"]
+
+
+def test_a_run_on_a_store_in_s3_is_named_after_the_end_of_its_prefix(toy_store, tmp_path, monkeypatch):
+    monkeypatch.setattr(toy_store, "location", "s3://bucket/glas-mini.zarr")
+    (folder,) = run_folders(toy_store, [QUICK], tmp_path)
+    assert folder.name.startswith("glas-mini-t50-")
+
+
 def test_heads_too_large_for_memory_take_several_passes(toy_store, monkeypatch):
     configs = [HeadConfig(blocks=(4,), seed=seed) for seed in range(5)]
     one = head_bytes(toy_store, configs[0])

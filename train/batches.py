@@ -12,6 +12,7 @@ import torch
 
 from pathseg.store.features import FeatureStore
 
+CPU = torch.device("cpu")
 KEEP_SHARE = 0.5  # of the memory that is free at the start
 
 
@@ -27,7 +28,8 @@ class Batch:
 class FeatureReader:
     """Reads chosen blocks at chosen timesteps. What fits into memory is read from the store only once.
 
-    On a GPU it is kept in the GPU's memory. `kept` counts the images that are, `bytes_read` what came from the store.
+    On a GPU it is kept in the GPU's memory, and what that has no room for in the machine's. `kept` counts the images
+    that are kept, `bytes_read` what came from the store.
     """
 
     def __init__(
@@ -38,12 +40,12 @@ class FeatureReader:
         device: torch.device,
         memory_bytes: int | None = None,
     ) -> None:
-        """wanted: timestep -> blocks. memory_bytes: room for images, by default half of what is free."""
+        """wanted: timestep -> blocks. memory_bytes: room for images in all, by default half of what is free."""
         self.store, self.device = store, device
         self.wanted = {t: tuple(blocks) for t, blocks in wanted.items()}
         self.bytes_read = 0
         self._kept: dict[int, tuple[dict[int, dict[int, torch.Tensor]], torch.Tensor]] = {}
-        self._room = int(free_memory(device) * KEEP_SHARE) if memory_bytes is None else memory_bytes
+        self._rooms = rooms(device, memory_bytes)
 
     @property
     def kept(self) -> int:
@@ -65,10 +67,15 @@ class FeatureReader:
     def _batch(self, group: tuple[int, ...]) -> Batch:
         images = [self._image(index) for index in group]
         features = {
-            t: {b: torch.stack([maps[t][b].to(self.device) for maps, _ in images]) for b in blocks}
+            t: {b: torch.stack([self._here(maps[t][b]) for maps, _ in images]) for b in blocks}
             for t, blocks in self.wanted.items()
         }
-        return Batch(features, torch.stack([mask.to(self.device) for _, mask in images]), group)
+        return Batch(features, torch.stack([self._here(mask) for _, mask in images]), group)
+
+    def _here(self, values: torch.Tensor) -> torch.Tensor:
+        if self.device.type == "cuda" and values.device == CPU:  # from pinned memory the GPU fetches it while it works
+            return values.pin_memory().to(self.device, non_blocking=True)
+        return values.to(self.device)
 
     def _image(self, index: int) -> tuple[dict[int, dict[int, torch.Tensor]], torch.Tensor]:
         if index in self._kept:
@@ -80,11 +87,27 @@ class FeatureReader:
         mask = torch.from_numpy(self.store.mask(index))
         size_bytes = sum(m.nbytes for blocks in maps.values() for m in blocks.values()) + mask.nbytes
         self.bytes_read += size_bytes
-        if size_bytes <= self._room:
-            self._room -= size_bytes
-            on_device = {t: {b: m.to(self.device) for b, m in blocks.items()} for t, blocks in maps.items()}
-            self._kept[index] = on_device, mask.to(self.device)
+        place = next((place for place, room in self._rooms.items() if size_bytes <= room), None)
+        if place is not None:
+            self._rooms[place] -= size_bytes
+            on_place = {t: {b: m.to(place) for b, m in blocks.items()} for t, blocks in maps.items()}
+            self._kept[index] = on_place, mask.to(place)
+            return self._kept[index]
         return maps, mask
+
+
+def rooms(device: torch.device, memory_bytes: int | None) -> dict[torch.device, int]:
+    """Bytes that may be kept in each place, the first to fill first: half of what is free there, or so many in all.
+
+    A GPU's memory is never filled by more than half, whatever is allowed: the heads need the rest.
+    """
+    machine = int(free_memory(CPU) * KEEP_SHARE) if memory_bytes is None else memory_bytes
+    if device.type != "cuda":  # what other devices have is the machine's memory
+        return {device: machine}
+    gpu = int(free_memory(device) * KEEP_SHARE)
+    if memory_bytes is None:
+        return {device: gpu, CPU: machine}
+    return {device: min(gpu, machine), CPU: max(0, machine - gpu)}
 
 
 def free_memory(device: torch.device) -> int:

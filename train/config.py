@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pathseg.store.blocks import BLOCKS, format_blocks
-from pathseg.store.key import StoreKey
 
 
 def _flag(default: Any, help: str) -> Any:
@@ -54,11 +53,9 @@ class HeadConfig:
             if not holds:
                 raise ValueError(f"{name} {rule}, got {getattr(self, name)}")
 
-    def run_name(self, key: StoreKey) -> str:
-        """A name that tells runs of one workspace apart: data set, model and every setting that is not the default."""
-        parts = [key.dataset, key.model, f"t{self.t}", f"b{format_blocks(self.blocks)}", self.head, f"lr{self.lr:g}"]
-        if key.condition == "none":
-            parts.insert(2, "uncond")
+    def run_name(self, store: str) -> str:
+        """A name that tells runs of one workspace apart: the store's name and every setting that is not the default."""
+        parts = [store, f"t{self.t}", f"b{format_blocks(self.blocks)}", self.head, f"lr{self.lr:g}"]
         odd = {
             f.name: getattr(self, f.name)
             for f in dataclasses.fields(self)

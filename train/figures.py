@@ -17,6 +17,7 @@ FALSE_POSITIVE, FALSE_NEGATIVE = "#E69F00", "#0072B2"  # over gray tissue, never
 WRONG = "#D55E00"
 PANELS = ("tissue", "ground truth", "prediction", "errors")
 PANEL_PX = 352  # longest side of a panel: sharp at the 290 px that a wide page shows, small enough for twelve rows
+GAP_PX = 12  # between the panels of a sheet
 INK, QUIET = "#1d2733", "#5c6773"
 
 
@@ -90,7 +91,8 @@ def panels(
 
 def learning_curves(history: Sequence[Mapping[str, Any]], best_epoch: int, title: str) -> bytes:
     """Loss (training, validation), validation Dice and mIoU over the epochs; the best epoch is marked. PNG."""
-    figure = new_figure(9.0, 3.1)
+    figure = new_figure(9.0, 3.1, layout=None)  # every run has one: to find its margins each time takes too long
+    figure.subplots_adjust(left=0.08, right=0.985, bottom=0.16, top=0.88, wspace=0.19)
     epochs = [line["epoch"] for line in history]
     left, right = figure.subplots(1, 2)
     curves = (
@@ -164,17 +166,21 @@ def sheet(rows: Sequence[tuple[str, Sequence[np.ndarray]]], colours: Legend, tit
     from matplotlib.patches import Patch
 
     h, w = rows[0][1][0].shape[:2]
+    whole = np.full((len(rows) * (h + GAP_PX) - GAP_PX, len(PANELS) * (w + GAP_PX) - GAP_PX, 3), 255, np.uint8)
+    tops, lefts = range(0, whole.shape[0], h + GAP_PX), range(0, whole.shape[1], w + GAP_PX)
+    for top, (_, pictures) in zip(tops, rows, strict=True):
+        for left, picture in zip(lefts, pictures, strict=True):
+            whole[top : top + h, left : left + w] = picture
     width = 8.0
     figure = new_figure(width, len(rows) * width / 4 * h / w + 0.9)
-    grid = figure.subplots(len(rows), len(PANELS), squeeze=False)
-    for line, (label, pictures) in zip(grid, rows, strict=True):
-        for axes, picture in zip(line, pictures, strict=True):
-            axes.imshow(picture, interpolation="lanczos")
-            axes.set(xticks=[], yticks=[])
-            axes.spines[:].set_visible(False)
-        line[0].set_ylabel(label)
-    for axes, name in zip(grid[0], PANELS, strict=True):
-        axes.set_title(name, fontsize=9)
+    axes = figure.subplots()  # one for all panels: laying out one for each takes longer than all else
+    axes.imshow(whole, interpolation="lanczos")
+    axes.set_xticks([left + w / 2 for left in lefts], PANELS, fontsize=9)
+    axes.set_yticks(
+        [top + h / 2 for top in tops], [label for label, _ in rows], rotation=90, va="center", ma="center", fontsize=8
+    )
+    axes.tick_params(length=0, labeltop=True, labelbottom=False)
+    axes.spines[:].set_visible(False)
     patches = [Patch(color=colour, label=name) for name, colour in (*colours.classes, *colours.errors)]
     figure.legend(handles=patches, loc="outside lower center", ncols=min(4, len(patches)), frameon=False)
     figure.suptitle(title, fontsize=10, x=0.01, ha="left", fontweight="bold")
@@ -250,11 +256,11 @@ def _blend(picture: np.ndarray, where: np.ndarray, colour: str, strength: float)
     picture[where] = (1 - strength) * picture[where] + strength * rgb
 
 
-def new_figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float, *, layout: str | None = "constrained") -> Any:
     """An empty matplotlib figure of so many inches, for `png`; without pyplot, so nothing global changes."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")
+    return Figure(figsize=(width, height), dpi=150, layout=layout, facecolor="white")
 
 
 def plain(axes: Any) -> None:
@@ -266,9 +272,12 @@ def plain(axes: Any) -> None:
 
 def png(figure: Any, colours: int | None = 96) -> bytes:
     """A figure as a PNG file, the same bytes each time; in so many colours, or in all (None) for photographs."""
-    drawn, buffer = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format="png", metadata={"Software": None})
-    if colours is None:
-        return drawn.getvalue()
-    Image.open(drawn).convert("RGB").quantize(colours, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas, buffer = FigureCanvasAgg(figure), io.BytesIO()
+    canvas.draw()
+    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
+    if colours is not None:
+        picture = picture.quantize(colours, dither=Image.Dither.NONE)
+    picture.save(buffer, "PNG", optimize=colours is not None, dpi=(figure.dpi, figure.dpi))
     return buffer.getvalue()

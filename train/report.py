@@ -6,6 +6,7 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from pathseg.train.tables import SETTINGS, Table, by_dice, cited_details, number
 
 ROWS_PER_RUN = 12  # test images shown of one run
 ROWS_PER_PAGE = 48  # of all runs together: at some 0.2 MB a row the page stays near 10 MB
-SHEET_ROWS = 4  # rows of the picture file of a run: worst to best
+SHEET_ROWS = 4  # rows of the picture file of a run: worst to best; a run with fewer has none, the best come first
 SWEEPS_SHOWN = 6  # over each setting, those with most values; tables.md has all
 # heading of the sweeps over each setting, and what their picture files are called
 ABLATIONS: dict[Axis, tuple[str, str]] = {
@@ -92,9 +93,10 @@ def build_report(workspace: Path | str) -> Report:
 
 def _page(groups: Sequence[Group], edition: Edition, workspace: Path) -> dict[str, Any]:
     """What the template shows of the finished runs, their pictures added to the edition."""
-    stores, runs = Stores(), [run for group in groups for run in group.runs]
-    rows = max(1, min(ROWS_PER_RUN, ROWS_PER_PAGE // len(runs)))
-    pictured = {run.name: rows for run in runs[:ROWS_PER_PAGE]}
+    stores, ranks = Stores(), zip_longest(*(group.runs for group in groups))
+    runs = [run for rank in ranks for run in rank if run is not None]  # the best of each group first
+    rows = max(SHEET_ROWS, min(ROWS_PER_RUN, ROWS_PER_PAGE // len(runs)))
+    pictured = {run.name: rows for run in runs[: ROWS_PER_PAGE // rows]}
     sections = [
         _section(group, edition, stores, order=i, rows=pictured, workspace=workspace)
         for i, group in enumerate(groups, 1)
@@ -240,7 +242,7 @@ def _run(run: FinishedRun, edition: Edition, stores: Stores, *, rows: int, works
 def _gallery(run: FinishedRun, edition: Edition, stores: Stores, rows: int) -> dict[str, Any]:
     split, ids = run.test_split, worst_first(run, run.test_split)
     view: dict[str, Any] = {"split": split, "images": len(ids), "rows": [], "lost": [], "no_store": ""}
-    store = stores.get(run.data["store"])
+    store = stores.get(run.data["store"]) if rows else f"they are made for the best {ROWS_PER_PAGE // SHEET_ROWS} runs"
     if isinstance(store, str):
         return {**view, "no_store": store}
     shown, filed = ids[:rows], spread(ids, SHEET_ROWS)

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import product
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -42,12 +42,16 @@ def combinations(store: FeatureStore, settings: Mapping[str, Any]) -> list[HeadC
 def run_folders(
     store: FeatureStore, configs: Sequence[HeadConfig], heads: Path, *, name: str | None = None
 ) -> list[Path]:
-    """The folder of each run, named after its settings, or by `name`. Raises ValueError for one name for several."""
+    """The folder of each run, named by `name`, or after the store's file and the run's settings.
+
+    Raises ValueError for one name for several.
+    """
     if name is not None and len(configs) > 1:
         raise ValueError(f"--name {name} names one run, but {len(configs)} are asked for; leave it out")
     if name is not None and (name in ("", ".", "..") or set(name) & set("/\\")):
         raise ValueError(f"--name {name!r} is no name of one folder; leave out slashes")
-    return [heads / (name or config.run_name(store.contents.key)) for config in configs]
+    store_name = PurePath(str(store.location)).name.removesuffix(".zarr")
+    return [heads / (name or config.run_name(store_name)) for config in configs]
 
 
 def summary(folders: Sequence[Path]) -> str:
