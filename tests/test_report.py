@@ -489,3 +489,13 @@ def test_an_interrupted_report_leaves_the_older_one_whole(trained, monkeypatch):
 
 def test_the_page_says_what_a_run_does_not_record(page):
     assert "add --root, --limit," in " ".join("".join(page.words).split())
+
+
+def test_of_many_runs_the_best_alone_have_pictures_and_the_others_say_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("pathseg.train.report.ROWS_PER_PAGE", 8)
+    store = write_store(tmp_path / "glas-mini.zarr", trained=True)
+    for shift in (2, 20, 40):
+        write_run(tmp_path, f"by{shift}", store, shift=shift)
+    source = build_report(tmp_path).path.read_text()
+    assert {file.name for file in (tmp_path / "report").glob("images-*")} == {"images-by2.png", "images-by20.png"}
+    assert source.count("No pictures: they are made for the best 2 runs") == 1

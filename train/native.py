@@ -42,18 +42,20 @@ def native_convolution(features: Features, weight: torch.Tensor, bias: torch.Ten
     are taken together, each group in the cheaper of the two ways, so the result equals the plain convolution of the
     upsampled stack up to rounding.
     """
-    start, groups = 0, {}
+    start = 0
+    groups: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {}
     for block in sorted(features):
         maps = features[block]
         groups.setdefault(maps.shape[-1], []).append((maps, weight[:, start : start + maps.shape[2]]))
         start += maps.shape[2]
-    total = None
+    total: torch.Tensor | None = None
     for side, members in groups.items():
         maps = torch.cat([maps for maps, _ in members], dim=2) if len(members) > 1 else members[0][0]
         kernel = torch.cat([kernel for _, kernel in members], dim=1) if len(members) > 1 else members[0][1]
         way = _by_taps if taps_are_cheaper(side, maps.shape[2], weight.shape[0], grid) else _by_upsampling
         part = way(maps, kernel, grid)
         total = part if total is None else total + part
+    assert total is not None  # a head has at least one block
     return total + bias[:, None, None]
 
 
