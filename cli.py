@@ -234,7 +234,8 @@ def on_workers(
     writer: Any, opener: Callable, loader: Callable, config: ExtractConfig, flags: dict[str, Any], on_unit: Callable
 ) -> Any:
     """Stage one on Dask workers of this machine or of a cluster; each worker chooses its own device for `auto`."""
-    from pathseg.extract.cluster import extract_on_cluster, local_client, scheduler_client
+    from pathseg.extract.cluster import extract_on_cluster, local_client
+    from pathseg.store.scheduler import scheduler_client
 
     with local_client(flags["workers"]) if flags["workers"] else scheduler_client(flags["scheduler"]) as client:
         return extract_on_cluster(

@@ -156,7 +156,7 @@ def _work(job: Job, share: Share) -> dict[str, str]:
         except Exception as e:
             raise ClusterError(f"{place} cannot take the run: {first_line(e)}") from e
         configs, folders = zip(*share, strict=True)
-        limits = {"memory_bytes": job.memory_bytes, "without": job.without}
+        limits: dict[str, Any] = {"memory_bytes": job.memory_bytes, "without": job.without}
         try:
             return train_share(store, configs, folders, device=device, on_epoch=tell, **limits)
         except (StoreError, OSError, ValueError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -256,7 +256,7 @@ def _blend(picture: np.ndarray, where: np.ndarray, colour: str, strength: float)
     picture[where] = (1 - strength) * picture[where] + strength * rgb
 
 
-def new_figure(width: float, height: float, *, layout: str | None = "constrained") -> Any:
+def new_figure(width: float, height: float, *, layout: Literal["constrained"] | None = "constrained") -> Any:
     """An empty matplotlib figure of so many inches, for `png`; without pyplot, so nothing global changes."""
     from matplotlib.figure import Figure
 

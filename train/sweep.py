@@ -174,7 +174,7 @@ def train_sweep(
     if not any(True for _ in unfinished(store, configs, folders)):
         return {}
     without = left_out(store, configs, allowed=complete_only)
-    place = {"device": device, "memory_bytes": memory_bytes}
+    place: dict[str, Any] = {"device": device, "memory_bytes": memory_bytes}
     return train_share(store, configs, folders, without=without, on_epoch=on_epoch, **place)
 
 
@@ -193,13 +193,13 @@ def train_share(
     Raises ValueError when another process is at one of the runs.
     """
     waiting = dict(unfinished(store, configs, folders))
-    failures = {}
+    failures: dict[str, str] = {}
     for group in passes(store, list(waiting), device=torch.device(device)):
         runs = [(config, waiting[config]) for config in group]
         with ExitStack() as stack:
             for _, run in runs:
                 stack.enter_context(run.held())
-            place = {"device": device, "memory_bytes": memory_bytes}
+            place: dict[str, Any] = {"device": device, "memory_bytes": memory_bytes}
             trained = train_heads(store, runs, without=without, on_epoch=on_epoch, **place) if runs else []
         failures |= {trainee.run.name: trainee.failure for trainee in trained if trainee.failure}
     return failures
