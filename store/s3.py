@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # these are there for type checkers only
 
 FIRST = (2, 5, "15s")  # retries, seconds within which one may start, time for one request: does anything answer at all?
 LATER = (10, 60, "5m")  # what has answered once is given a minute to come back, and a slow line time for a whole chunk
-ATTEMPTS = 100  # to change an object that others change at the same time; each time one of them has got on
+ATTEMPTS = 20  # to change an object that others change at the same time; each time one of them has got on
 
 
 class S3Prefix:
