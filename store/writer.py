@@ -18,7 +18,7 @@ from pathseg.store.errors import Damaged, StoreError
 from pathseg.store.features import FeatureStore
 from pathseg.store.location import Location, open_location
 from pathseg.store.manifest import extend_manifest, read_manifest
-from pathseg.store.records import PIXELS, checksum, features_part
+from pathseg.store.records import PIXELS, Checksums, checksum, features_part
 
 OneImage = tuple[np.ndarray, np.ndarray, np.ndarray | None]  # image (H, W, 3), mask (H, W), instances (h0, w0)
 
@@ -68,7 +68,7 @@ class StoreWriter:
         arrays = {"images": [i and i[0] for i in images], "masks": [i and i[1] for i in images]}
         if self.store.contents.has_instances:
             arrays["instances"] = [i and self._padded(i[2]) for i in images]
-        self.store.records.write(PIXELS, unit, self._write_all(unit, arrays.items()))
+        self._commit(PIXELS, unit, self._write_all(unit, arrays.items()))
 
     def write_features(self, unit: int, *, t: int, features: Iterable[tuple[int, Sequence[np.ndarray | None]]]) -> None:
         """Write and commit blocks of a unit: pairs of block and, for each image, (P, C, h, w) in the store's layout.
@@ -79,7 +79,13 @@ class StoreWriter:
         """
         numbers = {array_name(t, block): block for block in self.store.contents.blocks}
         sums = self._write_all(unit, ((array_name(t, block), maps) for block, maps in features))
-        self.store.records.write(features_part(t, [numbers[name] for name in sums]), unit, sums)
+        self._commit(features_part(t, [numbers[name] for name in sums]), unit, sums)
+
+    def _commit(self, part: str, unit: int, sums: Checksums) -> None:
+        """Write the record, unless the store has gone and its chunks fell into the bare folder below a lost mount."""
+        if not self.store.location.exists("zarr.json"):
+            raise StoreError(f"{self.store.location} is no longer there; bring it back (is it mounted?) and run again")
+        self.store.records.write(part, unit, sums)
 
     def _write_all(
         self, unit: int, arrays: Iterable[tuple[str, Sequence[np.ndarray | None]]]
