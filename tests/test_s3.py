@@ -331,6 +331,12 @@ def test_all_blocks_of_an_image_are_put_at_once(meeting, url, toy_contents, toy_
         assert np.array_equal(FeatureStore.open(url).read(0, t=50)[block], maps)
 
 
+def test_verify_asks_for_several_chunks_at_once(meeting, s3_store, url):
+    check = Verification(url)
+    meeting(4, "GET", "/t50/block")
+    assert check.run() == []
+
+
 def test_an_image_in_a_shard_is_fetched_alone(between, url, toy_contents, fill_store, toy_store):
     fill_store(StoreWriter(url, toy_contents(images_per_unit=3)), blocks=(4,))
     store, ranges = FeatureStore.open(url), []
