@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,15 +14,13 @@ import zarr
 from pathseg.store.arrays import chunk_names
 from pathseg.store.blocks import array_name
 from pathseg.store.cache import ReadCache
-from pathseg.store.chunks import is_plain, read_chunks
+from pathseg.store.chunks import is_plain, is_plain_shards, read_chunks, read_from_shard
 from pathseg.store.contents import Contents
 from pathseg.store.errors import Damaged, Incomplete, StoreError
 from pathseg.store.location import Location, open_location
 from pathseg.store.manifest import read_manifest, require_intact
 from pathseg.store.records import PIXELS, Records, checksum
-
-READERS = 4  # blocks of an image that are read at once: copying, checksums and waiting for S3 overlap
-READERS_BYTES = 2**25  # of an image's blocks, below which starting threads takes longer than they save
+from pathseg.store.size import patch_bytes
 
 
 class FeatureStore:
@@ -42,7 +39,7 @@ class FeatureStore:
         self.records = Records(location, images_per_unit=contents.images_per_unit)
         self._group = zarr.open_group(location.zarr(read_only=False), mode="r", use_consolidated=False)
         self._arrays: dict[str, zarr.Array] = {}
-        self._plain: dict[str, bool] = {}
+        self._kinds: dict[str, str] = {}
 
     @classmethod
     def open(cls, path: str | os.PathLike[str] | Location, *, cache: ReadCache | None = None) -> FeatureStore:
@@ -113,11 +110,18 @@ class FeatureStore:
                     f"{self.location} has no block {block} at t {t} of {self.ids[index]}; run pathseg extract again"
                 )
             parts[array_name(t, block)] = part
-        arrays = [self.array(name) for name in parts]
-        size_bytes = sum(array.dtype.itemsize * math.prod(array.shape[1:]) for array in arrays)
-        with ThreadPoolExecutor(READERS) as pool:
-            each = pool.map if size_bytes >= READERS_BYTES else map
+        for part in set(parts.values()):
+            self.records.read(part, index // self.contents.images_per_unit)  # once, and not in each thread
+        worth = self.image_bytes(blocks) >= self.location.worth_bytes
+        with ThreadPoolExecutor(self.location.at_once) as pool:
+            each = pool.map if worth else map
             return dict(zip(blocks, each(lambda name: self._read(name, index, parts[name]), parts), strict=True))
+
+    def image_bytes(self, blocks: Iterable[int]) -> int:
+        """What these blocks of one image take at one timestep."""
+        key = self.contents.key
+        each = patch_bytes(self.contents.blocks, layout=key.layout, dtype=key.dtype)
+        return self.contents.grid.patches * sum(each[block] for block in blocks)
 
     def complete(self, index: int, timesteps: Iterable[int], blocks: Iterable[int]) -> bool:
         """Whether the pixels of an image and these blocks at all these timesteps are there."""
@@ -175,13 +179,16 @@ class FeatureStore:
     def _values(self, name: str, index: int) -> tuple[np.ndarray, int]:
         """One image of an array and the CRC-32C of its bytes."""
         array = self.array(name)
-        if name not in self._plain:
-            self._plain[name] = is_plain(array)
-        if not self._plain[name]:
+        if name not in self._kinds:
+            self._kinds[name] = "chunks" if is_plain(array) else "shards" if is_plain_shards(array) else "other"
+        if self._kinds[name] == "other":
             values = np.asarray(array[index])
             return values, checksum(values)
         values = np.empty(array.shape[1:], array.dtype.newbyteorder("<"))
-        return values, read_chunks(self.location, [f"{name}/{chunk}" for chunk in chunk_names(array, index, 1)], values)
+        files = [f"{name}/{chunk}" for chunk in chunk_names(array, index, 1)]
+        if self._kinds[name] == "chunks":
+            return values, read_chunks(self.location, files, values)
+        return values, read_from_shard(self.location, files[0], index % self.contents.images_per_unit, values)
 
     def _damaged(self, name: str, index: int, why: str) -> Damaged:
         return Damaged(

@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BufferedIOBase
 from pathlib import Path
@@ -25,6 +25,8 @@ PARTIAL = ".partial"  # the suffix of what is being written, here and by zarr; n
 
 class LocalFolder:
     """A `Location` on a local (or mounted) file system."""
+
+    at_once, worth_bytes = 4, 2**25  # below that, starting threads takes longer than they save
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.root = Path(path).expanduser().resolve()
@@ -47,16 +49,22 @@ class LocalFolder:
             file.flush()
             os.fsync(file.fileno())
 
-    def open(self, name: str) -> BufferedIOBase:
-        return (self.root / name).open("rb")
+    def update(self, name: str, change: Callable[[bytes | None], bytes | None]) -> None:
+        data = change(self.read(name) if self.exists(name) else None)
+        if data is not None:
+            self.write(name, data)
+
+    def open(self, name: str, start: int = 0, size_bytes: int | None = None) -> BufferedIOBase:
+        file = (self.root / name).open("rb")
+        file.seek(start)
+        return file
 
     @contextmanager
     def create(self, name: str) -> Iterator[BufferedIOBase]:
         target = self.root / name
-        target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}{PARTIAL}")
         try:
-            with partial.open("xb") as file:
+            with _new(partial) as file:
                 yield file
             partial.replace(target)
         except BaseException:
@@ -101,6 +109,15 @@ class LocalFolder:
     def _sweep(self) -> None:
         for name in [name for name in self.names() if name.endswith(PARTIAL)]:
             self.remove(name)
+
+
+def _new(path: Path) -> BufferedIOBase:
+    """A new file, its folder made if need be."""
+    try:
+        return path.open("xb")
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("xb")
 
 
 @contextmanager

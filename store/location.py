@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from io import BufferedIOBase
 from typing import Protocol
@@ -14,7 +14,13 @@ from pathseg.store.errors import StoreError
 
 
 class Location(Protocol):
-    """A place for files. Names are relative, with forward slashes; `str()` of it is what a user would write."""
+    """A place for files. Names are relative, with forward slashes; `str()` of it is what a user would write.
+
+    Reads and writes overlap well up to `at_once` of them, unless they are of less than `worth_bytes` together.
+    """
+
+    at_once: int
+    worth_bytes: int
 
     def zarr(self, *, read_only: bool) -> Store:
         """The Zarr store over it."""
@@ -28,8 +34,14 @@ class Location(Protocol):
     def write(self, name: str, data: bytes) -> None:
         """Write a file: it has its final name only once it is whole."""
 
-    def open(self, name: str) -> AbstractContextManager[BufferedIOBase]:
-        """A file to read from. Raises FileNotFoundError."""
+    def update(self, name: str, change: Callable[[bytes | None], bytes | None]) -> None:
+        """Write what `change` makes of a small file's bytes, None: it is not there, it stays as it is.
+
+        What others change at the same time is not lost: on a disk within `changing`, in S3 `change` is asked again.
+        """
+
+    def open(self, name: str, start: int = 0, size_bytes: int | None = None) -> AbstractContextManager[BufferedIOBase]:
+        """A file to read from, from a place on, of which no more than that is wanted. Raises FileNotFoundError."""
 
     def create(self, name: str) -> AbstractContextManager[BufferedIOBase]:
         """A file to write to, which has its final name only once the `with` block has ended well."""

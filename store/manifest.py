@@ -12,21 +12,27 @@ NAME = f"{FOLDER}/metadata.json"
 def read_manifest(location: Location) -> dict[str, str]:
     """Name of each zarr.json -> its text; empty where none was written. Raises Damaged."""
     try:
-        data = location.read(NAME)
+        return _parsed(location, location.read(NAME))
     except FileNotFoundError:
         return {}
-    try:
-        return unseal(data, name=f"{location}/{NAME}")
-    except Damaged as e:
-        raise Damaged(f"{e}; run pathseg verify --repair") from e
 
 
 def extend_manifest(location: Location, names: list[str]) -> None:
     """Take the present text of these files into the manifest, once; entries never change later."""
-    known = read_manifest(location)
-    fresh = {name: location.read(name).decode() for name in names if name not in known}
-    if fresh:
-        location.write(NAME, seal(known | fresh))
+
+    def extended(data: bytes | None) -> bytes | None:
+        known = {} if data is None else _parsed(location, data)
+        fresh = {name: location.read(name).decode() for name in names if name not in known}
+        return seal(known | fresh) if fresh else None
+
+    location.update(NAME, extended)
+
+
+def _parsed(location: Location, data: bytes) -> dict[str, str]:
+    try:
+        return unseal(data, name=f"{location}/{NAME}")
+    except Damaged as e:
+        raise Damaged(f"{e}; run pathseg verify --repair") from e
 
 
 def require_intact(location: Location, name: str, manifest: dict[str, str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import AsyncGenerator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cached_property
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import obstore
-from obstore.exceptions import BaseError
+from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import S3Store
 from zarr.abc.store import ByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
@@ -22,10 +22,12 @@ from zarr.storage import ObjectStore
 from pathseg.store.errors import StoreError
 
 if TYPE_CHECKING:  # these are there for type checkers only
+    from obstore import PutMode
     from obstore.store import ClientConfig, RetryConfig
 
 FIRST = (2, 5, "15s")  # retries, seconds within which one may start, time for one request: does anything answer at all?
 LATER = (10, 60, "5m")  # what has answered once is given a minute to come back, and a slow line time for a whole chunk
+ATTEMPTS = 20  # to change an object that others change at the same time; each time one of them has got on
 
 
 class S3Prefix:
@@ -36,6 +38,8 @@ class S3Prefix:
     A put is whole or not there. What is refused is a StoreError; a first contact that fails does so in seconds. Killed
     in the middle of a put of several parts, a run leaves parts that no listing shows: let the bucket expire those.
     """
+
+    at_once, worth_bytes = 16, 0  # whatever the size: each request is waited for
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -68,8 +72,44 @@ class S3Prefix:
         with _refusals(self._url, writing=True):
             obstore.put(self._client, name, data)
 
-    def open(self, name: str) -> BytesIO:
-        return BytesIO(self.read(name))
+    def update(self, name: str, change: Callable[[bytes | None], bytes | None]) -> None:
+        """By a put on condition that the object is still the one that was read, again until it is."""
+        for _ in range(ATTEMPTS):
+            try:
+                with _refusals(self._url):
+                    answer = obstore.get(self._client, name)
+                    tag, before = answer.meta["e_tag"], answer.bytes().to_bytes()
+            except FileNotFoundError:
+                tag, before = None, None
+            data = change(before)
+            if data is None or self._put_unless_changed(name, data, tag):
+                return
+        raise StoreError(f"{self._url}/{name} was changed by others {ATTEMPTS} times in a row; run again")
+
+    def _put_unless_changed(self, name: str, data: bytes, tag: str | None) -> bool:
+        """Whether the object was still the one with this tag (None: not there) and has been replaced."""
+        mode: PutMode = "create" if tag is None else {"e_tag": tag}
+        with _refusals(self._url, writing=True):
+            try:
+                obstore.put(self._client, name, data, mode=mode, use_multipart=False)
+            except (AlreadyExistsError, PreconditionError):
+                return False
+            except BaseError as e:
+                if "status code: 501" not in str(e):
+                    raise
+                obstore.put(self._client, name, data)  # a server that knows no conditions: there the last one wins
+        return True
+
+    def open(self, name: str, start: int = 0, size_bytes: int | None = None) -> BytesIO:
+        if size_bytes is None:
+            return BytesIO(self.read(name))
+        with _refusals(self._url):
+            try:
+                return BytesIO(obstore.get_range(self._client, name, start=start, length=size_bytes).to_bytes())
+            except BaseError as e:
+                if "status code: 416" not in str(e):  # of an object that ends before this place nothing is left
+                    raise
+                return BytesIO()
 
     @contextmanager
     def create(self, name: str) -> Iterator[BytesIO]:
@@ -93,7 +133,7 @@ class S3Prefix:
 
     @contextmanager
     def changing(self) -> Iterator[None]:
-        """S3 knows no locks: of two runs that add arrays in one moment, one must be run again to add its own."""
+        """S3 knows no locks; what several change, `update` changes."""
         yield
 
     @contextmanager

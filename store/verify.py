@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +15,7 @@ import zarr
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
+from pathseg.store.ahead import ahead
 from pathseg.store.arrays import chunk_names, descriptions
 from pathseg.store.blocks import array_name, parse_blocks
 from pathseg.store.contents import Contents
@@ -64,14 +66,13 @@ class Verification:
 
     def run(self, on_unit: Callable[[], None] = lambda: None) -> list[Finding]:
         """Check descriptions, records, chunks and names; `on_unit` is called after each recorded unit."""
-        for name, text in self.manifest.items():
-            if name not in self.files:
-                self._find("missing", name, "the description of a part of the store")
-            elif self.location.read(name).decode(errors="replace") != text:
-                self._find("damaged", name, "the description of a part of the store")
+        self._check_descriptions()
+        ours = {(p, u) for p, u in self.records.committed() if u < self.contents.units and self._has_arrays(p)}
+        pieces = ((part, unit, array) for part, unit in sorted(ours) for array in _arrays_of(part, self.contents))
+        fetched = ahead(self._fetch, pieces, at_once=self.location.at_once, size_bytes=self._size_bytes)
         for part, unit in self.records.committed():
-            if unit < self.contents.units and self._has_arrays(part):
-                self._check_unit(part, unit)
+            if (part, unit) in ours:
+                self._check_unit(part, unit, fetched)
             on_unit()
         self._check_completeness()
         for name in sorted(self.files - self._known):
@@ -116,11 +117,7 @@ class Verification:
 
     def _chunks(self, part: str, unit: int) -> set[str]:
         """The files that a recorded unit of a part is made of."""
-        return {
-            f"{array}/{chunk}"
-            for array in _arrays_of(part, self.contents)
-            for chunk in chunk_names(self._group[array], unit, self.contents.images_per_unit)
-        }
+        return {name for array in _arrays_of(part, self.contents) for name in self._names(array, unit)}
 
     def _manifest(self) -> dict[str, str]:
         try:
@@ -142,28 +139,50 @@ class Verification:
                 rebuilt[name] = text
         return rebuilt
 
-    def _check_unit(self, part: str, unit: int) -> None:
+    def _check_descriptions(self) -> None:
+        there = [name for name in self.manifest if name in self.files]
+        texts = ahead(self.location.read, there, at_once=self.location.at_once, size_bytes=lambda name: 0)
+        for name, text in self.manifest.items():
+            if name not in self.files:
+                self._find("missing", name, "the description of a part of the store")
+            elif next(texts).decode(errors="replace") != text:
+                self._find("damaged", name, "the description of a part of the store")
+
+    def _check_unit(self, part: str, unit: int, fetched: Iterator[dict[str, bytes]]) -> None:
         name = self.records.name(part, unit, whole=self.records.name(part, unit) in self.files)
         self._known |= {name}
-        arrays = _arrays_of(part, self.contents)
         self._known |= self._chunks(part, unit)
         try:
             sums = self.records.read(part, unit)["crc32c"]
         except Damaged as e:
             self._find("damaged", name, str(e), part, unit)
             sums = {}  # the chunks still carry checksums of their own
-        for array in arrays:
-            self._check_array(array, part, unit, sums.get(array))
+        for array in _arrays_of(part, self.contents):
+            self._check_array(array, part, unit, sums.get(array), next(fetched))
 
-    def _check_array(self, name: str, part: str, unit: int, sums: list[int | None] | None) -> None:
+    def _names(self, array: str, unit: int) -> list[str]:
+        return [f"{array}/{chunk}" for chunk in chunk_names(self._group[array], unit, self.contents.images_per_unit)]
+
+    def _size_bytes(self, piece: tuple[str, int, str]) -> int:
+        array = self._group[piece[2]]
+        return self.contents.images_per_unit * array.dtype.itemsize * math.prod(array.shape[1:])
+
+    def _fetch(self, piece: tuple[str, int, str]) -> dict[str, bytes]:
+        """The chunks of an array's unit, as far as they are there."""
+        _, unit, array = piece
+        return {name: self.location.read(name) for name in self._names(array, unit) if name in self.files}
+
+    def _check_array(
+        self, name: str, part: str, unit: int, sums: list[int | None] | None, data: dict[str, bytes]
+    ) -> None:
         array, first = self._group[name], unit * self.contents.images_per_unit
-        chunks = [f"{name}/{chunk}" for chunk in chunk_names(array, unit, self.contents.images_per_unit)]
-        gone = [chunk for chunk in chunks if chunk not in self.files]
+        chunks = self._names(name, unit)
+        gone = [chunk for chunk in chunks if chunk not in data]
         for chunk in gone:
             self._find("missing", chunk, self._images(unit), part, unit)
         if gone:
             return
-        self._memory.update({chunk: _buffer(self.location.read(chunk)) for chunk in chunks})
+        self._memory.update({chunk: _buffer(data[chunk]) for chunk in chunks})
         for index in range(first, min(first + self.contents.images_per_unit, len(self.contents.images))):
             stored = sums[index - first] if sums else None
             if (stored is not None or sums is None) and (why := _wrong(array, index, stored)):

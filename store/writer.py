@@ -8,16 +8,17 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import zarr
 
+from pathseg.store.ahead import ahead
 from pathseg.store.arrays import chunk_names, descriptions
 from pathseg.store.blocks import array_name
-from pathseg.store.chunks import all_finite, is_plain, write_chunks
+from pathseg.store.chunks import all_finite, is_plain, is_plain_shards, write_chunks, write_shard
 from pathseg.store.codec import PACKINGS
 from pathseg.store.contents import Contents
 from pathseg.store.errors import Damaged, StoreError
 from pathseg.store.features import FeatureStore
 from pathseg.store.location import Location, open_location
 from pathseg.store.manifest import extend_manifest, read_manifest
-from pathseg.store.records import PIXELS, checksum, features_part
+from pathseg.store.records import PIXELS, Checksums, checksum, features_part
 
 OneImage = tuple[np.ndarray, np.ndarray, np.ndarray | None]  # image (H, W, 3), mask (H, W), instances (h0, w0)
 
@@ -67,45 +68,72 @@ class StoreWriter:
         arrays = {"images": [i and i[0] for i in images], "masks": [i and i[1] for i in images]}
         if self.store.contents.has_instances:
             arrays["instances"] = [i and self._padded(i[2]) for i in images]
-        self.store.records.write(PIXELS, unit, {name: self._write(name, unit, v) for name, v in arrays.items()})
+        self._commit(PIXELS, unit, self._write_all(unit, arrays.items()))
 
     def write_features(self, unit: int, *, t: int, features: Iterable[tuple[int, Sequence[np.ndarray | None]]]) -> None:
         """Write and commit blocks of a unit: pairs of block and, for each image, (P, C, h, w) in the store's layout.
 
-        Pairs are taken one at a time, so a generator keeps no more than one upsampled block in memory. None stands
-        for an image that is set aside. Raises StoreError for values that the store's dtype cannot hold.
+        Pairs are taken one at a time, and few of them wait to be written, so that a generator need not keep all blocks
+        upsampled in memory. None stands for an image that is set aside. Raises StoreError for values that the store's
+        dtype cannot hold.
         """
-        sums = {}
-        for block, maps in features:
-            for index, values in zip(self.images(unit), maps, strict=True):
-                if values is not None and not all_finite(values):
-                    raise StoreError(
-                        f"block {block} at t {t} of {self.store.ids[index]} has values that "
-                        f"{self.store.contents.key.dtype} cannot hold; pass --dtype float32"
-                    )
-            rounded = [None if values is None else self._packing.rounded(values) for values in maps]
-            sums[block] = self._write(array_name(t, block), unit, rounded)
-        named = {array_name(t, block): crcs for block, crcs in sums.items()}
-        self.store.records.write(features_part(t, sums), unit, named)
+        numbers = {array_name(t, block): block for block in self.store.contents.blocks}
+        sums = self._write_all(unit, ((array_name(t, block), maps) for block, maps in features))
+        self._commit(features_part(t, [numbers[name] for name in sums]), unit, sums)
+
+    def _commit(self, part: str, unit: int, sums: Checksums) -> None:
+        """Write the record, unless the store has gone and its chunks fell into the bare folder below a lost mount."""
+        if not self.store.location.exists("zarr.json"):
+            raise StoreError(f"{self.store.location} is no longer there; bring it back (is it mounted?) and run again")
+        self.store.records.write(part, unit, sums)
+
+    def _write_all(
+        self, unit: int, arrays: Iterable[tuple[str, Sequence[np.ndarray | None]]]
+    ) -> dict[str, list[int | None]]:
+        """Write a unit of several arrays; by name the CRC-32C per image."""
+        written = ahead(
+            lambda item: (item[0], self._write(item[0], unit, item[1])),
+            arrays,
+            at_once=self.store.location.at_once,
+            size_bytes=lambda item: sum(image.nbytes for image in item[1] if image is not None),
+        )
+        return dict(written)
 
     def _write(self, name: str, unit: int, images: Sequence[np.ndarray | None]) -> list[int | None]:
         """Write a unit of one array in one call (a shard has one owner); CRC-32C per image."""
-        target, indices = self._array(name), self.images(unit)
+        target = self._array(name)
         for image in images:
             if image is not None and image.shape != target.shape[1:]:
                 raise ValueError(f"{name} takes {target.shape[1:]} for one image, got {image.shape}")
-        if len(images) == 1 and images[0] is not None:
-            values = np.ascontiguousarray(images[0], target.dtype.newbyteorder("<"))[None]
-            if is_plain(target):
-                names = [f"{name}/{chunk}" for chunk in chunk_names(target, unit, 1)]
-                return [write_chunks(self.store.location, names, values)]
-        else:
-            values = np.full((len(indices), *target.shape[1:]), target.fill_value, target.dtype)
-            for place, image in zip(values, images, strict=True):
-                if image is not None:
-                    place[...] = image
-        target[indices.start : indices.stop] = values
-        return [None if image is None else checksum(place) for place, image in zip(values, images, strict=True)]
+        with np.errstate(over="ignore"):  # what this dtype cannot hold is found while it is written
+            dtype = target.dtype.newbyteorder("<")
+            values = [None if image is None else np.ascontiguousarray(image, dtype) for image in images]
+        try:
+            return self._write_values(target, unit, values)
+        except OverflowError as e:
+            found = zip(self.images(unit), values, strict=True)
+            index = next(index for index, value in found if value is not None and not all_finite(value))
+            raise StoreError(
+                f"{name} of {self.store.ids[index]} has values that {target.dtype} cannot hold; pass --dtype float32"
+            ) from e
+
+    def _write_values(self, target: zarr.Array, unit: int, values: Sequence[np.ndarray | None]) -> list[int | None]:
+        """Past Zarr where its codecs add no more than checksums. Raises OverflowError when a value is not finite."""
+        location, size = self.store.location, self.store.contents.images_per_unit
+        names = [f"{target.path}/{chunk}" for chunk in chunk_names(target, unit, size)]
+        lacking = any(value is None for value in values)
+        blank = np.full(target.shape[1:], target.fill_value, target.dtype.newbyteorder("<")) if lacking else None
+        if is_plain_shards(target):
+            return write_shard(location, names[0], values, blank=blank, slots=size)
+        if is_plain(target) and not lacking:
+            return [write_chunks(location, names, values[0])]
+        if not all(value is None or all_finite(value) for value in values):
+            raise OverflowError("a value is infinite or no number")
+        if target.dtype.kind == "f":
+            values = [None if value is None else self._packing.rounded(value) for value in values]
+        indices = self.images(unit)
+        target[indices.start : indices.stop] = np.stack([blank if value is None else value for value in values])
+        return [None if value is None else checksum(value) for value in values]
 
     def _array(self, name: str) -> zarr.Array:
         if name not in self._arrays:

@@ -215,6 +215,49 @@ def test_on_a_full_disk_a_run_says_so_and_goes_on_once_there_is_room(runs, order
     assert files_of(cut) == whole_files()
 
 
+@pytest.fixture
+def mounted(tmp_path):
+    """A folder that can be taken away while it is in use, and brought back: `mounted.away()`, `mounted.back()`."""
+    disk = Mounted(tmp_path)
+    try:
+        disk.back()
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("mounting a folder takes root on Linux")
+    yield disk
+    disk.away()
+
+
+class Mounted:
+    def __init__(self, folder):
+        self._there, self.folder = folder / "there", folder / "mounted"
+        self._there.mkdir()
+        self.folder.mkdir()
+
+    def back(self):
+        subprocess.run(["mount", "--bind", str(self._there), str(self.folder)], check=True, capture_output=True)
+
+    def away(self):
+        subprocess.run(["umount", "--lazy", str(self.folder)], check=True)
+
+
+def test_when_the_disk_is_lost_a_run_says_so_and_goes_on_once_it_is_back(runs, order, whole_files, mounted):
+    cut = order("cut", images=60)
+    cut |= {"store": str(mounted.folder / "cut.zarr")}
+    runs.start(cut)
+    wait_for(lambda: len(recorded(cut)) > 4)
+    mounted.away()
+    assert runs.wait()[0] == 1
+    store = re.escape(cut["store"])
+    assert re.fullmatch(rf"pathseg.store.errors.StoreError: {store} is no longer there; .* run again", error_of(cut))
+    mounted.back()
+    finished, before = recorded(cut), len(computed(cut))
+    assert 4 < len(finished) < 120
+    assert {finding.kind for finding in Verification(cut["store"]).run()} <= {"missing", "stray"}
+    assert runs.run(cut)[0] == 0
+    assert not finished & set(computed(cut)[before:])
+    assert files_of(cut) == whole_files(images=60)
+
+
 def test_a_quota_that_is_too_small_harms_nothing(runs, order, whole_files):
     cut = order("cut")
     assert runs.run(cut | {"limit": 50_000})[0] == 1  # below the largest block of an image

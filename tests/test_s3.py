@@ -10,7 +10,7 @@ import time
 import urllib.request
 from dataclasses import replace
 from pathlib import Path
-from threading import Timer
+from threading import Barrier, Thread, Timer
 from urllib.parse import unquote
 
 import numpy as np
@@ -22,7 +22,7 @@ from obstore.store import from_url
 
 from pathseg.store.cache import ReadCache
 from pathseg.store.describe import describe
-from pathseg.store.errors import KeyMismatch, StoreError
+from pathseg.store.errors import Damaged, KeyMismatch, StoreError
 from pathseg.store.features import FeatureStore
 from pathseg.store.location import open_location
 from pathseg.store.s3 import S3Prefix
@@ -156,6 +156,40 @@ def denied(server):
 
 
 @pytest.fixture
+def between(server):
+    """Put something between clients and server: what it gives for (method, object) is answered, unless None."""
+    app = server._server.app
+
+    def put(look):
+        def looked(environ, start):
+            if status := look(environ["REQUEST_METHOD"], unquote(environ["PATH_INFO"]), environ):
+                start(status, [("Content-Length", "0")])
+                return [b""]
+            return app(environ, start)
+
+        server._server.app = looked
+
+    yield put
+    server._server.app = app
+
+
+@pytest.fixture
+def meeting(between):
+    """`meeting(n, method, part)`: no such request is answered before n of them are there."""
+
+    def meet(number, method, part):
+        barrier = Barrier(number, timeout=20)
+
+        def look(asked, name, environ):
+            if asked == method and part in name:
+                barrier.wait()
+
+        between(look)
+
+    return meet
+
+
+@pytest.fixture
 def writers():
     writers = Writers()
     yield writers
@@ -228,6 +262,98 @@ def test_arrays_that_another_run_drove_out_of_the_manifest_come_back_when_a_run_
     StoreWriter(url, small_store.contents).add_arrays([200], [4])
     assert FeatureStore.open(url).unfinished(t=200, blocks=(4,)) == ()
     assert Verification(url).run() == []
+
+
+@pytest.mark.parametrize("before", [None, b"1"])
+def test_what_another_wrote_during_an_update_is_kept(url, before):
+    place = S3Prefix(url)
+    if before:
+        place.write("a", before)
+
+    def change(data):
+        if data == before:
+            place.write("a", b"12")
+        return (data or b"") + b"x"
+
+    place.update("a", change)
+    assert place.read("a") == b"12x"
+
+
+def test_an_update_that_changes_nothing_writes_nothing(server, url):
+    S3Prefix(url).write("a", b"1")
+    asked = len(server.requests.seen)
+    S3Prefix(url).update("a", lambda data: None)
+    assert "PUT" not in [method for method, _ in server.requests.seen[asked:]]
+
+
+def test_an_object_that_never_rests_is_named(url):
+    place, count = S3Prefix(url), itertools.count()
+
+    def change(data):
+        place.write("a", str(next(count)).encode())
+        return b"mine"
+
+    fails(lambda: place.update("a", change), f"{url}/a was changed by others", "run again")
+
+
+def test_runs_that_add_timesteps_at_once_all_find_them_in_the_store(small_store, url):
+    timesteps = (10, 100, 200, 300)
+    runs = [StoreWriter(url, small_store.contents) for _ in timesteps]
+    threads = [Thread(target=run.add_arrays, args=([t], [4])) for run, t in zip(runs, timesteps, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    again = FeatureStore.open(url)
+    assert [again.stored_blocks(t) for t in timesteps] == [(4,)] * 4
+
+
+def test_a_server_without_conditions_takes_arrays_too(between, small_store, url):
+    conditions = ("HTTP_IF_MATCH", "HTTP_IF_NONE_MATCH")
+    between(lambda method, name, environ: "501 Not Implemented" if any(c in environ for c in conditions) else None)
+    StoreWriter(url, small_store.contents).add_arrays([200], [4])
+    assert FeatureStore.open(url).stored_blocks(200) == (4,)
+
+
+def test_all_blocks_of_an_image_are_asked_for_at_once(meeting, s3_store, toy_store, url):
+    store = FeatureStore.open(url)
+    meeting(4, "GET", "/c/1/")
+    for block, maps in store.read(1, t=50).items():
+        assert np.array_equal(maps, toy_store.read(1, t=50)[block])
+
+
+def test_all_blocks_of_an_image_are_put_at_once(meeting, url, toy_contents, toy_store):
+    writer = StoreWriter(url, toy_contents())
+    writer.add_arrays([50], (0, 4, 5, 9))
+    meeting(4, "PUT", "/c/")
+    writer.write_features(0, t=50, features=((block, [maps]) for block, maps in toy_store.read(0, t=50).items()))
+    for block, maps in toy_store.read(0, t=50).items():
+        assert np.array_equal(FeatureStore.open(url).read(0, t=50)[block], maps)
+
+
+def test_verify_asks_for_several_chunks_at_once(meeting, s3_store, url):
+    check = Verification(url)
+    meeting(4, "GET", "/t50/block")
+    assert check.run() == []
+
+
+def test_an_image_in_a_shard_is_fetched_alone(between, url, toy_contents, fill_store, toy_store):
+    fill_store(StoreWriter(url, toy_contents(images_per_unit=3)), blocks=(4,))
+    store, ranges = FeatureStore.open(url), []
+    between(lambda method, name, environ: ranges.append(environ.get("HTTP_RANGE")) if "/c/" in name else None)
+    assert np.array_equal(store.read(4, t=50)[4], toy_store.read(4, t=50)[4])
+    size = 2 * 6 * 16 * 16 * 2 + 4  # patches, channels, cells, bytes of a value; a checksum
+    assert ranges == [f"bytes={size}-{2 * size - 1}"]  # the second of its unit
+
+
+@pytest.mark.parametrize("left", [0, 7000])  # of 18,504 bytes for three images
+def test_a_shard_cut_short_in_s3_is_damage(url, toy_contents, fill_store, left):
+    fill_store(StoreWriter(url, toy_contents(images_per_unit=3)), blocks=(4,))
+    place, name = S3Prefix(url), "t50/block04/c/0/0/0/0/0"
+    place.write(name, place.read(name)[:left])
+    for index in (1, 2):
+        with pytest.raises(Damaged, match="t50/block04 of train_"):
+            FeatureStore.open(url).read(index, t=50)
 
 
 def test_something_else_in_a_prefix_is_not_touched(url, toy_contents):

@@ -136,6 +136,18 @@ def test_values_beyond_float16_are_refused(tmp_path, toy_contents):
     assert writer.store.unfinished(t=50, blocks=(4,)) == (0, 1, 2, 3, 4)
 
 
+@pytest.mark.parametrize("images_per_unit", [1, 5])
+@pytest.mark.parametrize("packing", ["none", "rounded"])
+def test_the_image_with_values_beyond_float16_is_named(tmp_path, toy_contents, toy_key, images_per_unit, packing):
+    made = toy_contents(key=toy_key(packing=packing), images_per_unit=images_per_unit)
+    writer = StoreWriter(tmp_path / "a.zarr", made)
+    writer.add_arrays([50], [4])
+    maps = [np.full((2, 6, 16, 16), 70_000 if i == 3 else 1, np.float32) for i in range(5)]
+    unit = 3 // images_per_unit
+    with pytest.raises(StoreError, match="t50/block04 of train_3 has values that float16 cannot hold"):
+        writer.write_features(unit, t=50, features=[(4, [maps[i] for i in writer.images(unit)])])
+
+
 def test_a_large_image_is_chunked_by_patch(tmp_path, toy_contents, toy_key):
     blocks = {0: BlockShape(960, 8)}
     writer = StoreWriter(tmp_path / "a.zarr", toy_contents(key=toy_key(layout="image"), blocks=blocks))
