@@ -66,7 +66,7 @@ TARGET_MPP = 0.5  # um/px, 20x: what the paper works at and its model was traine
 STRIDE_PX = 600  # the paper's patches overlap, by how much it does not say; a quarter keeps the disk within bounds
 VIEWS = 2  # the least that changes from epoch to epoch; each further view costs a training part's features again
 DROP_ABOVE = 0.9  # share of ignored pixels; the paper's
-NAME = re.compile(r"TCGA-([A-Z0-9]{2})-[A-Z0-9]{4}-DX\w+_xmin\d+_ymin\d+(?:_MPP-(\d+\.\d+))?")
+NAME = re.compile(r"TCGA-([A-Z0-9]{2})-[A-Z0-9]{4}-DX[0-9A-Z]+_xmin\d+_ymin\d+(?:_MPP-(\d+\.\d+))?")
 
 
 @dataclass(frozen=True)
