@@ -18,7 +18,7 @@ from pathseg.extract.config import ExtractConfig
 from pathseg.extract.datasets import DATASETS, DatasetOptions, check_options, open_dataset
 from pathseg.store import workspace as places
 from pathseg.store.errors import StoreError
-from pathseg.store.flags import NAMES, flags_of, wrong_flags
+from pathseg.store.flags import flags_of, wrong_flags
 from pathseg.train.config import HeadConfig
 
 PATH = click.Path(path_type=Path, resolve_path=True)
@@ -63,15 +63,12 @@ device_option = click.option("--device", default="auto", help="auto (a GPU if th
 @main.command("extract")
 @click.option("--dataset", type=click.Choice(list(DATASETS)), required=True, help="What to read.")
 @click.option("--root", type=PATH, help="Folder of the data set.  [default: <user data dir>/pathseg/<dataset>]")
+@flags_of(DatasetOptions)
 @click.option("--model", default=DEFAULT_MODEL, help=f"{', '.join(MODELS)}, or the folder of a release.")
 @click.option("--hipt", type=PATH, help="HIPT's vit256_small_dino.pth, if it does not lie beside the model.")
 @click.option("--condition", type=click.Choice(["ssl", "none"]), default="ssl", help="none: unconditional.")
 @flags_of(ExtractConfig)
 @click.option("--store", help="A path or s3://….  [default: <workspace>/<dataset>-<model>.zarr]")
-@click.option("--limit", type=click.IntRange(min=1), help="Take this many images, spread over the splits.")
-@click.option("--resize", type=click.IntRange(min=1), help="Side in px, a multiple of 256, that images are brought to.")
-@click.option("--classes", type=NAMES, default=(), help="Class names in code order, for --dataset folder.")
-@click.option("--mpp", type=float, help="um/px of the files, where the data set does not say.")
 @click.option("--workers", type=click.IntRange(min=1), help="Spread over this many processes, one per GPU.")
 @click.option("--scheduler", help="Spread over the workers of a Dask scheduler, tcp://….")
 @click.option("--dry-run", is_flag=True, help="Print patches, bytes per block, total and free space; write nothing.")

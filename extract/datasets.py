@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,12 +31,19 @@ class Pixels:
 
 @dataclass(frozen=True)
 class Sample:
-    """One image of a data set: its id (unique, in the noise rule), its split and its original size in px."""
+    """One image of a data set: its id (unique, in the noise rule), its split and its original size in px.
+
+    source names the slide or region that it was cut from, where several images share one: they are never parted by
+    the choice of validation images. group names the patch that it is a view of, view the view's number, 0 = centre.
+    """
 
     id: str
     split: str
     height: int
     width: int
+    source: str | None = None
+    group: str | None = None
+    view: int = 0
 
 
 @dataclass(frozen=True)
@@ -43,8 +51,8 @@ class Dataset:
     """A listed data set: no image is decoded until `load(sample)` is called.
 
     size is (H, W) in px, the same for all samples. classes name the mask codes 0..K-1; `ignore` is the code
-    that counts nowhere, or None. mpp is um/px of the images as they come, before what `preprocessing` states
-    (a resize need not keep the aspect ratio), or None when the data set does not say. Splits are `train`,
+    that counts nowhere, or None. mpp is um/px of the images, before a resize to one size where `preprocessing`
+    states one (it need not keep the aspect ratio), or None when the data set does not say. Splits are `train`,
     optionally `val`, and any that starts with `test`; `test_split` is the one that results are quoted on.
     `preprocessing` states everything done to pixels before the models see them (it goes into the key).
 
@@ -63,16 +71,28 @@ class Dataset:
     preprocessing: str = "none"
 
 
+def _flag(default: Any, help: str) -> Any:
+    """A field that is also a flag of `extract`, with its help."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
 @dataclass(frozen=True)
 class DatasetOptions:
-    """What a user can say about a data set; each data set refuses what does not apply to it."""
+    """What a user can say about a data set; each refuses what does not apply to it. None: its own default."""
 
     root: Path | None = None
-    limit: int | None = None  # take this many images, spread over the splits in proportion
-    resize: int | None = None  # side in px; None = the data set's own default
-    classes: tuple[str, ...] = ()  # class names in code order; only `folder`
-    mpp: float | None = None  # um/px on disk; only where the data set does not say
-    seed: int = 0  # for generated tissue; one flag of `extract` that also seeds the noise, so never refused
+    limit: int | None = _flag(None, "Take this many images, spread over the splits.")
+    resize: int | None = _flag(None, "Side in px, a multiple of 256, that images are brought to.")
+    classes: tuple[str, ...] = _flag((), "Class names in code order, for --dataset folder.")
+    mpp: float | None = _flag(None, "um/px of the files, where the data set does not say or says it wrongly.")
+    target_mpp: float | None = _flag(None, "um/px that bcss regions are brought to.  [default: 0.5, the paper's 20x]")
+    image_folder: Literal["images", "rgbs_colorNormalized"] | None = _flag(
+        None, "Which of the two kinds of bcss images to take.  [default: images, if it is there]"
+    )
+    stride: int | None = _flag(None, "Step in px between the 800 px patches of bcss.  [default: 600]")
+    views: int | None = _flag(None, "768 px crops kept of each bcss patch to train on, the centre first.  [default: 2]")
+    val_institutes: tuple[str, ...] = _flag((), "Institutes of bcss to validate on: BH,C8,A8,A1,E9 in one suite.")
+    seed: int = 0  # of generated tissue and drawn views; one flag of `extract` that also seeds the noise, never refused
 
 
 @dataclass(frozen=True)
@@ -125,6 +145,17 @@ DATASETS: dict[str, DatasetEntry] = {
         licence="research use only, no commercial use; cite Sirinukunwattana et al. 2017",
         options=("root", "resize"),
     ),
+    "bcss": DatasetEntry(
+        summary="BCSS (TCGA breast cancer): 151 regions, 106 train, 45 test of six held-out institutes, five classes",
+        opener="pathseg.extract.bcss:open_bcss",
+        source="the links in the README of the GitHub repository PathologyDataScience/BCSS (0.25 um/px)",
+        layout=(
+            "images/TCGA-XX-YYYY-DX1_xmin<n>_ymin<n>_MPP-0.2500.png   8-bit RGB; and/or rgbs_colorNormalized/\n"
+            "masks/TCGA-XX-YYYY-DX1_xmin<n>_ymin<n>_MPP-0.2500.png    the 22 codes of gtruth_codes.tsv"
+        ),
+        licence="CC0 1.0; cite Amgad et al. 2019",
+        options=("root", "mpp", "target_mpp", "image_folder", "stride", "views", "val_institutes"),
+    ),
     "folder": DatasetEntry(
         summary="your own images with one mask each, in two folders",
         opener="pathseg.extract.folder:open_folder",
@@ -164,25 +195,32 @@ def open_dataset(name: str, options: DatasetOptions) -> Dataset:
 def check_options(name: str, options: DatasetOptions) -> None:
     """Raise ValueError for an option that does not apply to a data set or is out of range."""
     allowed = DATASETS[name].options
-    for option in ("root", "resize", "classes", "mpp"):
-        value = getattr(options, option)
-        if value not in (None, ()) and option not in allowed:
-            takes = f"the {name} data set takes {', '.join(f'--{each}' for each in (*allowed, 'limit'))}"
-            given = ",".join(value) if option == "classes" else value
-            raise ValueError(f"--{option} does not apply: {takes}, got --{option} {given}; leave it out")
-    from pathseg.store.grid import PATCH_PX  # here, so that the table alone imports no numpy
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if value not in (None, ()) and field.name not in (*allowed, "limit", "seed"):
+            takes = f"the {name} data set takes {', '.join(_spelt(each) for each in (*allowed, 'limit'))}"
+            given = ",".join(value) if isinstance(value, tuple) else value
+            flag = _spelt(field.name)
+            raise ValueError(f"{flag} does not apply: {takes}, got {flag} {given}; leave it out")
+    from pathseg.extract.regions import CUT_PX  # here, so that the table alone imports no numpy
+    from pathseg.store.grid import PATCH_PX
 
     rules = {
-        "limit": (options.limit is None or options.limit >= 1, "must be at least 1 image"),
-        "resize": (
-            options.resize is None or (options.resize > 0 and options.resize % PATCH_PX == 0),
-            f"must be a multiple of the {PATCH_PX} px patch",
-        ),
-        "mpp": (options.mpp is None or options.mpp > 0, "must be above 0 um/px"),
+        "limit": (lambda value: value >= 1, "must be at least 1 image"),
+        "resize": (lambda value: value > 0 and value % PATCH_PX == 0, f"must be a multiple of the {PATCH_PX} px patch"),
+        "mpp": (lambda value: value > 0, "must be above 0 um/px"),
+        "target_mpp": (lambda value: value > 0, "must be above 0 um/px"),
+        "stride": (lambda value: 1 <= value <= CUT_PX, f"must be 1 to {CUT_PX} px, or tissue between patches is lost"),
+        "views": (lambda value: value >= 1, "must be at least 1, the centre"),
     }
     for option, (holds, rule) in rules.items():
-        if not holds:
-            raise ValueError(f"--{option} {rule}, got {getattr(options, option)}")
+        value = getattr(options, option)
+        if value is not None and not holds(value):
+            raise ValueError(f"{_spelt(option)} {rule}, got {value}")
+
+
+def _spelt(option: str) -> str:
+    return f"--{option.replace('_', '-')}"
 
 
 def dataset_root(name: str, options: DatasetOptions) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -76,7 +77,7 @@ def contents_of(dataset: Dataset, model: FeatureModel, config: ExtractConfig) ->
     packages = ("pathseg", "torch", "diffusers", "timm", "zarr")
     return Contents(
         key=key,
-        images=tuple(ImageEntry(s.id, s.split, s.height, s.width) for s in dataset.samples),
+        images=tuple(ImageEntry(**dataclasses.asdict(sample)) for sample in dataset.samples),
         classes=dataset.classes,
         ignore=dataset.ignore,
         test_split=dataset.test_split,

@@ -11,16 +11,24 @@ from pathseg.store.key import StoreKey
 from pathseg.store.size import BlockShape
 
 FORMAT = 1  # raised when a reader of this release could not read the store rightly
+CUT = {"source": None, "group": None, "view": 0}  # of images cut from larger ones; a store without is of whole images
 
 
 @dataclass(frozen=True)
 class ImageEntry:
-    """One image: id, split, and its original height and width in px."""
+    """One image: id, split, and its original height and width in px.
+
+    source is the slide or region that it was cut from, where several images share one. group is the patch that it is
+    a view of, view the view's number, 0 = the centre: training draws one view of a group in each epoch.
+    """
 
     id: str
     split: str
     height: int
     width: int
+    source: str | None = None
+    group: str | None = None
+    view: int = 0
 
 
 @dataclass(frozen=True)
@@ -53,13 +61,16 @@ class Contents:
         return PatchGrid.of(*self.key.size)
 
     def to_attributes(self) -> dict[str, Any]:
-        """Plain JSON values, one attribute a fact."""
+        """Plain JSON values, one attribute a fact; sources, groups and views where there are any."""
+        cut = any(image.source is not None or image.group is not None for image in self.images)
+        views = {name + "s": [getattr(image, name) for image in self.images] for name in CUT} if cut else {}
         return {
             "pathseg_format": FORMAT,
             "key": self.key.to_dict(),
             "ids": [image.id for image in self.images],
             "splits": [image.split for image in self.images],
             "sizes": [[image.height, image.width] for image in self.images],
+            **views,
             "classes": list(self.classes),
             "ignore": self.ignore,
             "test_split": self.test_split,
@@ -89,10 +100,12 @@ class Contents:
         missing = sorted({"key", "ids", "splits", "sizes", "classes", "blocks", "images_per_unit"} - set(values))
         if missing:
             raise Damaged(f"the attributes of {store} lack {', '.join(missing)}; run pathseg verify --repair")
-        rows = zip(values["ids"], values["splits"], values["sizes"], strict=True)
+        count = len(values["ids"])
+        cut = zip(*(values.get(name + "s", [default] * count) for name, default in CUT.items()), strict=True)
+        rows = zip(values["ids"], values["splits"], values["sizes"], cut, strict=True)
         return cls(
             key=StoreKey.from_dict(values["key"]),
-            images=tuple(ImageEntry(i, split, *size) for i, split, size in rows),
+            images=tuple(ImageEntry(i, split, *size, *views) for i, split, size, views in rows),
             classes=tuple(values["classes"]),
             ignore=values["ignore"],
             test_split=values["test_split"],

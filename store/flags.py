@@ -56,15 +56,22 @@ def wrong_flags() -> Iterator[None]:
 
 
 def flags_of(config: type) -> Callable[[Callable], Callable]:
-    """A flag for each field of a stage's configuration: name, type, default and help are said there and only there."""
+    """A flag for each field of a configuration that has a help: name, type, default and help are said only there.
+
+    A default of None or () shows none; the help may say what it stands for.
+    """
     kinds = get_type_hints(config)
 
     def decorate(command: Callable) -> Callable:
         for field in reversed(dataclasses.fields(config)):
-            kind, text, default, shown = kinds[field.name], field.metadata["help"], field.default, None
+            if "help" not in field.metadata:
+                continue
+            kind, text, default, shown = _given(kinds[field.name]), field.metadata["help"], field.default, None
             sweep = field.metadata.get("sweep", False)
             if get_origin(kind) is Literal:
                 kind = click.Choice(get_args(kind))
+            elif kind == tuple[str, ...]:
+                kind = NAMES
             elif field.name == "blocks":
                 kind, shown = (SELECTION if sweep else BLOCKS), format_blocks(default)
             elif sweep or get_origin(kind) is tuple:
@@ -74,9 +81,15 @@ def flags_of(config: type) -> Callable[[Callable], Callable]:
                 f"--{field.name.replace('_', '-')}",
                 type=kind,
                 default=default,
-                show_default=shown is None,
+                show_default=shown is None and default not in (None, ()),
                 help=text if shown is None else f"{text}  [default: {shown}]",
             )(command)
         return command
 
     return decorate
+
+
+def _given(kind: Any) -> Any:
+    """The type of a value that is given: of `int | None` the int."""
+    parts = [part for part in get_args(kind) if part is not type(None)]
+    return parts[0] if type(None) in get_args(kind) else kind

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
+from PIL import Image
 
+from pathseg.extract.tissue import draw_tissue
 from pathseg.store.contents import Contents, ImageEntry
 from pathseg.store.features import FeatureStore
 from pathseg.store.key import StoreKey
@@ -98,3 +102,38 @@ def toy_store(tmp_path):
 @pytest.fixture
 def fill_store():
     return fill
+
+
+BCSS_REGIONS = {  # in the names and at the scale of the official release: height and width in px at 0.25 um/px
+    "TCGA-A2-A0T0-DX1_xmin72865_ymin59458_MPP-0.2500": (1600, 1700),  # two patches
+    "TCGA-BH-A0BG-DX1_xmin20101_ymin33_MPP-0.2500": (1500, 1601),  # one, larger than the region
+    "TCGA-OL-A5D6-DX1_xmin115108_ymin40554_MPP-0.2500": (1600, 1600),  # one, of a test institute
+}
+
+
+def draw_regions(root):
+    """Generated tissue in BCSS's layout: each px of 0.5 um is 2x2 px of the files; all 22 codes at the lower edge."""
+    tissue = draw_tissue(np.random.default_rng(0), 850)
+    codes = np.where(tissue.lumen, 5, np.where(tissue.glands > 0, 1, 2)).astype(np.uint8)
+    codes[-40:, : 22 * 35] = np.repeat(np.arange(22), 35)
+    codes[-140:-40] = 0
+    for folder in ("images", "masks"):
+        (root / folder).mkdir(parents=True)
+    for turn, (name, (height, width)) in enumerate(BCSS_REGIONS.items()):
+        for folder, pixels in (("images", np.roll(tissue.image, 37 * turn, axis=1)), ("masks", codes)):
+            large = pixels.repeat(2, axis=0).repeat(2, axis=1)[-height:, :width]
+            Image.fromarray(large).save(root / folder / f"{name}.png", compress_level=1)
+
+
+@pytest.fixture(scope="session")
+def drawn_regions(tmp_path_factory):
+    """Three regions in the layout of BCSS, to be read only."""
+    root = tmp_path_factory.mktemp("bcss")
+    draw_regions(root)
+    return root
+
+
+@pytest.fixture
+def bcss_root(drawn_regions, tmp_path):
+    """A copy of the three regions that a test may change."""
+    return shutil.copytree(drawn_regions, tmp_path / "bcss")

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from pathseg.store.writer import StoreWriter
 from pathseg.train import batches
 from pathseg.train.batches import FeatureReader, class_pixels, rooms
 
@@ -54,3 +55,12 @@ def test_a_gpu_is_filled_first_and_never_by_more_than_half(monkeypatch, allowed,
 def test_a_cpu_may_be_given_more_than_half(monkeypatch):
     monkeypatch.setattr(batches, "free_memory", lambda device: 1000)
     assert (rooms(CPU, None), rooms(CPU, 900)) == ({CPU: 500}, {CPU: 900})
+
+
+def test_ignored_pixels_are_of_no_class(tmp_path, toy_contents):
+    writer = StoreWriter(tmp_path / "a.zarr", toy_contents(ignore=255))
+    masks = [np.array([[0, 1], [1, 255]], np.uint8).repeat(128, 0).repeat(256, 1), np.full((256, 512), 255, np.uint8)]
+    for unit, mask in enumerate(masks):
+        writer.write_pixels(unit, [(np.zeros((256, 512, 3), np.uint8), mask, np.zeros((200, 300), np.uint16))])
+    # quarters of 128x256 px: one background, two gland, one ignored
+    assert class_pixels(writer.store, (0, 1)).tolist() == [128 * 256, 2 * 128 * 256]

@@ -159,7 +159,7 @@ WRONG = {
     "layout unknown": (["extract", "--dataset", "synthetic", "--layout", "dense"], 2, "native"),
     "dtype unknown": (["extract", "--dataset", "synthetic", "--dtype", "float8"], 2, "float16"),
     "batch size zero": (["extract", "--dataset", "synthetic", "--model", "mini", "--batch-size", "0"], 2, "batch size"),
-    "limit zero": (["extract", "--dataset", "synthetic", "--limit", "0"], 2, "x>=1"),
+    "limit zero": (["extract", "--dataset", "synthetic", "--limit", "0"], 2, "--limit must be at least 1"),
     "resize odd": (
         ["extract", "--dataset", "synthetic", "--model", "mini", "--resize", "300"], 2, "multiple of the 256"),
     "root missing": (["extract", "--dataset", "glas", "--root", "{empty}/none"], 1, "pass --root DIR"),
@@ -167,6 +167,8 @@ WRONG = {
     "root not asked for": (["extract", "--dataset", "synthetic", "--root", "{empty}"], 2, "--root does not apply"),
     "classes not asked for": (
         ["extract", "--dataset", "glas", "--root", "{glas}", "--classes", "a,b"], 2, "--classes does"),
+    "stride too large": (["extract", "--dataset", "bcss", "--stride", "801"], 2, "--stride must be 1 to 800 px"),
+    "views not asked for": (["extract", "--dataset", "glas", "--views", "2"], 2, "--views does not apply"),
     "model missing": (["extract", "--dataset", "synthetic"], 1, "--model mini"),
     "model no folder": (["extract", "--dataset", "synthetic", "--model", "{empty}/none"], 1, "none"),
     "model empty folder": (["extract", "--dataset", "synthetic", "--model", "{empty}"], 1, "configs"),

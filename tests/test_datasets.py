@@ -1,3 +1,4 @@
+import dataclasses
 import subprocess
 import sys
 from collections import Counter
@@ -41,31 +42,45 @@ def test_every_row_says_what_where_how_and_under_which_licence(name):
 
 @pytest.mark.parametrize("name", DATASETS)
 def test_every_row_names_known_options_only(name):
-    assert set(DATASETS[name].options) <= {"root", "resize", "classes", "mpp"}
+    assert set(DATASETS[name].options) <= {field.name for field in dataclasses.fields(DatasetOptions)}
 
 
 @pytest.mark.parametrize("name", DATASETS)
 def test_every_data_set_refuses_the_options_that_do_not_apply_by_name(name):
-    given = {"root": Path("x"), "resize": 256, "classes": ("a", "b"), "mpp": 0.5}
+    given = {"root": Path("x"), "resize": 256, "classes": ("a", "b"), "mpp": 0.5, "target_mpp": 0.5, "stride": 8}
+    given |= {"image_folder": "images", "views": 3, "val_institutes": ("BH",)}
+    assert given.keys() | {"limit", "seed"} == {field.name for field in dataclasses.fields(DatasetOptions)}
     for option in given.keys() - set(DATASETS[name].options):
-        with pytest.raises(ValueError, match=f"--{option} does not apply: the {name} data set takes "):
+        flag = option.replace("_", "-")
+        with pytest.raises(ValueError, match=f"--{flag} does not apply: the {name} data set takes "):
             open_dataset(name, DatasetOptions(**{option: given[option]}))
 
 
 def test_an_unknown_name_lists_the_names():
-    with pytest.raises(ValueError, match="no data set is called 'gals'; pathseg has glas, folder, synthetic"):
+    with pytest.raises(ValueError, match="no data set is called 'gals'; pathseg has glas, bcss, folder, synthetic"):
         open_dataset("gals", DatasetOptions())
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("limit", 0), ("resize", 700), ("resize", 0), ("resize", -256), ("mpp", 0.0)]
+    ("name", "option", "value"),
+    [
+        ("folder", "limit", 0),
+        ("folder", "resize", 700),
+        ("folder", "resize", 0),
+        ("folder", "resize", -256),
+        ("folder", "mpp", 0.0),
+        ("bcss", "target_mpp", -0.5),
+        ("bcss", "stride", 0),
+        ("bcss", "stride", 801),
+        ("bcss", "views", 0),
+    ],
 )
-def test_an_option_out_of_range_is_named_with_its_value(option, value):
-    with pytest.raises(ValueError, match=rf"--{option} must be .*, got {value}"):
-        open_dataset("folder", DatasetOptions(**{option: value}))
+def test_an_option_out_of_range_is_named_with_its_value(name, option, value):
+    with pytest.raises(ValueError, match=rf"--{option.replace('_', '-')} must be .*, got {value}"):
+        open_dataset(name, DatasetOptions(**{option: value}))
 
 
-@pytest.mark.parametrize("name", ["glas", "folder"])
+@pytest.mark.parametrize("name", ["glas", "bcss", "folder"])
 def test_a_missing_root_says_where_to_get_the_data_in_which_layout_and_licence(name, tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
         open_dataset(name, DatasetOptions(root=tmp_path / "none"))

@@ -3,6 +3,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pathseg.store.contents import ImageEntry
+from pathseg.store.writer import StoreWriter
 from pathseg.train import loop
 from pathseg.train.config import HeadConfig
 from pathseg.train.heads import HEADS
@@ -158,3 +160,61 @@ def test_mixed_precision_learns_as_well(toy_store, tmp_path):
 def test_class_weights_are_the_papers():
     # 1 - N_c / N by hand for 10, 30 and 60 of 100 pixels; a class without pixels counts nowhere
     assert class_weights(np.array([10, 30, 60, 0])).tolist() == pytest.approx([0.9, 0.7, 0.4, 0.0])
+
+
+@pytest.fixture
+def view_store(tmp_path, toy_contents, fill_store):
+    """Three training patches of three views, of a region each; a validation and a test patch of one."""
+    images = [
+        ImageEntry(f"p{patch}_v{view}", "train", 256, 512, f"r{patch}", f"p{patch}", view)
+        for patch in range(3)
+        for view in range(3)
+    ]
+    images += [ImageEntry(f"{split}_v0", split, 256, 512, split, split, 0) for split in ("val", "test")]
+    return fill_store(StoreWriter(tmp_path / "views.zarr", toy_contents(images=tuple(images))))
+
+
+def views_read(store, folder, config, monkeypatch):
+    """What each epoch of a run reads, in order."""
+    read, seen = store.read, []
+    monkeypatch.setattr(store, "read", lambda index, **kw: seen.append(store.ids[index]) or read(index, **kw))
+    train(store, folder, config, memory_bytes=0)
+    return [seen[start : start + 4] for start in range(0, 4 * config.epochs, 4)], seen[4 * config.epochs :]
+
+
+def test_an_epoch_reads_one_view_of_each_patch_then_the_centre_of_the_validation_patch(
+    view_store, tmp_path, monkeypatch
+):
+    config = HeadConfig(blocks=(4,), head="linear", epochs=6)
+    epochs, rest = views_read(view_store, tmp_path / "run", config, monkeypatch)
+    for epoch in epochs:
+        assert sorted(name.split("_")[0] for name in epoch[:3]) == ["p0", "p1", "p2"]
+        assert epoch[3] == "val_v0"
+    assert rest == ["test_v0"]
+    assert len({name for epoch in epochs for name in epoch[:3]}) > 3
+
+
+def test_heads_of_one_split_seed_see_the_same_views_in_the_same_order(view_store, tmp_path, monkeypatch):
+    runs = [
+        views_read(view_store, tmp_path / str(number), config, monkeypatch)
+        for number, config in enumerate(
+            HeadConfig(blocks=(4,), head="linear", epochs=4, seed=seed, split_seed=split_seed)
+            for seed, split_seed in ((0, 0), (1, 0), (0, 1))
+        )
+    ]
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_a_run_on_views_that_was_cut_off_ends_as_if_it_had_not_been(view_store, tmp_path, monkeypatch):
+    config = HeadConfig(blocks=(4,), head="linear", lr=1e-2, epochs=3)
+    whole = train(view_store, tmp_path / "whole", config)
+    cut_after(view_store, tmp_path / "cut", config, 1, monkeypatch)
+    assert same(weights(whole), weights(train(view_store, tmp_path / "cut", config)))
+
+
+def test_class_weights_count_the_centre_of_each_patch_alone(view_store, tmp_path):
+    config = HeadConfig(blocks=(4,), head="linear", epochs=1, class_weights="balanced")
+    (trainee,) = train_heads(view_store, [(config, RunFolder(tmp_path / "run"))])
+    glands = sum(int((view_store.mask(index) == 1).sum()) for index in (0, 3, 6))
+    share = glands / (3 * 256 * 512)
+    assert trainee.weights.tolist() == pytest.approx([share, 1 - share])  # 1 - N_c / N of two classes

@@ -36,7 +36,7 @@ class HeadConfig:
     precision: Literal["float32", "bfloat16"] = _flag("float32", "Arithmetic of the head; bfloat16 is mixed precision.")
     val_fraction: float = _flag(0.15, "Share of the training images held out for validation, if there is no val split.")
     seed: int = _sweep(0, "Of the head's first weights and its flips, or a comma list.")
-    split_seed: int = _flag(0, "Of the choice of validation images and the order of the training images.")
+    split_seed: int = _flag(0, "Of the choice of validation images, the order of training images and their views.")
 
     def __post_init__(self) -> None:
         rules = {

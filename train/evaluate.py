@@ -21,10 +21,11 @@ def pixel_loss(
 ) -> torch.Tensor:
     """Pixel-wise cross-entropy, mean over the pixels that count: scores (N, K, H, W), masks (N, H, W) class codes.
 
-    0, with a gradient of 0, where no pixel counts.
+    With weights (K,) the mean is weighted. 0, with a gradient of 0, where no pixel counts or all weigh nothing.
     """
     masks = masks.long()
-    if ignore is not None and (masks == ignore).all():
+    counted = masks if ignore is None else masks[masks != ignore]
+    if counted.numel() == 0 or (weights is not None and not weights[counted].any()):
         return scores.sum() * 0.0
     return F.cross_entropy(scores.float(), masks, weight=weights, ignore_index=-100 if ignore is None else ignore)
 

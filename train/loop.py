@@ -15,7 +15,7 @@ from pathseg.train.batches import Batch, FeatureReader, class_pixels
 from pathseg.train.config import HeadConfig
 from pathseg.train.evaluate import evaluate, pixel_loss
 from pathseg.train.metrics import Scores
-from pathseg.train.parts import Parts, split_images
+from pathseg.train.parts import Parts, draw_views, first_views, split_images
 from pathseg.train.results import describe, write_results
 from pathseg.train.runs import RunFolder
 from pathseg.train.trainee import Trainee, load_best, new_trainee, restore, save_best, save_last, score
@@ -33,6 +33,7 @@ def train_heads(
     on_epoch: OnEpoch = lambda run, line: None,
 ) -> list[Trainee]:
     """Train heads together: every image is read once per epoch, whatever the number of heads.
+    Of a patch with several views each epoch draws one, the same for all heads; class weights count its first.
 
     The configurations may differ in everything but batch_size, val_fraction and split_seed; each head comes out as
     if it had been trained alone. Pixel-wise cross-entropy, Adam, no schedule (section 4 of the paper); the epoch with
@@ -47,12 +48,13 @@ def train_heads(
     wanted = {t: sorted({b for c in configs if c.t == t for b in c.blocks}) for t in sorted({c.t for c in configs})}
     shared, target = configs[0], torch.device(device)
     parts = split_images(store, val_fraction=shared.val_fraction, seed=shared.split_seed, without=without)
-    pixels = class_pixels(store, parts.train)
+    pixels = class_pixels(store, first_views(store, parts.train))
     reader = FeatureReader(store, wanted, device=target, memory_bytes=memory_bytes)
     trainees = [_prepare(store, config, run, parts, pixels, device=target) for config, run in runs]
 
     for epoch in range(1, max(config.epochs for config in configs) + 1):
-        order = np.random.default_rng([shared.split_seed, epoch]).permutation(parts.train).tolist()
+        drawn = draw_views(store, parts.train, seed=shared.split_seed, epoch=epoch)
+        order = np.random.default_rng([shared.split_seed, epoch]).permutation(drawn).tolist()
         learning = [trainee for trainee in trainees if trainee.learning and trainee.epoch < epoch]
         if not learning:
             continue

@@ -14,7 +14,10 @@ from pathseg.train.runs import FinishedRun
 from pathseg.train.tables import number
 
 SIDES = {"glas": 768, "synthetic": 512}  # px that stage one brings a data set to without --resize
-NOT_RECORDED = "--root, --limit, --classes, --mpp, --hipt, --seed, --dtype, --packing"  # of what extract was given
+NOT_RECORDED = (  # of what extract was given
+    "--root, --limit, --classes, --mpp, --target-mpp, --image-folder, --stride, --views, --val-institutes, --hipt, "
+    "--seed, --dtype, --packing"
+)
 
 
 def summary(ranked: Sequence[FinishedRun], dataset: str) -> str:
