@@ -24,6 +24,7 @@ from itertools import islice
 from pathlib import Path
 
 from free import FULL, TINY, FreeModel, blank_dataset
+from machine import machine
 
 from pathseg.extract.config import ExtractConfig
 from pathseg.extract.pipeline import contents_of, extract
@@ -33,7 +34,6 @@ from pathseg.store.blocks import format_blocks
 from pathseg.store.records import PIXELS, Records, features_part
 from pathseg.store.size import BlockShape, human, patch_bytes
 from pathseg.store.writer import StoreWriter
-from store import machine  # benchmarks/store.py, beside this file
 
 SIZE = (768, 768)  # px of an image: 9 patches, as in the paper
 PATCHES = 9

@@ -16,99 +16,33 @@ Aims: reading at 80 % of raw, writing at 70 %; 1.05 times the forward passes; th
 from __future__ import annotations
 
 import argparse
-import gc
-import importlib.metadata
 import json
-import os
-import platform
 import resource
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from free import FULL, TINY, FreeModel, blank_dataset
+from machine import machine, seconds
 from PIL import Image
+from random_store import random_contents
 
 from pathseg.extract.config import ExtractConfig
 from pathseg.extract.datasets import Dataset, DatasetOptions, open_dataset
 from pathseg.extract.models import load_model
 from pathseg.extract.pipeline import contents_of, extract, prepare_store, unfinished_images, wanted_blocks
 from pathseg.extract.unit import compute_unit, load_unit
-from pathseg.store.contents import Contents, ImageEntry
 from pathseg.store.features import FeatureStore
-from pathseg.store.key import StoreKey
-from pathseg.store.size import BlockShape, human
+from pathseg.store.size import human
 from pathseg.store.writer import StoreWriter
 
 TURNS = 6  # store and raw, one after the other
 IO_IMAGES = 4  # images of a store that io reads and writes
-
-
-def seconds(work: Callable[[], object]) -> float:
-    gc.collect()
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
-def machine(folder: Path) -> dict[str, object]:
-    """What the figures were taken on."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "zarr", "numcodecs", "numpy")}
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "load_at_start": round(os.getloadavg()[0], 2),
-        "memory": human(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")),
-        "system": platform.platform(),
-        "file_system": file_system(folder),
-        "python": platform.python_version(),
-        **versions,
-    }
-
-
-def file_system(folder: Path) -> str:
-    if shutil.which("stat") is None:
-        return "unknown"
-    return subprocess.run(["stat", "-f", "-c", "%T", str(folder)], capture_output=True, text=True).stdout.strip()
-
-
-def io_contents(blocks: dict[int, tuple[int, int]], packing: str, per_unit: int) -> Contents:
-    key = StoreKey(
-        dataset="io",
-        preprocessing="none",
-        size=(768, 768),
-        mpp=0.5,
-        model="io",
-        model_digest="0" * 64,
-        first_stage=None,
-        condition="none",
-        seed=0,
-        layout="native",
-        dtype="float16",
-        packing=packing,
-    )
-    return Contents(
-        key=key,
-        images=tuple(ImageEntry(f"image_{i}", "train", 768, 768) for i in range(IO_IMAGES)),
-        classes=("all",),
-        ignore=None,
-        test_split="test",
-        blocks={b: BlockShape(*shape) for b, shape in blocks.items()},
-        model_trained=False,
-        has_instances=False,
-        made_by={},
-        images_per_unit=per_unit,
-    )
 
 
 def raw_write(folder: Path, maps: dict[int, np.ndarray], images: int) -> None:
@@ -127,7 +61,8 @@ def raw_read(folder: Path, maps: dict[int, np.ndarray]) -> dict[int, np.ndarray]
 def io_case(folder: Path, blocks: dict[int, tuple[int, int]], packing: str, per_unit: int) -> dict[str, object]:
     rng = np.random.default_rng(0)
     maps = {b: rng.standard_normal((9, c, s, s), np.float32).astype(np.float16) for b, (c, s) in blocks.items()}
-    writer = StoreWriter(folder / "io.zarr", io_contents(blocks, packing, per_unit))
+    contents = random_contents(["train"] * IO_IMAGES, blocks=blocks, packing=packing, images_per_unit=per_unit)
+    writer = StoreWriter(folder / "io.zarr", contents)
     writer.add_arrays([50], blocks)
     raw, times = folder / "raw", {name: [] for name in ("write", "raw_write", "read", "raw_read")}
     raw.mkdir()
@@ -195,7 +130,8 @@ def picture_folder(folder: Path, images: int) -> Dataset:
 
 
 def measure_extract(folder: Path, images: int = 8, turns: int = 2) -> list[dict[str, object]]:
-    dataset, model = picture_folder(folder / "tissue", images), load_model("mini")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dataset, model = picture_folder(folder / "tissue", images), load_model("mini", device=device)
     rows = []
     for layout in ("native", "grid"):
         config, whole, forward = ExtractConfig(layout=layout), [], []

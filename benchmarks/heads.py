@@ -1,0 +1,233 @@
+"""What stage two costs: a step of a head, many heads from one read, an epoch from the store.
+
+    python benchmarks/heads.py [--only step,sweep,store,precision] [--device cpu] [--out benchmarks/results/heads.json]
+
+step       One 768 px image, block shapes of the paper's model (VQ-f4) and of its KL-f8 sister: forward, backward and
+           Adam of the FCN head on native features, against the same head as plain layers on the upsampled float32
+           stack, which lies ready in memory. The first layer alone too. Floating-point operations are counted by
+           torch; the matrix rate is that of a large float32 product in the same run.
+sweep      Thirteen heads, each on one block, trained together and one after the other: bytes read, seconds, and what
+           the heads themselves took. From a local disk with room to keep images, and where reading dominates: from an
+           S3 server on this machine without a cache and without room (`linear` heads).
+store      An epoch over a store that is read anew each time, against one over tensors in memory (FCN).
+precision  Test Dice of the same heads trained in float32 and in bfloat16, over seeds, on generated tissue with `mini`.
+
+Ways take turns in one run; ratios are medians over the turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from free import FULL
+from machine import in_turn, keep, machine, matrix_rate, ratio, seconds
+from random_store import random_store
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pathseg.extract.config import ExtractConfig
+from pathseg.extract.datasets import DatasetOptions, open_dataset
+from pathseg.extract.models import load_model
+from pathseg.extract.pipeline import extract, prepare_store
+from pathseg.store.features import FeatureStore
+from pathseg.store.grid import PatchGrid
+from pathseg.store.layout import resample
+from pathseg.train.config import HeadConfig
+from pathseg.train.heads import FCNHead
+from pathseg.train.loop import train_heads
+from pathseg.train.native import native_convolution
+from pathseg.train.runs import RunFolder
+
+GRID, CLASSES, TURNS = PatchGrid(3, 3), 2, 3
+KL = {block: (channels, side // 2) for block, (channels, side) in FULL.items()}  # half the latent's side
+Rows = list[dict[str, object]]
+
+
+def plain_head(head: FCNHead) -> nn.Module:
+    """The same layers and weights as they are usually written, in the usual memory format."""
+    return nn.Sequential(*copy.deepcopy([head.first, *head.tail])).to(memory_format=torch.contiguous_format)
+
+
+def stack(maps: dict[int, torch.Tensor]) -> torch.Tensor:
+    """{block: (1, P, C, h, w)} -> (1, sum C, 192, 192) float32: eq. 4 on the head's grid."""
+    fine = (GRID.stitch(resample(maps[b][0].float(), 64)[None]) for b in sorted(maps))
+    return torch.cat(list(fine), 1)
+
+
+def training_step(head: nn.Module, scores: Callable[[], torch.Tensor], mask: torch.Tensor) -> Callable[[], None]:
+    """Forward, cross-entropy, backward and Adam, as a call."""
+    optimizer = torch.optim.Adam(head.parameters(), lr=1e-4)
+
+    def step() -> None:
+        loss = nn.functional.cross_entropy(scores().float(), mask)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def operations(work: Callable[[], object]) -> int:
+    """Floating-point operations of one call."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def step_rows(device: str, name: str, shapes: dict[int, tuple[int, int]], blocks: range) -> dict[str, object]:
+    torch.manual_seed(0)
+    maps = {b: torch.randn(1, 9, shapes[b][0], *2 * shapes[b][1:], device=device).half() for b in blocks}
+    head = FCNHead({b: shapes[b][0] for b in blocks}, CLASSES).to(device)
+    plain, whole = plain_head(head), stack(maps)
+    mask = torch.randint(CLASSES, (1, 768, 768), device=device)
+
+    def native_scores(dtype: torch.dtype) -> torch.Tensor:
+        with torch.autocast(device, torch.bfloat16, enabled=dtype != torch.float32):
+            return head({b: m.to(dtype) for b, m in maps.items()}, (3, 3))
+
+    floats = {b: m.float() for b, m in maps.items()}
+    first = {
+        "plain_first": lambda: plain[0](whole).sum().backward(),
+        "native_first": lambda: native_convolution(floats, head.first.weight, head.first.bias, GRID).sum().backward(),
+    }
+    steps = {
+        "plain": training_step(plain, lambda: plain(whole), mask),
+        "float32": training_step(head, lambda: native_scores(torch.float32), mask),
+        "bfloat16": training_step(head, lambda: native_scores(torch.bfloat16), mask),
+    }
+    taken, rate = in_turn(first | steps, TURNS), matrix_rate(device, torch.float32)
+    row = {"model": name, "blocks": f"{blocks[0]}-{blocks[-1]}", "matrix_gflops": rate / 1e9}
+    row |= {f"{way}_s": statistics.median(values) for way, values in taken.items()}
+    row["first_times"] = ratio(taken["plain_first"], taken["native_first"])
+    row |= {f"{way}_times": ratio(taken["plain"], taken[way]) for way in ("float32", "bfloat16")}
+    counted = {way: operations(work) for way, work in (first | steps).items() if way != "bfloat16"}
+    row |= {f"{way}_tflop": count / 1e12 for way, count in counted.items()}
+    row |= {f"{way}_of_rate": count / row[f"{way}_s"] / rate for way, count in counted.items()}
+    tail = counted["float32"] - counted["native_first"]
+    row["tail_of_rate"] = tail / (row["float32_s"] - row["native_first_s"]) / rate
+    row["bytes"], row["stack_bytes"] = sum(m.nbytes for m in maps.values()), whole.nbytes // 2  # float16 both
+    print(
+        f"  {name} {row['blocks']:>4}: first layer {row['first_times']:.2f} times, whole step "
+        f"{row['float32_times']:.2f}, bfloat16 {row['bfloat16_times']:.2f}; "
+        f"{row['stack_bytes'] / row['bytes']:.1f} times fewer bytes; at {row['native_first_of_rate']:.2f} (first "
+        f"layer) and {row['tail_of_rate']:.2f} (rest) of the {rate / 1e9:.0f} GFLOP/s of a matrix product"
+    )
+    return row
+
+
+def measure_step(folder: Path, device: str) -> Rows:
+    kinds = (("VQ-f4", FULL), ("KL-f8", KL))
+    return [step_rows(device, name, shapes, blocks) for name, shapes in kinds for blocks in (range(4, 7), range(13))]
+
+
+@contextmanager
+def s3_server() -> Iterator[str]:
+    """An S3 server in this process, with a bucket; gives the URL of the bucket."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    url = "http://{}:{}".format(*server.get_host_and_port())
+    os.environ |= {"AWS_ENDPOINT_URL": url, "AWS_REGION": "us-east-1"}
+    os.environ |= {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "secret"}
+    try:
+        boto3.client("s3", endpoint_url=url, region_name="us-east-1").create_bucket(Bucket="bench")
+        yield "s3://bench"
+    finally:
+        server.stop()
+
+
+def train(store: FeatureStore, folder: Path, configs: list[HeadConfig], device: str, room: int | None) -> dict:
+    """Train heads together in fresh run folders: wall time, the heads' own seconds, test Dice of each."""
+    runs = [(config, RunFolder(folder / f"{number}")) for number, config in enumerate(configs)]
+    done: list = []
+    wall = seconds(lambda: done.extend(train_heads(store, runs, device=device, memory_bytes=room)))
+    dice = [run.read_metrics()["splits"]["test"]["scores"]["dice"] for _, run in runs]
+    return {"wall": wall, "heads": sum(trainee.seconds for trainee in done), "dice": dice}
+
+
+def sweep_row(name: str, store: FeatureStore, folder: Path, head: str, device: str, room: int | None) -> dict:
+    configs = [HeadConfig(blocks=(block,), head=head, epochs=2) for block in store.contents.blocks]
+    together = train(store, folder / "together", configs, device, room)
+    apart = [train(store, folder / f"apart{c.blocks[0]}", [c], device, room) for c in configs]
+    if together["dice"] != [run["dice"][0] for run in apart]:
+        raise AssertionError("a head of the sweep is not the head that is trained alone")
+    row = {"store": name, "head": head, "heads": len(configs), "images": len(store), "epochs": 2}
+    row |= {"sweep_s": together["wall"], "heads_own_s": together["heads"], "apart_s": sum(r["wall"] for r in apart)}
+    row |= {"gain": row["apart_s"] / row["sweep_s"], "over_own": row["sweep_s"] / row["heads_own_s"]}
+    print(f"  {name}, {head}: together {row['sweep_s']:.1f} s ({row['over_own']:.2f} of the steps alone), "
+          f"apart {row['apart_s']:.1f} s: {row['gain']:.2f} times")  # fmt: skip
+    return row
+
+
+def measure_sweep(folder: Path, device: str) -> Rows:
+    splits = ["train"] * 5 + ["test"]
+    local = random_store(folder / "sweep.zarr", splits, side=256)
+    rows = [sweep_row("local, kept in memory", local, folder / "local", "fcn", device, None)]
+    with s3_server() as bucket:
+        far = random_store(f"{bucket}/sweep.zarr", splits, side=512)
+        rows.append(sweep_row("S3, nothing kept", far, folder / "s3", "linear", device, 0))
+    return rows
+
+
+def measure_store(folder: Path, device: str) -> Rows:
+    rows = []
+    store = random_store(folder / "epoch.zarr", ["train"] * 5 + ["test"])
+    for blocks in ((4, 5, 6), tuple(FULL)):
+        config = [HeadConfig(blocks=blocks, epochs=2)]
+        ways = {
+            name: lambda name=name, room=room, config=config: train(
+                store, Path(tempfile.mkdtemp(dir=folder)), config, device, room
+            )
+            for name, room in (("read", 0), ("memory", 2**36))
+        }
+        taken = in_turn(ways, TURNS)
+        row = {"blocks": f"{blocks[0]}-{blocks[-1]}", "over_memory": ratio(taken["read"], taken["memory"])}
+        row |= {f"{name}_s": statistics.median(values) for name, values in taken.items()}
+        rows.append(row)
+        print(f"  blocks {row['blocks']}: {row['over_memory']:.3f} of the time with tensors in memory")
+    return rows
+
+
+def measure_precision(folder: Path, device: str, seeds: int = 5) -> Rows:
+    dataset, model = open_dataset("synthetic", DatasetOptions(limit=16)), load_model("mini")
+    config = ExtractConfig(layout="native", blocks=(4, 5, 6))
+    writer = prepare_store(folder / "tissue.zarr", dataset, model, config)
+    extract(writer, dataset, model, config)
+    rows = []
+    for precision in ("float32", "bfloat16"):
+        heads = [HeadConfig(blocks=(4, 5, 6), epochs=4, seed=s, lr=1e-3, precision=precision) for s in range(seeds)]
+        dice = train(writer.store, folder / precision, heads, device, None)["dice"]
+        rows.append({"precision": precision, "dice": dice, "mean": statistics.mean(dice), "sd": statistics.stdev(dice)})
+        print(f"  {precision}: test Dice {rows[-1]['mean']:.4f} ± {rows[-1]['sd']:.4f} over {seeds} seeds")
+    return rows
+
+
+PARTS = {"step": measure_step, "sweep": measure_sweep, "store": measure_store, "precision": measure_precision}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default=",".join(PARTS), help="comma list of what to measure")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="with 2 GB free")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/heads.json")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        for part in arguments.only.split(","):
+            print(part)
+            about = machine(Path(folder))
+            keep(arguments.out, part, PARTS[part](Path(folder), arguments.device), about=about)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""What the forward pass of stage one costs, how near it runs to the machine's arithmetic, and where its time goes.
+
+    python benchmarks/stage_one.py [--model DIR] [--only speed,agreement,profile] [--device cpu] [--out FILE]
+
+speed      Patches a second of the whole of stage one's arithmetic (ViT, first stage, all 13 blocks, features brought
+           back to the host as float16) for each precision and batch size, and the share of the rate of a large matrix
+           product of that precision in the same run. Operations are counted by torch. Float32 takes no TF32.
+agreement  Features in bfloat16 and float16 against float32: relative error of each block (norm of the difference by
+           norm), on generated tissue with the run's own noise.
+profile    The operators that take the time, by torch's profiler, of stage one and of a step of the FCN head.
+
+--model: `mini`, or a release folder (benchmarks/full_size_release.py makes one of the paper's size).
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from free import FULL
+from heads import operations, training_step
+from machine import in_turn, keep, machine, matrix_rate
+from torch.profiler import ProfilerActivity, profile
+
+from pathseg.extract.datasets import DatasetOptions, open_dataset
+from pathseg.extract.models import FeatureModel, load_model
+from pathseg.store.grid import PatchGrid
+from pathseg.train.heads import FCNHead
+
+TURNS = 3
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+BATCHES = {"cpu": (1, 3, 9), "cuda": (1, 9, 36, 72)}
+Rows = list[dict[str, object]]
+
+
+def patches(count: int) -> np.ndarray:
+    """(count, 256, 256, 3) of generated tissue."""
+    dataset = open_dataset("synthetic", DatasetOptions(limit=-(-count // 4)))
+    grid = PatchGrid.of(*dataset.size)
+    cut = [grid.cut(dataset.load(sample).image) for sample in dataset.samples]
+    return np.concatenate(cut * (1 + count // (len(cut) * grid.patches)))[:count]
+
+
+def forward(model: FeatureModel, images: np.ndarray, precision: str) -> dict[int, torch.Tensor]:
+    """All blocks of a batch, as `pathseg extract --precision` computes them, on the model's device."""
+    half = torch.autocast(model.device.type, PRECISIONS[precision]) if precision != "float32" else nullcontext()
+    with half:
+        return model.features(images, t=50, blocks=tuple(model.blocks))
+
+
+def to_host(model: FeatureModel, images: np.ndarray, precision: str) -> Callable[[], object]:
+    return lambda: [maps.half().cpu() for maps in forward(model, images, precision).values()]
+
+
+def measure_speed(model: FeatureModel) -> Rows:
+    device, rows = model.device.type, []
+    wanted = ["float32"] if device == "cpu" else list(PRECISIONS)
+    images = patches(max(BATCHES[device]))
+    count = operations(lambda: forward(model, images[:1], "float32"))
+    ways = {
+        (precision, batch): to_host(model, images[:batch], precision)
+        for precision in wanted
+        for batch in BATCHES[device]
+    }
+    taken = in_turn(ways, TURNS)
+    for (precision, batch), seconds in taken.items():
+        rate = batch / statistics.median(seconds)
+        peak = matrix_rate(device, PRECISIONS[precision], side=2048 if device == "cpu" else 8192)
+        row = {"precision": precision, "batch": batch, "patches_per_s": rate, "gflop_per_patch": count / 1e9}
+        row |= {"matrix_gflops": peak / 1e9, "of_rate": rate * count / peak}
+        row["times"] = statistics.median(taken["float32", 1]) * rate  # against float32, one patch at a time
+        rows.append(row)
+        print(f"  {precision} batch {batch:>2}: {rate:7.2f} patches/s, {row['times']:5.2f} times float32 batch 1, "
+              f"{row['of_rate']:.2f} of {peak / 1e9:.0f} GFLOP/s")  # fmt: skip
+    return rows
+
+
+def measure_agreement(model: FeatureModel) -> Rows:
+    images, rows = patches(4), []
+    exact = forward(model, images, "float32")
+    for precision in ("bfloat16", "float16"):
+        half = forward(model, images, precision)
+        errors = {b: ((half[b].float() - exact[b]).norm() / exact[b].norm()).item() for b in exact}
+        rows.append({"precision": precision, "relative_error": errors})
+        print(f"  {precision}: " + "  ".join(f"{b}: {error:.1e}" for b, error in errors.items()))
+    return rows
+
+
+def head_step(device: str) -> Callable[[], None]:
+    """A step of the FCN head on one 768 px image at the shapes of the paper's model, all blocks."""
+    maps = {b: torch.randn(1, 9, c, s, s, device=device) for b, (c, s) in FULL.items()}
+    head = FCNHead({b: c for b, (c, _) in FULL.items()}, 2).to(device)
+    mask = torch.zeros(1, 768, 768, dtype=torch.long, device=device)
+    return training_step(head, lambda: head(maps, (3, 3)), mask)
+
+
+def measure_profile(model: FeatureModel) -> Rows:
+    device, images = model.device.type, patches(9)
+    kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == "cuda")
+    rows = []
+    for name, work in (("stage one", to_host(model, images, "float32")), ("head step", head_step(device))):
+        work()
+        with profile(activities=kinds) as taken:
+            work()
+        own = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
+        events = sorted(taken.key_averages(), key=lambda event: -getattr(event, own))
+        total = sum(getattr(event, own) for event in events)
+        for event in events[:10]:
+            share = getattr(event, own) / total
+            rows.append({"of": name, "operator": event.key, "calls": event.count, "share": share})
+            print(f"  {name}: {share:6.1%}  {event.count:>5} calls  {event.key}")
+    return rows
+
+
+PARTS = {"speed": measure_speed, "agreement": measure_agreement, "profile": measure_profile}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default=",".join(PARTS), help="comma list of what to measure")
+    parser.add_argument("--model", default="mini")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/stage_one.json")
+    arguments = parser.parse_args()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    model = load_model(arguments.model, device=arguments.device)
+    for part in arguments.only.split(","):
+        print(part)
+        about = machine(Path(tempfile.gettempdir())) | {"model": "mini" if model.name == "mini" else "full size"}
+        keep(arguments.out, part, PARTS[part](model), about=about)
+
+
+if __name__ == "__main__":
+    main()
