@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import zarr
@@ -68,7 +69,8 @@ class StoreWriter:
         arrays = {"images": [i and i[0] for i in images], "masks": [i and i[1] for i in images]}
         if self.store.contents.has_instances:
             arrays["instances"] = [i and self._padded(i[2]) for i in images]
-        self._commit(PIXELS, unit, self._write_all(unit, arrays.items()))
+        with self._named_if_lost():
+            self._commit(PIXELS, unit, self._write_all(unit, arrays.items()))
 
     def write_features(self, unit: int, *, t: int, features: Iterable[tuple[int, Sequence[np.ndarray | None]]]) -> None:
         """Write and commit blocks of a unit: pairs of block and, for each image, (P, C, h, w) in the store's layout.
@@ -78,14 +80,27 @@ class StoreWriter:
         dtype cannot hold.
         """
         numbers = {array_name(t, block): block for block in self.store.contents.blocks}
-        sums = self._write_all(unit, ((array_name(t, block), maps) for block, maps in features))
-        self._commit(features_part(t, [numbers[name] for name in sums]), unit, sums)
+        with self._named_if_lost():
+            sums = self._write_all(unit, ((array_name(t, block), maps) for block, maps in features))
+            self._commit(features_part(t, [numbers[name] for name in sums]), unit, sums)
 
     def _commit(self, part: str, unit: int, sums: Checksums) -> None:
         """Write the record, unless the store has gone and its chunks fell into the bare folder below a lost mount."""
+        self._require_there()
+        self.store.records.write(part, unit, sums)
+
+    def _require_there(self) -> None:
         if not self.store.location.exists("zarr.json"):
             raise StoreError(f"{self.store.location} is no longer there; bring it back (is it mounted?) and run again")
-        self.store.records.write(part, unit, sums)
+
+    @contextmanager
+    def _named_if_lost(self) -> Iterator[None]:
+        """A file or folder that vanishes in the middle of a write: say so if it is the whole store that did."""
+        try:
+            yield
+        except FileNotFoundError:
+            self._require_there()
+            raise
 
     def _write_all(
         self, unit: int, arrays: Iterable[tuple[str, Sequence[np.ndarray | None]]]
