@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from pathseg.extract.datasets import DATASETS, DatasetOptions, check_options, op
 from pathseg.store import workspace as places
 from pathseg.store.errors import StoreError
 from pathseg.store.flags import NAMES, flags_of, wrong_flags
-from pathseg.train.config import HeadConfig
+from pathseg.train.config import BaselineConfig, HeadConfig
 
 PATH = click.Path(path_type=Path, resolve_path=True)
 WORKSPACE = click.Path(path_type=Path)
@@ -107,24 +107,32 @@ def extract_command(**flags: Any) -> None:
             failures = on_workers(writer, opener, loader, config, flags, lambda images: bar.update(images * patches))
         else:
             failures = pipeline.extract(writer, dataset, model, config, lambda images: bar.update(images * patches))
-    click.echo(f"{store.location}: {len(store) - len(failures)} of {len(store)} images at t {format_list(config.t)}")
+    click.echo(
+        f"{store.location}: {len(store) - len(failures)} of {len(store)} images at t {', '.join(map(str, config.t))}"
+    )
     if failures:
         lines = "\n".join(f"  {failure.id}: {failure.reason}" for failure in failures)
         raise click.ClickException(f"{len(failures)} of {len(store)} images were set aside:\n{lines}")
 
 
+def training_flags(config: type) -> Callable[[Callable], Callable]:
+    """The flags of a command that trains by such configurations."""
+    flags = (
+        click.option("--store", help="Feature store: a path or s3://….  [default: the one in the workspace]"),
+        flags_of(config),
+        click.option("--name", help="Name of the run.  [default: made of the settings]"),
+        click.option("--cache-dir", type=PATH, help="Keeps what is read from S3.  [default: <user cache dir>/pathseg]"),
+        click.option("--no-cache", is_flag=True, help="Keep nothing read from S3 on the local disk."),
+        click.option("--complete-only", is_flag=True, help="Do without images that are not wholly extracted."),
+        click.option("--memory", type=click.FloatRange(min=0), help="GB kept in memory.  [default: half of the free]"),
+        workspace_option,
+        device_option,
+    )
+    return lambda command: reduce(lambda made, flag: flag(made), reversed(flags), command)
+
+
 @main.command("train-head")
-@click.option("--store", help="Feature store: a path or s3://….  [default: the one in the workspace]")
-@flags_of(HeadConfig)
-@click.option("--name", help="Name of the run.  [default: made of the settings]")
-@click.option("--cache-dir", type=PATH, help="Keeps what is read from S3.  [default: <user cache dir>/pathseg]")
-@click.option("--no-cache", is_flag=True, help="Keep nothing read from S3 on the local disk.")
-@click.option("--complete-only", is_flag=True, help="Do without images that are not wholly extracted.")
-@click.option(
-    "--memory", type=click.FloatRange(min=0), help="GB of features kept in memory.  [default: half of the free]"
-)
-@workspace_option
-@device_option
+@training_flags(HeadConfig)
 def train_command(**flags: Any) -> None:
     """Stage two: train heads on cached features and score them on the test images.
 
@@ -132,14 +140,48 @@ def train_command(**flags: Any) -> None:
     epoch for all of them. A finished run is not trained again; one that was cut off goes on after its last epoch.
     Results lie in <workspace>/heads/<run>/.
     """
-    from pathseg.store.cache import cache_for
-    from pathseg.store.features import FeatureStore
     from pathseg.train import sweep
 
-    path = flags["store"] or str(places.only_store(flags["workspace"]))
-    store = FeatureStore.open(path, cache=None if flags["no_cache"] else cache_for(path, flags["cache_dir"]))
+    store = open_store(flags)
     with wrong_flags():
         configs = sweep.combinations(store, {name: flags[name] for name in HeadConfig.__dataclass_fields__})
+    train(store, configs, flags)
+
+
+@main.command("train-baseline")
+@training_flags(BaselineConfig)
+def baseline_command(**flags: Any) -> None:
+    """Train a network on the images and masks of a store, for comparison: the features are not read.
+
+    Validation, test images, scores and the run folder are those of train-head. Comma lists of --lr and --seed train
+    every combination. Without ImageNet weights at hand it starts from random ones and says so.
+    """
+    from pathseg.train import sweep
+    from pathseg.train.baselines import settle_weights
+
+    store = open_store(flags)
+    settings = {name: flags[name] for name in BaselineConfig.__dataclass_fields__}
+    with wrong_flags():
+        sweep.baseline_combinations(settings)
+    settings["weights"], said = settle_weights(settings["head"], settings["weights"])
+    click.echo(said, err=True)
+    train(store, sweep.baseline_combinations(settings), flags)
+
+
+def open_store(flags: dict[str, Any]) -> Any:
+    """The store that a command is to train from, with a cache if it lies on S3."""
+    from pathseg.store.cache import cache_for
+    from pathseg.store.features import FeatureStore
+
+    path = flags["store"] or str(places.only_store(flags["workspace"]))
+    return FeatureStore.open(path, cache=None if flags["no_cache"] else cache_for(path, flags["cache_dir"]))
+
+
+def train(store: Any, configs: Any, flags: dict[str, Any]) -> None:
+    """Train what is not finished yet and say how it went; ends in an error if a run was given up."""
+    from pathseg.train import sweep
+
+    with wrong_flags():
         folders = sweep.run_folders(store, configs, places.heads_path(flags["workspace"]), name=flags["name"])
     memory = None if flags["memory"] is None else int(flags["memory"] * 1e9)
     place = device(flags["device"])
@@ -204,21 +246,10 @@ def verify_command(store: str, repair: bool) -> None:
 @click.pass_context
 def demo_command(ctx: click.Context, workspace: Path) -> None:
     """Run the three stages on generated tissue with the bundled model, printing each command it stands for."""
-    place = ["--workspace", str(workspace)]
+    place, store = ["--workspace", str(workspace)], str(places.store_path(workspace, "synthetic", "mini"))
     for arguments in (
         ["extract", "--dataset", "synthetic", "--model", "mini", "--t", "50", *place],
-        [
-            "train-head",
-            "--store",
-            str(places.store_path(workspace, "synthetic", "mini")),
-            "--blocks",
-            "4-6",
-            "--lr",
-            "1e-3",
-            "--epochs",
-            "8",
-            *place,
-        ],
+        ["train-head", "--store", store, "--blocks", "4-6", "--lr", "1e-3", "--epochs", "8", *place],
         ["report", *place],
     ):
         click.secho(f"$ pathseg {' '.join(arguments)}", bold=True)
@@ -260,11 +291,6 @@ def show_epoch(bar: tqdm, run: Any, line: dict[str, Any]) -> None:
     figures = {name: line[name] for name in ("train_loss", "val_loss", "val_dice") if line[name] is not None}
     bar.set_postfix({"run": run.name, **{name: f"{value:.3f}" for name, value in figures.items()}})
     bar.update()
-
-
-def format_list(values: tuple[Any, ...]) -> str:
-    """Values with commas between them."""
-    return ", ".join(map(str, values))
 
 
 if __name__ == "__main__":
