@@ -106,11 +106,13 @@ def train(store, folder, config=CONFIG):
 
 
 @pytest.fixture
-def run(toy_store, tmp_path):
+def run(toy_store, tmp_path, monkeypatch):
+    """A baseline trained on a store whose features cannot be read."""
+    monkeypatch.setattr(toy_store, "read", lambda *a, **kw: pytest.fail("features were read"))
     return train(toy_store, tmp_path / "heads" / "run")
 
 
-def test_a_baselines_run_folder_is_that_of_a_head(run):
+def test_a_baselines_run_folder_is_that_of_a_head_and_no_features_are_read(run):
     assert {path.name for path in run.folder.path.iterdir()} == {
         "config.json", "head.safetensors", "history.jsonl", "metrics.json", "predictions"
     }  # fmt: skip
@@ -126,11 +128,6 @@ def test_the_report_says_that_a_baseline_read_images(run, tmp_path):
     assert "--model toy-model" in extract
     assert train_it.startswith("pathseg train-baseline")
     assert "--model res-unet --weights none" in train_it
-
-
-def test_features_are_not_read(toy_store, tmp_path, monkeypatch):
-    monkeypatch.setattr(toy_store, "read", lambda *a, **kw: pytest.fail("features were read"))
-    train(toy_store, tmp_path / "run")
 
 
 def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(toy_store, tmp_path):

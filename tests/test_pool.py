@@ -7,6 +7,7 @@ import torch
 from pathseg.store.contents import Contents
 from pathseg.store.grid import PatchGrid
 from pathseg.store.writer import StoreWriter
+from pathseg.train import pixels
 from pathseg.train import pool as pools
 from pathseg.train.config import HeadConfig
 from pathseg.train.loop import train_heads
@@ -95,17 +96,25 @@ def test_a_network_stops_after_more_than_50_batches_without_a_better_loss():
     assert head.best_loss[:2].tolist() == pytest.approx([0.4, 0.5])
 
 
+@pytest.fixture
+def two_networks(monkeypatch):
+    """For speed: an ensemble of two."""
+    monkeypatch.setattr(pixels, "MODELS", 2)
+
+
 def train(store, folder, config=CONFIG):
     (trainee,) = train_heads(store, [(config, RunFolder(folder))])
     return trainee
 
 
+@pytest.mark.usefixtures("two_networks")
 def test_an_ensemble_learns_what_the_features_say(toy_store, tmp_path):
     run = train(toy_store, tmp_path / "run", HeadConfig(**{**vars(CONFIG), "pixels": 2000, "epochs": 4})).run
     part = run.read_metrics()["splits"]["test"]
     assert part["scores"]["dice"] > 0.8 > part["constant"]["scores"]["dice"]
 
 
+@pytest.mark.usefixtures("two_networks")
 def test_the_last_epoch_is_kept_and_each_test_image_has_its_uncertainty(toy_store, tmp_path):
     run = train(toy_store, tmp_path / "run").run
     metrics = run.read_metrics()
@@ -116,12 +125,14 @@ def test_the_last_epoch_is_kept_and_each_test_image_has_its_uncertainty(toy_stor
     assert run.read_config()["head"]["lr"] == 1e-3
 
 
+@pytest.mark.usefixtures("two_networks")
 def test_training_ends_when_every_network_has_stopped(toy_store, tmp_path, monkeypatch):
     monkeypatch.setattr(pools, "STALE_STEPS", 0)
     config = HeadConfig(**{**vars(CONFIG), "epochs": 100})
     assert train(toy_store, tmp_path / "run", config).run.read_metrics()["epochs"] < 20
 
 
+@pytest.mark.usefixtures("two_networks")
 def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(toy_store, tmp_path):
     whole = train(toy_store, tmp_path / "whole").run
 
@@ -135,6 +146,7 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(toy_store, tmp_path):
     assert again.read_metrics()["splits"] == whole.read_metrics()["splits"]
 
 
+@pytest.mark.usefixtures("two_networks")
 def test_too_few_pixels_that_count_are_said(tmp_path, toy_contents, fill_store):
     contents: Contents = toy_contents(ignore=0, classes=("unknown", "background", "gland"))
     store = fill_store(StoreWriter(tmp_path / "a.zarr", contents))

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from pathseg.cli import main
 from pathseg.train.runs import FinishedRun, list_runs
 
-FILES = runpy.run_path(Path(__file__).parent / "golden/files.py")
+FILES = runpy.run_path(str(Path(__file__).parent / "golden/files.py"))
 
 
 def run(*arguments):
