@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import sys
 from collections.abc import Callable
@@ -160,7 +161,7 @@ def baseline_command(**flags: Any) -> None:
     from pathseg.train.baselines import settle_weights
 
     store = open_store(flags)
-    settings = {name: flags[name] for name in BaselineConfig.__dataclass_fields__}
+    settings = {field.name: flags[field.name] for field in dataclasses.fields(BaselineConfig)}
     with wrong_flags():
         sweep.baseline_combinations(settings)
     settings["weights"], said = settle_weights(settings["head"], settings["weights"])
