@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from pathseg.extract.datasets import DATASETS, DatasetOptions, check_options, op
 from pathseg.store import workspace as places
 from pathseg.store.errors import StoreError
 from pathseg.store.flags import flags_of, wrong_flags
-from pathseg.train.config import HeadConfig
+from pathseg.train.config import BaselineConfig, HeadConfig
 
 PATH = click.Path(path_type=Path, resolve_path=True)
 WORKSPACE = click.Path(path_type=Path)
@@ -82,6 +82,7 @@ def extract_command(**flags: Any) -> None:
     """
     from pathseg.extract import pipeline
     from pathseg.extract.models import load_model
+    from pathseg.store.device import device
 
     with wrong_flags():
         config = ExtractConfig(**{name: flags[name] for name in ExtractConfig.__dataclass_fields__})
@@ -105,25 +106,33 @@ def extract_command(**flags: Any) -> None:
             failures = on_workers(writer, opener, loader, config, flags, lambda images: bar.update(images * patches))
         else:
             failures = pipeline.extract(writer, dataset, model, config, lambda images: bar.update(images * patches))
-    click.echo(f"{store.location}: {len(store) - len(failures)} of {len(store)} images at t {format_list(config.t)}")
+    click.echo(
+        f"{store.location}: {len(store) - len(failures)} of {len(store)} images at t {', '.join(map(str, config.t))}"
+    )
     if failures:
         lines = "\n".join(f"  {failure.id}: {failure.reason}" for failure in failures)
         raise click.ClickException(f"{len(failures)} of {len(store)} images were set aside:\n{lines}")
 
 
+def training_flags(config: type) -> Callable[[Callable], Callable]:
+    """The flags of a command that trains by such configurations."""
+    flags = (
+        click.option("--store", help="Feature store: a path or s3://….  [default: the one in the workspace]"),
+        flags_of(config),
+        click.option("--name", help="Name of the run.  [default: the store's file name, settings]"),
+        click.option("--cache-dir", type=PATH, help="Keeps what is read from S3.  [default: <user cache dir>/pathseg]"),
+        click.option("--no-cache", is_flag=True, help="Keep nothing read from S3 on the local disk."),
+        click.option("--complete-only", is_flag=True, help="Do without images that are not wholly extracted."),
+        click.option("--memory", type=click.FloatRange(min=0), help="GB kept in memory.  [default: half of the free]"),
+        click.option("--scheduler", help="Spread runs over the workers of a Dask scheduler, tcp://…, a share each."),
+        workspace_option,
+        device_option,
+    )
+    return lambda command: reduce(lambda made, flag: flag(made), reversed(flags), command)
+
+
 @main.command("train-head")
-@click.option("--store", help="Feature store: a path or s3://….  [default: the one in the workspace]")
-@flags_of(HeadConfig)
-@click.option("--name", help="Name of the run.  [default: the store's file name and the settings]")
-@click.option("--cache-dir", type=PATH, help="Keeps what is read from S3.  [default: <user cache dir>/pathseg]")
-@click.option("--no-cache", is_flag=True, help="Keep nothing read from S3 on the local disk.")
-@click.option("--complete-only", is_flag=True, help="Do without images that are not wholly extracted.")
-@click.option(
-    "--memory", type=click.FloatRange(min=0), help="GB of features kept in memory.  [default: half of the free]"
-)
-@click.option("--scheduler", help="Spread the heads over the workers of a Dask scheduler, tcp://…, a share for each.")
-@workspace_option
-@device_option
+@training_flags(HeadConfig)
 def train_command(**flags: Any) -> None:
     """Stage two: train heads on cached features and score them on the test images.
 
@@ -131,20 +140,52 @@ def train_command(**flags: Any) -> None:
     epoch for all of them. A finished run is not trained again; one that was cut off goes on after its last epoch.
     Results lie in <workspace>/heads/<run>/.
     """
-    from pathseg.store.cache import cache_for
-    from pathseg.store.features import FeatureStore
-    from pathseg.store.location import open_location
     from pathseg.train import sweep
 
-    path = str(open_location(flags["store"] or places.only_store(flags["workspace"])))
-    cache = None if flags["no_cache"] else cache_for(path, flags["cache_dir"])
-    opener = partial(FeatureStore.open, path, cache=cache)
+    opener = opener_of(flags)
+    with wrong_flags():
+        configs = sweep.combinations(opener(), {name: flags[name] for name in HeadConfig.__dataclass_fields__})
+    train(opener, configs, flags)
+
+
+@main.command("train-baseline")
+@training_flags(BaselineConfig)
+def baseline_command(**flags: Any) -> None:
+    """Train a network on the images and masks of a store, for comparison: the features are not read.
+
+    Validation, test images, scores and the run folder are those of train-head. Comma lists of --lr and --seed train
+    every combination. Without ImageNet weights at hand it starts from random ones and says so.
+    """
+    from pathseg.train import sweep
+    from pathseg.train.baselines import settle_weights
+
+    opener = opener_of(flags)
+    settings = {field.name: flags[field.name] for field in dataclasses.fields(BaselineConfig)}
+    with wrong_flags():
+        sweep.baseline_combinations(settings)
+    settings["weights"], said = settle_weights(settings["head"], settings["weights"])
+    click.echo(said, err=True)
+    train(opener, sweep.baseline_combinations(settings), flags)
+
+
+def opener_of(flags: dict[str, Any]) -> Callable:
+    """What opens the store that a command is to train from."""
+    from pathseg.train.place import store_opener
+
+    path = flags["store"] or places.only_store(flags["workspace"])
+    return store_opener(path, cache_dir=flags["cache_dir"], no_cache=flags["no_cache"])
+
+
+def train(opener: Callable, configs: Any, flags: dict[str, Any]) -> None:
+    """Train what is not finished yet and say how it went; ends in an error if a run was given up."""
+    from pathseg.train import sweep
+    from pathseg.train.place import trainers
+
     store = opener()
     with wrong_flags():
-        configs = sweep.combinations(store, {name: flags[name] for name in HeadConfig.__dataclass_fields__})
         folders = sweep.run_folders(store, configs, places.heads_path(flags["workspace"]), name=flags["name"])
     memory = None if flags["memory"] is None else int(flags["memory"] * 1e9)
-    with trainers(opener, flags) as (train, place):
+    with trainers(opener, scheduler=flags["scheduler"], device_name=flags["device"]) as (train, place):
         click.echo(sweep.announcement(store, configs, folders, **place), err=True)
         with tqdm(total=sum(c.epochs for c, _ in sweep.unfinished(store, configs, folders)), unit="epoch") as bar:
             options = {"memory_bytes": memory, "complete_only": flags["complete_only"]}
@@ -206,21 +247,10 @@ def verify_command(store: str, repair: bool) -> None:
 @click.pass_context
 def demo_command(ctx: click.Context, workspace: Path) -> None:
     """Run the three stages on generated tissue with the bundled model, printing each command it stands for."""
-    place = ["--workspace", str(workspace)]
+    place, store = ["--workspace", str(workspace)], str(places.store_path(workspace, "synthetic", "mini"))
     for arguments in (
         ["extract", "--dataset", "synthetic", "--model", "mini", "--t", "50", *place],
-        [
-            "train-head",
-            "--store",
-            str(places.store_path(workspace, "synthetic", "mini")),
-            "--blocks",
-            "4-6",
-            "--lr",
-            "1e-3",
-            "--epochs",
-            "8",
-            *place,
-        ],
+        ["train-head", "--store", store, "--blocks", "4-6", "--lr", "1e-3", "--epochs", "8", *place],
         ["report", *place],
     ):
         click.secho(f"$ pathseg {' '.join(arguments)}", bold=True)
@@ -240,39 +270,9 @@ def on_workers(
         )
 
 
-@contextmanager
-def trainers(opener: Callable, flags: dict[str, Any]) -> Iterator[tuple[Callable, dict[str, Any]]]:
-    """What trains a sweep, here or on a cluster's workers, and what `sweep.announcement` says of the place."""
-    place = partial(device, flags["device"])
-    if not flags["scheduler"]:
-        from pathseg.train.sweep import train_sweep
-
-        yield partial(train_sweep, opener(), device=place()), {"device": place()}
-        return
-    from pathseg.store.scheduler import scheduler_client
-    from pathseg.train.cluster import train_on_cluster
-
-    with scheduler_client(flags["scheduler"]) as client:
-        train = partial(train_on_cluster, client, open_store=opener, device=place)
-        yield train, {"workers": len(client.nthreads())}
-
-
 def absolute(model: str) -> str:
     """A folder by its full path, so that another process finds it; a name as it is."""
     return model if model in MODELS else str(Path(model).absolute())
-
-
-def device(name: str) -> str:
-    """`auto` -> cuda, mps or cpu, whichever is at hand in this order. Raises ValueError for one that is not."""
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as e:
-        raise ValueError(f"device {name} is not there ({str(e).splitlines()[0]}); pass --device auto") from e
-    return name
 
 
 def show_epoch(bar: tqdm, run: Any, line: dict[str, Any]) -> None:
@@ -280,11 +280,6 @@ def show_epoch(bar: tqdm, run: Any, line: dict[str, Any]) -> None:
     figures = {name: line[name] for name in ("train_loss", "val_loss", "val_dice") if line[name] is not None}
     bar.set_postfix({"run": run.name, **{name: f"{value:.3f}" for name, value in figures.items()}})
     bar.update()
-
-
-def format_list(values: tuple[Any, ...]) -> str:
-    """Values with commas between them."""
-    return ", ".join(map(str, values))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Literal
 import platformdirs
 
 HIPT_FILE = "vit256_small_dino.pth"  # HIPT's own name
+BUNDLED = "bundled"  # the source of models that need no file
 HIPT_SOURCE = f"HIPT_4K/Checkpoints/{HIPT_FILE} in the GitHub repository mahmoodlab/HIPT"
 
 
@@ -38,7 +39,7 @@ MODELS: dict[str, ModelRecord] = {
         kind="latent-diffusion",
         description="the same make in small, bundled, UNTRAINED (random weights): for trying things out",
         licence="Apache-2.0",
-        source="bundled",
+        source=BUNDLED,
         trained=False,
     ),
     "hipt": ModelRecord(
@@ -47,6 +48,14 @@ MODELS: dict[str, ModelRecord] = {
         description="baseline: the patch tokens of HIPT's ViT-S/16 as the only block",
         licence="Apache-2.0 with Commons Clause",
         source=HIPT_SOURCE,
+    ),
+    "mini-hipt": ModelRecord(
+        name="mini-hipt",
+        kind="vit",
+        description="that baseline for mini: the patch tokens of its ViT, UNTRAINED",
+        licence="Apache-2.0",
+        source=BUNDLED,
+        trained=False,
     ),
 }
 

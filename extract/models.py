@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 
 import torch
 
-from pathseg.extract.catalogue import MODELS, find_hipt, find_release
+from pathseg.extract.catalogue import BUNDLED, MODELS, find_hipt, find_release
 from pathseg.extract.diffusion import DiffusionFeatures, Images
 from pathseg.extract.dino import read_vit
 from pathseg.extract.mini import mini_release, mini_vit
@@ -78,7 +78,7 @@ def load_model(
     """Load a model by its name in MODELS, or from a release folder (`release.LAYOUT`).
 
     hipt: the DINO checkpoint of the ViT; by default a `vit256*.pth` in the folder, beside it or in the user's data
-    folder (mini has its own). condition: `none` = a zero patch embedding, for which no ViT is needed.
+    folder (mini and mini-hipt have their own). condition: `none` = a zero patch embedding, for which no ViT is needed.
 
     Raises FileNotFoundError saying where to get what is missing; ValueError when a file is not what it should be.
     """
@@ -87,12 +87,14 @@ def load_model(
     record = MODELS.get(str(path))
     if record is None:
         return _from_folder(Path(path), hipt, condition, device)
+    about = {"name": record.name, "trained": record.trained, "device": device}
     if record.kind == "vit":
-        return TokenFeatures(read_vit(hipt or find_hipt()), name=record.name, trained=record.trained, device=device)
-    if record.name != "mini":
+        vit = read_vit(hipt) if hipt else mini_vit() if record.source == BUNDLED else read_vit(find_hipt())
+        return TokenFeatures(vit, **about)
+    if record.source != BUNDLED:
         return _from_folder(find_release(record.name), hipt, condition, device)
     vit = None if condition == "none" else read_vit(hipt) if hipt else mini_vit()
-    return DiffusionFeatures(mini_release(), vit, name=record.name, trained=record.trained, device=device)
+    return DiffusionFeatures(mini_release(), vit, **about)
 
 
 def _from_folder(

@@ -66,7 +66,8 @@ def flags_of(config: type) -> Callable[[Callable], Callable]:
         for field in reversed(dataclasses.fields(config)):
             if "help" not in field.metadata:
                 continue
-            kind, text, default, shown = _given(kinds[field.name]), field.metadata["help"], field.default, None
+            kind, text, default = _given(kinds[field.name]), field.metadata["help"], field.default
+            shown = field.metadata.get("shown")  # of a default that hangs on another flag
             sweep = field.metadata.get("sweep", False)
             if get_origin(kind) is Literal:
                 kind = click.Choice(get_args(kind))
@@ -76,9 +77,11 @@ def flags_of(config: type) -> Callable[[Callable], Callable]:
                 kind, shown = (SELECTION if sweep else BLOCKS), format_blocks(default)
             elif sweep or get_origin(kind) is tuple:
                 default = (default,) if sweep else default
-                kind, shown = (RATES if kind is float else NUMBERS), ",".join(f"{value:g}" for value in default)
+                kind = RATES if kind is float else NUMBERS
+                shown = shown or ",".join(f"{value:g}" for value in default)
             command = click.option(
-                f"--{field.name.replace('_', '-')}",
+                field.metadata.get("flag", f"--{field.name.replace('_', '-')}"),
+                field.name,
                 type=kind,
                 default=default,
                 show_default=shown is None and default not in (None, ()),

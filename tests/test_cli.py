@@ -52,7 +52,7 @@ def test_help_loads_no_torch():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-@pytest.mark.parametrize("command", ["extract", "train-head", "report", "info", "verify", "demo"])
+@pytest.mark.parametrize("command", ["extract", "train-head", "train-baseline", "report", "info", "verify", "demo"])
 def test_each_command_explains_itself(command):
     result = run(command, "--help")
     assert result.exit_code == 0
@@ -205,6 +205,9 @@ WRONG = {
     "name for several runs": (["train-head", "--store", "{store}", "--seed", "0,1", "--name", "a"], 2, "names one run"),
     "lr no number": (["train-head", "--store", "{store}", "--lr", "nan"], 2, "lr must be above 0"),
     "memory negative": (["train-head", "--store", "{store}", "--memory=-1"], 2, "x>=0"),
+    "pixels of no ensemble": (["train-head", "--store", "{store}", "--pixels", "9"], 2, "does not apply to head"),
+    "baseline unknown": (["train-baseline", "--store", "{store}", "--model", "unet"], 2, "vgg16-fcn8"),
+    "baseline lr zero": (["train-baseline", "--store", "{store}", "--lr", "0"], 2, "lr must be above 0"),
     "head unknown": (["train-head", "--store", "{store}", "--head", "unet"], 2, "linear"),
     "info of nothing": (["info", "{empty}"], 1, "make one with pathseg extract"),
     "verify of nothing": (["verify", "{empty}"], 1, "make one with pathseg extract"),
@@ -221,7 +224,7 @@ def test_wrong_input_ends_in_one_line_and_loses_nothing(case, glas, extracted, t
     before = snapshot(store), snapshot(tmp_path)
     arguments, code, words = WRONG[case]
     command = [argument.format(**places) for argument in arguments]
-    if command[0] in ("extract", "train-head", "report"):
+    if command[0] in ("extract", "train-head", "train-baseline", "report"):
         command += ["--workspace", str(tmp_path / "work")]
     result = run(*command)
     assert result.exit_code == code, result.output

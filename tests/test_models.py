@@ -128,7 +128,7 @@ def test_a_named_model_that_is_missing_says_where_to_get_it(data, name):
 
 
 def test_a_name_that_is_none_lists_the_names(tmp_path):
-    with pytest.raises(FileNotFoundError, match="give brca-hipt-20x, mini, hipt or a release folder"):
+    with pytest.raises(FileNotFoundError, match="give brca-hipt-20x, mini, hipt, mini-hipt or a release folder"):
         load_model(tmp_path / "nini")
 
 

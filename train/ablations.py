@@ -17,7 +17,7 @@ Axis = Literal["t", "blocks", "lr"]
 Part = Literal["val", "test"]
 Metric = Literal["accuracy", "dice", "miou", "f1"]
 AXES: dict[Axis, str] = {"t": "timestep", "blocks": "blocks", "lr": "learning rate"}
-DEFAULTS = {field.name: field.default for field in dataclasses.fields(HeadConfig)}
+DEFAULTS = dataclasses.asdict(HeadConfig())
 SAID = ("t", "blocks", "head", "lr", "epochs")  # settings that a description always names; others if not the default
 ELSEWHERE = ("key", "store", "channels")  # of a run's data: where it lies and what follows from the blocks
 
@@ -133,6 +133,8 @@ def described(run: FinishedRun, *, leave_out: Sequence[str], place: bool) -> tup
         "epochs": f"{settings['epochs']} epochs",
     }  # fmt: skip
     words = [f"model {model['name']}" + ("" if model["trained"] else " (untrained)"), f"condition {model['condition']}"]
+    if run.is_baseline:
+        words, leave_out = [], (*leave_out, "t", "blocks")
     words += [named[name] for name in SAID if name not in leave_out]
     words += [
         f"{name.replace('_', ' ')} {value}"
@@ -164,8 +166,11 @@ def seeds_label(points: Sequence[Repeat]) -> str:
 
 
 def _settings(run: FinishedRun) -> dict[str, Any]:
-    """The settings of a run; one that was not there yet when it was trained has its default."""
-    return {**DEFAULTS, **run.head}
+    """The settings of a run; one that was not there yet when it was trained has its default.
+
+    A baseline has no timestep and no blocks.
+    """
+    return {**DEFAULTS, "t": None, "blocks": (), **run.head} if run.is_baseline else {**DEFAULTS, **run.head}
 
 
 def _value(run: FinishedRun, axis: Axis) -> Any:

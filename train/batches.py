@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from pathseg.store.features import FeatureStore
+from pathseg.train.config import IMAGE
 
 CPU = torch.device("cpu")
 KEEP_SHARE = 0.5  # of the memory that is free at the start
@@ -18,9 +19,12 @@ KEEP_SHARE = 0.5  # of the memory that is free at the start
 
 @dataclass(frozen=True)
 class Batch:
-    """Features {t: {block: (N, P, C, h, w)}} as stored, class codes (N, H, W) uint8, and the images' indices."""
+    """Features {t: {block: (N, P, C, h, w)}} as stored, class codes (N, H, W) uint8, and the images' indices.
 
-    features: dict[int, dict[int, torch.Tensor]]
+    At t None the only block is IMAGE: the image itself, RGB uint8 (N, P, 3, 256, 256).
+    """
+
+    features: dict[int | None, dict[int, torch.Tensor]]
     masks: torch.Tensor
     indices: tuple[int, ...]
 
@@ -35,16 +39,16 @@ class FeatureReader:
     def __init__(
         self,
         store: FeatureStore,
-        wanted: Mapping[int, Sequence[int]],
+        wanted: Mapping[int | None, Sequence[int]],
         *,
         device: torch.device,
         memory_bytes: int | None = None,
     ) -> None:
-        """wanted: timestep -> blocks. memory_bytes: room for images in all, by default half of what is free."""
+        """wanted: timestep -> blocks, None -> the image. memory_bytes: room in all, half of what is free if None."""
         self.store, self.device = store, device
         self.wanted = {t: tuple(blocks) for t, blocks in wanted.items()}
         self.bytes_read = 0
-        self._kept: dict[int, tuple[dict[int, dict[int, torch.Tensor]], torch.Tensor]] = {}
+        self._kept: dict[int, tuple[dict[int | None, dict[int, torch.Tensor]], torch.Tensor]] = {}
         self._rooms = rooms(device, memory_bytes)
 
     @property
@@ -77,13 +81,10 @@ class FeatureReader:
             return values.pin_memory().to(self.device, non_blocking=True)
         return values.to(self.device)
 
-    def _image(self, index: int) -> tuple[dict[int, dict[int, torch.Tensor]], torch.Tensor]:
+    def _image(self, index: int) -> tuple[dict[int | None, dict[int, torch.Tensor]], torch.Tensor]:
         if index in self._kept:
             return self._kept[index]
-        maps = {
-            t: {b: torch.from_numpy(m) for b, m in self.store.read(index, t=t, blocks=blocks).items()}
-            for t, blocks in self.wanted.items()
-        }
+        maps = {t: self._maps(index, t, blocks) for t, blocks in self.wanted.items()}
         mask = torch.from_numpy(self.store.mask(index))
         size_bytes = sum(m.nbytes for blocks in maps.values() for m in blocks.values()) + mask.nbytes
         self.bytes_read += size_bytes
@@ -94,6 +95,12 @@ class FeatureReader:
             self._kept[index] = on_place, mask.to(place)
             return self._kept[index]
         return maps, mask
+
+    def _maps(self, index: int, t: int | None, blocks: Sequence[int]) -> dict[int, torch.Tensor]:
+        if t is None:
+            patches = self.store.contents.grid.cut(self.store.image(index))  # (P, 256, 256, 3)
+            return {IMAGE: torch.from_numpy(patches).permute(0, 3, 1, 2).contiguous()}
+        return {b: torch.from_numpy(m) for b, m in self.store.read(index, t=t, blocks=blocks).items()}
 
 
 def rooms(device: torch.device, memory_bytes: int | None) -> dict[torch.device, int]:

@@ -17,14 +17,14 @@ from distributed import CancelledError, Client, Future, KilledWorker, Worker, as
 from pathseg.store.errors import StoreError
 from pathseg.store.features import FeatureStore
 from pathseg.store.scheduler import ClusterError, first_line, require_workers
-from pathseg.train.config import HeadConfig
+from pathseg.train.config import Config
 from pathseg.train.loop import OnEpoch
 from pathseg.train.results import versions
 from pathseg.train.runs import RunFolder
 from pathseg.train.sweep import left_out, train_share, unfinished
 
 TURN = threading.Lock()  # one share at a time in a process, whatever its threads: a head's seed is the process's
-Share = tuple[tuple[HeadConfig, Path], ...]  # the heads of one worker and their run folders
+Share = tuple[tuple[Config, Path], ...]  # the heads of one worker and their run folders
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Job:
 
 def train_on_cluster(
     client: Client,
-    configs: Sequence[HeadConfig],
+    configs: Sequence[Config],
     folders: Sequence[Path],
     *,
     open_store: Callable[[], FeatureStore],
@@ -84,7 +84,7 @@ def train_on_cluster(
     return failures
 
 
-def shares(waiting: Sequence[tuple[HeadConfig, Path]], workers: int) -> list[Share]:
+def shares(waiting: Sequence[tuple[Config, Path]], workers: int) -> list[Share]:
     """Divide the heads among the workers, as evenly as can be.
 
     Neighbours stay together: they read the same timestep and blocks.

@@ -5,32 +5,74 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pathseg.store.blocks import BLOCKS, format_blocks
 
-
-def _flag(default: Any, help: str) -> Any:
-    """A field that is also a flag of `train-head`, with its help."""
-    return dataclasses.field(default=default, metadata={"help": help})
+IMAGE = -1  # what a baseline reads, where a head reads blocks: the image itself
 
 
-def _sweep(default: Any, help: str) -> Any:
+@dataclass(frozen=True)
+class Learning:
+    """How a head learns where nothing else is asked for, and the settings that have no meaning for it.
+
+    keep: the epoch that is best on the validation images, or the last one.
+    """
+
+    lr: float
+    epochs: int
+    keep: Literal["best", "last"] = "best"
+    without: tuple[str, ...] = ()
+
+
+LEARNING: dict[str, Learning] = {
+    "fcn": Learning(lr=1e-4, epochs=20, without=("pixels",)),  # the rate of the paper
+    "linear": Learning(lr=1e-4, epochs=20, without=("pixels",)),
+    # DDPMSeg's; it knows no validation images and stops by a rule of its own
+    "pixel-ensemble": Learning(1e-3, epochs=100, keep="last", without=("patience", "augment", "precision")),
+}
+
+
+def _flag(default: Any, help: str, **more: Any) -> Any:
+    """A field that is also a flag, with its help."""
+    return dataclasses.field(default=default, metadata={"help": help, **more})
+
+
+def _sweep(default: Any, help: str, **more: Any) -> Any:
     """A field whose flag takes a comma list: every combination of such lists is trained."""
-    return dataclasses.field(default=default, metadata={"help": help, "sweep": True})
+    return _flag(default, help, sweep=True, **more)
+
+
+def _of_the_head(name: str) -> str:
+    """The value of each head where nothing is asked for, in words."""
+    return ", ".join(f"{head} {getattr(learning, name):g}" for head, learning in LEARNING.items())
 
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """One head: what it reads, how it learns. Written to `config.json` and read back equal; each field is a flag."""
+    """One head: what it reads, how it learns. Written to `config.json` and read back equal; each field is a flag.
+
+    lr and epochs are those of the head (`LEARNING`) where they are None; they are never None afterwards.
+    """
 
     t: int = _sweep(50, "Timestep of the features; the paper's default is 50. A comma list trains one head for each.")
     blocks: tuple[int, ...] = _sweep(BLOCKS, "4-6, 0,4-6 or all: a head on these; each: a head on every block alone.")
-    head: Literal["fcn", "linear"] = _flag("fcn", "fcn: the paper's head; linear: a probe, one 1x1 convolution.")
-    lr: float = _sweep(1e-4, "Learning rate of Adam, or a comma list; the paper's Table 5 has 1e-3, 1e-4, 1e-5.")
-    epochs: int = _flag(20, "Passes over the training images; the best one on the validation images is kept.")
+    head: Literal["fcn", "linear", "pixel-ensemble"] = _flag(
+        "fcn", "fcn: the paper's head; linear: a probe, one 1x1 convolution; pixel-ensemble: DDPMSeg's ten networks."
+    )
+    lr: float = _sweep(
+        None,
+        "Learning rate of Adam, or a comma list; the paper's Table 5 has 1e-3, 1e-4, 1e-5.",
+        shown=_of_the_head("lr"),
+    )
+    epochs: int = _flag(
+        None,
+        "Passes over the training images; the best one on the validation images is kept, of a pixel-ensemble the last.",
+        shown=_of_the_head("epochs"),
+    )
     patience: int = _flag(0, "Stop a head after this many epochs without a better validation Dice; 0: never.")
     batch_size: int = _flag(1, "Images a step; one 768 px image is nine patches.")
+    pixels: int = _flag(1024, "Of a pixel-ensemble: pixels drawn from each training image, anew in every epoch.")
     augment: Literal["none", "flips"] = _flag("none", "flips: random flips and quarter turns of features and mask.")
     class_weights: Literal["none", "balanced"] = _flag("none", "balanced: 1 - N_c / N, the paper's weights for BCSS.")
     precision: Literal["float32", "bfloat16"] = _flag("float32", "Arithmetic of the head; bfloat16 is mixed precision.")
@@ -39,36 +81,113 @@ class HeadConfig:
     split_seed: int = _flag(0, "Of the choice of validation images, the order of training images and their views.")
 
     def __post_init__(self) -> None:
-        rules = {
-            "blocks": (bool(self.blocks), "name at least one block"),
-            "lr": (0 < self.lr < math.inf, "must be above 0"),
-            "seed": (self.seed >= 0, "must be 0 or more"),
-            "split_seed": (self.split_seed >= 0, "must be 0 or more"),
-            "epochs": (self.epochs >= 1, "must be at least 1"),
-            "patience": (self.patience >= 0, "must be 0 or more epochs"),
-            "batch_size": (self.batch_size >= 1, "must be at least 1"),
-            "val_fraction": (0 < self.val_fraction < 1, "must lie between 0 and 1"),
-        }
-        for name, (holds, rule) in rules.items():
-            if not holds:
-                raise ValueError(f"{name} {rule}, got {getattr(self, name)}")
+        learning = LEARNING[self.head]
+        for name in ("lr", "epochs"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, getattr(learning, name))
+        _require(
+            self, {"blocks": (bool(self.blocks), "name at least one block"), "pixels": (self.pixels >= 1, AT_LEAST_1)}
+        )
+        for name in learning.without:
+            if getattr(self, name) != self.default(name):
+                raise ValueError(f"{name} does not apply to head {self.head}, got {getattr(self, name)}; leave it out")
+
+    def default(self, name: str) -> Any:
+        """The value of a setting where nothing is asked for."""
+        return getattr(LEARNING[self.head], name, None) or type(self).__dataclass_fields__[name].default
+
+    @property
+    def keep(self) -> str:
+        """Which epoch is the result: `best` on the validation images, or `last`."""
+        return LEARNING[self.head].keep
 
     def run_name(self, store: str) -> str:
         """A name that tells runs of one workspace apart: the store's name and every setting that is not the default."""
         parts = [store, f"t{self.t}", f"b{format_blocks(self.blocks)}", self.head, f"lr{self.lr:g}"]
-        odd = {
-            f.name: getattr(self, f.name)
-            for f in dataclasses.fields(self)
-            if f.name not in ("t", "blocks", "head", "lr", "seed") and getattr(self, f.name) != f.default
-        }
-        return "-".join([*parts, *(f"{name.replace('_', '')}{value}" for name, value in odd.items()), f"s{self.seed}"])
+        return _name(self, parts, said=("t", "blocks", "head", "lr", "seed"))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> HeadConfig:
         """The inverse of `dataclasses.asdict`, lists as JSON has them. Raises ValueError on an unknown key."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise ValueError(
-                f"unknown setting {unknown[0]!r} in a head's configuration; known: {', '.join(sorted(known))}"
-            )
+        _require_known(cls, values)
         return cls(**{**values, "blocks": tuple(values.get("blocks", BLOCKS))})
+
+
+@dataclass(frozen=True)
+class BaselineConfig:
+    """One network that learns from the images themselves. As `HeadConfig` in all else; `head` is the network's name.
+
+    t and blocks are no settings: they say that it reads the image.
+    """
+
+    t: ClassVar[None] = None
+    blocks: ClassVar[tuple[int, ...]] = (IMAGE,)
+    keep: ClassVar[str] = "best"
+
+    head: Literal["res-unet", "vgg16-fcn8"] = _flag(
+        "res-unet", "res-unet: a U-Net on ResNet-18; vgg16-fcn8: Long et al. 2015 on VGG-16.", flag="--model"
+    )
+    weights: Literal["auto", "imagenet", "none"] = _flag(
+        "auto", "First weights of the encoder; auto: imagenet if they are here or can be fetched, else none (random)."
+    )
+    lr: float = _sweep(1e-4, "Learning rate of Adam, or a comma list; that of the heads.")
+    epochs: int = _flag(20, "Passes over the training images; the best one on the validation images is kept.")
+    patience: int = _flag(0, "Stop after this many epochs without a better validation Dice; 0: never.")
+    batch_size: int = _flag(1, "Images a step, as of the heads.")
+    augment: Literal["none", "flips"] = _flag("flips", "flips: random flips and quarter turns; no frozen model helps.")
+    class_weights: Literal["none", "balanced"] = _flag("none", "balanced: 1 - N_c / N, the paper's weights for BCSS.")
+    precision: Literal["float32", "bfloat16"] = _flag("float32", "bfloat16 is mixed precision.")
+    val_fraction: float = _flag(0.15, "Share of the training images held out for validation, if there is no val split.")
+    seed: int = _sweep(0, "Of the first weights, dropout and flips, or a comma list.")
+    split_seed: int = _flag(0, "Of the choice of validation images and the order of the training images.")
+
+    def __post_init__(self) -> None:
+        _require(self, {})
+
+    def run_name(self, store: str) -> str:
+        """A name that tells runs apart: the store's, the network's and every setting that is not the default."""
+        parts = [store, self.head, self.weights, f"lr{self.lr:g}"]
+        return _name(self, parts, said=("head", "weights", "lr", "seed"))
+
+    def default(self, name: str) -> Any:
+        """The value of a setting where nothing is asked for."""
+        return type(self).__dataclass_fields__[name].default
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> BaselineConfig:
+        """The inverse of `dataclasses.asdict`. Raises ValueError on an unknown key."""
+        _require_known(cls, values)
+        return cls(**values)
+
+
+Config = HeadConfig | BaselineConfig
+AT_LEAST_1 = "must be at least 1"
+
+
+def _require(config: Config, more: dict[str, tuple[bool, str]]) -> None:
+    """Raise ValueError, naming setting, rule and value, unless the settings that all networks share are in range."""
+    rules = more | {
+        "lr": (0 < config.lr < math.inf, "must be above 0"),
+        "seed": (config.seed >= 0, "must be 0 or more"),
+        "split_seed": (config.split_seed >= 0, "must be 0 or more"),
+        "epochs": (config.epochs >= 1, AT_LEAST_1),
+        "patience": (config.patience >= 0, "must be 0 or more epochs"),
+        "batch_size": (config.batch_size >= 1, AT_LEAST_1),
+        "val_fraction": (0 < config.val_fraction < 1, "must lie between 0 and 1"),
+    }
+    for name, (holds, rule) in rules.items():
+        if not holds:
+            raise ValueError(f"{name} {rule}, got {getattr(config, name)}")
+
+
+def _name(config: Config, parts: list[str], *, said: tuple[str, ...]) -> str:
+    """`parts`, then every other setting that is not the default, then the seed."""
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    odd = [f"{n.replace('_', '')}{v}" for n, v in values.items() if n not in said and v != config.default(n)]
+    return "-".join([*parts, *odd, f"s{config.seed}"])
+
+
+def _require_known(config: type, values: dict[str, Any]) -> None:
+    known = {field.name for field in dataclasses.fields(config)}
+    if unknown := sorted(set(values) - known):
+        raise ValueError(f"unknown setting {unknown[0]!r} in a head's configuration; known: {', '.join(sorted(known))}")

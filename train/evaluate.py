@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from pathseg.train.batches import Batch, FeatureReader
-from pathseg.train.heads import classify
 from pathseg.train.metrics import confusion
-from pathseg.train.trainee import Trainee, score
+from pathseg.train.pixels import Prediction
+from pathseg.train.trainee import Trainee, predict
 
 Matrices = dict[int, np.ndarray]  # image index -> (K, K), rows truth
 
@@ -37,10 +37,12 @@ def evaluate(
     indices: Sequence[int],
     *,
     keep: Callable[[Trainee, int, np.ndarray], None] = lambda trainee, index, codes: None,
+    keep_uncertainty: Callable[[Trainee, int, torch.Tensor], None] = lambda trainee, index, uncertainty: None,
 ) -> list[tuple[float, Matrices]]:
     """For each head its mean loss over the images and a confusion matrix an image.
 
-    `keep` is called with each head, image index and predicted classes (H, W) uint8.
+    `keep` is called with each head, image index and predicted classes (H, W) uint8; `keep_uncertainty`, for a head
+    that says how unsure it is, with (H, W) in nats.
     """
     losses: list[list[float]] = [[] for _ in trainees]
     matrices: list[Matrices] = [{} for _ in trainees]
@@ -49,15 +51,16 @@ def evaluate(
             loss, predicted, matrix = _judge(trainee, batch, reader)
             losses[number].append(loss)
             matrices[number][batch.indices[0]] = matrix
-            keep(trainee, batch.indices[0], predicted)
+            keep(trainee, batch.indices[0], predicted.labels[0].cpu().numpy())
+            if predicted.uncertainty is not None:
+                keep_uncertainty(trainee, batch.indices[0], predicted.uncertainty[0])
     return [(float(np.mean(own)), found) for own, found in zip(losses, matrices, strict=True)]
 
 
-def _judge(trainee: Trainee, batch: Batch, reader: FeatureReader) -> tuple[float, np.ndarray, np.ndarray]:
+def _judge(trainee: Trainee, batch: Batch, reader: FeatureReader) -> tuple[float, Prediction, np.ndarray]:
     store = reader.store
     trainee.head.eval()
-    scores = score(trainee, batch.features[trainee.config.t], store.contents.grid)
-    loss = pixel_loss(scores, batch.masks, weights=trainee.weights, ignore=store.ignore)
-    predicted = classify(scores, store.ignore)[0].cpu().numpy()
-    truth = batch.masks[0].cpu().numpy()
-    return float(loss), predicted, confusion(truth, predicted, classes=len(store.classes), ignore=store.ignore)
+    predicted = predict(trainee, batch.features[trainee.config.t], store.contents.grid, ignore=store.ignore)
+    loss = pixel_loss(predicted.scores, batch.masks, weights=trainee.weights, ignore=store.ignore)
+    truth, codes = batch.masks[0].cpu().numpy(), predicted.labels[0].cpu().numpy()
+    return float(loss), predicted, confusion(truth, codes, classes=len(store.classes), ignore=store.ignore)

@@ -47,9 +47,9 @@ SIZE = Kind("height and width in px", lambda value: WHOLES.holds(value) and len(
 # `*` stands for every entry of an object or a list; what ends with `?` may be missing
 CONFIG: dict[str, Kind] = {
     "head": OBJECT,
-    **{f"head.{name}?": WHOLE for name in ("t", "epochs", "patience", "batch_size", "seed", "split_seed")},
+    **{f"head.{name}?": WHOLE for name in ("t", "epochs", "patience", "batch_size", "pixels", "seed", "split_seed")},
     **{f"head.{name}?": NUMBER for name in ("lr", "val_fraction")},
-    **{f"head.{name}?": TEXT for name in ("head", "augment", "class_weights", "precision")},
+    **{f"head.{name}?": TEXT for name in ("head", "weights", "augment", "class_weights", "precision")},
     "head.blocks?": WHOLES,
     "data": OBJECT,
     **{f"data.{name}": TEXT for name in ("store", "dataset", "layout", "preprocessing", "test_split")},

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from pathseg.store.grid import HEAD_CELLS, PATCH_PX, PatchGrid
-from pathseg.train.native import Features, native_convolution, native_pointwise
+from pathseg.train.native import Features, native_convolution, native_pointwise, require_fitting
+from pathseg.train.pixels import PixelEnsemble
 
 
 class FCNHead(nn.Module):
@@ -39,7 +40,7 @@ class FCNHead(nn.Module):
 
     def forward(self, features: Features, patch_grid: tuple[int, int]) -> torch.Tensor:
         """{block: (N, P, C, h, w)} in any layout -> (N, K, 256*rows, 256*cols) scores before the softmax."""
-        _require_fitting(features, self.channels, PatchGrid(*patch_grid))
+        require_fitting(features, self.channels, PatchGrid(*patch_grid))
         x = native_convolution(features, self.first.weight, self.first.bias, PatchGrid(*patch_grid))
         return self.tail(x.contiguous(memory_format=torch.channels_last))  # x is (N, 256, 64*rows, 64*cols)
 
@@ -54,13 +55,13 @@ class LinearHead(nn.Module):
 
     def forward(self, features: Features, patch_grid: tuple[int, int]) -> torch.Tensor:
         """{block: (N, P, C, h, w)} in any layout -> (N, K, 256*rows, 256*cols) scores before the softmax."""
-        _require_fitting(features, self.channels, PatchGrid(*patch_grid))
+        require_fitting(features, self.channels, PatchGrid(*patch_grid))
         coarse = native_pointwise(features, self.scores.weight, self.scores.bias, PatchGrid(*patch_grid))
         scale = PATCH_PX // HEAD_CELLS
         return F.interpolate(coarse, scale_factor=scale, mode="bilinear", align_corners=False)
 
 
-HEADS = {"fcn": FCNHead, "linear": LinearHead}
+HEADS = {"fcn": FCNHead, "linear": LinearHead, "pixel-ensemble": PixelEnsemble}
 
 
 def classify(scores: torch.Tensor, ignore: int | None) -> torch.Tensor:
@@ -69,14 +70,3 @@ def classify(scores: torch.Tensor, ignore: int | None) -> torch.Tensor:
         scores = scores.clone()
         scores[:, ignore] = -torch.inf
     return scores.argmax(dim=1).to(torch.uint8)
-
-
-def _require_fitting(features: Features, channels: Mapping[int, int], grid: PatchGrid) -> None:
-    given = {block: maps.shape[2] for block, maps in sorted(features.items())}
-    if given != channels:
-        raise ValueError(f"this head takes blocks and channels {channels}, got {given}")
-    for block, maps in features.items():
-        if maps.shape[1] != grid.patches:
-            raise ValueError(
-                f"block {block} has {maps.shape[1]} patches, but a {grid.rows}x{grid.cols} grid has {grid.patches}"
-            )

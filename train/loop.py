@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,14 @@ import torch
 
 from pathseg.store.features import FeatureStore
 from pathseg.train.augment import symmetry, turn, turn_features
+from pathseg.train.baselines import start_from_imagenet
 from pathseg.train.batches import Batch, FeatureReader, class_pixels
-from pathseg.train.config import HeadConfig
+from pathseg.train.config import Config
 from pathseg.train.evaluate import evaluate, pixel_loss
 from pathseg.train.metrics import Scores
 from pathseg.train.parts import Parts, draw_views, first_views, split_images
+from pathseg.train.pixels import PixelEnsemble
+from pathseg.train.pool import BATCH_PX, learn_from
 from pathseg.train.results import describe, write_results
 from pathseg.train.runs import RunFolder
 from pathseg.train.trainee import Trainee, load_best, new_trainee, restore, save_best, save_last, score
@@ -25,22 +29,22 @@ OnEpoch = Callable[[RunFolder, dict[str, Any]], None]
 
 def train_heads(
     store: FeatureStore,
-    runs: Sequence[tuple[HeadConfig, RunFolder]],
+    runs: Sequence[tuple[Config, RunFolder]],
     *,
     device: str = "cpu",
     memory_bytes: int | None = None,
     without: Collection[int] = (),
     on_epoch: OnEpoch = lambda run, line: None,
 ) -> list[Trainee]:
-    """Train heads together: every image is read once per epoch, whatever the number of heads.
-    Of a patch with several views each epoch draws one, the same for all heads; class weights count its first.
+    """Train heads, or baselines, together: every image is read once per epoch, whatever the number of heads.
 
+    Of a patch with several views each epoch draws one, the same for all heads; class weights count its first.
     The configurations may differ in everything but batch_size, val_fraction and split_seed; each head comes out as
     if it had been trained alone. Pixel-wise cross-entropy, Adam, no schedule (section 4 of the paper); the epoch with
-    the best validation Dice is kept and scored on the test parts. A run that was cut off goes on after its last
-    finished epoch, with the same result. `on_epoch` gets each line of history.jsonl. A head whose loss is no number
-    is given up (`failure` says so), the others go on. memory_bytes caps what is kept in memory. `without` are images
-    to do without, by their indices.
+    the best validation Dice (of a pixel ensemble the last) is kept and scored on the test parts. A run that was cut
+    off goes on after its last finished epoch, with the same result. `on_epoch` gets each line of history.jsonl. A head
+    whose loss is no number is given up (`failure` says so), the others go on. memory_bytes caps what is kept in
+    memory. `without` are images to do without, by their indices.
 
     Raises Incomplete when the store lacks features, ValueError when its images cannot be split.
     """
@@ -66,6 +70,9 @@ def train_heads(
                     started = time.perf_counter()
                     _step(trainee, batch, store, epoch=epoch, step=step)
                     trainee.seconds += time.perf_counter() - started
+        for trainee in learning:
+            if isinstance(trainee.head, PixelEnsemble) and trainee.failure is None:
+                _finish_pixels(trainee, epoch)
         learning = [trainee for trainee in learning if trainee.failure is None]
         for trainee, (val_loss, matrices) in zip(learning, evaluate(learning, reader, parts.val), strict=True):
             line = _close_epoch(trainee, epoch, val_loss, Scores.of(sum(matrices.values()), store.ignore))
@@ -79,7 +86,7 @@ def train_heads(
 
 
 def _prepare(
-    store: FeatureStore, config: HeadConfig, run: RunFolder, parts: Parts, pixels: np.ndarray, *, device: torch.device
+    store: FeatureStore, config: Config, run: RunFolder, parts: Parts, pixels: np.ndarray, *, device: torch.device
 ) -> Trainee:
     """A new head in a fresh run folder, or an unfinished one where it was left."""
     weights = class_weights(pixels).to(device) if config.class_weights == "balanced" else None
@@ -87,28 +94,71 @@ def _prepare(
     if restore(trainee):
         run.cut_history(trainee.epoch)
     else:
+        if getattr(config, "weights", "none") == "imagenet":
+            start_from_imagenet(trainee.head, config.head)
         parameters = sum(p.numel() for p in trainee.head.parameters())
         run.begin(describe(store, config, parts, parameters=parameters, device=str(device)))
     return trainee
 
 
 def _step(trainee: Trainee, batch: Batch, store: FeatureStore, *, epoch: int, step: int) -> None:
-    """One step of Adam; marks the head as failed, and leaves it as it was, when the loss is no number."""
+    """One step of Adam; marks the head as failed, and leaves it as it was, when the loss is no number.
+
+    A pixel ensemble only draws its pixels, and takes its steps when it has enough.
+    """
     config, grid = trainee.config, store.contents.grid
     features, masks = batch.features[config.t], batch.masks
+    if isinstance(trainee.head, PixelEnsemble):
+        own = {block: features[block] for block in config.blocks}
+        seed = [config.seed, epoch, step]
+        trainee.pool.draw(own, masks, grid, count=config.pixels, ignore=store.ignore, seed=seed)
+        return _learn_pixels(trainee, epoch) if trainee.pool.full else None
     if config.augment == "flips":
         number = symmetry(grid, seed=config.seed, epoch=epoch, step=step)
         features = turn_features({b: features[b] for b in config.blocks}, grid, number)
         masks = turn(masks, number)
     trainee.head.train()
-    loss = pixel_loss(score(trainee, features, grid), masks, weights=trainee.weights, ignore=store.ignore)
+    with dropout_of(masks.device, [config.seed, epoch, step]):
+        scores = score(trainee, features, grid)
+    loss = pixel_loss(scores, masks, weights=trainee.weights, ignore=store.ignore)
     if not torch.isfinite(loss):
-        trainee.failure = f"the loss is {loss.item()} in epoch {epoch}: training diverged; pass a smaller --lr"
+        trainee.failure = _diverged(loss.item(), epoch)
         return
     trainee.optimizer.zero_grad()
     loss.backward()
     trainee.optimizer.step()
     trainee.losses.append(loss.item())
+
+
+def _learn_pixels(trainee: Trainee, epoch: int) -> None:
+    """The steps of a pixel ensemble on the pixels it has drawn."""
+    seed = [trainee.config.seed, epoch, len(trainee.losses)]
+    options = {"epoch": epoch, "weights": trainee.weights, "seed": seed}
+    losses = learn_from(trainee.pool, trainee.head, trainee.optimizer, **options)
+    trainee.losses += losses
+    if losses and not np.isfinite(losses[-1]):
+        trainee.failure = _diverged(losses[-1], epoch)
+
+
+def _finish_pixels(trainee: Trainee, epoch: int) -> None:
+    """The steps of a pixel ensemble on what is left at the end of an epoch."""
+    started = time.perf_counter()
+    _learn_pixels(trainee, epoch)
+    trainee.seconds += time.perf_counter() - started
+    if not trainee.losses:
+        trainee.failure = f"fewer than {BATCH_PX} pixels of the training images count; extract more images"
+
+
+def _diverged(loss: float, epoch: int) -> str:
+    return f"the loss is {loss} in epoch {epoch}: training diverged; pass a smaller --lr"
+
+
+@contextmanager
+def dropout_of(device: torch.device, seed: Sequence[int]) -> Iterator[None]:
+    """Within it, random numbers of a network are those of a seed; the global random state is left as it was."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+        yield
 
 
 def _close_epoch(trainee: Trainee, epoch: int, val_loss: float, val: Scores) -> dict[str, Any]:
@@ -117,7 +167,7 @@ def _close_epoch(trainee: Trainee, epoch: int, val_loss: float, val: Scores) -> 
     line |= {f"val_{name}": getattr(val, name) for name in ("accuracy", "dice", "miou", "f1")}
     line["seconds"] = trainee.seconds
     trainee.epoch = epoch
-    if (val.dice or 0.0) > trainee.best:  # no Dice: every validation pixel is ignored
+    if trainee.config.keep == "last" or (val.dice or 0.0) > trainee.best:  # no Dice: every validation pixel is ignored
         trainee.best, trainee.best_epoch = val.dice or 0.0, epoch
         save_best(trainee)
     trainee.run.append_history(line)

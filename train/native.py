@@ -59,6 +59,18 @@ def native_convolution(features: Features, weight: torch.Tensor, bias: torch.Ten
     return total + bias[:, None, None]
 
 
+def require_fitting(features: Features, channels: Mapping[int, int], grid: PatchGrid) -> None:
+    """Raise ValueError unless the features are of a head's blocks and channels, and of the grid's patches."""
+    given = {block: maps.shape[2] for block, maps in sorted(features.items())}
+    if given != channels:
+        raise ValueError(f"this head takes blocks and channels {channels}, got {given}")
+    for block, maps in features.items():
+        if maps.shape[1] != grid.patches:
+            raise ValueError(
+                f"block {block} has {maps.shape[1]} patches, but a {grid.rows}x{grid.cols} grid has {grid.patches}"
+            )
+
+
 def taps_are_cheaper(side: int, channels: int, outputs: int, grid: PatchGrid) -> bool:
     """Whether the way at native resolution takes fewer multiplications than the plain one, for one image."""
     if side >= HEAD_CELLS:

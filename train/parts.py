@@ -86,12 +86,32 @@ def _by_patch(store: FeatureStore, indices: Sequence[int]) -> list[list[int]]:
     return [sorted(views, key=lambda index: images[index].view) for views in patches.values()]
 
 
-def incomplete_images(store: FeatureStore, *, t: int, blocks: Iterable[int], allowed: bool = False) -> tuple[int, ...]:
-    """Indices of the images that lack one of these blocks.
+def lacking_images(store: FeatureStore, *, t: int | None, blocks: Iterable[int]) -> tuple[int, ...]:
+    """Indices of the images that lack their pixels or, unless t is None, one of these blocks."""
+    return store.unfinished(t=t, blocks=() if t is None else blocks)
+
+
+def incomplete_images(
+    store: FeatureStore, *, t: int | None, blocks: Iterable[int], allowed: bool = False
+) -> tuple[int, ...]:
+    """Indices of the images that lack one of these blocks; with t None, of those that lack their pixels.
 
     Raises Incomplete, naming what there is, when no image has a block, or when any lacks one and that is not `allowed`.
     """
     blocks = tuple(blocks)
+    if t is not None:
+        _require_stored(store, t, blocks)
+    unfinished = lacking_images(store, t=t, blocks=blocks)
+    if unfinished and not allowed:
+        names = ", ".join(store.ids[i] for i in unfinished[:3]) + (", …" if len(unfinished) > 3 else "")
+        raise Incomplete(
+            f"{store.location} lacks features of {len(unfinished)} of {len(store)} images ({names}); "
+            f"run pathseg extract again to finish it, or pass --complete-only to do without them"
+        )
+    return unfinished
+
+
+def _require_stored(store: FeatureStore, t: int, blocks: tuple[int, ...]) -> None:
     stored = store.stored_blocks(t)
     if not stored:
         steps = ", ".join(map(str, store.timesteps())) or "none"
@@ -100,11 +120,3 @@ def incomplete_images(store: FeatureStore, *, t: int, blocks: Iterable[int], all
         raise Incomplete(
             f"{store.location} has blocks {list(stored)} at t {t}, not {lacking}; choose others with --blocks"
         )
-    unfinished = store.unfinished(t=t, blocks=blocks)
-    if unfinished and not allowed:
-        names = ", ".join(store.ids[i] for i in unfinished[:3]) + (", …" if len(unfinished) > 3 else "")
-        raise Incomplete(
-            f"{store.location} lacks features of {len(unfinished)} of {len(store)} images ({names}); "
-            f"run pathseg extract again to finish it, or pass --complete-only to do without them"
-        )
-    return unfinished

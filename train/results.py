@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import torch
+
+from pathseg.store.contents import Contents
 from pathseg.store.features import FeatureStore
 from pathseg.train.batches import FeatureReader
-from pathseg.train.config import HeadConfig
+from pathseg.train.config import IMAGE, Config
 from pathseg.train.evaluate import Matrices, evaluate
 from pathseg.train.metrics import Scores, constant_answer
 from pathseg.train.parts import Parts
-from pathseg.train.trainee import LAST, Trainee
+from pathseg.train.pixels import image_uncertainty
+from pathseg.train.trainee import LAST, Trainee, input_channels
 
 
 def write_results(trainees: Sequence[Trainee], reader: FeatureReader, parts: Parts, *, answer: int) -> None:
@@ -23,10 +29,23 @@ def write_results(trainees: Sequence[Trainee], reader: FeatureReader, parts: Par
     """
     store = reader.store
     scored: list[dict[str, Any]] = [{} for _ in trainees]
+    unsure: dict[tuple[Path, int], float] = {}
+
+    def keep_uncertainty(trainee: Trainee, index: int, uncertainty: torch.Tensor) -> None:
+        unsure[trainee.run.path, index] = image_uncertainty(uncertainty)
+        share = uncertainty / math.log(max(2, len(store.classes)))  # of the most that K classes can disagree
+        trainee.run.write_uncertainty(store.ids[index], share.cpu().numpy())
+
     for name, indices in parts.tests.items():
-        judged = evaluate(trainees, reader, indices, keep=lambda t, i, c: t.run.write_prediction(store.ids[i], c))
-        for splits, (_, matrices) in zip(scored, judged, strict=True):
+        judged = evaluate(
+            trainees, reader, indices, keep=lambda t, i, c: t.run.write_prediction(store.ids[i], c),
+            keep_uncertainty=keep_uncertainty,
+        )  # fmt: skip
+        for trainee, splits, (_, matrices) in zip(trainees, scored, judged, strict=True):
             splits[name] = _scores_of(store, matrices, answer)
+            for index, image in zip(matrices, splits[name]["per_image"], strict=True):
+                if (trainee.run.path, index) in unsure:
+                    image["uncertainty"] = unsure[trainee.run.path, index]
     for trainee, splits in zip(trainees, scored, strict=True):
         trainee.run.write_metrics(
             {
@@ -56,7 +75,7 @@ def _scores_of(store: FeatureStore, matrices: Matrices, answer: int) -> dict[str
     }
 
 
-def describe(store: FeatureStore, config: HeadConfig, parts: Parts, *, parameters: int, device: str) -> dict[str, Any]:
+def describe(store: FeatureStore, config: Config, parts: Parts, *, parameters: int, device: str) -> dict[str, Any]:
     """What config.json holds: the configuration, the data it saw, the versions that ran."""
     key, contents = store.contents.key, store.contents
     return {
@@ -66,20 +85,14 @@ def describe(store: FeatureStore, config: HeadConfig, parts: Parts, *, parameter
             "key": key.digest,
             "digest": store.digest(),
             "dataset": key.dataset,
-            "model": {
-                "name": key.model,
-                "digest": key.model_digest,
-                "trained": contents.model_trained,
-                "condition": key.condition,
-                "first_stage": key.first_stage,
-            },
+            **_models(contents, config),
             "classes": list(contents.classes),
             "ignore": contents.ignore,
             "mpp": key.mpp,
             "size": list(key.size),
             "layout": key.layout,
             "preprocessing": key.preprocessing,
-            "channels": {str(block): contents.blocks[block].channels for block in config.blocks},
+            "channels": {str(block): count for block, count in input_channels(store, config).items() if block != IMAGE},
             "test_split": contents.test_split,
             "images": {name: [store.ids[i] for i in indices] for name, indices in parts.named().items()},
         },
@@ -92,3 +105,18 @@ def describe(store: FeatureStore, config: HeadConfig, parts: Parts, *, parameter
 def versions() -> dict[str, str]:
     """What runs here, by name: pathseg and what its numbers come from."""
     return {name: importlib.metadata.version(name) for name in ("pathseg", "torch", "zarr", "numpy")}
+
+
+def _models(contents: Contents, config: Config) -> dict[str, Any]:
+    """The frozen model whose features a head reads; a baseline reads images, no features of the store's model."""
+    key = contents.key
+    frozen = {
+        "name": key.model,
+        "digest": key.model_digest,
+        "trained": contents.model_trained,
+        "condition": key.condition,
+        "first_stage": key.first_stage,
+    }
+    if config.t is None:
+        return {"model": {"name": "images", "trained": True, "condition": "none"}, "store_model": frozen}
+    return {"model": frozen}

@@ -62,7 +62,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         for name in ("metrics.json", "history.jsonl"):
             (self.path / name).unlink(missing_ok=True)
-        for picture in sorted((self.path / "predictions").glob("*.png")):
+        for picture in sorted([*self.path.glob("predictions/*.png"), *self.path.glob("uncertainty/*.png")]):
             picture.unlink()
         self.write_config(config)
 
@@ -118,11 +118,12 @@ class RunFolder:
                 f"prediction for {image_id} has shape {codes.shape} and type {codes.dtype}, "
                 "but must be (H, W) with class codes 0-255"
             )
-        buffer = io.BytesIO()
-        Image.fromarray(codes.astype(np.uint8)).save(buffer, "PNG")
-        path = self.prediction_path(image_id)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(path, buffer.getvalue())
+        _write_picture(self.prediction_path(image_id), codes)
+
+    def write_uncertainty(self, image_id: str, share: np.ndarray) -> None:
+        """Write (H, W) uncertainty, 0 to 1 of the most there can be, as `uncertainty/<id>.png`, 255 for 1."""
+        path = self.path / "uncertainty" / self.prediction_path(image_id).name
+        _write_picture(path, np.rint(share.clip(0, 1) * 255))
 
     def read_prediction(self, image_id: str) -> np.ndarray:
         """(H, W) uint8 class codes. Raises FileNotFoundError or, for a damaged picture, ValueError."""
@@ -225,6 +226,11 @@ class FinishedRun:
         return self.parts[self.test_split]
 
     @property
+    def is_baseline(self) -> bool:
+        """Whether it learned from the images themselves, not from features."""
+        return "weights" in self.head
+
+    @property
     def head(self) -> dict[str, Any]:
         """The settings it was trained with."""
         return self.config["head"]
@@ -251,6 +257,14 @@ def natural_order(name: str) -> tuple[tuple[int, int, str], ...]:
     """A sorting key that takes the numbers in a name by value."""
     parts = re.findall(r"[0-9]+|[^0-9]+", name)
     return (*((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts), (-1, 0, name))
+
+
+def _write_picture(path: Path, values: np.ndarray) -> None:
+    """8-bit grayscale, (H, W) values 0..255."""
+    buffer = io.BytesIO()
+    Image.fromarray(values.astype(np.uint8)).save(buffer, "PNG")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write_whole(path, buffer.getvalue())
 
 
 def _write_whole(path: Path, content: bytes) -> None:

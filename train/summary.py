@@ -23,7 +23,7 @@ NOT_RECORDED = (  # of what extract was given
 def summary(ranked: Sequence[FinishedRun], dataset: str) -> str:
     """The best run, its score on the quoted test split and what that is worth; `ranked` has the highest Dice first."""
     best = ranked[0]
-    part, model = best.quoted, best.data["model"]
+    part = best.quoted
     images = _count(part.images, "image")
     where = f"the test images of {dataset}" if best.test_split == "test" else f"{best.test_split} of {dataset}"
     chosen = (
@@ -32,9 +32,8 @@ def summary(ranked: Sequence[FinishedRun], dataset: str) -> str:
     sentences = [
         f"{chosen} on {where} ({images}): {number(part.scores.dice)}, with mIoU "
         f"{number(part.scores.miou)} and accuracy {number(part.scores.accuracy)}; {_against_constant(best)}.",
-        f"Its features are those of the model {model['name']}" + ("" if model["trained"] else " with random weights")
-        + f", {_condition(model['condition'])}" + _reads(best) + ".",
-    ]  # fmt: skip
+        _learned_from(best),
+    ]
     cited = [
         row for row in cited_scores(best.data["dataset"], best.test_split, best.test_split) if row.dice is not None
     ]
@@ -89,15 +88,17 @@ def commands(run: FinishedRun, workspace: Path) -> tuple[str, ...]:
     What it did not record (`NOT_RECORDED`) is for the reader to add to the first.
     """
     data, head = run.data, run.head
-    model = data["model"]
-    at = ["--workspace", str(workspace)]
+    model = data.get("store_model", data["model"])
+    at, store = ["--workspace", str(workspace)], ["--store", data["store"]]
+    features = () if run.is_baseline else ("--t", head.get("t"), "--blocks", "all")
     extract = [
         "extract", *at, "--dataset", data["dataset"], "--model", model["name"], "--condition", model["condition"],
-        *_resize(data), "--t", head.get("t"), "--blocks", "all", "--layout", data["layout"], "--store", data["store"],
+        *_resize(data), *features, "--layout", data["layout"], *store,
     ]  # fmt: skip
-    train = ["train-head", *at, "--store", data["store"]]
+    train = ["train-baseline" if run.is_baseline else "train-head", *at, *store]
     for name, value in head.items():
-        train += [f"--{name.replace('_', '-')}", format_blocks(value) if name == "blocks" else value]
+        flag = "model" if name == "head" and run.is_baseline else name.replace("_", "-")
+        train += [f"--{flag}", format_blocks(value) if name == "blocks" else value]
     lines = (extract, [*train, "--name", run.name], ["report", *at])
     return tuple("pathseg " + shlex.join(str(word) for word in line if word is not None) for line in lines)
 
@@ -137,6 +138,15 @@ def _against_constant(run: FinishedRun) -> str:
 
 def _condition(condition: str) -> str:
     return {"ssl": "conditioned on the SSL embedding", "none": "unconditional"}.get(condition, f"condition {condition}")
+
+
+def _learned_from(run: FinishedRun) -> str:
+    model = run.data["model"]
+    if run.is_baseline:
+        return f"It learned from the images themselves (first weights: {run.head['weights']})."
+    untrained = "" if model["trained"] else " with random weights"
+    condition = _condition(model["condition"])
+    return f"Its features are those of the model {model['name']}{untrained}, {condition}{_reads(run)}."
 
 
 def _reads(run: FinishedRun) -> str:

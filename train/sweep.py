@@ -14,11 +14,11 @@ import torch
 from pathseg.store.blocks import BLOCKS
 from pathseg.store.features import FeatureStore
 from pathseg.train.batches import KEEP_SHARE, free_memory
-from pathseg.train.config import HeadConfig
-from pathseg.train.heads import HEADS
+from pathseg.train.config import BaselineConfig, Config, HeadConfig
 from pathseg.train.loop import OnEpoch, train_heads
-from pathseg.train.parts import incomplete_images
+from pathseg.train.parts import incomplete_images, lacking_images
 from pathseg.train.runs import FinishedRun, RunFolder
+from pathseg.train.trainee import build_head
 
 COPIES = 4  # of a head's weights in training: themselves, the gradient, Adam's two moments
 
@@ -39,9 +39,13 @@ def combinations(store: FeatureStore, settings: Mapping[str, Any]) -> list[HeadC
     return [HeadConfig(**{**settings, "t": t, "blocks": b, "lr": lr, "seed": seed}) for t, b, lr, seed in chosen]
 
 
-def run_folders(
-    store: FeatureStore, configs: Sequence[HeadConfig], heads: Path, *, name: str | None = None
-) -> list[Path]:
+def baseline_combinations(settings: Mapping[str, Any]) -> list[BaselineConfig]:
+    """One baseline for each combination of values; lr and seed hold sequences of them."""
+    chosen = product(settings["lr"], settings["seed"])
+    return [BaselineConfig(**{**settings, "lr": lr, "seed": seed}) for lr, seed in chosen]
+
+
+def run_folders(store: FeatureStore, configs: Sequence[Config], heads: Path, *, name: str | None = None) -> list[Path]:
     """The folder of each run, named by `name`, or after the store's file and the run's settings.
 
     Raises ValueError for one name for several.
@@ -74,13 +78,13 @@ def _figure(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def passes(store: FeatureStore, configs: Sequence[HeadConfig], *, device: torch.device) -> list[list[HeadConfig]]:
+def passes(store: FeatureStore, configs: Sequence[Config], *, device: torch.device) -> list[list[Config]]:
     """The configurations in groups whose heads fit into memory together, in order.
 
     Heads may take a quarter of what is free; one that alone takes more still gets a pass of its own.
     """
     room = free_memory(device) * KEEP_SHARE / 2
-    groups: list[list[HeadConfig]] = [[]]
+    groups: list[list[Config]] = [[]]
     taken = 0.0
     for config in configs:
         size_bytes = head_bytes(store, config)
@@ -92,16 +96,16 @@ def passes(store: FeatureStore, configs: Sequence[HeadConfig], *, device: torch.
     return groups
 
 
-def head_bytes(store: FeatureStore, config: HeadConfig) -> int:
+def head_bytes(store: FeatureStore, config: Config) -> int:
     """Bytes that a head takes while it trains: its weights, their gradient and Adam's moments, float32."""
     with torch.device("meta"):
-        head = HEADS[config.head]({b: store.contents.blocks[b].channels for b in config.blocks}, len(store.classes))
+        head = build_head(store, config)
     return sum(p.numel() for p in head.parameters()) * 4 * COPIES
 
 
 def unfinished(
-    store: FeatureStore, configs: Sequence[HeadConfig], folders: Sequence[Path]
-) -> Iterator[tuple[HeadConfig, RunFolder]]:
+    store: FeatureStore, configs: Sequence[Config], folders: Sequence[Path]
+) -> Iterator[tuple[Config, RunFolder]]:
     """The runs that are still to be trained.
 
     Raises ValueError when a folder holds a finished run of other settings or of another store.
@@ -113,7 +117,7 @@ def unfinished(
             continue
         there = FinishedRun.read(run)
         wanted = {**dataclasses.asdict(config), "data": store.digest()}
-        found = {**dataclasses.asdict(HeadConfig.from_dict(there.head)), "data": there.data.get("digest")}
+        found = {**_settings_there(there, config), "data": there.data.get("digest")}
         differing = [
             f"{name} is {found[name]} there, {value} asked for"
             for name, value in wanted.items()
@@ -126,7 +130,7 @@ def unfinished(
             )
 
 
-def left_out(store: FeatureStore, configs: Sequence[HeadConfig], *, allowed: bool) -> frozenset[int]:
+def left_out(store: FeatureStore, configs: Sequence[Config], *, allowed: bool) -> frozenset[int]:
     """Indices of the images that lack what any head of a sweep reads: all do without them, so that scores compare.
 
     Raises Incomplete when there are such images and that is not `allowed`.
@@ -135,9 +139,16 @@ def left_out(store: FeatureStore, configs: Sequence[HeadConfig], *, allowed: boo
     return frozenset(i for t, blocks in wanted for i in incomplete_images(store, t=t, blocks=blocks, allowed=allowed))
 
 
+def _settings_there(there: FinishedRun, config: Config) -> dict[str, Any]:
+    """The settings of a finished run, as far as they are also those of `config`."""
+    if there.head.get("head") == config.head:
+        return dataclasses.asdict(type(config).from_dict(there.head))
+    return {name: there.head.get(name) for name in dataclasses.asdict(config)}
+
+
 def announcement(
     store: FeatureStore,
-    configs: Sequence[HeadConfig],
+    configs: Sequence[Config],
     folders: Sequence[Path],
     *,
     device: str = "cpu",
@@ -152,14 +163,15 @@ def announcement(
         return f"all {len(configs)} runs are finished"
     count = min(workers, len(waiting)) or len(passes(store, waiting, device=torch.device(device)))
     kind = f"worker{'s' * (count > 1)}, each with its own pass" if workers else f"pass{'es' * (count > 1)}"
-    lacking = {i for c in waiting for i in store.unfinished(t=c.t, blocks=c.blocks)}
-    heads = f"{len(waiting)} head{'s' * (len(waiting) > 1)} {'on' if workers else 'in'} {count} {kind} over the store"
+    lacking = {i for c in waiting for i in lacking_images(store, t=c.t, blocks=c.blocks)}
+    heads = f"{len(waiting)} {waiting[0].head}{'s' * (len(waiting) > 1)}"
+    heads += f" {'on' if workers else 'in'} {count} {kind} over the store"
     return f"{heads}, {len(store) - len(lacking)} of {len(store)} images complete"
 
 
 def train_sweep(
     store: FeatureStore,
-    configs: Sequence[HeadConfig],
+    configs: Sequence[Config],
     folders: Sequence[Path],
     *,
     device: str = "cpu",

@@ -14,9 +14,12 @@ from torch import nn
 
 from pathseg.store.features import FeatureStore
 from pathseg.store.grid import PatchGrid
-from pathseg.train.config import HeadConfig
-from pathseg.train.heads import HEADS
+from pathseg.train.baselines import BASELINES
+from pathseg.train.config import IMAGE, Config
+from pathseg.train.heads import HEADS, classify
 from pathseg.train.native import Features
+from pathseg.train.pixels import PixelEnsemble, Prediction
+from pathseg.train.pool import PixelPool
 from pathseg.train.runs import RunFolder
 
 LAST = "last.safetensors"  # weights and optimizer after the last finished epoch, until the run is finished
@@ -26,7 +29,7 @@ LAST = "last.safetensors"  # weights and optimizer after the last finished epoch
 class Trainee:
     """One head of a sweep. epoch counts finished epochs, best is the validation Dice of best_epoch."""
 
-    config: HeadConfig
+    config: Config
     run: RunFolder
     head: nn.Module
     optimizer: torch.optim.Adam
@@ -38,22 +41,33 @@ class Trainee:
     seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
     failure: str | None = None
+    pool: PixelPool = field(default_factory=PixelPool)  # what a pixel ensemble will learn from
 
     @property
     def learning(self) -> bool:
         """Whether there is an epoch left for it."""
         patient = not self.config.patience or self.epoch - self.best_epoch < self.config.patience
-        return self.failure is None and self.epoch < self.config.epochs and patient
+        stopped = isinstance(self.head, PixelEnsemble) and bool(self.head.stopped.all())
+        return self.failure is None and self.epoch < self.config.epochs and patient and not stopped
+
+
+def build_head(store: FeatureStore, config: Config) -> nn.Module:
+    """The network that a configuration names, for the channels of its blocks and the classes of the store."""
+    return (HEADS | BASELINES)[config.head](input_channels(store, config), len(store.classes))
+
+
+def input_channels(store: FeatureStore, config: Config) -> dict[int, int]:
+    """Channels of each block that a network reads; three of the image itself."""
+    return {block: 3 if block == IMAGE else store.contents.blocks[block].channels for block in config.blocks}
 
 
 def new_trainee(
-    store: FeatureStore, config: HeadConfig, run: RunFolder, *, weights: torch.Tensor | None, device: torch.device
+    store: FeatureStore, config: Config, run: RunFolder, *, weights: torch.Tensor | None, device: torch.device
 ) -> Trainee:
     """A head with the first weights of its seed; the global random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        channels = {block: store.contents.blocks[block].channels for block in config.blocks}
-        head = HEADS[config.head](channels, len(store.classes)).to(device)
+        head = build_head(store, config).to(device)
     return Trainee(config, run, head, torch.optim.Adam(head.parameters(), lr=config.lr), weights, store.digest())
 
 
@@ -64,6 +78,15 @@ def score(trainee: Trainee, features: Features, grid: PatchGrid) -> torch.Tensor
     own = {block: features[block].to(dtype) for block in trainee.config.blocks}
     with torch.autocast(features[trainee.config.blocks[0]].device.type, dtype=torch.bfloat16, enabled=mixed):
         return trainee.head(own, (grid.rows, grid.cols)).float()
+
+
+def predict(trainee: Trainee, features: Features, grid: PatchGrid, *, ignore: int | None) -> Prediction:
+    """What the head answers for {block: (N, P, C, h, w)} of its timestep; the class `ignore` is never answered."""
+    if isinstance(trainee.head, PixelEnsemble):
+        own = {block: features[block] for block in trainee.config.blocks}
+        return trainee.head.predict(own, (grid.rows, grid.cols), ignore=ignore)
+    scores = score(trainee, features, grid)
+    return Prediction(classify(scores, ignore), scores)
 
 
 def save_best(trainee: Trainee) -> None:
@@ -104,7 +127,8 @@ def restore(trainee: Trainee) -> bool:
         raise ValueError(f"{path} is damaged ({e}); delete it to train the run from the start") from e
     if about.pop("data") != trainee.data:
         raise ValueError(f"{trainee.run.path} was begun on other data than this store's; delete it or pass --name")
-    if HeadConfig.from_dict(about.pop("config")) != trainee.config:
+    begun = about.pop("config")
+    if begun["head"] != trainee.config.head or type(trainee.config).from_dict(begun) != trainee.config:
         raise ValueError(f"{trainee.run.path} holds an unfinished run of other settings; delete it or pass --name")
     trainee.head.load_state_dict({n.removeprefix("head."): v for n, v in tensors.items() if n.startswith("head.")})
     state: dict[int, dict[str, torch.Tensor]] = {}
