@@ -38,6 +38,8 @@ class HeadConfig:
     val_fraction: float = _flag(0.15, "Share of the training images held out for validation, if there is no val split.")
     seed: int = _sweep(0, "Of the head's first weights and its flips, or a comma list.")
     split_seed: int = _flag(0, "Of the choice of validation images and the order of the training images.")
+    connectivity: Literal["8", "4"] = _flag("8", "Object scores: 8 joins pixels that touch at a corner, 4 does not.")
+    min_object_px: int = _flag(0, "Object scores: drop predicted objects under so many px of the original image.")
 
     def __post_init__(self) -> None:
         rules = {
@@ -49,6 +51,7 @@ class HeadConfig:
             "patience": (self.patience >= 0, "must be 0 or more epochs"),
             "batch_size": (self.batch_size >= 1, "must be at least 1"),
             "val_fraction": (0 < self.val_fraction < 1, "must lie between 0 and 1"),
+            "min_object_px": (self.min_object_px >= 0, "must be 0 px or more"),
         }
         for name, (holds, rule) in rules.items():
             if not holds:

@@ -44,7 +44,7 @@ def legend(classes: Sequence[str], ignore: int | None) -> Legend:
     painted = [(classes[k], colours[k]) for k in _painted(classes, ignore)]
     if ignore is not None:
         painted.append(("not counted", NEUTRAL))
-    target = _foreground(classes, ignore)
+    target = foreground(classes, ignore)
     if target is None:
         return Legend(tuple(painted), (("wrong class", WRONG),))
     name = classes[target]
@@ -196,7 +196,8 @@ def _painted(classes: Sequence[str], ignore: int | None) -> tuple[int, ...]:
     return tuple(k for k, name in enumerate(classes) if k != ignore and not _is_background(name))
 
 
-def _foreground(classes: Sequence[str], ignore: int | None) -> int | None:
+def foreground(classes: Sequence[str], ignore: int | None) -> int | None:
+    """The code of the one class beside background, None where the classes are others than these two."""
     counted = [k for k in range(len(classes)) if k != ignore]
     painted = _painted(classes, ignore)
     return painted[0] if len(counted) == 2 and len(painted) == 1 else None
@@ -208,7 +209,7 @@ def _errors(
     wrong = truth != predicted
     if ignore is not None:
         wrong &= truth != ignore
-    target = _foreground(classes, ignore)
+    target = foreground(classes, ignore)
     if target is None:
         return (wrong,)
     return wrong & (truth != target), wrong & (truth == target)

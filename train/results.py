@@ -7,11 +7,15 @@ import importlib.metadata
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from pathseg.store.features import FeatureStore
 from pathseg.train.batches import FeatureReader
 from pathseg.train.config import HeadConfig
 from pathseg.train.evaluate import Matrices, evaluate
+from pathseg.train.instances import add_objects, image_sums, scored_class
 from pathseg.train.metrics import Scores, constant_answer
+from pathseg.train.objects import ObjectSums
 from pathseg.train.parts import Parts
 from pathseg.train.trainee import LAST, Trainee
 
@@ -19,14 +23,24 @@ from pathseg.train.trainee import LAST, Trainee
 def write_results(trainees: Sequence[Trainee], reader: FeatureReader, parts: Parts, *, answer: int) -> None:
     """Predict the test parts with each head, score them beside the constant answer, and finish the runs.
 
-    metrics.json is written last; what only an unfinished run needs goes.
+    Objects are scored too where `scored_class` says so. metrics.json is written last; what only an unfinished run
+    needs goes.
     """
-    store = reader.store
+    store, countable = reader.store, scored_class(reader.store) is not None
     scored: list[dict[str, Any]] = [{} for _ in trainees]
+    objects: dict[str, dict[int, ObjectSums]] = {trainee.run.name: {} for trainee in trainees}
+
+    def keep(trainee: Trainee, index: int, codes: np.ndarray) -> None:
+        trainee.run.write_prediction(store.ids[index], codes)
+        if countable:
+            objects[trainee.run.name][index] = image_sums(store, index, codes, trainee.config)
+
     for name, indices in parts.tests.items():
-        judged = evaluate(trainees, reader, indices, keep=lambda t, i, c: t.run.write_prediction(store.ids[i], c))
-        for splits, (_, matrices) in zip(scored, judged, strict=True):
+        judged = evaluate(trainees, reader, indices, keep=keep)
+        for trainee, splits, (_, matrices) in zip(trainees, scored, judged, strict=True):
             splits[name] = _scores_of(store, matrices, answer)
+            if countable:
+                add_objects(splits[name], [objects[trainee.run.name][index] for index in matrices], trainee.config)
     for trainee, splits in zip(trainees, scored, strict=True):
         trainee.run.write_metrics(
             {
@@ -51,7 +65,8 @@ def _scores_of(store: FeatureStore, matrices: Matrices, answer: int) -> dict[str
         "confusion": whole.tolist(),
         "constant": {"class": store.classes[answer], "scores": constant.to_dict()},
         "per_image": [
-            {"id": store.ids[i], "scores": Scores.of(matrix, store.ignore).to_dict()} for i, matrix in matrices.items()
+            {"id": store.ids[i], "scores": Scores.of(matrix, store.ignore).to_dict(), "confusion": matrix.tolist()}
+            for i, matrix in matrices.items()
         ],
     }
 
