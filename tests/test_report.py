@@ -19,8 +19,9 @@ from pathseg.store.key import StoreKey
 from pathseg.store.size import BlockShape
 from pathseg.store.writer import StoreWriter
 from pathseg.train.metrics import DEFINITIONS, Scores, confusion, constant_answer
-from pathseg.train.report import ROWS_PER_RUN, SWEEPS_SHOWN, build_report
+from pathseg.train.report import ROWS_PER_RUN, build_report
 from pathseg.train.runs import RunFolder
+from pathseg.train.section import SWEEPS_SHOWN
 
 CLASSES = ("background", "gland")
 SIDE = 256

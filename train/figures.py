@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -186,6 +187,11 @@ def jpeg(picture: np.ndarray, quality: int = 80) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "JPEG", quality=quality, optimize=True)
     return buffer.getvalue()
+
+
+def uri(content: bytes, kind: str) -> str:
+    """A picture file as a link that holds it; kind: `png` or `jpeg`."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _is_background(name: str) -> bool:
