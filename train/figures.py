@@ -160,21 +160,28 @@ def comparison(
     return png(figure)
 
 
-def sheet(rows: Sequence[tuple[str, Sequence[np.ndarray]]], colours: Legend, title: str) -> bytes:
-    """Rows of tissue | ground truth | prediction | errors with a legend; a row is (label, panels). PNG."""
+def sheet(
+    rows: Sequence[tuple[str, Sequence[np.ndarray | None]]], colours: Legend, title: str,
+    columns: Sequence[str] = PANELS,
+) -> bytes:  # fmt: skip
+    """Rows of pictures under the names of their columns, with a legend; a row is (label, panels). PNG.
+
+    A panel that is None stays empty; each row has at least one that is not.
+    """
     from matplotlib.patches import Patch
 
-    h, w = rows[0][1][0].shape[:2]
-    width = 8.0
-    figure = new_figure(width, len(rows) * width / 4 * h / w + 0.9)
-    grid = figure.subplots(len(rows), len(PANELS), squeeze=False)
+    h, w = next(panel for panel in rows[0][1] if panel is not None).shape[:2]
+    width = 2.0 * len(columns)
+    figure = new_figure(width, len(rows) * width / len(columns) * h / w + 0.9)
+    grid = figure.subplots(len(rows), len(columns), squeeze=False)
     for line, (label, pictures) in zip(grid, rows, strict=True):
         for axes, picture in zip(line, pictures, strict=True):
-            axes.imshow(picture, interpolation="lanczos")
+            if picture is not None:
+                axes.imshow(picture, interpolation="lanczos")
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
         line[0].set_ylabel(label)
-    for axes, name in zip(grid[0], PANELS, strict=True):
+    for axes, name in zip(grid[0], columns, strict=True):
         axes.set_title(name, fontsize=9)
     patches = [Patch(color=colour, label=name) for name, colour in (*colours.classes, *colours.errors)]
     figure.legend(handles=patches, loc="outside lower center", ncols=min(4, len(patches)), frameon=False)

@@ -17,6 +17,29 @@ from scipy.spatial import KDTree
 
 STRUCTURES = {4: ndimage.generate_binary_structure(2, 1), 8: ndimage.generate_binary_structure(2, 2)}
 
+OBJECT_DEFINITIONS: dict[str, str] = {
+    "partner": (
+        "of an object: the object of the other image (prediction or ground truth) that it shares most pixels with, "
+        "ties to the smallest label; one object can be the partner of several"
+    ),
+    "object F1": (
+        "2 TP / (2 TP + FP + FN): a predicted object is a true positive (TP) when it covers more than half of its "
+        "partner's pixels, else a false positive (FP); true objects beyond the TP are missed (FN)"
+    ),
+    "object Dice": (
+        "half the mean over predicted objects plus half the mean over true ones, weighted by area, of Dice with the "
+        "partner, 0 without one"
+    ),
+    "object Hausdorff": (
+        "the same mean of the largest distance (in px of the original image) from any pixel of one object to the "
+        "other, both ways, with the partner or, without one, with the nearest object; lower is better"
+    ),
+    "size of the image": (
+        "objects are compared at the original size of the image: the predicted classes are brought there with "
+        "nearest neighbour and cut into connected parts"
+    ),
+}
+
 
 class ObjectScores(NamedTuple):
     """Counts of true positives, false positives and missed objects; F1 and Dice in 0..1; Hausdorff distance in px.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -15,16 +17,17 @@ from pathseg.train.cited import PAPER, PAPER_LINK
 from pathseg.train.edition import Edition
 from pathseg.train.gallery import Stores
 from pathseg.train.metrics import DEFINITIONS
+from pathseg.train.objects import OBJECT_DEFINITIONS
 from pathseg.train.runs import FinishedRun, RunFolder, list_runs
-from pathseg.train.section import ABLATIONS, Group, group_runs, section_of
+from pathseg.train.section import ABLATIONS, Group, group_runs, section_of, tables_of
 from pathseg.train.summary import NOT_RECORDED, untrained_warning
-from pathseg.train.tables import SETTINGS, Table
+from pathseg.train.tables import SETTINGS
 
 ROWS_PER_RUN = 12  # test images shown of one run
 ROWS_PER_PAGE = 48  # of all runs together: at some 0.2 MB a row the page stays near 10 MB
 # what a report writes; what of it an earlier report wrote and this one does not is removed
-PICTURES = ("curves", "images", "comparison", *(name for _, name in ABLATIONS.values()))
-OURS = (*(f"{name}-*.png" for name in PICTURES), "tables.md", "index.html")
+PICTURES = ("curves", "images", "comparison", "sidebyside", *(name for _, name in ABLATIONS.values()))
+OURS = (*(f"{name}-*.png" for name in PICTURES), "table-*.csv", "table-*.tex", "tables.md", "index.html")
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Report:
 
 
 def build_report(workspace: Path | str) -> Report:
-    """Write `report/` of a workspace: index.html (self-contained), tables.md and the figures as PNG files.
+    """Write `report/` of a workspace: index.html (self-contained), tables.md, each table as .csv and .tex, the figures.
 
     The same runs give the same bytes. A damaged run is named in the page and in `damaged`, an unfinished one in the
     page; pictures need the stores, all else does not. An older report stays as it is until the new one is whole.
@@ -52,10 +55,16 @@ def build_report(workspace: Path | str) -> Report:
         page = _page(group_runs(finished), edition, workspace)
         page |= {"warning": untrained_warning(finished), "unfinished": unfinished, "damaged": damaged}
         edition.add("tables.md", _markdown(page).encode())
+        for section in page["sections"]:
+            for name, table in tables_of(section):
+                edition.add(f"table-{section['place']}-{name}.csv", table.csv().encode())
+                edition.add(f"table-{section['place']}-{name}.tex", table.latex().encode())
         edition.add("index.html", _environment().get_template("report.html").render(page).encode())
         edition.publish()
-    lifted = SETTINGS[1:]
-    texts = [section["results"][0].plain(("parameters", "epochs (best)"), lift=lifted) for section in page["sections"]]
+    texts = []
+    for section in page["sections"]:
+        texts.append(section["systems"][0][1].plain())
+        texts.append(section["results"][0][1].plain(("parameters", "epochs (best)"), lift=SETTINGS[1:]))
     texts += [page["warning"]] if page["warning"] else []
     return Report(path=edition.folder / "index.html", table="\n\n".join(texts), damaged=damaged)
 
@@ -69,9 +78,12 @@ def _page(groups: Sequence[Group], edition: Edition, workspace: Path) -> dict[st
         section_of(group, edition, stores, order=i, rows=pictured, workspace=workspace)
         for i, group in enumerate(groups, 1)
     ]
+    script = _read("report.js")
     return {
+        "script": script, "script_digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         "title": "Segmentation report: " + ", ".join(dict.fromkeys(section["title"] for section in sections)),
-        "sections": sections, "definitions": DEFINITIONS, "paper": PAPER, "paper_link": PAPER_LINK,
+        "sections": sections, "definitions": DEFINITIONS, "object_definitions": OBJECT_DEFINITIONS,
+        "paper": PAPER, "paper_link": PAPER_LINK,
         "panels": figures.PANELS, "workspace": str(workspace), "not_recorded": NOT_RECORDED,
     }  # fmt: skip
 
@@ -99,22 +111,21 @@ def _markdown(page: dict[str, Any]) -> str:
     parts = [f"# {page['title']}", page["warning"]]
     for section in page["sections"]:
         parts += [f"## {section['title']}", section["summary"]]
-        tables: list[Table] = [*section["results"], *([section["seeds"]] if section["seeds"] else [])]
-        tables += [table for one in section["ablations"] for table in one["tables"]]
-        tables += [*section["per_class"], *section["cited_details"], *([section["cost"]] if section["cost"] else [])]
-        parts += [table.markdown() for table in tables]
+        parts += [table.markdown() for _, table in tables_of(section)]
     for name, lines in (("Unfinished runs", page["unfinished"]), ("Damaged runs", page["damaged"])):
         parts += [f"## {name}", "\n".join(f"* {line}" for line in lines)] if lines else []
-    parts += ["## Metrics", "\n".join(f"* **{name}**: {text}" for name, text in page["definitions"].items())]
+    parts += ["## Metrics", "\n".join(f"* **{name}**: {text}" for name, text in DEFINITIONS.items())]
+    parts += ["## Object metrics", "\n".join(f"* **{name}**: {text}" for name, text in OBJECT_DEFINITIONS.items())]
     parts += [f"Cited figures: {page['paper']}, {page['paper_link']}"]
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 
 def _environment() -> jinja2.Environment:
-    def read(name: str) -> str:
-        return resources.files("pathseg.train").joinpath("templates", name).read_text(encoding="utf-8")
-
     return jinja2.Environment(
-        loader=jinja2.FunctionLoader(read), autoescape=True, undefined=jinja2.StrictUndefined,
+        loader=jinja2.FunctionLoader(_read), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+
+
+def _read(name: str) -> str:
+    return resources.files("pathseg.train").joinpath("templates", name).read_text(encoding="utf-8")

@@ -15,9 +15,22 @@ from pathseg.train.article import article_of
 from pathseg.train.cited import cited_scores
 from pathseg.train.edition import Edition
 from pathseg.train.gallery import Stores
+from pathseg.train.papertables import systems_table, tissues_table
 from pathseg.train.runs import FinishedRun, natural_order
+from pathseg.train.sidebyside import side_by_side
 from pathseg.train.summary import data_facts, summary
-from pathseg.train.tables import by_dice, cited_details, number, per_class, results
+from pathseg.train.systems import System, systems
+from pathseg.train.tables import (
+    Table,
+    by_dice,
+    cited_rates,
+    confusion_table,
+    number,
+    objects_table,
+    per_class,
+    results,
+)
+from pathseg.train.uncertainty_tables import uncertainty_tables
 
 SWEEPS_SHOWN = 6  # over each setting, those with most values; tables.md has all
 # heading of the sweeps over each setting, and what their picture files are called
@@ -60,28 +73,73 @@ def section_of(
 ) -> dict[str, Any]:
     """What the template shows of a group of runs, its pictures added to the edition; rows: pictures of each run."""
     title = {"glas": "GlaS", "bcss": "BCSS"}.get(group.dataset, group.dataset)
+    place = f"{order}-{group.dataset}"
     comparison, alt = _comparison(group, title)
-    edition.add(f"comparison-{order}-{group.dataset}.png", comparison)
-    swept = sweeps(group.runs)
+    edition.add(f"comparison-{place}.png", comparison)
+    swept, found = sweeps(group.runs), systems(group.runs)
     rated = any(sweep.axis == "lr" for sweep in swept)  # its table brings the paper's rates along
     return {
         "id": f"data-{order}",
+        "place": place,
         "title": title,
         "facts": data_facts(group.runs[0]),
         "summary": summary(group.runs, title),
         "key_figures": _key_figures(group.runs[0]),
-        "results": [results(group.runs, split, _caption(split, group.quoted, title)) for split in group.splits],
+        **_tables(group, found, title),
         "comparison": {"uri": figures.uri(comparison, "png"), "alt": alt},
-        "per_class": [per_class(group.runs, split, f"Classes on {split}, {title}") for split in group.splits],
-        "cited_details": cited_details(group.dataset, with_rates=not rated),
+        "side_by_side": _side_by_side(found, edition, stores, title, place),
+        "cited_rates": None if rated else cited_rates(group.dataset),
         "seeds": seeds_table(group.runs, title),
-        "ablations": _ablations(swept, edition, title, f"{order}-{group.dataset}"),
+        "ablations": _ablations(swept, edition, title, place),
         "cost": cost_table(group.runs, title),
         "legend": figures.legend(group.classes, group.runs[0].data["ignore"]),
         "runs": [
             article_of(run, edition, stores, rows=rows.get(run.name, 0), workspace=workspace) for run in group.runs
         ],
     }
+
+
+def tables_of(section: dict[str, Any]) -> list[tuple[str, Table]]:
+    """All tables of a section but those of single images, in order, each with a name for its files."""
+    named: list[tuple[str, Table | None]] = [(f"systems-{split}", table) for split, table in section["systems"]]
+    named += [(f"results-{split}", table) for split, table in section["results"]]
+    named += [(f"objects-{split}", table) for split, table in section["objects"]]
+    named += [(f"uncertainty-{n}", table) for n, table in enumerate(section["uncertainty"], 1)]
+    named += [("seeds", section["seeds"])]
+    named += [(f"{one['name']}-{n}", table) for one in section["ablations"] for n, table in enumerate(one["tables"], 1)]
+    named += [("rates-cited", section["cited_rates"]), ("tissues", section["tissues"])]
+    named += [(f"classes-{split}", table) for split, table in section["per_class"]]
+    named += [(f"confusion-{n}", table) for n, table in enumerate(section["confusions"], 1)]
+    named += [("cost", section["cost"])]
+    return [(name, table) for name, table in named if table is not None]
+
+
+def _tables(group: Group, found: Sequence[System], title: str) -> dict[str, Any]:
+    """The tables of scores: pairs of a test part and its table, the quoted part first."""
+    runs, parts, quoted = group.runs, group.splits, group.quoted
+    scored = [split for split in parts if any(split in run.parts for one in found for run in one.repeat.runs)]
+    objects = [(split, objects_table(runs, split, title)) for split in parts]
+    return {
+        "systems": [(split, systems_table(found, split, title)) for split in scored],
+        "results": [(split, results(runs, split, _caption(split, quoted, title))) for split in parts],
+        "objects": [(split, table) for split, table in objects if table is not None],
+        "uncertainty": uncertainty_tables(runs, quoted, title),
+        "per_class": [(split, per_class(runs, split, f"Classes on {split}, {title}")) for split in parts],
+        "tissues": tissues_table(found, quoted, title),
+        "confusions": [table for one in found if (table := confusion_table(one.run, quoted)) is not None],
+    }
+
+
+def _side_by_side(
+    found: Sequence[System], edition: Edition, stores: Stores, title: str, place: str
+) -> dict[str, str] | None:
+    """The figure of all systems' predictions, written beside the page too; None where there are no pictures."""
+    made = side_by_side(found, stores, title)
+    if made is None:
+        return None
+    edition.add(f"sidebyside-{place}.png", made.png)
+    text = "; ".join(made.shown)
+    return {"uri": figures.uri(made.png, "png"), "alt": f"{title}: image, ground truth, predictions", "text": text}
 
 
 def _caption(split: str, quoted: str, title: str) -> str:
@@ -131,7 +189,7 @@ def _ablations(swept: Sequence[Sweep], edition: Edition, title: str, place: str)
                 for nth, (sweep, table) in enumerate(zip(along, tables, strict=True), 1)
                 if nth <= SWEEPS_SHOWN
             ]
-            views.append({"heading": heading, "sweeps": shown, "tables": tables, "axis": AXES[axis]})
+            views.append({"name": name, "heading": heading, "sweeps": shown, "tables": tables, "axis": AXES[axis]})
     return views
 
 
