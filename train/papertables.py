@@ -26,10 +26,9 @@ def systems_table(systems: Sequence[System], split: str, title: str) -> Table:
     for one in there:
         parts = _parts(one, split)
         cells = [_over(parts, lambda part, name=name: getattr(part.scores, name)) for name in PIXELS]
-        if objects:
-            cells += [
-                _over(parts, lambda part, name=name: getattr(part.pooled_objects, name, None)) for name in OBJECTS
-            ]
+        for name in OBJECTS if objects else ():
+            digits = 1 if name == "hausdorff" else 3
+            cells.append(_over(parts, lambda part, name=name: getattr(part.pooled_objects, name, None), digits))
         rows.append(Row("run", (one.name, one.weights, _seeds(one), *cells)))
     run = systems[0].run
     cited = cited_scores(str(run.data["dataset"]), split, run.test_split)
