@@ -88,7 +88,7 @@ def toy_key():
     return key
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def toy_contents():
     return contents
 
@@ -99,7 +99,7 @@ def toy_store(tmp_path):
     return fill(StoreWriter(tmp_path / "toy.zarr", contents()))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def fill_store():
     return fill
 

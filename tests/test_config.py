@@ -30,6 +30,7 @@ def test_an_unknown_setting_is_refused():
         {"val_fraction": 0},
         {"val_fraction": 1},
         {"blocks": ()},
+        {"min_object_px": -1},
     ],
 )
 def test_a_setting_out_of_range_is_named_with_its_value(wrong):

@@ -1,6 +1,8 @@
 """The page: one file that opens anywhere, says what metrics.json says, and hides nothing."""
 
 import base64
+import csv
+import hashlib
 import io
 import json
 import shutil
@@ -19,12 +21,15 @@ from pathseg.store.key import StoreKey
 from pathseg.store.size import BlockShape
 from pathseg.store.writer import StoreWriter
 from pathseg.train.metrics import DEFINITIONS, Scores, confusion, constant_answer
-from pathseg.train.report import ROWS_PER_RUN, SWEEPS_SHOWN, build_report
+from pathseg.train.objects import OBJECT_DEFINITIONS
+from pathseg.train.report import ROWS_PER_RUN, build_report
 from pathseg.train.runs import RunFolder
+from pathseg.train.section import SWEEPS_SHOWN
 
 CLASSES = ("background", "gland")
 SIDE = 256
 SPLITS = {"train": 2, "testA": 1, "testB": 14}
+SYSTEMS = "Systems on testB, GlaS (as the paper's Table 4)"
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
 
@@ -80,7 +85,9 @@ def write_run(
         splits[split] = {
             "images": len(matrices), "scores": Scores.of(whole).to_dict(),
             "constant": {"class": "background", "scores": Scores.of(constant_answer(whole, 0)).to_dict()},
-            "per_image": [{"id": i, "scores": Scores.of(m).to_dict()} for i, m in matrices.items()],
+            "per_image": [
+                {"id": i, "scores": Scores.of(m).to_dict(), "confusion": m.tolist()} for i, m in matrices.items()
+            ],
         }  # fmt: skip
     run.write_metrics({"best_epoch": 2, "epochs": 3, "seconds": 61.0, "test_split": "testB", "splits": splits})
     return run
@@ -169,10 +176,21 @@ def test_nothing_is_loaded_from_outside(page):
     assert loaded and all(source.startswith("data:image/") for source in loaded)
 
 
-def test_there_are_no_scripts_and_no_linked_files(page):
-    assert (
-        not page.find("script") and not page.find("link") and "@import" not in page.source and "url(" not in page.source
-    )
+def test_there_are_no_linked_files(page):
+    assert not page.find("link") and "@import" not in page.source and "url(" not in page.source
+
+
+def test_the_only_script_is_the_one_that_the_page_allows(page):
+    assert page.find("script") == [{}]
+    script = page.source.split("<script>")[1].split("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    (policy,) = (tag["content"] for tag in page.find("meta") if tag.get("http-equiv") == "Content-Security-Policy")
+    assert f"script-src 'sha256-{digest}'" in policy and "default-src 'none'" in policy
+
+
+def test_tables_of_several_runs_can_be_sorted(page):
+    tables = [attrs.get("class") for attrs in page.find("table")]
+    assert tables.count("sortable") >= 6  # results and images of both parts, classes
 
 
 def test_links_lead_into_the_page_or_to_the_cited_paper(page):
@@ -205,9 +223,13 @@ def test_header_cells_say_what_they_are_for(page):
     assert all(attrs.get("scope") in ("row", "col") for attrs in page.find("th"))
 
 
-def test_our_runs_stand_before_the_constant_and_the_cited_rows(page):
-    names = [row[0] for row in page.main_table()]
-    assert names[:5] == ["run", "near", "far <b>", "always background", "HIPT"] and names[-1] == "PathSegDiff"
+def test_our_runs_stand_before_the_constant(page):
+    assert [row[0] for row in page.main_table()] == ["run", "near", "far <b>", "always background"]
+
+
+def test_our_systems_stand_before_the_cited_ones(page):
+    names = [row[0] for row in page.tables[SYSTEMS]]
+    assert names[:3] == ["system", "PathSegDiff", "HIPT"] and names[-1] == "PathSegDiff"
 
 
 @pytest.mark.parametrize("name", ["near", "far <b>"])
@@ -224,7 +246,7 @@ def test_rows_all_have_the_width_of_the_head(page):
 
 
 def test_cited_rows_are_marked(page):
-    cited = page.main_table()[4:]
+    cited = page.tables[SYSTEMS][2:]
     assert len(cited) == 8 and all("cited, Table 4" in row for row in cited)
 
 
@@ -270,7 +292,7 @@ def test_the_worst_image_is_shown_first(made, page):
 
 
 def test_every_metric_is_defined_in_the_page(page):
-    assert len(DEFINITIONS) > 5 and all(text in page.text for text in DEFINITIONS.values())
+    assert len(DEFINITIONS) > 5 and all(text in page.text for text in (DEFINITIONS | OBJECT_DEFINITIONS).values())
 
 
 def test_the_configuration_is_in_the_page(page):
@@ -289,11 +311,43 @@ def test_tables_are_written_as_markdown(made):
     assert "\n| near | mini (untrained) | ssl | 50 | 4-6 |" in text and "nothing about pathology" in text
 
 
+def test_every_table_lies_beside_the_page_for_papers_and_for_programs(made):
+    text = (made / "report" / "tables.md").read_text(encoding="utf-8")
+    counts = [len(list((made / "report").glob(f"table-*.{kind}"))) for kind in ("csv", "tex")]
+    assert counts == [text.count("\n| ---")] * 2
+
+
+def test_the_csv_of_a_table_holds_its_rows(made, page):
+    with (made / "report" / "table-1-glas-results-testB.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[:3] == page.main_table()[:3]
+
+
+def test_systems_are_shown_side_by_side_in_the_page_and_beside_it(made, page):
+    picture = base64.b64encode((made / "report" / "sidebyside-1-glas.png").read_bytes()).decode()
+    assert f"data:image/png;base64,{picture}" in {attrs["src"] for attrs in page.find("img")}
+    assert "PathSegDiff: run far <b>, mini (untrained)" in page.text  # the first of two that differ in their name only
+
+
+def test_the_confusion_matrix_is_that_of_metrics_json(made, page):
+    per_image = json.loads((made / "heads" / "far <b>" / "metrics.json").read_text())["splits"]["testB"]["per_image"]
+    counts = np.sum([one["confusion"] for one in per_image], axis=0)
+    row = page.tables["Confusion matrix of far <b> on testB"][2]
+    assert row[:3] == ["gland", *(f"{count:,}" for count in counts[1])]
+    assert row[3:] == [f"{count / counts[1].sum():.3f}" for count in counts[1]]
+
+
+def test_runs_have_intervals_and_are_tested_against_the_best(page):
+    assert [row[0] for row in page.tables["Confidence intervals on testB, GlaS"]] == ["run", "near", "far <b>"]
+    assert [row[0] for row in page.tables["Each run against near on testB, GlaS"]] == ["run", "far <b>"]
+    assert "Wilcoxon signed-rank test" in page.text and "2,000 resamples" in page.text
+
+
 def test_figures_lie_beside_the_page(made):
     names = sorted(path.name for path in (made / "report").glob("*.png"))
     assert names == [
         "comparison-1-glas.png", "curves-far__b_.png", "curves-near.png", "images-far__b_.png",
-        "images-near.png",
+        "images-near.png", "sidebyside-1-glas.png",
     ]  # fmt: skip
 
 
@@ -326,7 +380,7 @@ def test_without_the_store_all_but_the_pictures_is_there(trained):
 
 def test_the_table_for_the_terminal_is_the_quoted_one(trained):
     lines = build_report(trained).table.splitlines()
-    assert lines[0].startswith("Results on testB, GlaS") and any(line.startswith("one ") for line in lines)
+    assert lines[0].startswith("Systems on testB, GlaS") and any(line.startswith("one ") for line in lines)
     assert any(line.startswith("PathSegDiff ") and "cited, Table 4" in line for line in lines)
 
 

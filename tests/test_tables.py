@@ -1,9 +1,14 @@
 """The report's tables: what is in which row, and how it is written."""
 
+import csv
+import dataclasses
+import io
+
 import numpy as np
 import pytest
 
 from pathseg.train.metrics import Scores, constant_answer
+from pathseg.train.objects import ObjectSums
 from pathseg.train.runs import FinishedRun, PartScores, RunFolder
 from pathseg.train.tables import (
     DASH,
@@ -11,9 +16,11 @@ from pathseg.train.tables import (
     Row,
     Table,
     by_dice,
-    cited_details,
+    cited_rates,
+    confusion_table,
     difference,
     number,
+    objects_table,
     per_class,
     per_image,
     results,
@@ -49,9 +56,8 @@ def cells(table: Table, row: int) -> dict[str, str]:
     return dict(zip(table.columns, table.rows[row].cells, strict=True))
 
 
-def test_runs_come_first_then_the_constant_then_what_is_cited(runs):
-    kinds = [row.kind for row in results(runs, "testB", "t").rows]
-    assert kinds == ["run"] * 2 + ["constant"] + ["cited"] * 8
+def test_runs_come_first_then_the_constant(runs):
+    assert [row.kind for row in results(runs, "testB", "t").rows] == ["run"] * 2 + ["constant"]
 
 
 def test_the_highest_dice_is_first_and_marked(runs):
@@ -82,17 +88,6 @@ def test_the_constant_row_names_its_class(runs):
     assert (row["run"], row["model"], row["Dice"]) == ("always background", "constant answer", "0.375")
 
 
-def test_a_cited_row_is_marked_with_its_table(runs):
-    row = cells(results(runs, "testB", "t"), -1)
-    assert (row["run"], row["model"], row["Dice"], row["F1"]) == ("PathSegDiff", "cited, Table 4", "0.896", "0.894")
-
-
-def test_a_cited_value_that_the_paper_does_not_print_is_a_dash(runs):
-    table = results(runs, "testB", "t")
-    row = next(cells(table, i) for i, row in enumerate(table.rows) if row.cells[0] == "CIMD")
-    assert (row["accuracy"], row["Dice"], row["mIoU"]) == (DASH, DASH, "0.569")
-
-
 def test_a_test_part_holds_only_the_runs_that_were_scored_on_it(runs):
     assert [row.cells[0] for row in results(runs, "testA", "t").rows] == ["good", "always background"]
 
@@ -110,15 +105,6 @@ def test_runs_on_different_images_are_said_not_to_compare(runs):
 
 def test_runs_on_the_same_images_carry_no_such_note(runs):
     assert not any("different images" in note for note in results(runs, "testB", "t").notes)
-
-
-def test_a_smaller_test_part_than_the_papers_is_said(runs):
-    assert any("on all 20 images" in note for note in results(runs, "testB", "t").notes)
-
-
-def test_a_data_set_that_the_paper_does_not_use_has_no_cited_rows():
-    table = results([finished("a", {"testB": part(GOOD)}, dataset="folder")], "testB", "t")
-    assert [row.kind for row in table.rows] == ["run", "constant"] and table.notes == ()
 
 
 def test_every_class_of_every_run_has_a_row(runs):
@@ -144,13 +130,59 @@ def test_images_are_listed_worst_first():
     assert [row.cells[0] for row in per_image(both, "t").rows] == ["b", "a"]
 
 
-def test_bcss_brings_its_other_cited_tables():
-    assert [len(table.rows) for table in cited_details("bcss")] == [6, 3] and cited_details("glas") == ()
+def test_the_cited_rates_are_those_of_bcss():
+    assert len(cited_rates("bcss").rows) == 3 and cited_rates("glas") is None
 
 
-def test_the_cited_rates_can_be_left_out():
-    (only,) = cited_details("bcss", with_rates=False)
-    assert "Table 3" in only.caption
+def with_objects() -> PartScores:
+    """Two images: one of two objects found and one too many; nothing found of one."""
+    sums = {
+        "a": ObjectSums(1, 1, 1, 200, 200, 100.0, 100.0, 200, 200, 300.0, 500.0),
+        "b": ObjectSums(0, 0, 1, 0, 200, 0.0, 0.0, left_out=1),
+    }
+    rules = {"connectivity": "8", "min_object_px": 0, "hausdorff_left_out": 1}
+    half = GOOD // 2
+    return dataclasses.replace(part(GOOD, ids=("a", "b")), objects=sums, rules=rules, matrices={"a": half, "b": half})
+
+
+def test_object_scores_by_hand():
+    row = cells(objects_table([finished("a", {"testB": with_objects()})], "testB", "t"), 0)
+    assert list(row.values()) == [
+        "a", "1", "1", "2", "0.400", f"{(100 / 200 + 100 / 400) / 2:.3f}", f"{(300 / 200 + 500 / 200) / 2:.1f}",
+        "0.250", "0.250", "2.0", "1",
+    ]  # fmt: skip
+
+
+def test_runs_without_objects_have_no_table_of_them(runs):
+    assert objects_table(runs, "testB", "t") is None
+
+
+def test_images_say_their_object_scores_where_they_have_some():
+    rows = {row.cells[0]: row.cells[5:] for row in per_image(with_objects(), "t").rows}
+    assert rows == {"a": ("0.500", "0.500", "2.0"), "b": ("0.000", "0.000", DASH)}
+
+
+def test_a_confusion_matrix_gives_counts_and_shares_of_the_row():
+    rows = [row.cells for row in confusion_table(finished("a", {"testB": with_objects()}), "testB").rows]
+    assert rows == [("background", "50", "10", "0.833", "0.167"), ("gland", "20", "20", "0.500", "0.500")]
+
+
+def test_a_run_that_recorded_no_matrices_has_no_confusion_table(runs):
+    assert confusion_table(runs[0], "testB") is None
+
+
+def test_csv_quotes_what_must_be_quoted():
+    table = Table("Title", ("run", "pixels"), (Row("run", ('a "b"', "1,234")),))
+    assert list(csv.reader(io.StringIO(table.csv()))) == [["run", "pixels"], ['a "b"', "1,234"]]
+
+
+def test_latex_parts_ours_from_the_cited_and_marks_the_best():
+    rows = (Row("run", ("a_b", "0.5 ± 0.1"), best=True), Row("cited", ("c & d", "50%")))
+    lines = Table("Title", ("run", "Dice"), rows).latex().splitlines()
+    assert lines[4:10] == [
+        r"\hline", r"run & Dice \\", r"\hline", r"\textbf{a\_b} & \textbf{0.5 $\pm$ 0.1} \\", r"\hline",
+        r"c \& d & 50\% \\",
+    ]  # fmt: skip
 
 
 def test_equal_dice_is_ordered_by_name():

@@ -137,14 +137,14 @@ def _columns(measures: Sequence[tuple[Part, Metric]], split: str) -> tuple[str, 
 
 
 def _cells(repeat: Repeat, measures: Sequence[tuple[Part, Metric]]) -> tuple[str, ...]:
-    return tuple(_text(repeat.spread(part, metric), len(repeat.runs)) for part, metric in measures)
+    return tuple(spread_text(repeat.spread(part, metric), len(repeat.runs)) for part, metric in measures)
 
 
-def _text(spread: Spread | None, expected: int) -> str:
+def spread_text(spread: Spread | None, expected: int, digits: int = 3) -> str:
     """`0.826 ± 0.004`; the count too where it is not that of the row."""
     if spread is None:
         return DASH
-    text = number(spread.mean) if spread.deviation is None else f"{spread.mean:.3f} ± {spread.deviation:.3f}"
+    text = f"{spread.mean:.{digits}f}" + ("" if spread.deviation is None else f" ± {spread.deviation:.{digits}f}")
     return text if spread.count == expected else f"{text} (n = {spread.count})"
 
 

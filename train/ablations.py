@@ -106,13 +106,13 @@ def sweeps(runs: Sequence[FinishedRun]) -> tuple[Sweep, ...]:
     return tuple(found)
 
 
-def repeats(runs: Sequence[FinishedRun]) -> tuple[tuple[tuple[str, ...], Repeat], ...]:
-    """Settings as `described` and their runs, wherever two or more runs differ in nothing but their seed."""
+def repeats(runs: Sequence[FinishedRun], least: int = 2) -> tuple[tuple[tuple[str, ...], Repeat], ...]:
+    """Settings as `described` and their runs, wherever at least so many runs differ in nothing but their seed."""
     several = _several_data(runs)
     return tuple(
         (described(alike[0], leave_out=(), place=several), Repeat(_by_seed(alike)))
         for alike in _alike(_first_of_twins(runs), free=("seed",))
-        if len(alike) > 1
+        if len(alike) >= least
     )
 
 

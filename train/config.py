@@ -79,6 +79,8 @@ class HeadConfig:
     val_fraction: float = _flag(0.15, "Share of the training images held out for validation, if there is no val split.")
     seed: int = _sweep(0, "Of the head's first weights and its flips, or a comma list.")
     split_seed: int = _flag(0, "Of the choice of validation images, the order of training images and their views.")
+    connectivity: Literal["8", "4"] = _flag("8", "Object scores: 8 joins pixels that touch at a corner, 4 does not.")
+    min_object_px: int = _flag(0, "Object scores: drop predicted objects under so many px of the original image.")
 
     def __post_init__(self) -> None:
         learning = LEARNING[self.head]
@@ -139,7 +141,9 @@ class BaselineConfig:
     precision: Literal["float32", "bfloat16"] = _flag("float32", "bfloat16 is mixed precision.")
     val_fraction: float = _flag(0.15, "Share of the training images held out for validation, if there is no val split.")
     seed: int = _sweep(0, "Of the first weights, dropout and flips, or a comma list.")
-    split_seed: int = _flag(0, "Of the choice of validation images and the order of the training images.")
+    split_seed: int = _flag(0, "Of the choice of validation images, the order of training images and their views.")
+    connectivity: Literal["8", "4"] = _flag("8", "Object scores: 8 joins pixels that touch at a corner, 4 does not.")
+    min_object_px: int = _flag(0, "Object scores: drop predicted objects under so many px of the original image.")
 
     def __post_init__(self) -> None:
         _require(self, {})
@@ -174,6 +178,7 @@ def _require(config: Config, more: dict[str, tuple[bool, str]]) -> None:
         "patience": (config.patience >= 0, "must be 0 or more epochs"),
         "batch_size": (config.batch_size >= 1, AT_LEAST_1),
         "val_fraction": (0 < config.val_fraction < 1, "must lie between 0 and 1"),
+        "min_object_px": (config.min_object_px >= 0, "must be 0 px or more"),
     }
     for name, (holds, rule) in rules.items():
         if not holds:

@@ -33,6 +33,10 @@ def _list_of(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, list) and all(holds(one) for one in value)
 
 
+def _is_matrix(value: Any) -> bool:
+    return isinstance(value, list) and all(WHOLES.holds(row) and len(row) == len(value) for row in value)
+
+
 OBJECT = Kind("an object", lambda value: isinstance(value, dict))
 OBJECTS = Kind("a list of objects", _list_of(OBJECT.holds))
 TEXT = Kind("text", lambda value: isinstance(value, str))
@@ -42,14 +46,16 @@ WHOLE = Kind("a whole number", _is_whole)
 WHOLES = Kind("a list of whole numbers", _list_of(_is_whole))
 NUMBER = Kind("a number", _is_number)
 SCORE = NUMBER.or_null()
+MATRIX = Kind("a square matrix of whole numbers", _is_matrix)
 SIZE = Kind("height and width in px", lambda value: WHOLES.holds(value) and len(value) == 2 and min(value) > 0)
 
 # `*` stands for every entry of an object or a list; what ends with `?` may be missing
 CONFIG: dict[str, Kind] = {
     "head": OBJECT,
     **{f"head.{name}?": WHOLE for name in ("t", "epochs", "patience", "batch_size", "pixels", "seed", "split_seed")},
+    "head.min_object_px?": WHOLE,
     **{f"head.{name}?": NUMBER for name in ("lr", "val_fraction")},
-    **{f"head.{name}?": TEXT for name in ("head", "weights", "augment", "class_weights", "precision")},
+    **{f"head.{name}?": TEXT for name in ("head", "weights", "augment", "class_weights", "precision", "connectivity")},
     "head.blocks?": WHOLES,
     "data": OBJECT,
     **{f"data.{name}": TEXT for name in ("store", "dataset", "layout", "preprocessing", "test_split")},
@@ -82,6 +88,14 @@ SCORES: dict[str, Kind] = {
     **{f"classes.*.{name}": SCORE for name in ("dice", "iou", "precision", "recall", "f1")},
 }
 
+RULES: dict[str, Kind] = {"connectivity": TEXT, "min_object_px": WHOLE, "resized": TEXT, "hausdorff_left_out": WHOLE}
+
+OBJECTS_OF_IMAGE: dict[str, Kind] = {
+    **dict.fromkeys(("tp", "fp", "fn", "predicted_px", "true_px", "images", "left_out"), WHOLE),
+    **{f"{side}_{name}": NUMBER for side in ("predicted", "true") for name in ("dice", "hausdorff")},
+    **{f"measured_{side}_px": WHOLE for side in ("predicted", "true")},
+}
+
 METRICS: dict[str, Kind] = {
     "best_epoch": WHOLE,
     "epochs": WHOLE,
@@ -96,6 +110,13 @@ METRICS: dict[str, Kind] = {
     "splits.*.constant.class": TEXT,
     "splits.*.per_image": OBJECTS,
     "splits.*.per_image.*.id": TEXT,
+    "splits.*.confusion?": MATRIX,
+    "splits.*.per_image.*.confusion?": MATRIX,
+    "splits.*.objects?": OBJECT,
+    **{f"splits.*.objects.{name}": kind for name, kind in RULES.items()},
+    "splits.*.per_image.*.objects?": OBJECT,
+    "splits.*.per_image.*.objects.sums": OBJECT,
+    **{f"splits.*.per_image.*.objects.sums.{name}": kind for name, kind in OBJECTS_OF_IMAGE.items()},
     **{
         f"splits.*.{where}{below}": kind
         for where in ("scores", "constant.scores", "per_image.*.scores")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ def legend(classes: Sequence[str], ignore: int | None) -> Legend:
     painted = [(classes[k], colours[k]) for k in _painted(classes, ignore)]
     if ignore is not None:
         painted.append(("not counted", NEUTRAL))
-    target = _foreground(classes, ignore)
+    target = foreground(classes, ignore)
     if target is None:
         return Legend(tuple(painted), (("wrong class", WRONG),))
     name = classes[target]
@@ -161,21 +162,29 @@ def comparison(
     return png(figure)
 
 
-def sheet(rows: Sequence[tuple[str, Sequence[np.ndarray]]], colours: Legend, title: str) -> bytes:
-    """Rows of tissue | ground truth | prediction | errors with a legend; a row is (label, panels). PNG."""
+def sheet(
+    rows: Sequence[tuple[str, Sequence[np.ndarray | None]]], colours: Legend, title: str,
+    columns: Sequence[str] = PANELS,
+) -> bytes:  # fmt: skip
+    """Rows of pictures under the names of their columns, with a legend; a row is (label, panels). PNG.
+
+    A panel that is None stays empty; each row has at least one that is not.
+    """
     from matplotlib.patches import Patch
 
-    h, w = rows[0][1][0].shape[:2]
-    whole = np.full((len(rows) * (h + GAP_PX) - GAP_PX, len(PANELS) * (w + GAP_PX) - GAP_PX, 3), 255, np.uint8)
+    h, w = next(panel for panel in rows[0][1] if panel is not None).shape[:2]
+    size = (len(rows) * (h + GAP_PX) - GAP_PX, len(columns) * (w + GAP_PX) - GAP_PX, 3)
+    whole = np.full(size, 255, np.uint8)
     tops, lefts = range(0, whole.shape[0], h + GAP_PX), range(0, whole.shape[1], w + GAP_PX)
     for top, (_, pictures) in zip(tops, rows, strict=True):
         for left, picture in zip(lefts, pictures, strict=True):
-            whole[top : top + h, left : left + w] = picture
-    width = 8.0
-    figure = new_figure(width, len(rows) * width / 4 * h / w + 0.9)
+            if picture is not None:
+                whole[top : top + h, left : left + w] = picture
+    width = 2.0 * len(columns)
+    figure = new_figure(width, len(rows) * width / len(columns) * h / w + 0.9)
     axes = figure.subplots()  # one for all panels: laying out one for each takes longer than all else
     axes.imshow(whole, interpolation="lanczos")
-    axes.set_xticks([left + w / 2 for left in lefts], PANELS, fontsize=9)
+    axes.set_xticks([left + w / 2 for left in lefts], columns, fontsize=9)
     axes.set_yticks(
         [top + h / 2 for top in tops], [label for label, _ in rows], rotation=90, va="center", ma="center", fontsize=8
     )
@@ -194,6 +203,11 @@ def jpeg(picture: np.ndarray, quality: int = 80) -> bytes:
     return buffer.getvalue()
 
 
+def uri(content: bytes, kind: str) -> str:
+    """A picture file as a link that holds it; kind: `png` or `jpeg`."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
 def _is_background(name: str) -> bool:
     return name.strip().lower() == "background"
 
@@ -202,7 +216,8 @@ def _painted(classes: Sequence[str], ignore: int | None) -> tuple[int, ...]:
     return tuple(k for k, name in enumerate(classes) if k != ignore and not _is_background(name))
 
 
-def _foreground(classes: Sequence[str], ignore: int | None) -> int | None:
+def foreground(classes: Sequence[str], ignore: int | None) -> int | None:
+    """The code of the one class beside background, None where the classes are others than these two."""
     counted = [k for k in range(len(classes)) if k != ignore]
     painted = _painted(classes, ignore)
     return painted[0] if len(counted) == 2 and len(painted) == 1 else None
@@ -214,7 +229,7 @@ def _errors(
     wrong = truth != predicted
     if ignore is not None:
         wrong &= truth != ignore
-    target = _foreground(classes, ignore)
+    target = foreground(classes, ignore)
     if target is None:
         return (wrong,)
     return wrong & (truth != target), wrong & (truth == target)

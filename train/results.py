@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from pathseg.store.contents import Contents
@@ -16,36 +17,56 @@ from pathseg.store.features import FeatureStore
 from pathseg.train.batches import FeatureReader
 from pathseg.train.config import IMAGE, Config
 from pathseg.train.evaluate import Matrices, evaluate
+from pathseg.train.instances import add_objects, image_sums, scored_class
 from pathseg.train.metrics import Scores, constant_answer
+from pathseg.train.objects import ObjectSums
 from pathseg.train.parts import Parts
 from pathseg.train.pixels import image_uncertainty
 from pathseg.train.trainee import LAST, Trainee, input_channels
 
 
+class Beside:
+    """What predicting the test images gives beside confusion matrices: pictures, objects, uncertainty."""
+
+    def __init__(self, store: FeatureStore) -> None:
+        self._store, self._countable = store, scored_class(store) is not None
+        self._objects: dict[tuple[Path, int], ObjectSums] = {}
+        self._unsure: dict[tuple[Path, int], float] = {}
+
+    def keep(self, trainee: Trainee, index: int, codes: np.ndarray) -> None:
+        """Write the predicted class codes (H, W) of an image, and count its objects where that is to be done."""
+        trainee.run.write_prediction(self._store.ids[index], codes)
+        if self._countable:
+            self._objects[trainee.run.path, index] = image_sums(self._store, index, codes, trainee.config)
+
+    def keep_uncertainty(self, trainee: Trainee, index: int, uncertainty: torch.Tensor) -> None:
+        """Write the uncertainty (H, W) of an image, in nats, as a picture, and keep its score."""
+        self._unsure[trainee.run.path, index] = image_uncertainty(uncertainty)
+        share = uncertainty / math.log(max(2, len(self._store.classes)))  # of the most that K classes can disagree
+        trainee.run.write_uncertainty(self._store.ids[index], share.cpu().numpy())
+
+    def add_to(self, part: dict[str, Any], trainee: Trainee, indices: Sequence[int]) -> None:
+        """Put what was kept of these images into the scores of a test part."""
+        if self._countable:
+            add_objects(part, [self._objects[trainee.run.path, index] for index in indices], trainee.config)
+        for index, image in zip(indices, part["per_image"], strict=True):
+            if (trainee.run.path, index) in self._unsure:
+                image["uncertainty"] = self._unsure[trainee.run.path, index]
+
+
 def write_results(trainees: Sequence[Trainee], reader: FeatureReader, parts: Parts, *, answer: int) -> None:
     """Predict the test parts with each head, score them beside the constant answer, and finish the runs.
 
-    metrics.json is written last; what only an unfinished run needs goes.
+    Objects are scored too where `scored_class` says so. metrics.json is written last; what only an unfinished run
+    needs goes.
     """
-    store = reader.store
+    store, beside = reader.store, Beside(reader.store)
     scored: list[dict[str, Any]] = [{} for _ in trainees]
-    unsure: dict[tuple[Path, int], float] = {}
-
-    def keep_uncertainty(trainee: Trainee, index: int, uncertainty: torch.Tensor) -> None:
-        unsure[trainee.run.path, index] = image_uncertainty(uncertainty)
-        share = uncertainty / math.log(max(2, len(store.classes)))  # of the most that K classes can disagree
-        trainee.run.write_uncertainty(store.ids[index], share.cpu().numpy())
-
     for name, indices in parts.tests.items():
-        judged = evaluate(
-            trainees, reader, indices, keep=lambda t, i, c: t.run.write_prediction(store.ids[i], c),
-            keep_uncertainty=keep_uncertainty,
-        )  # fmt: skip
+        judged = evaluate(trainees, reader, indices, keep=beside.keep, keep_uncertainty=beside.keep_uncertainty)
         for trainee, splits, (_, matrices) in zip(trainees, scored, judged, strict=True):
             splits[name] = _scores_of(store, matrices, answer)
-            for index, image in zip(matrices, splits[name]["per_image"], strict=True):
-                if (trainee.run.path, index) in unsure:
-                    image["uncertainty"] = unsure[trainee.run.path, index]
+            beside.add_to(splits[name], trainee, list(matrices))
     for trainee, splits in zip(trainees, scored, strict=True):
         trainee.run.write_metrics(
             {
@@ -70,7 +91,8 @@ def _scores_of(store: FeatureStore, matrices: Matrices, answer: int) -> dict[str
         "confusion": whole.tolist(),
         "constant": {"class": store.classes[answer], "scores": constant.to_dict()},
         "per_image": [
-            {"id": store.ids[i], "scores": Scores.of(matrix, store.ignore).to_dict()} for i, matrix in matrices.items()
+            {"id": store.ids[i], "scores": Scores.of(matrix, store.ignore).to_dict(), "confusion": matrix.tolist()}
+            for i, matrix in matrices.items()
         ],
     }
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from pathseg.store.local import alone_in
 from pathseg.train.expected import CONFIG, HISTORY, METRICS, check
-from pathseg.train.metrics import Scores
+from pathseg.train.partscores import PartScores
 
 
 class RunFolder:
@@ -135,28 +135,6 @@ class RunFolder:
                 return np.array(picture.convert("L"))
         except (OSError, SyntaxError) as e:
             raise ValueError(f"{path} is damaged: {e}; delete the run folder and train it again") from e
-
-
-@dataclass(frozen=True)
-class PartScores:
-    """The scores of one test split: all its images pooled, each image alone, and always answering one class."""
-
-    images: int
-    scores: Scores
-    constant_class: str
-    constant: Scores
-    per_image: dict[str, Scores]
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> PartScores:
-        """One entry of `splits` in metrics.json, which `expected.METRICS` has been checked against."""
-        return cls(
-            images=values["images"],
-            scores=Scores.from_dict(values["scores"]),
-            constant_class=values["constant"]["class"],
-            constant=Scores.from_dict(values["constant"]["scores"]),
-            per_image={one["id"]: Scores.from_dict(one["scores"]) for one in values["per_image"]},
-        )
 
 
 @dataclass(frozen=True)

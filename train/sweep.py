@@ -71,6 +71,9 @@ def summary(folders: Sequence[Path]) -> str:
             constant = part["constant"]
             always = f"always {constant['class']}: dice {_figure(constant['scores']['dice'])}"
             lines.append(f"  {name}, {part['images']} images: {figures}  ({always})")
+            if objects := part.get("objects", {}).get("pooled"):
+                figures = "  ".join(f"{m} {_figure(objects[m])}" for m in ("f1", "dice", "hausdorff"))
+                lines.append(f"  {name}, objects: {figures} px")
     return "\n".join(lines)
 
 

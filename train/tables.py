@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pathseg.store.blocks import format_blocks
-from pathseg.train.cited import IOUS, RATES, cited_scores
+from pathseg.train.cited import RATES
 from pathseg.train.metrics import Scores
+from pathseg.train.objects import ObjectScores, mean_scores
 from pathseg.train.runs import FinishedRun, PartScores
 
 DASH = "–"
@@ -44,6 +47,27 @@ class Table:
         notes = "".join(f"\n\n{_escaped(note)}" for note in self.notes)
         return f"**{_escaped(self.caption)}**\n\n{body}{notes}\n"
 
+    def csv(self) -> str:
+        """As comma-separated values, the columns' names first."""
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([self.columns, *(row.cells for row in self.rows)])
+        return text.getvalue()
+
+    def latex(self) -> str:
+        """As a LaTeX table that needs no package; a line parts our rows from the others, the best row is bold."""
+        lines, kind = [], "run"
+        for row in self.rows:
+            lines += [r"\hline"] if row.kind != kind else []
+            lines.append(_latex_line(row.cells, r"\textbf{%s}" if row.best else "%s"))
+            kind = row.kind
+        notes = "".join(f"\n\\par\\small {_latex(note)}" for note in self.notes)
+        layout = "l" * self.words + "r" * (len(self.columns) - self.words)
+        return "\n".join([
+            r"\begin{table}", r"\centering", rf"\caption{{{_latex(self.caption)}}}", rf"\begin{{tabular}}{{{layout}}}",
+            r"\hline", _latex_line(self.columns, "%s"), r"\hline", *lines, r"\hline", rf"\end{{tabular}}{notes}",
+            r"\end{table}", "",
+        ])  # fmt: skip
+
     def plain(self, leave_out: Sequence[str] = (), lift: Sequence[str] = ()) -> str:
         """As aligned columns for a terminal.
 
@@ -67,7 +91,7 @@ class Table:
 
 
 def results(runs: Sequence[FinishedRun], split: str, title: str) -> Table:
-    """The main table of one test part: our runs (highest Dice first), the constant answer, then what is cited."""
+    """All our runs on one test part, highest Dice first, and the constant answer."""
     ranked = by_dice([run for run in runs if split in run.parts], split)
     parts = [run.parts[split] for run in ranked]
     rows = [
@@ -82,15 +106,7 @@ def results(runs: Sequence[FinishedRun], split: str, title: str) -> Table:
         Row("constant", (f"always {name}", CONSTANT, *blank, str(images), *_metrics(scores), "0.000"))
         for name, images, scores in constants
     ]
-    cited = cited_scores(str(ranked[0].data["dataset"]), split, ranked[0].test_split)
-    rows += [
-        Row("cited", (
-            row.method, f"{CITED}, Table {row.table}", *blank, DASH if row.images is None else str(row.images),
-            *(number(value) for value in (row.accuracy, row.dice, row.miou, row.f1)), DASH,
-        ))
-        for row in cited
-    ]  # fmt: skip
-    return Table(title, ("run", *SETTINGS, *METRICS), tuple(rows), words=6, notes=_notes(parts, cited))
+    return Table(title, ("run", *SETTINGS, *METRICS), tuple(rows), words=6, notes=_notes(parts))
 
 
 def per_class(runs: Sequence[FinishedRun], split: str, title: str) -> Table:
@@ -108,33 +124,68 @@ def per_class(runs: Sequence[FinishedRun], split: str, title: str) -> Table:
 
 def per_image(part: PartScores, title: str) -> Table:
     """The scores of each image alone, worst first: here the means over classes are taken within the image."""
-    rows = [
-        Row("run", (name, *map(number, (one.accuracy, one.dice, one.miou, one.f1))))
-        for name, one in sorted(part.per_image.items(), key=lambda item: (_rank(item[1].dice), item[0]))
-    ]
-    return Table(title, ("image", *METRICS[:4]), tuple(rows))
+    rows = []
+    for name, one in sorted(part.per_image.items(), key=lambda item: (_rank(item[1].dice), item[0])):
+        objects = _object_cells(part.objects[name].scores()) if name in part.objects else (DASH,) * 3
+        cells = (name, *map(number, (one.accuracy, one.dice, one.miou, one.f1)))
+        rows.append(Row("run", (*cells, *objects) if part.objects else cells))
+    columns = ("image", *METRICS[:4], *(("object F1", "object Dice", "Hausdorff, px") if part.objects else ()))
+    return Table(title, columns, tuple(rows))
 
 
-def cited_details(dataset: str, *, with_rates: bool = True) -> tuple[Table, ...]:
-    """What else the paper prints for a data set: IoU per class, scores over learning rates (if they are asked for)."""
-    ious = tuple(
-        Row("cited", (row.method, *(f"{value:.4f}" for value in values)))
-        for row in IOUS if row.dataset == dataset
-        for values in ((row.tumor, row.stroma, row.inflammatory, row.necrosis, row.mean),)
+def cited_rates(dataset: str) -> Table | None:
+    """What the paper prints for a data set over learning rates, None where it prints nothing."""
+    rows = tuple(
+        Row("cited", (f"{row.lr:g}", number(row.accuracy), number(row.miou), number(row.dice)))
+        for row in RATES if row.dataset == dataset
     )  # fmt: skip
-    rates = tuple(
-        Row("cited", (f"{row.lr:g}", number(row.accuracy), number(row.dice), number(row.miou)))
-        for row in RATES if with_rates and row.dataset == dataset
+    caption = "Cited: PathSegDiff on validation images at each learning rate (Table 5 of the paper)"
+    return Table(caption, ("lr", "accuracy", "mIoU", "Dice"), rows) if rows else None
+
+
+def objects_table(runs: Sequence[FinishedRun], split: str, title: str) -> Table | None:
+    """Object scores of the runs on one test part, highest pixel Dice first; None where none has them."""
+    rows, rules = [], {}
+    for run in by_dice([run for run in runs if split in run.parts], split):
+        part = run.parts[split]
+        if (pooled := part.pooled_objects) is None:
+            continue
+        mean = mean_scores(list(part.objects.values()))
+        counts = (f"{pooled.tp:,}", f"{pooled.fp:,}", f"{pooled.fn:,}", *_object_cells(pooled))
+        rows.append(Row("run", (run.name, *counts, *_object_cells(mean), str(part.rules["hausdorff_left_out"]))))
+        least = part.rules["min_object_px"]
+        rules[f"{part.rules['connectivity']}-connected, of {f'at least {least} px' if least else 'any size'}"] = None
+    measures = ("F1", "Dice", "Hausdorff, px")
+    columns = (
+        "run", "TP", "FP", "FN", *(f"{name} (pooled)" for name in measures), *(f"{name} (mean)" for name in measures),
+        "left out",
     )  # fmt: skip
-    named = ("method", "tumor", "stroma", "inflammatory", "necrosis", "mean")
-    tables = (
-        Table("Cited: IoU of each class (Table 3 of the paper)", named, ious),
-        Table(
-            "Cited: PathSegDiff on validation images at each learning rate (Table 5 of the paper)",
-            ("lr", "accuracy", "Dice", "mIoU"), rates,
-        ),
+    note = (
+        f"Predicted objects: parts of the prediction, {' or '.join(rules)}, at the images' original size. Pooled: over "
+        "all objects of all images, as the GlaS challenge does; mean: of each image's own score. Left out: images with "
+        "objects on one side only, which have no Hausdorff distance."
+    )
+    return Table(f"Objects on {split}, {title}", columns, tuple(rows), notes=(note,)) if rows else None
+
+
+def confusion_table(run: FinishedRun, split: str) -> Table | None:
+    """True classes against predicted ones: pixels, and shares of the row; None where the run did not record them."""
+    part = run.parts.get(split)
+    if part is None or part.matrix is None:
+        return None
+    classes, ignore = run.data["classes"], run.data["ignore"]
+    counted = [k for k in range(len(classes)) if k != ignore]
+    rows = tuple(
+        Row("run", (
+            classes[k], *(f"{line[j]:,}" for j in counted),
+            *(number(line[j] / line.sum() if line.sum() else None) for j in counted),
+        ))
+        for k in counted
+        for line in (part.matrix[k],)
     )  # fmt: skip
-    return tuple(table for table in tables if table.rows)
+    columns = ("true class", *(f"as {classes[j]}, pixels" for j in counted), *(f"as {classes[j]}" for j in counted))
+    note = "Last columns: share of the true class's pixels."
+    return Table(f"Confusion matrix of {run.name} on {split}", columns, rows, notes=(note,))
 
 
 def settings(run: FinishedRun) -> tuple[str, ...]:
@@ -168,19 +219,15 @@ def _metrics(scores: Scores, constant: Scores | None = None) -> tuple[str, ...]:
     return cells if constant is None else (*cells, difference(scores.dice, constant.dice))
 
 
-def _notes(parts: Sequence[PartScores], cited: Sequence[Any]) -> tuple[str, ...]:
-    notes = []
-    if len({frozenset(part.per_image) for part in parts}) > 1:
-        notes.append("These runs were scored on different images, so their numbers cannot be compared with each other.")
-    if cited:
-        notes.append(
-            "Cited rows are copied from the PathSegDiff paper, not run here; those of other methods are as that paper "
-            "quotes them. Their metrics may be defined otherwise than ours."
-        )
-        official = cited[0].images
-        if official is not None and any(part.images != official for part in parts):
-            notes.append(f"The cited figures are on all {official} images of this part, ours on the number shown.")
-    return tuple(notes)
+def _object_cells(scores: ObjectScores) -> tuple[str, str, str]:
+    distance = DASH if scores.hausdorff is None else f"{scores.hausdorff:.1f}"
+    return number(scores.f1), number(scores.dice), distance
+
+
+def _notes(parts: Sequence[PartScores]) -> tuple[str, ...]:
+    if len({frozenset(part.per_image) for part in parts}) < 2:
+        return ()
+    return ("These runs were scored on different images, so their numbers cannot be compared with each other.",)
 
 
 def _rank(value: float | None) -> float:
@@ -193,3 +240,18 @@ def _value(value: Any) -> str:
 
 def _escaped(cell: str) -> str:
     return cell.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
+
+
+LATEX = {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "−": "$-$",
+    "–": "--", "<": "$<$", ">": "$>$", "µ": r"$\mu$", "×": r"$\times$", "·": r"$\cdot$", "…": r"\dots{}",
+    **{letter: f"\\{letter}" for letter in "&%$#_{}"},
+}  # fmt: skip
+
+
+def _latex(text: str) -> str:
+    return "".join(LATEX.get(letter, letter) for letter in text)
+
+
+def _latex_line(cells: Sequence[str], form: str) -> str:
+    return " & ".join(form % _latex(cell) for cell in cells) + r" \\"

@@ -1,0 +1,130 @@
+"""Which of our runs stands for which system of the paper."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pathseg.train.config import HeadConfig
+from pathseg.train.metrics import Scores, constant_answer
+from pathseg.train.objects import ObjectSums
+from pathseg.train.papertables import systems_table, tissues_table
+from pathseg.train.runs import FinishedRun, PartScores, RunFolder
+from pathseg.train.systems import system_name, systems
+from pathseg.train.tables import DASH
+
+GOOD, FAIR = np.array([[50, 10], [20, 20]]), np.array([[40, 20], [20, 20]])
+TISSUES = ("tumor", "stroma", "inflammatory", "necrosis", "other")
+
+
+def finished(
+    *, model: str = "brca-hipt-20x", condition: str = "ssl", val: float = 0.5, matrix: np.ndarray = GOOD,
+    dataset: str = "glas", classes: tuple[str, ...] = ("background", "gland"), name: str = "", **settings: Any,
+) -> FinishedRun:  # fmt: skip
+    data = {
+        "store": f"/{model}.zarr", "key": model + condition, "dataset": dataset, "classes": list(classes),
+        "ignore": None, "model": {"name": model, "trained": model != "mini", "condition": condition},
+        "test_split": "testB", "images": {"train": ["a"], "val": ["b"]},
+    }  # fmt: skip
+    scores = Scores.of(matrix)
+    part = PartScores(1, scores, "background", Scores.of(constant_answer(matrix, 0)), {"c": scores})
+    return FinishedRun(
+        RunFolder(name or "-".join([model, condition, *(f"{key}{value}" for key, value in settings.items())])),
+        {"head": dataclasses.asdict(HeadConfig(**settings)), "data": data, "parameters": 1},
+        ({"epoch": 1, "val_dice": val},), 1, 1, 1.0, "testB", {"testB": part},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("about", "name"),
+    [
+        ({}, "PathSegDiff"),
+        ({"condition": "none"}, "PathSegDiff-uncond"),
+        ({"model": "hipt", "condition": "none"}, "HIPT"),
+        ({"head": "linear"}, "linear probe"),
+        ({"head": "linear", "model": "hipt"}, "linear probe on HIPT"),
+        ({"head": "pixel-ensemble"}, "DDPMSeg (pixel ensemble)"),
+        ({"head": "res-unet"}, "Res-UNet"),
+        ({"head": "vgg16-fcn8", "condition": "none"}, "VGG16-FCN8"),
+    ],
+)
+def test_a_run_has_the_papers_name(about, name):
+    assert system_name(finished(**about)) == name
+
+
+def test_seeds_are_one_system():
+    (one,) = systems([finished(seed=0), finished(seed=1, val=0.7)])
+    assert (one.repeat.seeds, one.run.head["seed"], one.settings_tried) == ((0, 1), 1, 1)
+
+
+def test_settings_are_chosen_by_validation_not_by_test():
+    better_on_test = finished(lr=1e-3, val=0.4, matrix=GOOD)
+    (one,) = systems([better_on_test, finished(lr=1e-4, val=0.6, matrix=FAIR)])
+    assert (one.run.head["lr"], one.settings_tried) == (1e-4, 2)
+
+
+def test_the_papers_own_system_comes_first():
+    runs = [finished(head="res-unet"), finished(model="hipt"), finished(condition="none"), finished()]
+    assert [one.name for one in systems(runs)] == ["PathSegDiff", "PathSegDiff-uncond", "HIPT", "Res-UNet"]
+
+
+def test_a_system_that_reads_images_names_no_features():
+    (one,) = systems([finished(head="res-unet")])
+    assert one.weights == "trained on the images" and one.settings[0] == "head res-unet"
+
+
+def rows(runs: list[FinishedRun]) -> list[tuple[str, ...]]:
+    return [row.cells for row in systems_table(systems(runs), "testB", "GlaS").rows]
+
+
+def test_a_row_says_weights_seeds_mean_and_deviation():
+    dice = [(100 / 130 + 40 / 70) / 2, (80 / 120 + 40 / 80) / 2]
+    row = rows([finished(model="mini", seed=0), finished(model="mini", seed=1, matrix=FAIR)])[0]
+    deviation = (dice[0] - dice[1]) / 2**0.5
+    assert row[:5] == ("PathSegDiff", "mini (untrained)", "2 (0, 1)", "0.650 ± 0.071",
+                       f"{sum(dice) / 2:.3f} ± {deviation:.3f}")  # fmt: skip
+
+
+def test_our_systems_stand_above_what_the_paper_prints():
+    names = [(row.kind, row.cells[0]) for row in systems_table(systems([finished()]), "testB", "GlaS").rows]
+    assert names[0] == ("run", "PathSegDiff") and len(names) == 9
+    assert names[1] == ("cited", "HIPT") and names[-1] == ("cited", "PathSegDiff")
+
+
+def test_a_cited_row_is_marked_and_a_value_that_is_not_printed_is_a_dash():
+    row = next(row for row in rows([finished()]) if row[0] == "CIMD")
+    assert row == ("CIMD", "cited, Table 4", DASH, DASH, DASH, "0.569", "0.692")
+
+
+def test_a_smaller_test_part_than_the_papers_is_said():
+    assert "on all 20 images of this part, ours on 1" in systems_table(systems([finished()]), "testB", "t").notes[1]
+
+
+def test_a_data_set_that_the_paper_does_not_use_has_no_cited_rows():
+    table = systems_table(systems([finished(dataset="folder")]), "testB", "t")
+    assert [row.kind for row in table.rows] == ["run"] and "Table" not in table.caption
+
+
+def test_objects_have_their_columns():
+    run = finished()
+    run.parts["testB"] = dataclasses.replace(
+        run.parts["testB"], objects={"c": ObjectSums(1, 0, 0, 100, 100, 50.0, 50.0, 100, 100, 300.0, 300.0)}
+    )
+    table = systems_table(systems([run]), "testB", "t")
+    assert table.columns[-3:] == ("object F1", "object Dice", "object Hausdorff, px")
+    assert table.rows[0].cells[-3:] == ("1.000", "0.500", "3.0") and table.rows[1].cells[-3:] == (DASH,) * 3
+
+
+def test_the_classes_of_bcss_are_the_papers_table_3():
+    run = finished(dataset="bcss", classes=TISSUES, matrix=np.diag([10, 20, 30, 40, 50]) + 10)
+    rows = tissues_table(systems([run]), "testB", "BCSS").rows
+    ious = [(n + 10) / (n + 90) for n in (10, 20, 30, 40)]  # on the diagonal n + 10, in row and column 40 more
+    assert rows[0].cells[3:] == tuple(f"{iou:.3f}" for iou in [*ious, sum(ious) / 4])
+    assert [row.cells[0] for row in rows[1:]] == [
+        "HistoSegNet", "SEAM", "C-CAM", "WSSS-Tissue", "PistoSeg", "PathSegDiff",
+    ]  # fmt: skip
+
+
+def test_other_classes_have_no_table_3():
+    assert tissues_table(systems([finished()]), "testB", "GlaS") is None

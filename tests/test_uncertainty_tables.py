@@ -1,0 +1,44 @@
+"""Intervals and differences as tables: one row a run, honest dashes."""
+
+import numpy as np
+import pytest
+
+from pathseg.train.metrics import Scores, constant_answer
+from pathseg.train.runs import FinishedRun, PartScores, RunFolder
+from pathseg.train.uncertainty_tables import uncertainty_tables
+
+GOOD, FAIR = np.array([[50, 10], [20, 20]]), np.array([[40, 20], [20, 20]])
+
+
+def finished(name, matrix, *, ids=("a", "b"), recorded=True):
+    whole = len(ids) * matrix
+    scores = Scores.of(whole)
+    part = PartScores(
+        len(ids), scores, "background", Scores.of(constant_answer(whole, 0)), dict.fromkeys(ids, Scores.of(matrix)),
+        dict.fromkeys(ids, matrix) if recorded else {},
+    )  # fmt: skip
+    config = {"head": {}, "data": {"classes": ["background", "gland"], "ignore": None}, "parameters": 1}
+    return FinishedRun(RunFolder(f"heads/{name}"), config, (), 1, 1, 1.0, "testB", {"testB": part})
+
+
+def test_a_score_stands_with_its_interval():
+    (table,) = uncertainty_tables([finished("one", GOOD)], "testB", "GlaS")  # equal images: no width
+    assert table.rows[0].cells[:2] == ("one", "0.700 [0.700, 0.700]")
+
+
+def test_every_run_is_compared_with_the_best():
+    _, table = uncertainty_tables([finished("fair", FAIR), finished("good", GOOD)], "testB", "GlaS")
+    dice = (80 / 120 + 40 / 80) / 2 - (100 / 130 + 40 / 70) / 2
+    bounds = f"−{-dice:.3f}"
+    assert table.caption == "Each run against good on testB, GlaS"
+    assert table.rows[0].cells == ("fair", bounds, f"[{bounds}, {bounds}]", "0.500", "2")
+
+
+def test_runs_on_other_images_have_a_dash_and_a_note():
+    _, table = uncertainty_tables([finished("good", GOOD), finished("x", FAIR, ids=("c", "d"))], "testB", "GlaS")
+    assert table.rows[0].cells == ("x", "–", "–", "–", "–") and "different images" in table.notes[1]
+
+
+@pytest.mark.parametrize("split", ["testB", "testA"])
+def test_runs_without_matrices_have_no_tables(split):
+    assert uncertainty_tables([finished("old", GOOD, recorded=False)], split, "GlaS") == ()

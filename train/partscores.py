@@ -1,0 +1,56 @@
+"""The scores of one test part of a finished run, as its metrics.json says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pathseg.train.metrics import Scores
+from pathseg.train.objects import ObjectScores, ObjectSums
+
+
+@dataclass(frozen=True)
+class PartScores:
+    """The scores of one test split: all its images pooled, each image alone, and always answering one class.
+
+    matrices: confusion matrices (K, K) by image, objects: object scores by image; both are empty where the run did
+    not record them, objects also where the data set has none. `rules` is what metrics.json says of the objects.
+    """
+
+    images: int
+    scores: Scores
+    constant_class: str
+    constant: Scores
+    per_image: dict[str, Scores]
+    matrices: dict[str, np.ndarray] = field(default_factory=dict)
+    objects: dict[str, ObjectSums] = field(default_factory=dict)
+    rules: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> PartScores:
+        """One entry of `splits` in metrics.json, which `expected.METRICS` has been checked against."""
+        each = values["per_image"]
+        return cls(
+            images=values["images"],
+            scores=Scores.from_dict(values["scores"]),
+            constant_class=values["constant"]["class"],
+            constant=Scores.from_dict(values["constant"]["scores"]),
+            per_image={one["id"]: Scores.from_dict(one["scores"]) for one in each},
+            matrices={one["id"]: np.array(one["confusion"]) for one in each if "confusion" in one},
+            objects={one["id"]: ObjectSums(**one["objects"]["sums"]) for one in each if "objects" in one},
+            rules=values.get("objects", {}),
+        )
+
+    @property
+    def matrix(self) -> np.ndarray | None:
+        """The confusion matrix (K, K) of all images, rows truth; None where the run did not record it."""
+        whole = len(self.matrices) == self.images > 0
+        return sum(self.matrices.values()) if whole else None
+
+    @property
+    def pooled_objects(self) -> ObjectScores | None:
+        """The object scores of all images pooled; None where there are none."""
+        whole = len(self.objects) == self.images > 0
+        return ObjectSums.total(self.objects.values()).scores() if whole else None

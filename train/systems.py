@@ -1,0 +1,86 @@
+"""The systems that the paper compares, and which of our runs stands for which."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pathseg.train.ablations import Repeat, repeats
+from pathseg.train.runs import FinishedRun
+
+# a head other than the paper's makes a system of its own, whatever features it reads
+HEADS = {
+    "res-unet": "Res-UNet",
+    "vgg16-fcn8": "VGG16-FCN8",
+    "pixel-ensemble": "DDPMSeg (pixel ensemble)",
+    "linear": "linear probe",
+}
+FROM_PIXELS = ("res-unet", "vgg16-fcn8")  # these read images, not features
+OF_FEATURES = ("model ", "condition ", "t = ", "blocks ")  # settings in words that mean nothing to them
+ORDER = (
+    "PathSegDiff", "PathSegDiff-uncond", "DDPMSeg (pixel ensemble)", "HIPT", "Res-UNet", "VGG16-FCN8", "linear probe",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class System:
+    """One system of ours: its name, the runs of its chosen settings (differing by seed only), those settings in words.
+
+    `run` is the one of them with the highest validation Dice; `settings_tried` counts the settings chosen from.
+    """
+
+    name: str
+    repeat: Repeat
+    settings: tuple[str, ...]
+    settings_tried: int
+
+    @property
+    def run(self) -> FinishedRun:
+        """The run whose predictions stand for the system."""
+        pairs = zip(self.repeat.scores("val", "dice"), self.repeat.runs, strict=True)
+        return max(pairs, key=lambda pair: -1.0 if pair[0] is None else pair[0])[1]
+
+    @property
+    def weights(self) -> str:
+        """Whose weights made the features; of a system that reads images, that it was trained from the images."""
+        if not reads_features(self.run):
+            return "trained on the images"
+        model = self.run.data["model"]
+        return str(model["name"]) + ("" if model["trained"] else " (untrained)")
+
+
+def reads_features(run: FinishedRun) -> bool:
+    """Whether a run learned from features; else from the images themselves."""
+    return run.head.get("head") not in FROM_PIXELS
+
+
+def system_name(run: FinishedRun) -> str:
+    """What the paper calls a system made like this run; features other than the conditioned model's are named too."""
+    head, model = run.head.get("head", "fcn"), run.data["model"]
+    features = "HIPT" if model["name"] == "hipt" else "PathSegDiff-uncond" if model["condition"] == "none" else ""
+    if not reads_features(run) or not features:
+        return HEADS.get(head, "PathSegDiff" if head == "fcn" else str(head))
+    return features if head == "fcn" else f"{HEADS.get(head, head)} on {features}"
+
+
+def systems(runs: Sequence[FinishedRun]) -> tuple[System, ...]:
+    """The systems among the runs of one data set, in the paper's spirit: PathSegDiff first.
+
+    A system that was trained with several settings is shown with those of the highest mean validation Dice: choosing
+    by the test images would flatter it.
+    """
+    found: dict[str, list[tuple[tuple[str, ...], Repeat]]] = {}
+    for words, repeat in repeats(runs, least=1):
+        first = repeat.runs[0]
+        said = words if reads_features(first) else tuple(word for word in words if not word.startswith(OF_FEATURES))
+        found.setdefault(system_name(first), []).append((said, repeat))
+    made = []
+    for name, tried in found.items():
+        words, repeat = max(tried, key=lambda pair: _validation(pair[1]))
+        made.append(System(name, repeat, words, len(tried)))
+    return tuple(sorted(made, key=lambda one: (ORDER.index(one.name) if one.name in ORDER else len(ORDER), one.name)))
+
+
+def _validation(repeat: Repeat) -> float:
+    spread = repeat.spread("val", "dice")
+    return -1.0 if spread is None else spread.mean
