@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from pathseg.store import workspace as places
 from pathseg.store.errors import StoreError
 from pathseg.store.flags import NAMES, flags_of, wrong_flags
 from pathseg.train.config import HeadConfig
+from pathseg.train.prediction import PredictConfig, predict_options
 
 PATH = click.Path(path_type=Path, resolve_path=True)
 WORKSPACE = click.Path(path_type=Path)
@@ -104,13 +105,14 @@ def extract_command(**flags: Any) -> None:
     left = pipeline.unfinished_images(writer, pipeline.wanted_blocks(model, config), config)
     with tqdm(total=left * patches, unit="patch", desc="extract", disable=not left) as bar:
         if spread:
-            failures = on_workers(writer, opener, loader, config, flags, lambda images: bar.update(images * patches))
+            from pathseg.extract.cluster import extract_spread
+
+            place = {name: flags[name] for name in ("workers", "scheduler", "device")}
+            failures = extract_spread(writer, opener, loader, config, lambda n: bar.update(n * patches), **place)
         else:
             failures = pipeline.extract(writer, dataset, model, config, lambda images: bar.update(images * patches))
     click.echo(f"{store.location}: {len(store) - len(failures)} of {len(store)} images at t {format_list(config.t)}")
-    if failures:
-        lines = "\n".join(f"  {failure.id}: {failure.reason}" for failure in failures)
-        raise click.ClickException(f"{len(failures)} of {len(store)} images were set aside:\n{lines}")
+    require_all([f"{failure.id}: {failure.reason}" for failure in failures], len(store))
 
 
 @main.command("train-head")
@@ -165,6 +167,31 @@ def report_command(workspace: Path) -> None:
         raise click.ClickException(f"{len(report.damaged)} runs could not be read:\n{lines}")
 
 
+@main.command("predict")
+@click.argument("images", nargs=-1, required=True)
+@predict_options
+@workspace_option
+@device_option
+def predict_command(images: tuple[str, ...], **flags: Any) -> None:
+    """Segment new images or whole slides with a trained head: files, folders or globs.
+
+    Slides are read by region at the head's um/px; images are resized as those it was trained on were, or by --mpp.
+    Memory does not grow with the slide. Run it again after an interruption: finished windows are kept.
+    """
+    from pathseg.extract.pictures import list_pictures, open_picture
+    from pathseg.train.predict import predict_all, summary
+    from pathseg.train.progress import Progress
+
+    with wrong_flags():
+        config = PredictConfig(**{name: flags[name] for name in PredictConfig.__dataclass_fields__})
+    paths, predictor = list_pictures(images), make_predictor(config, flags)
+    opener = partial(open_picture, sampling=predictor.head.sampling, file_mpp=flags["mpp"])
+    with Progress(len(paths)) as progress:
+        records, failures = predict_all(predictor, paths, opener, progress)
+    click.echo(summary(records, flags["out"]))
+    require_all(failures, len(paths))
+
+
 @main.command("info")
 @click.argument("store")
 def info_command(store: str) -> None:
@@ -205,36 +232,37 @@ def verify_command(store: str, repair: bool) -> None:
 def demo_command(ctx: click.Context, workspace: Path) -> None:
     """Run the three stages on generated tissue with the bundled model, printing each command it stands for."""
     place = ["--workspace", str(workspace)]
+    store = str(places.store_path(workspace, "synthetic", "mini"))
     for arguments in (
         ["extract", "--dataset", "synthetic", "--model", "mini", "--t", "50", *place],
-        [
-            "train-head",
-            "--store",
-            str(places.store_path(workspace, "synthetic", "mini")),
-            "--blocks",
-            "4-6",
-            "--lr",
-            "1e-3",
-            "--epochs",
-            "8",
-            *place,
-        ],
+        ["train-head", "--store", store, "--blocks", "4-6", "--lr", "1e-3", "--epochs", "8", *place],
         ["report", *place],
     ):
         click.secho(f"$ pathseg {' '.join(arguments)}", bold=True)
         main.main(arguments, prog_name="pathseg", standalone_mode=False)
 
 
-def on_workers(
-    writer: Any, opener: Callable, loader: Callable, config: ExtractConfig, flags: dict[str, Any], on_unit: Callable
-) -> Any:
-    """Stage one on Dask workers of this machine or of a cluster; each worker chooses its own device for `auto`."""
-    from pathseg.extract.cluster import extract_on_cluster, local_client, scheduler_client
+def require_all(failures: Sequence[str], images: int) -> None:
+    """Raise a ClickException with a line for each image that was set aside."""
+    if failures:
+        raise click.ClickException("\n  ".join([f"{len(failures)} of {images} images were set aside:", *failures]))
 
-    with local_client(flags["workers"]) if flags["workers"] else scheduler_client(flags["scheduler"]) as client:
-        return extract_on_cluster(
-            writer, client, dataset=opener, model=loader, config=config, device=flags["device"], on_unit=on_unit
-        )
+
+def make_predictor(config: PredictConfig, flags: dict[str, Any]) -> Any:
+    """A run's head with the model that made its features, which is checked before anything runs."""
+    from pathseg.extract.live import live_features
+    from pathseg.extract.models import load_model
+    from pathseg.extract.pictures import truth_reader
+    from pathseg.train.predict import Predictor
+    from pathseg.train.trained import TrainedHead
+    from pathseg.train.truth import Truth
+
+    place, folder = device(flags["device"]), places.run_path(flags["workspace"], flags["run"])
+    head = TrainedHead.load(folder, device=place, mpp=flags["trained_mpp"])
+    truth = flags["truth"] and Truth(str(flags["truth"]), truth_reader(flags["truth"]))
+    model = load_model(flags["model"] or head.key.model, flags["hipt"], head.key.condition, device=place)
+    features = live_features(model, head.key, head.config.t, head.config.blocks, batch_size=config.batch_size)
+    return Predictor(head, features, flags["out"], config, flags["formats"], truth)
 
 
 def absolute(model: str) -> str:

@@ -79,6 +79,24 @@ def scheduler_client(address: str) -> Iterator[Client]:
         yield client
 
 
+def extract_spread(
+    writer: StoreWriter,
+    dataset: Callable[[], Dataset],
+    model: Callable[..., FeatureModel],
+    config: ExtractConfig,
+    on_unit: Callable[[int], None],
+    *,
+    workers: int | None,
+    scheduler: str | None,
+    device: str,
+) -> tuple[Failure, ...]:
+    """`extract_on_cluster` on so many processes of this machine, or else on a scheduler's workers."""
+    with local_client(workers) if workers else scheduler_client(scheduler or "") as client:
+        return extract_on_cluster(
+            writer, client, dataset=dataset, model=model, config=config, device=device, on_unit=on_unit
+        )
+
+
 def extract_on_cluster(
     writer: StoreWriter,
     client: Client,

@@ -88,6 +88,13 @@ def panels(
     return tuple(np.clip(picture + 0.5, 0, 255).astype(np.uint8) for picture in (tissue, *overlays, errors))
 
 
+def overlay(tissue: np.ndarray, codes: np.ndarray, *, classes: Sequence[str], ignore: int | None) -> np.ndarray:
+    """Classes (h, w) tinted and outlined over tissue (h, w, 3) uint8, as in `panels`; codes without a class are not."""
+    colours, painted = class_colours(classes, ignore), _painted(classes, ignore)
+    picture = _overlay(tissue.astype(np.float32), codes, colours, painted)
+    return np.clip(picture + 0.5, 0, 255).astype(np.uint8)
+
+
 def learning_curves(history: Sequence[Mapping[str, Any]], best_epoch: int, title: str) -> bytes:
     """Loss (training, validation), validation Dice and mIoU over the epochs; the best epoch is marked. PNG."""
     figure = new_figure(9.0, 3.1)
@@ -188,12 +195,13 @@ def jpeg(picture: np.ndarray, quality: int = 80) -> bytes:
     return buffer.getvalue()
 
 
-def _is_background(name: str) -> bool:
+def is_background(name: str) -> bool:
+    """Whether a class is what is left over: never painted, never outlined."""
     return name.strip().lower() == "background"
 
 
 def _painted(classes: Sequence[str], ignore: int | None) -> tuple[int, ...]:
-    return tuple(k for k, name in enumerate(classes) if k != ignore and not _is_background(name))
+    return tuple(k for k, name in enumerate(classes) if k != ignore and not is_background(name))
 
 
 def _foreground(classes: Sequence[str], ignore: int | None) -> int | None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pathseg.store.features import FeatureStore
+from pathseg.store.sampling import Sampling
 from pathseg.train.batches import FeatureReader
 from pathseg.train.config import HeadConfig
 from pathseg.train.evaluate import Matrices, evaluate
@@ -79,6 +80,8 @@ def describe(store: FeatureStore, config: HeadConfig, parts: Parts, *, parameter
             "size": list(key.size),
             "layout": key.layout,
             "preprocessing": key.preprocessing,
+            "features": key.to_dict(),
+            "sampling": Sampling.of(contents).to_dict(),
             "channels": {str(block): contents.blocks[block].channels for block in config.blocks},
             "test_split": contents.test_split,
             "images": {name: [store.ids[i] for i in indices] for name, indices in parts.named().items()},
