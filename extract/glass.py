@@ -10,14 +10,16 @@ from scipy import ndimage
 LOWEST, HIGHEST = 8, 25
 
 
-def find_tissue(thumbnail: np.ndarray) -> np.ndarray:
+def find_tissue(thumbnail: np.ndarray, *, rim_px: float) -> np.ndarray:
     """(h, w, 3) uint8 RGB -> (h, w) bool, True where there is tissue: saturation above Otsu's threshold (1979).
 
-    A 3x3 median takes specks away, a rim of one pixel is added, so that no edge of tissue is lost.
+    A 3x3 median takes specks away. What is white inside of tissue (lumens, fat) belongs to it, and so does a rim of
+    `rim_px` around it, so that no edge of tissue and no lumen that opens to the glass is lost.
     """
     saturation = ndimage.median_filter(_saturation(thumbnail), size=3, mode="nearest")
     threshold = np.clip(otsu(saturation), LOWEST, HIGHEST)
-    return ndimage.binary_dilation(saturation > threshold, np.ones((3, 3), bool))
+    found = ndimage.binary_fill_holes(saturation > threshold)
+    return ndimage.distance_transform_edt(~found) <= rim_px if found.any() else found
 
 
 def otsu(values: np.ndarray) -> int:

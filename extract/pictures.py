@@ -40,6 +40,8 @@ class PlainPicture:
         elif sampling.resized:
             _require_alike(path, self.file_px, sampling)
             self.size = sampling.size
+            if self.mpp is not None:  # the files are taken to be of one resolution, so a larger one was shrunk more
+                self.mpp *= math.sqrt(math.prod(self.file_px) / math.prod(sampling.original_px))
         else:
             self.size = self.file_px
         self.scale = tuple(a / b for a, b in zip(self.file_px, self.size, strict=True))

@@ -16,6 +16,7 @@ from pathseg.extract.glass import find_tissue
 MARGIN_PX = 4  # read around a region, so that the filter sees the same neighbours as in the next region
 READ_PX = 4096  # longest side of what is decoded at once, whatever the level: 64 MiB
 TISSUE_PX = 2048  # longest side of the overview that tissue is found on: 24 um/px for a slide of 50 mm
+RIM_UM = 50  # of glass that counts as tissue: wider than most lumens that open to it
 MPP = ("openslide.mpp-y", "openslide.mpp-x")
 BOUNDS = ("openslide.bounds-y", "openslide.bounds-x", "openslide.bounds-height", "openslide.bounds-width")
 
@@ -44,7 +45,8 @@ class Slide:
             self._slide = OpenSlide(path)
             properties = self._slide.properties
             pitch = (file_mpp, file_mpp) if file_mpp else tuple(float(properties.get(name, "nan")) for name in MPP)
-            self._top, self._left, *self.file_px = self._bounds(properties)
+            self._top, self._left, *sides = self._bounds(properties)
+        self.file_px = tuple(sides)
         if not all(math.isfinite(one) and one > 0 for one in pitch):
             self.close()
             raise ValueError(
@@ -72,8 +74,10 @@ class Slide:
         return picture
 
     def tissue(self) -> np.ndarray:
-        """Where there is tissue, seen on an overview."""
-        return find_tissue(self.overview(TISSUE_PX))
+        """Where there is tissue and RIM_UM around it, seen on an overview."""
+        picture = self.overview(TISSUE_PX)
+        um_per_px = self.mpp * self.size[0] / picture.shape[0]
+        return find_tissue(picture, rim_px=max(1.0, RIM_UM / um_per_px))
 
     def close(self) -> None:
         """Let go of the file."""

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -60,9 +61,12 @@ class Answers:
         self._done.update(indices)
 
     def read(self, index: int) -> np.ndarray:
-        """(M, h, w) float32 of a window."""
+        """(M, h, w) float32 of a window. Raises ValueError where its bytes are not those that were written."""
         if index not in self._recent:
-            self._recent[index] = np.asarray(self._array[index]).astype(np.float32)
+            try:
+                self._recent[index] = np.asarray(self._array[index]).astype(np.float32)
+            except (ValueError, RuntimeError) as e:
+                raise ValueError(f"window {index} in {self._folder} is damaged: {e}; delete that folder") from e
             if len(self._recent) > REMEMBERED:
                 self._recent.popitem(last=False)
         self._recent.move_to_end(index)
@@ -72,6 +76,8 @@ class Answers:
         """Delete what lies on the disk."""
         if self._folder is not None:
             shutil.rmtree(self._folder)
+            with suppress(OSError):  # others work beside it
+                self._folder.parent.rmdir()
 
 
 def _resumed(folder: Path, about: dict) -> set[int]:

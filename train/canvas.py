@@ -63,10 +63,17 @@ class Canvas:
 
 
 def assemble(
-    answers: Answers, plan: Plan, canvas: Canvas, *, classes: int, probabilities: zarr.Group | None = None
+    answers: Answers,
+    plan: Plan,
+    canvas: Canvas,
+    *,
+    classes: int,
+    tissue: np.ndarray | None = None,
+    probabilities: zarr.Group | None = None,
 ) -> np.ndarray:
-    """Blend the windows into the canvas, its coarser levels too; (K,) pixels of each class where anything was computed.
+    """Blend the windows into the canvas, its coarser levels too; (K,) pixels of each class where anything counts.
 
+    tissue: (h, w) bool over the whole; what lies outside of it counts as not computed, in a window or not.
     With a group (`probability_arrays`) the blended maps are written there. Memory holds a tile and a few windows.
     """
     places = {number: index for index, number in enumerate(plan.kept)}
@@ -75,6 +82,8 @@ def assemble(
         maps, computed = _blended(answers, plan, places, rows, cols)
         if maps is None:
             continue
+        if tissue is not None:
+            computed &= nearest(tissue, canvas.size, rows, cols)
         codes = np.where(computed, maps[:classes].argmax(axis=0), canvas.empty).astype(np.uint8)
         canvas.codes[0][rows, cols] = codes
         counts += np.bincount(codes[computed], minlength=classes)[:classes]
@@ -101,6 +110,17 @@ def probability_arrays(path: Path, size: tuple[int, int], *, classes: int, uncer
             name, shape=shape, chunks=chunks, dtype="float16", fill_value=float("nan"), compressors=packed
         )
     return group
+
+
+def nearest(
+    codes: np.ndarray, size: tuple[int, int], rows: slice | None = None, cols: slice | None = None
+) -> np.ndarray:
+    """(h, w) codes brought to a size (H, W), or a part of it: the value at the centre of each new pixel."""
+    picks = []
+    for part, new, old in zip((rows, cols), size, codes.shape, strict=True):
+        first, last = (0, new) if part is None else (part.start, part.stop)
+        picks.append(((np.arange(first, last) + 0.5) * (old / new)).astype(np.intp))
+    return codes[picks[0][:, None], picks[1]]
 
 
 def _blended(

@@ -14,13 +14,13 @@ from PIL import Image
 
 from pathseg.store.sampling import Picture
 from pathseg.train.answers import Answers
-from pathseg.train.canvas import Canvas, assemble, probability_arrays
+from pathseg.train.canvas import Canvas, assemble, nearest, probability_arrays
 from pathseg.train.figures import class_colours, is_background, jpeg, overlay
 from pathseg.train.polygons import Outlining, write_geojson
 from pathseg.train.prediction import NOT_COMPUTED, PredictConfig
 from pathseg.train.pyramid import write_pyramid
 from pathseg.train.trained import TrainedHead
-from pathseg.train.truth import count, nearest
+from pathseg.train.truth import count
 from pathseg.train.windows import Plan
 
 DONE, WORK = "_done", "_work"
@@ -76,12 +76,17 @@ class Outputs:
         scored = self._truth in (None, record["truth"])
         return record if set(self._formats) <= set(record["formats"]) and scored else None
 
-    def write(self, answers: Answers, plan: Plan, truth: np.ndarray | None) -> dict[str, Any]:
-        """Put the answers together and write all formats, then the record. truth: (h, w) class codes to score by."""
+    def write(
+        self, answers: Answers, plan: Plan, tissue: np.ndarray | None, truth: np.ndarray | None
+    ) -> dict[str, Any]:
+        """Put the answers together and write all formats, then the record.
+
+        tissue: (h, w) bool, where answers count, None for everywhere. truth: (h, w) class codes to score by.
+        """
         head, picture = self._head, self._picture
         canvas = Canvas(self.work if picture.slide else None, picture.size, empty=self.empty)
         with self._probabilities() as group:
-            counts = assemble(answers, plan, canvas, classes=len(head.classes), probabilities=group)
+            counts = assemble(answers, plan, canvas, classes=len(head.classes), tissue=tissue, probabilities=group)
         record = {
             "id": picture.id,
             "about": self._about,

@@ -75,7 +75,7 @@ class Predictor:
             about={**about, "batch_size": self.config.batch_size, "windows": list(plan.kept)},
         )
         self._answer(picture, plan, answers, on_window)
-        record = outputs.write(answers, plan, truth)
+        record = outputs.write(answers, plan, tissue, truth)
         answers.remove()
         return record
 

@@ -37,7 +37,7 @@ class PredictConfig:
         100, "px of the smallest object in geojson; at 0.5 um/px 100 are 25 um2, less than a nucleus."
     )
     simplify: float = _flag(
-        1.0, "px that an outline in geojson may leave the border of its object by; 0: every corner."
+        2.0, "px that an outline in geojson may leave the border of its object by; 0: every corner."
     )
     outline: int = _flag(8192, "px of the longest side that outlines are taken from; larger masks are thinned to it.")
     batch_size: int = _flag(9, "Patches a forward pass; 9 = one 768 px window.")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pathseg.train.canvas import Canvas
+from pathseg.train.canvas import Canvas, nearest
 from pathseg.train.figures import is_background
 from pathseg.train.metrics import Scores, confusion, constant_answer
 from pathseg.train.trained import TrainedHead
@@ -51,17 +51,6 @@ def count(canvas: Canvas, truth: np.ndarray, head: TrainedHead) -> np.ndarray:
         found = np.asarray(canvas.codes[0][rows, cols])
         matrix += confusion(there, found, classes=len(head.classes), ignore=head.ignore)
     return matrix
-
-
-def nearest(
-    codes: np.ndarray, size: tuple[int, int], rows: slice | None = None, cols: slice | None = None
-) -> np.ndarray:
-    """(h, w) codes brought to a size (H, W), or a part of it: the value at the centre of each new pixel."""
-    picks = []
-    for part, new, old in zip((rows, cols), size, codes.shape, strict=True):
-        first, last = (0, new) if part is None else (part.start, part.stop)
-        picks.append(((np.arange(first, last) + 0.5) * (old / new)).astype(np.intp))
-    return codes[picks[0][:, None], picks[1]]
 
 
 def score(records: Sequence[dict[str, Any]], head: TrainedHead) -> dict[str, Any]:
