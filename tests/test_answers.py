@@ -58,6 +58,14 @@ def test_a_damaged_window_is_named(tmp_path):
         answers(tmp_path / "work").read(0)
 
 
+def test_a_window_that_has_gone_is_not_read_as_empty(tmp_path):
+    answers(tmp_path / "work").write([0], maps(1))
+    (chunk,) = (path for path in (tmp_path / "work").rglob("*") if path.is_file() and "/c/" in path.as_posix())
+    chunk.unlink()
+    with pytest.raises(ValueError, match=r"window 0 .*has gone"):
+        answers(tmp_path / "work").read(0)
+
+
 def test_removing_leaves_nothing(tmp_path):
     kept = answers(tmp_path / "work")
     kept.remove()

@@ -52,5 +52,5 @@ def test_other_weights_than_those_of_the_training_are_refused_with_both_digests(
 
 
 def test_blocks_that_the_model_lacks_are_named(model, config, dataset):
-    with pytest.raises(ValueError, match="has blocks all, not 13"):
+    with pytest.raises(ValueError, match="has blocks 0-12, not 13"):
         live_features(model, contents_of(dataset, model, config).key, 50, (0, 13), batch_size=4)

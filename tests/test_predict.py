@@ -121,6 +121,16 @@ def test_predicting_again_computes_nothing(predictor, slide, colour_features):
     assert colour_features.patches == before
 
 
+def test_a_format_that_was_left_out_can_be_had_later(predictor, image, tmp_path, colour_features):
+    predict(predictor(formats=("mask",)), image[0])
+    predict(predictor(formats=("geojson",)), image[0])
+    before = colour_features.patches
+    predict(predictor(formats=("mask", "geojson")), image[0])
+    assert colour_features.patches == before
+    assert (tmp_path / "out/mask/image.png").is_file()
+    assert (tmp_path / "out/geojson/image.geojson").is_file()
+
+
 def test_another_making_in_the_same_folder_is_refused_with_both_values(predictor, slide):
     predict(predictor(), slide[0])
     with pytest.raises(ValueError, match="overlap is 64 there, 32 asked for; pass another --out"):

@@ -87,3 +87,12 @@ def test_every_pixel_of_tissue_has_full_weight_from_the_kept_windows():
         total[y : y + 256, x : x + 256] += plan.rows.weights(r)[:, None] * plan.cols.weights(c)
     fine = np.kron(tissue, np.ones((10, 10), bool))
     np.testing.assert_allclose(total[fine], 1, atol=1e-5)
+
+
+def test_the_windows_that_meet_a_stretch_are_those_that_reach_into_it():
+    axis = Axis(1000, 256, 64)  # four windows or more, each 256 px
+    assert axis.meeting(0, 1) == [0]
+    assert axis.meeting(999, 1000) == [len(axis.starts) - 1]
+    assert axis.meeting(0, 1000) == list(range(len(axis.starts)))
+    border = int(axis.borders[0])
+    assert axis.meeting(border, border + 1) == [0, 1]

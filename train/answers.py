@@ -64,9 +64,12 @@ class Answers:
         """(M, h, w) float32 of a window. Raises ValueError where its bytes are not those that were written."""
         if index not in self._recent:
             try:
-                self._recent[index] = np.asarray(self._array[index]).astype(np.float32)
+                values = np.asarray(self._array[index]).astype(np.float32)
             except (ValueError, RuntimeError) as e:
                 raise ValueError(f"window {index} in {self._folder} is damaged: {e}; delete that folder") from e
+            if np.isnan(values).any():  # what Zarr gives for a chunk that is not there
+                raise ValueError(f"window {index} in {self._folder} has gone; delete that folder")
+            self._recent[index] = values
             if len(self._recent) > REMEMBERED:
                 self._recent.popitem(last=False)
         self._recent.move_to_end(index)

@@ -46,7 +46,7 @@ class Outputs:
         truth: str | None = None,
     ) -> None:
         self._out, self._picture, self._head, self._config = out, picture, head, config
-        self._formats, self._truth = formats, truth
+        self._formats, self._truth, self._there = formats, truth, set()
         drawn = {name: getattr(config, name) for name in ("smallest", "simplify", "outline")}
         self._about = about | (drawn if "geojson" in formats else {})
         self._colours = class_colours(head.classes, head.ignore)
@@ -73,6 +73,7 @@ class Outputs:
                     f"{self._out} holds a prediction of {self._picture.id} made in another way: {name} is {found} "
                     f"there, {value} asked for; pass another --out"
                 )
+        self._there = set(record["formats"])
         scored = self._truth in (None, record["truth"])
         return record if set(self._formats) <= set(record["formats"]) and scored else None
 
@@ -90,7 +91,7 @@ class Outputs:
         record = {
             "id": picture.id,
             "about": self._about,
-            "formats": list(self._formats),
+            "formats": sorted(self._there.union(self._formats)),
             "truth": self._truth,
             "file_px": list(picture.file_px),
             "size_px": list(picture.size),

@@ -62,8 +62,12 @@ class Axis:
 
     def meeting(self, start: int, stop: int) -> list[int]:
         """The windows that have weight somewhere in start..stop."""
-        reaches = ((i, *self.reach(i)) for i in range(len(self.starts)))
-        return [i for i, first, last in reaches if first < stop and last > start]
+        firsts, lasts = self._reaches
+        return np.flatnonzero((firsts < stop) & (lasts > start)).tolist()
+
+    @cached_property
+    def _reaches(self) -> np.ndarray:
+        return np.array([self.reach(i) for i in range(len(self.starts))]).T  # (2, windows): firsts, lasts
 
 
 @dataclass(frozen=True)
