@@ -4,7 +4,7 @@
 
 Draws tiled TIFFs of 5,000 and 50,000 px a side, the same four pieces of tissue on glass, trains a linear head on the
 bundled model for one epoch, and predicts each slide by the command line with all formats in a process of its own.
-Printed is the largest resident size of that process, and its seconds.
+Printed is the largest resident size of that process.
 """
 
 import argparse
@@ -13,7 +13,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 import zlib
 from pathlib import Path
 
@@ -66,14 +65,13 @@ def draw_slide(path, side):
 
 
 def pathseg(*arguments):
-    """Run a command to its end: its largest resident size in MB and its seconds."""
-    started = time.perf_counter()
+    """Run a command to its end: its largest resident size in MB."""
     command = [sys.executable, "-m", "pathseg.cli", *map(str, arguments)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"{' '.join(command)} ended with {os.waitstatus_to_exitcode(status)}")
-    return usage.ru_maxrss / 1024, time.perf_counter() - started
+    return usage.ru_maxrss / 1024
 
 
 def main():
@@ -91,12 +89,12 @@ def main():
         for side in SIDES:
             slide = Path(place) / f"slide-{side}.tif"
             draw_slide(slide, side)
-            peak, seconds = pathseg("predict", slide, "--run", "head", "--out", Path(place) / "out", "--format",
-                                    "mask,overlay,geojson,probabilities", *work)  # fmt: skip
+            peak = pathseg("predict", slide, "--run", "head", "--out", Path(place) / "out", "--format",
+                           "mask,overlay,geojson,probabilities", *work)  # fmt: skip
             record = json.loads((Path(place) / "out" / "_done" / f"{slide.stem}.json").read_text())
             windows = [record["windows"], record["windows_in_all"]]
-            results[side] = {"peak_mb": round(peak), "seconds": round(seconds, 1), "windows": windows}
-            print(f"{side} x {side} px: {peak:.0f} MB at most, {seconds:.0f} s, {windows[0]} of {windows[1]} windows")
+            results[side] = {"peak_mb": round(peak), "windows": windows}
+            print(f"{side} x {side} px: {peak:.0f} MB at most, {windows[0]} of {windows[1]} windows")
     if out:
         out.write_text(json.dumps(results, indent=2) + "\n")
 

@@ -16,7 +16,7 @@ from pathseg.extract.glass import find_tissue
 MARGIN_PX = 4  # read around a region, so that the filter sees the same neighbours as in the next region
 READ_PX = 4096  # longest side of what is decoded at once, whatever the level: 64 MiB
 TISSUE_PX = 2048  # longest side of the overview that tissue is found on: 24 um/px for a slide of 50 mm
-RIM_UM = 50  # of glass that counts as tissue: wider than most lumens that open to it
+RIM_UM = 20  # of glass that counts as tissue: the thumbnail sees pale edges badly
 MPP = ("openslide.mpp-y", "openslide.mpp-x")
 BOUNDS = ("openslide.bounds-y", "openslide.bounds-x", "openslide.bounds-height", "openslide.bounds-width")
 

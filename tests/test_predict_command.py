@@ -2,17 +2,23 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
+import openslide
 import pytest
 import shapely
 import tifffile
 from click.testing import CliRunner
 from PIL import Image
+from rasterio.features import rasterize
+from scipy import ndimage
 
 from pathseg.cli import main
 from pathseg.store.features import FeatureStore
 from pathseg.store.workspace import store_path
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
 def run(*arguments):
@@ -121,3 +127,50 @@ def test_a_run_that_is_not_there_is_named(work, tmp_path):
     result = run("predict", work / "images", "--run", "other", "--out", tmp_path, "--workspace", work)
     assert result.exit_code == 1
     assert "there is no run other" in result.output
+
+
+@pytest.fixture(scope="module")
+def glas(tmp_path_factory):
+    """A workspace with a run called head, trained on twelve real GlaS images at 256 px, 1.53 um/px."""
+    if not (SHARED / "glas_sample").is_dir():
+        pytest.skip("needs ../shared/data, which is not part of the project")
+    workspace = tmp_path_factory.mktemp("glas")
+    made = run("extract", "--dataset", "glas", "--root", SHARED / "glas_sample", "--model", "mini", "--resize", 256,
+               "--limit", 12, "--blocks", "4-6", "--layout", "native", "--workspace", workspace)  # fmt: skip
+    assert made.exit_code == 0, made.output
+    trained = run("train-head", "--blocks", "4-6", "--head", "linear", "--epochs", 3, "--lr", "1e-2", "--name", "head",
+                  "--workspace", workspace)  # fmt: skip
+    assert trained.exit_code == 0, trained.output
+    return workspace
+
+
+def test_a_scanners_slide_goes_from_end_to_end(glas, tmp_path):
+    slide = SHARED / "slides" / "CMU-1-Small-Region.svs"
+    result = predict(glas, tmp_path, slide, "--simplify", 2)
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "_done" / f"{slide.stem}.json").read_text())
+    assert record["mpp"] == pytest.approx(0.62 * (775 * 522) ** 0.5 / 256, rel=1e-3)
+    with openslide.OpenSlide(tmp_path / "mask" / f"{slide.stem}.tif") as opened:
+        assert float(opened.properties["openslide.mpp-x"]) == pytest.approx(record["mpp"], rel=1e-3)
+    mask = tifffile.imread(tmp_path / "mask" / f"{slide.stem}.tif", key=0)
+    features = json.loads((tmp_path / "geojson" / f"{slide.stem}.geojson").read_text())["features"]
+    polygons = [shapely.from_geojson(json.dumps(feature["geometry"])) for feature in features]
+    assert polygons
+    assert all(polygon.is_valid for polygon in polygons)
+    scale = np.array(record["file_px"]) / mask.shape
+    again = rasterize([shapely.transform(p, lambda xy: xy / scale[::-1]) for p in polygons], out_shape=mask.shape)
+    labels, _ = ndimage.label(mask == 1)
+    large = np.bincount(labels.ravel()) >= 100
+    large[0] = False
+    far = ndimage.distance_transform_edt(again == 0), ndimage.distance_transform_edt(again == 1)
+    assert far[0][large[labels]].max() <= 2 + 1  # px: of the outline, and half a pixel's diagonal on both sides
+    assert far[1][~large[labels]].max() <= 2 + 1
+
+
+def test_a_glas_image_is_predicted_as_the_run_did(glas, tmp_path):
+    (name, *_) = sorted(path.stem for path in (glas / "heads" / "head" / "predictions").iterdir())
+    result = predict(glas, tmp_path, SHARED / "glas_sample" / f"{name}.png", "--format", "mask")
+    assert result.exit_code == 0, result.output
+    mask = np.asarray(Image.open(tmp_path / "mask" / f"{name}.png"))
+    working = Image.open(glas / "heads" / "head" / "predictions" / f"{name}.png")
+    np.testing.assert_array_equal(mask, np.asarray(working.resize(mask.shape[::-1], Image.Resampling.NEAREST)))
