@@ -15,6 +15,7 @@ from rasterio.features import rasterize
 from scipy import ndimage
 
 from pathseg.cli import main
+from pathseg.extract.images import resize_mask
 from pathseg.store.features import FeatureStore
 from pathseg.store.workspace import store_path
 
@@ -172,5 +173,5 @@ def test_a_glas_image_is_predicted_as_the_run_did(glas, tmp_path):
     result = predict(glas, tmp_path, SHARED / "glas_sample" / f"{name}.png", "--format", "mask")
     assert result.exit_code == 0, result.output
     mask = np.asarray(Image.open(tmp_path / "mask" / f"{name}.png"))
-    working = Image.open(glas / "heads" / "head" / "predictions" / f"{name}.png")
-    np.testing.assert_array_equal(mask, np.asarray(working.resize(mask.shape[::-1], Image.Resampling.NEAREST)))
+    working = np.asarray(Image.open(glas / "heads" / "head" / "predictions" / f"{name}.png"))  # 256x256 px
+    np.testing.assert_array_equal(mask, resize_mask(working, mask.shape))
