@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import errno
 import sys
-from collections.abc import Callable
-from functools import partial, reduce
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,10 @@ from pathseg.extract.config import ExtractConfig
 from pathseg.extract.datasets import DATASETS, DatasetOptions, check_options, open_dataset
 from pathseg.store import workspace as places
 from pathseg.store.errors import StoreError
-from pathseg.store.flags import flags_of, wrong_flags
+from pathseg.store.flags import PATH, device_option, flags_of, workspace_option, wrong_flags
 from pathseg.train.config import BaselineConfig, HeadConfig
-
-PATH = click.Path(path_type=Path, resolve_path=True)
-WORKSPACE = click.Path(path_type=Path)
+from pathseg.train.flags import training_flags
+from pathseg.train.prediction import PredictConfig, predict_options
 
 
 class Door(click.Group):
@@ -52,12 +51,6 @@ def main() -> None:
     a small head on them, again and again, cheaply; `report` puts the results side by side. `demo` shows all three on
     generated tissue in minutes.
     """
-
-
-workspace_option = click.option(
-    "--workspace", type=WORKSPACE, default=places.DEFAULT, help="Folder of stores, heads and the report."
-)
-device_option = click.option("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, mps.")
 
 
 @main.command("extract")
@@ -103,32 +96,16 @@ def extract_command(**flags: Any) -> None:
     left = pipeline.unfinished_images(writer, pipeline.wanted_blocks(model, config), config)
     with tqdm(total=left * patches, unit="patch", desc="extract", disable=not left) as bar:
         if spread:
-            failures = on_workers(writer, opener, loader, config, flags, lambda images: bar.update(images * patches))
+            from pathseg.extract.cluster import extract_spread
+
+            place = {name: flags[name] for name in ("workers", "scheduler", "device")}
+            failures = extract_spread(writer, opener, loader, config, lambda n: bar.update(n * patches), **place)
         else:
             failures = pipeline.extract(writer, dataset, model, config, lambda images: bar.update(images * patches))
     click.echo(
-        f"{store.location}: {len(store) - len(failures)} of {len(store)} images at t {', '.join(map(str, config.t))}"
+        f"{store.location}: {len(store) - len(failures)} of {len(store)} images at t {','.join(map(str, config.t))}"
     )
-    if failures:
-        lines = "\n".join(f"  {failure.id}: {failure.reason}" for failure in failures)
-        raise click.ClickException(f"{len(failures)} of {len(store)} images were set aside:\n{lines}")
-
-
-def training_flags(config: type) -> Callable[[Callable], Callable]:
-    """The flags of a command that trains by such configurations."""
-    flags = (
-        click.option("--store", help="Feature store: a path or s3://….  [default: the one in the workspace]"),
-        flags_of(config),
-        click.option("--name", help="Name of the run.  [default: the store's file name, settings]"),
-        click.option("--cache-dir", type=PATH, help="Keeps what is read from S3.  [default: <user cache dir>/pathseg]"),
-        click.option("--no-cache", is_flag=True, help="Keep nothing read from S3 on the local disk."),
-        click.option("--complete-only", is_flag=True, help="Do without images that are not wholly extracted."),
-        click.option("--memory", type=click.FloatRange(min=0), help="GB kept in memory.  [default: half of the free]"),
-        click.option("--scheduler", help="Spread runs over the workers of a Dask scheduler, tcp://…, a share each."),
-        workspace_option,
-        device_option,
-    )
-    return lambda command: reduce(lambda made, flag: flag(made), reversed(flags), command)
+    require_all([f"{failure.id}: {failure.reason}" for failure in failures], len(store))
 
 
 @main.command("train-head")
@@ -208,6 +185,31 @@ def report_command(workspace: Path) -> None:
         raise click.ClickException(f"{len(report.damaged)} runs could not be read:\n{lines}")
 
 
+@main.command("predict")
+@click.argument("images", nargs=-1, required=True)
+@predict_options
+@workspace_option
+@device_option
+def predict_command(images: tuple[str, ...], **flags: Any) -> None:
+    """Segment new images or whole slides with a trained head: files, folders or globs.
+
+    Slides are read by region at the head's um/px; images are resized as those it was trained on were, or by --mpp.
+    Memory does not grow with the slide. Run it again after an interruption: finished windows are kept.
+    """
+    from pathseg.extract.pictures import list_pictures, open_picture
+    from pathseg.train.predict import predict_all, summary
+    from pathseg.train.progress import Progress
+
+    with wrong_flags():
+        config = PredictConfig(**{name: flags[name] for name in PredictConfig.__dataclass_fields__})
+    paths, predictor = list_pictures(images), make_predictor(config, flags)
+    opener = partial(open_picture, sampling=predictor.head.sampling, file_mpp=flags["mpp"])
+    with Progress(len(paths)) as progress:
+        records, failures = predict_all(predictor, paths, opener, progress)
+    click.echo(summary(records, flags["out"]))
+    require_all(failures, len(paths))
+
+
 @main.command("info")
 @click.argument("store")
 def info_command(store: str) -> None:
@@ -257,17 +259,28 @@ def demo_command(ctx: click.Context, workspace: Path) -> None:
         main.main(arguments, prog_name="pathseg", standalone_mode=False)
 
 
-def on_workers(
-    writer: Any, opener: Callable, loader: Callable, config: ExtractConfig, flags: dict[str, Any], on_unit: Callable
-) -> Any:
-    """Stage one on Dask workers of this machine or of a cluster; each worker chooses its own device for `auto`."""
-    from pathseg.extract.cluster import extract_on_cluster, local_client
-    from pathseg.store.scheduler import scheduler_client
+def require_all(failures: Sequence[str], images: int) -> None:
+    """Raise a ClickException with a line for each image that was set aside."""
+    if failures:
+        raise click.ClickException("\n  ".join([f"{len(failures)} of {images} images were set aside:", *failures]))
 
-    with local_client(flags["workers"]) if flags["workers"] else scheduler_client(flags["scheduler"]) as client:
-        return extract_on_cluster(
-            writer, client, dataset=opener, model=loader, config=config, device=flags["device"], on_unit=on_unit
-        )
+
+def make_predictor(config: PredictConfig, flags: dict[str, Any]) -> Any:
+    """A run's head with the model that made its features, which is checked before anything runs."""
+    from pathseg.extract.live import live_features
+    from pathseg.extract.models import load_model
+    from pathseg.extract.pictures import truth_reader
+    from pathseg.store.device import device
+    from pathseg.train.predict import Predictor
+    from pathseg.train.trained import TrainedHead
+    from pathseg.train.truth import Truth
+
+    place, folder = device(flags["device"]), places.run_path(flags["workspace"], flags["run"])
+    head = TrainedHead.load(folder, device=place, mpp=flags["trained_mpp"])
+    truth = flags["truth"] and Truth(str(flags["truth"]), truth_reader(flags["truth"]))
+    model = load_model(flags["model"] or head.key.model, flags["hipt"], head.key.condition, device=place)
+    features = live_features(model, head.key, head.config.t, head.config.blocks, batch_size=config.batch_size)
+    return Predictor(head, features, flags["out"], config, flags["formats"], truth)
 
 
 def absolute(model: str) -> str:

@@ -21,7 +21,7 @@ from pathseg.extract.datasets import Dataset
 from pathseg.extract.models import FeatureModel
 from pathseg.extract.unit import Failure, work_left
 from pathseg.extract.workbench import Job, Workbench
-from pathseg.store.scheduler import ClusterError, first_line, require_workers
+from pathseg.store.scheduler import ClusterError, first_line, require_workers, scheduler_client
 from pathseg.store.writer import StoreWriter
 
 THREADS = 2  # of a local worker: one unit is in the model while another is read or written, so the device never waits
@@ -63,6 +63,24 @@ def local_client(workers: int) -> Iterator[Client]:
     ):
         client.register_plugin(LeaveInterrupts(), name="leave-interrupts")
         yield client
+
+
+def extract_spread(
+    writer: StoreWriter,
+    dataset: Callable[[], Dataset],
+    model: Callable[..., FeatureModel],
+    config: ExtractConfig,
+    on_unit: Callable[[int], None],
+    *,
+    workers: int | None,
+    scheduler: str | None,
+    device: str,
+) -> tuple[Failure, ...]:
+    """`extract_on_cluster` on so many processes of this machine, or else on a scheduler's workers."""
+    with local_client(workers) if workers else scheduler_client(scheduler or "") as client:
+        return extract_on_cluster(
+            writer, client, dataset=dataset, model=model, config=config, device=device, on_unit=on_unit
+        )
 
 
 def extract_on_cluster(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -99,7 +99,8 @@ def compute_unit(
     for image_id, pixels in zip(ids, loaded.images, strict=True):
         done = {}
         if pixels is not None and maps:
-            done = _compute_image(model, grid.cut(pixels.image), image_id, loaded.lacking, config)
+            patches = grid.cut(pixels.image)
+            done = compute_patches(model, patches, range(len(patches)), image_id, loaded.lacking, config)
         for t, blocks in maps.items():
             for block, images in blocks.items():
                 images.append(torch.cat(done[t][block]) if done else None)
@@ -115,18 +116,25 @@ def write_unit(writer: StoreWriter, loaded: Loaded, maps: dict[int, Maps], confi
             writer.write_features(loaded.unit, t=t, features=_stored(blocks, config))
 
 
-def _compute_image(
-    model: FeatureModel, patches: np.ndarray, image_id: str, lacking: Wanted, config: ExtractConfig
+def compute_patches(
+    model: FeatureModel,
+    patches: np.ndarray,
+    numbers: Sequence[int],
+    image_id: str,
+    wanted: Wanted,
+    config: ExtractConfig,
 ) -> dict[int, dict[int, list[torch.Tensor]]]:
-    """Timestep -> block -> a tensor per batch of patches (P, 256, 256, 3)."""
-    maps = {t: {block: [] for block in blocks} for t, blocks in lacking.items()}
+    """Patches (P, 256, 256, 3) of an image -> timestep -> block -> a float32 tensor (n, C, h, w) per batch.
+
+    numbers are the patches' indices in their image, which the noise depends on.
+    """
+    maps = {t: {block: [] for block in blocks} for t, blocks in wanted.items()}
     for start in range(0, len(patches), config.batch_size):
-        batch = patches[start : start + config.batch_size]
-        numbers = range(start, start + len(batch))
+        batch = slice(start, start + config.batch_size)
         with _arithmetic(model, config):
-            z0, context = model.prepare(batch)
-            for t, blocks in lacking.items():
-                noise = _noise(model, image_id, numbers, t, config.seed)
+            z0, context = model.prepare(patches[batch])
+            for t, blocks in wanted.items():
+                noise = _noise(model, image_id, numbers[batch], t, config.seed)
                 for block, values in model.denoise(z0, context, t, blocks, noise).items():
                     maps[t][block].append(values.float())
     return maps
@@ -139,7 +147,7 @@ def _arithmetic(model: FeatureModel, config: ExtractConfig) -> AbstractContextMa
     return torch.autocast(model.device.type, dtype=getattr(torch, config.precision))
 
 
-def _noise(model: FeatureModel, image_id: str, patches: range, t: int, seed: int) -> torch.Tensor | None:
+def _noise(model: FeatureModel, image_id: str, patches: Sequence[int], t: int, seed: int) -> torch.Tensor | None:
     if model.latent_shape is None:
         return None
     return torch.stack([patch_noise(model.latent_shape, seed=seed, image_id=image_id, patch=p, t=t) for p in patches])

@@ -6,11 +6,20 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import click
 
 from pathseg.store.blocks import format_blocks, parse_blocks
+from pathseg.store.workspace import DEFAULT
+
+PATH = click.Path(path_type=Path, resolve_path=True)
+
+workspace_option = click.option(
+    "--workspace", type=click.Path(path_type=Path), default=DEFAULT, help="Folder of stores, heads and the report."
+)
+device_option = click.option("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, mps.")
 
 
 class Parsed(click.ParamType):

@@ -28,3 +28,12 @@ def only_store(workspace: Path) -> Path:
         listed = ", ".join(str(path) for path in stores)
         raise StoreError(f"there are {len(stores)} feature stores in {workspace}; pass --store with one of {listed}")
     return stores[0]
+
+
+def run_path(workspace: Path, run: str) -> Path:
+    """The folder of a run, given by its name in the workspace or as a path. Raises FileNotFoundError naming both."""
+    named = heads_path(workspace) / run
+    for path in (named, Path(run)):
+        if (path / "config.json").is_file():
+            return path
+    raise FileNotFoundError(f"there is no run {run}, neither at {named} nor at {Path(run).absolute()}; pass --run")

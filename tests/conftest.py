@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pathseg.extract.tissue import draw_tissue
@@ -137,3 +138,49 @@ def drawn_regions(tmp_path_factory):
 def bcss_root(drawn_regions, tmp_path):
     """A copy of the three regions that a test may change."""
     return shutil.copytree(drawn_regions, tmp_path / "bcss")
+
+
+@pytest.fixture
+def colour_head():
+    """A linear head whose answers are known by hand: class 1 where the mean red of a cell of 4 px is below 128."""
+    from pathseg.store.sampling import Sampling
+    from pathseg.train.config import HeadConfig
+    from pathseg.train.heads import LinearHead
+    from pathseg.train.trained import TrainedHead
+
+    def make(*, size=(256, 256), classes=("background", "gland"), head=None, **changes):
+        if head is None:
+            head = LinearHead({0: 3}, len(classes))
+            with torch.no_grad():
+                head.scores.weight.zero_()
+                head.scores.bias.zero_()
+                head.scores.weight[1, 0], head.scores.bias[1] = -20.0, 10.0  # 20 (0.5 - red)
+        values = {
+            "name": "by-colour",
+            "config": HeadConfig(blocks=(0,), head="linear"),
+            "head": head.eval(),
+            "key": key(size=size, dtype="float32"),
+            "sampling": Sampling(size=size, mpp=0.5, resized=False, original_px=size),
+            "classes": classes,
+            "ignore": None,
+            "constant": classes[0],
+            "digest": "cd" * 32,
+            "device": torch.device("cpu"),
+        }
+        return TrainedHead(**(values | changes))
+
+    return make
+
+
+@pytest.fixture
+def colour_features():
+    """Features of patches: the mean colour of cells of 4 px, 0..1, as block 0; counts the patches it was asked for."""
+
+    def features(patches, numbers, image_id):
+        features.patches += len(patches)
+        features.numbers += list(numbers)
+        cells = patches.reshape(len(patches), 64, 4, 64, 4, 3).mean((2, 4)) / 255
+        return {0: torch.from_numpy(cells).float().permute(0, 3, 1, 2)}
+
+    features.patches, features.numbers = 0, []
+    return features

@@ -52,7 +52,10 @@ def test_help_loads_no_torch():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-@pytest.mark.parametrize("command", ["extract", "train-head", "train-baseline", "report", "info", "verify", "demo"])
+COMMANDS = ["extract", "train-head", "train-baseline", "predict", "report", "info", "verify", "demo"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_explains_itself(command):
     result = run(command, "--help")
     assert result.exit_code == 0

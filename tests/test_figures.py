@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pathseg.train.encoding import jpeg
 from pathseg.train.figures import (
     FALSE_NEGATIVE,
     FALSE_POSITIVE,
@@ -18,7 +19,6 @@ from pathseg.train.figures import (
     class_colours,
     comparison,
     error_shares,
-    jpeg,
     learning_curves,
     legend,
     panels,

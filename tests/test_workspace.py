@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from pathseg.store.errors import StoreError
-from pathseg.store.workspace import heads_path, only_store, store_path
+from pathseg.store.workspace import heads_path, only_store, run_path, store_path
 
 
 def test_places_are_those_of_the_interface():
@@ -26,3 +26,15 @@ def test_several_stores_are_listed(tmp_path):
         (tmp_path / name / "zarr.json").write_text("{}")
     with pytest.raises(StoreError, match=r"a\.zarr, .*b\.zarr"):
         only_store(tmp_path)
+
+
+def test_a_run_is_found_by_its_name_and_by_its_path(tmp_path):
+    folder = heads_path(tmp_path) / "run"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    assert run_path(tmp_path, "run") == run_path(tmp_path / "elsewhere", str(folder)) == folder
+
+
+def test_a_run_that_is_not_there_is_named_with_both_places(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no run other, neither at .*heads/other nor at"):
+        run_path(tmp_path, "other")

@@ -7,6 +7,7 @@ from typing import Any
 
 from pathseg.train import figures
 from pathseg.train.edition import Edition
+from pathseg.train.encoding import jpeg, uri
 from pathseg.train.gallery import Lost, Picture, Stores, pictures, spread, worst_first
 from pathseg.train.runs import FinishedRun
 from pathseg.train.summary import commands, flat, run_facts
@@ -26,7 +27,7 @@ def article_of(run: FinishedRun, edition: Edition, stores: Stores, *, rows: int,
         curves = figures.learning_curves(run.history, run.best_epoch, f"{run.name}: learning curves")
         edition.add(f"curves-{run.name}.png", curves)
         alt = f"Learning curves of {run.name} over {run.epochs} epochs; the best is epoch {run.best_epoch}"
-        view["curves"] = {"uri": figures.uri(curves, "png"), "alt": alt}
+        view["curves"] = {"uri": uri(curves, "png"), "alt": alt}
     return {**view, **_gallery(run, edition, stores, rows)}
 
 
@@ -56,6 +57,6 @@ def _gallery(run: FinishedRun, edition: Edition, stores: Stores, rows: int) -> d
 
 def _row(picture: Picture) -> dict[str, Any]:
     alts = (f"{picture.id}: {name}" + (f", {picture.errors}" if name == "errors" else "") for name in figures.PANELS)
-    uris = (figures.uri(figures.jpeg(panel), "jpeg") for panel in picture.panels)
+    uris = (uri(jpeg(panel), "jpeg") for panel in picture.panels)
     images = [{"uri": uri, "alt": alt} for uri, alt in zip(uris, alts, strict=True)]
     return {"id": picture.id, "caption": picture.caption, "errors": picture.errors, "images": images}

@@ -60,6 +60,8 @@ CONFIG: dict[str, Kind] = {
     "data": OBJECT,
     **{f"data.{name}": TEXT for name in ("store", "dataset", "layout", "preprocessing", "test_split")},
     "data.key?": TEXT,
+    "data.features?": OBJECT,
+    "data.sampling?": OBJECT,
     "data.model": OBJECT,
     "data.model.name": TEXT,
     "data.model.trained": FLAG,

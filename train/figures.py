@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -88,6 +87,13 @@ def panels(
     for pixels, (_, colour) in zip(wrong, legend(classes, ignore).errors, strict=True):
         _blend(errors, pixels, colour, 0.85)
     return tuple(np.clip(picture + 0.5, 0, 255).astype(np.uint8) for picture in (tissue, *overlays, errors))
+
+
+def overlay(tissue: np.ndarray, codes: np.ndarray, *, classes: Sequence[str], ignore: int | None) -> np.ndarray:
+    """Classes (h, w) tinted and outlined over tissue (h, w, 3) uint8, as in `panels`; codes without a class are not."""
+    colours, painted = class_colours(classes, ignore), _painted(classes, ignore)
+    picture = _overlay(tissue.astype(np.float32), codes, colours, painted)
+    return np.clip(picture + 0.5, 0, 255).astype(np.uint8)
 
 
 def learning_curves(history: Sequence[Mapping[str, Any]], best_epoch: int, title: str) -> bytes:
@@ -196,24 +202,13 @@ def sheet(
     return png(figure, colours=None)
 
 
-def jpeg(picture: np.ndarray, quality: int = 80) -> bytes:
-    """(h, w, 3) uint8 as a JPEG file."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "JPEG", quality=quality, optimize=True)
-    return buffer.getvalue()
-
-
-def uri(content: bytes, kind: str) -> str:
-    """A picture file as a link that holds it; kind: `png` or `jpeg`."""
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _is_background(name: str) -> bool:
+def is_background(name: str) -> bool:
+    """Whether a class is what is left over: never painted, never outlined."""
     return name.strip().lower() == "background"
 
 
 def _painted(classes: Sequence[str], ignore: int | None) -> tuple[int, ...]:
-    return tuple(k for k, name in enumerate(classes) if k != ignore and not _is_background(name))
+    return tuple(k for k, name in enumerate(classes) if k != ignore and not is_background(name))
 
 
 def foreground(classes: Sequence[str], ignore: int | None) -> int | None:

@@ -14,6 +14,7 @@ import torch
 
 from pathseg.store.contents import Contents
 from pathseg.store.features import FeatureStore
+from pathseg.store.sampling import Sampling
 from pathseg.train.batches import FeatureReader
 from pathseg.train.config import IMAGE, Config
 from pathseg.train.evaluate import Matrices, evaluate
@@ -114,6 +115,8 @@ def describe(store: FeatureStore, config: Config, parts: Parts, *, parameters: i
             "size": list(key.size),
             "layout": key.layout,
             "preprocessing": key.preprocessing,
+            "features": key.to_dict(),
+            "sampling": Sampling.of(contents).to_dict(),
             "channels": {str(block): count for block, count in input_channels(store, config).items() if block != IMAGE},
             "test_split": contents.test_split,
             "images": {name: [store.ids[i] for i in indices] for name, indices in parts.named().items()},

@@ -14,6 +14,7 @@ from pathseg.train.ablations import AXES, Axis, Sweep, sweeps
 from pathseg.train.article import article_of
 from pathseg.train.cited import cited_scores
 from pathseg.train.edition import Edition
+from pathseg.train.encoding import uri
 from pathseg.train.gallery import Stores
 from pathseg.train.papertables import systems_table, tissues_table
 from pathseg.train.runs import FinishedRun, natural_order
@@ -86,7 +87,7 @@ def section_of(
         "summary": summary(group.runs, title),
         "key_figures": _key_figures(group.runs[0]),
         **_tables(group, found, title),
-        "comparison": {"uri": figures.uri(comparison, "png"), "alt": alt},
+        "comparison": {"uri": uri(comparison, "png"), "alt": alt},
         "side_by_side": _side_by_side(found, edition, stores, title, place),
         "cited_rates": None if rated else cited_rates(group.dataset),
         "seeds": seeds_table(group.runs, title),
@@ -139,7 +140,7 @@ def _side_by_side(
         return None
     edition.add(f"sidebyside-{place}.png", made.png)
     text = "; ".join(made.shown)
-    return {"uri": figures.uri(made.png, "png"), "alt": f"{title}: image, ground truth, predictions", "text": text}
+    return {"uri": uri(made.png, "png"), "alt": f"{title}: image, ground truth, predictions", "text": text}
 
 
 def _caption(split: str, quoted: str, title: str) -> str:
@@ -200,7 +201,7 @@ def _swept(sweep: Sweep, title: str, edition: Edition, name: str) -> dict[str, s
         return None
     edition.add(name, picture)
     return {
-        "uri": figures.uri(picture, "png"),
+        "uri": uri(picture, "png"),
         "alt": f"{title}: scores by {AXES[sweep.axis]}; numbers in the table below",
         "text": sentence(sweep, title),
     }

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -71,7 +72,14 @@ def new_trainee(
     return Trainee(config, run, head, torch.optim.Adam(head.parameters(), lr=config.lr), weights, store.digest())
 
 
-def score(trainee: Trainee, features: Features, grid: PatchGrid) -> torch.Tensor:
+class Scorer(Protocol):
+    """What scores pixels: a head and the settings it is trained with."""
+
+    config: Config
+    head: nn.Module
+
+
+def score(trainee: Scorer, features: Features, grid: PatchGrid) -> torch.Tensor:
     """The head's scores (N, K, H, W) for its own blocks out of {block: (N, P, C, h, w)} of its timestep."""
     mixed = trainee.config.precision == "bfloat16"
     dtype = torch.bfloat16 if mixed else torch.float32
@@ -80,7 +88,7 @@ def score(trainee: Trainee, features: Features, grid: PatchGrid) -> torch.Tensor
         return trainee.head(own, (grid.rows, grid.cols)).float()
 
 
-def predict(trainee: Trainee, features: Features, grid: PatchGrid, *, ignore: int | None) -> Prediction:
+def predict(trainee: Scorer, features: Features, grid: PatchGrid, *, ignore: int | None) -> Prediction:
     """What the head answers for {block: (N, P, C, h, w)} of its timestep; the class `ignore` is never answered."""
     if isinstance(trainee.head, PixelEnsemble):
         own = {block: features[block] for block in trainee.config.blocks}

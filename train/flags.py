@@ -1,0 +1,27 @@
+"""The flags that the training commands have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import reduce
+
+import click
+
+from pathseg.store.flags import PATH, device_option, flags_of, workspace_option
+
+
+def training_flags(config: type) -> Callable[[Callable], Callable]:
+    """The flags of a command that trains by configurations of this class."""
+    flags = (
+        click.option("--store", help="Feature store: a path or s3://….  [default: the one in the workspace]"),
+        flags_of(config),
+        click.option("--name", help="Name of the run.  [default: the store's file name, settings]"),
+        click.option("--cache-dir", type=PATH, help="Keeps what is read from S3.  [default: <user cache dir>/pathseg]"),
+        click.option("--no-cache", is_flag=True, help="Keep nothing read from S3 on the local disk."),
+        click.option("--complete-only", is_flag=True, help="Do without images that are not wholly extracted."),
+        click.option("--memory", type=click.FloatRange(min=0), help="GB kept in memory.  [default: half of the free]"),
+        click.option("--scheduler", help="Spread runs over the workers of a Dask scheduler, tcp://…, a share each."),
+        workspace_option,
+        device_option,
+    )
+    return lambda command: reduce(lambda made, flag: flag(made), reversed(flags), command)
