@@ -118,4 +118,4 @@ def test_a_scanners_slide_is_read_at_its_own_resolution():
     slide = open_picture(SVS, Sampling((256, 256), 0.998, False, (256, 256)))
     assert slide.file_px == (2967, 2220)
     assert slide.size == (1484, 1110)
-    assert slide.tissue().mean() > 0.5
+    assert 0.25 < slide.tissue().mean() < 0.75  # a strip of skin with glass on both sides
