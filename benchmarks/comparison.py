@@ -1,7 +1,7 @@
 """The paper's comparison, each row a run of one's own: PathSegDiff, without condition, HIPT, pixel ensemble, baselines.
 
     python benchmarks/comparison.py --root GLAS                  # the paper's models, from where the README says
-    python benchmarks/comparison.py --root GLAS --model mini     # the bundled, untrained models instead
+    python benchmarks/comparison.py --root GLAS --model mini     # the bundled models instead
     python benchmarks/comparison.py --dataset synthetic --model mini --resize 256 --limit 6 --epochs 1 --pixels 64
 
 Prints each command line before it runs it. All runs lie in one workspace and take the same images, validation split,

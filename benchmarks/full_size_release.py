@@ -33,9 +33,15 @@ def full_params(*, ema: bool) -> dict:
     """`model.params` of the public BRCA 20x model: mini's with the real sizes."""
     params = copy.deepcopy(MINI_PARAMS)
     params["use_ema"] = ema
-    params["unet_config"]["params"] |= {"model_channels": 192, "channel_mult": [1, 2, 3, 5]}
+    params["unet_config"]["params"] |= {
+        "model_channels": 192,
+        "channel_mult": [1, 2, 3, 5],
+        "attention_resolutions": [8, 4, 2],
+        "context_dim": 512,
+    }
+    params["first_stage_config"]["params"]["n_embed"] = 8192
     params["first_stage_config"]["params"]["ddconfig"] |= {"ch": 128, "ch_mult": [1, 2, 4], "num_res_blocks": 2}
-    params["cond_stage_config"]["params"]["patch_embed_dim"] = VIT[0]
+    params["cond_stage_config"]["params"] |= {"patch_embed_dim": VIT[0], "region_embed_dim": 768}
     return params
 
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import platformdirs
 
 HIPT_FILE = "vit256_small_dino.pth"  # HIPT's own name
-BUNDLED = "bundled"  # the source of models that need no file
+VIT_DIGEST = "5ec4d1b1490c785d35945bbe0097fec683c890bac3ae2f5638a04502416859b7"  # of mini's ViT, which two models share
+BUNDLED = Path(__file__).parent / "weights"  # what pathseg ships, with a model card
 HIPT_SOURCE = f"HIPT_4K/Checkpoints/{HIPT_FILE} in the GitHub repository mahmoodlab/HIPT"
 
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """A named model. trained: whether its weights have learned anything."""
+    """A named model.
+
+    trained: whether its weights have learned anything. files: of a bundled model, file name -> SHA-256 in hex.
+    """
 
     name: str
     kind: Literal["latent-diffusion", "vit"]
@@ -23,6 +29,7 @@ class ModelRecord:
     licence: str
     source: str
     trained: bool = True
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 MODELS: dict[str, ModelRecord] = {
@@ -37,10 +44,13 @@ MODELS: dict[str, ModelRecord] = {
     "mini": ModelRecord(
         name="mini",
         kind="latent-diffusion",
-        description="the same make in small, bundled, UNTRAINED (random weights): for trying things out",
-        licence="Apache-2.0",
-        source=BUNDLED,
-        trained=False,
+        description="the same make in small, bundled, trained on a few free images: for trying things out",
+        licence="Apache-2.0; learned from BreCaHAD (Aksac et al. 2019, figshare 7379186, CC BY 4.0) and CC0 images",
+        source="bundled; made by benchmarks/mini.py",
+        files={
+            "mini.safetensors": "bf25e6731b123518047f77c9d0bcdf080ad80c81fdac92545aa11c57c681a144",
+            "mini-vit.safetensors": VIT_DIGEST,
+        },
     ),
     "hipt": ModelRecord(
         name="hipt",
@@ -52,10 +62,10 @@ MODELS: dict[str, ModelRecord] = {
     "mini-hipt": ModelRecord(
         name="mini-hipt",
         kind="vit",
-        description="that baseline for mini: the patch tokens of its ViT, UNTRAINED",
-        licence="Apache-2.0",
-        source=BUNDLED,
-        trained=False,
+        description="that baseline for mini: the patch tokens of its ViT",
+        licence="as mini",
+        source="bundled; made by benchmarks/mini.py",
+        files={"mini-vit.safetensors": VIT_DIGEST},
     ),
 }
 
@@ -74,9 +84,23 @@ def find_release(name: str) -> Path:
         raise FileNotFoundError(
             f"model {name} is not at {folder}; get {record.source}, so that configs/*-project.yaml and "
             f"checkpoints/last.ckpt lie in there, and beside them {HIPT_SOURCE}; "
-            "to try things without it use --model mini (untrained)"
+            "to try things without it use --model mini (small, bundled)"
         )
     return folder
+
+
+def bundled_file(name: str, file: str) -> Path:
+    """A file of a bundled model, its digest checked against the record's.
+
+    Raises FileNotFoundError where the installation lacks it, ValueError where it holds something else.
+    """
+    path, way = BUNDLED / file, "install pathseg again"
+    if not path.is_file():
+        raise FileNotFoundError(f"model {name} is bundled, but its file {path} is missing; {way}")
+    expected, found = MODELS[name].files[file], hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != expected:
+        raise ValueError(f"{path} has the SHA-256 {found}, but model {name} has {expected}; {way}")
+    return path
 
 
 def find_hipt(release: Path | None = None) -> Path:

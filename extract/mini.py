@@ -1,7 +1,7 @@
-"""The bundled model `mini`: the make of the paper's model in small, UNTRAINED, with random weights from one seed.
+"""The bundled model `mini`: the make of the paper's model in small, trained on a few free images.
 
-It exists so that everything can be tried without anyone's weights. Its features are random projections of the
-image: enough for colours and textures, not comparable with a trained model's.
+It exists so that everything can be tried without anyone's weights. `weights/MODEL_CARD.md` says what it learned from
+and what it is worth; `benchmarks/mini.py` trains it.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from pathseg.extract.architecture import conditioning_design, first_stage_design, unet_design
-from pathseg.extract.release import CONDITIONING, FIRST_STAGE, UNET, Release, release_from
-from pathseg.extract.shapes import Shape, conditioning_shapes, encoder_shapes, unet_shapes, vit_shapes
+from pathseg.extract.catalogue import bundled_file
+from pathseg.extract.dino import read_vit
+from pathseg.extract.pickles import read_checkpoint
+from pathseg.extract.release import Release, release_from
+from pathseg.extract.shapes import Shape
 
-MINI_SEED = 20250406
 MINI_VIT = (192, 4)  # width, depth; the paper's is 384, 12
 
 # `model.params` of mini's config, as a release's *-project.yaml has them.
@@ -33,19 +34,19 @@ MINI_PARAMS: dict[str, Any] = {
             "in_channels": 3,
             "out_channels": 3,
             "model_channels": 32,  # group norm needs a multiple of 32; the paper's is 192
-            "attention_resolutions": [8, 4, 2],
+            "attention_resolutions": [8, 4],  # at 16x16 and 8x8; the paper's also at 32x32
             "num_res_blocks": 2,
-            "channel_mult": [1, 2, 3, 4],  # the paper's is 1, 2, 3, 5
+            "channel_mult": [1, 2, 2, 2],  # the paper's is 1, 2, 3, 5
             "num_heads": 1,
             "use_spatial_transformer": True,
-            "context_dim": 512,
+            "context_dim": 128,  # the paper's is 512
         },
     },
     "first_stage_config": {
         "target": "ldm.models.autoencoder.VQModelInterface",
         "params": {
             "embed_dim": 3,
-            "n_embed": 8192,
+            "n_embed": 1024,  # the paper's is 8192
             "ddconfig": {
                 "double_z": False,
                 "z_channels": 3,
@@ -59,7 +60,7 @@ MINI_PARAMS: dict[str, Any] = {
     },
     "cond_stage_config": {
         "target": "ldm.modules.encoders.modules.SSLEmbedder",
-        "params": {"patch_embed_dim": MINI_VIT[0], "region_embed_dim": 768, "normalize_ssl": True},
+        "params": {"patch_embed_dim": MINI_VIT[0], "region_embed_dim": MINI_VIT[0], "normalize_ssl": True},
     },
 }
 
@@ -75,7 +76,9 @@ GAINS = {
 
 
 def random_weights(shapes: Mapping[str, Shape], rng: np.random.Generator) -> dict[str, torch.Tensor]:
-    """Weights that keep signals near unit size: float32, drawn in the order of `shapes`.
+    """Weights that have learned nothing but keep signals near unit size: float32, drawn in the order of `shapes`.
+
+    What trained weights are measured against, and what stands in for weights that cannot be shipped.
 
     Matrices and kernels: normal with variance 1 / fan-in, times a gain for the few in GAINS. Norms: weight 1. Biases:
     normal with deviation 0.1, so that units differ in where they bend.
@@ -94,17 +97,10 @@ def _draw(name: str, shape: Shape, rng: np.random.Generator) -> np.ndarray:
 
 def mini_release() -> Release:
     """mini's latent diffusion model, through the same checks and builders as a release on disk."""
-    rng = np.random.default_rng(MINI_SEED)
-    unet = unet_design(MINI_PARAMS)
-    parts = {
-        UNET: unet_shapes(unet),
-        FIRST_STAGE: encoder_shapes(first_stage_design(MINI_PARAMS)),
-        CONDITIONING: conditioning_shapes(conditioning_design(MINI_PARAMS), unet.context_dim),
-    }
-    state = {p + name: tensor for p, shapes in parts.items() for name, tensor in random_weights(shapes, rng).items()}
-    return release_from(MINI_PARAMS, state, name="mini", source="the bundled model mini")
+    path = bundled_file("mini", "mini.safetensors")
+    return release_from(MINI_PARAMS, read_checkpoint(path), name="mini", source=str(path))
 
 
 def mini_vit() -> dict[str, torch.Tensor]:
     """The weights of mini's ViT, as `dino.read_vit` gives those of a file."""
-    return random_weights(vit_shapes(*MINI_VIT), np.random.default_rng(MINI_SEED + 1))
+    return read_vit(bundled_file("mini", "mini-vit.safetensors"))

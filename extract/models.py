@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 
 import torch
 
-from pathseg.extract.catalogue import BUNDLED, MODELS, find_hipt, find_release
+from pathseg.extract.catalogue import MODELS, find_hipt, find_release
 from pathseg.extract.diffusion import DiffusionFeatures, Images
 from pathseg.extract.dino import read_vit
 from pathseg.extract.mini import mini_release, mini_vit
@@ -89,9 +89,9 @@ def load_model(
         return _from_folder(Path(path), hipt, condition, device)
     about = {"name": record.name, "trained": record.trained, "device": device}
     if record.kind == "vit":
-        vit = read_vit(hipt) if hipt else mini_vit() if record.source == BUNDLED else read_vit(find_hipt())
+        vit = read_vit(hipt) if hipt else mini_vit() if record.files else read_vit(find_hipt())
         return TokenFeatures(vit, **about)
-    if record.source != BUNDLED:
+    if not record.files:
         return _from_folder(find_release(record.name), hipt, condition, device)
     vit = None if condition == "none" else read_vit(hipt) if hipt else mini_vit()
     return DiffusionFeatures(mini_release(), vit, **about)

@@ -59,7 +59,7 @@ def test_twelve_blocks_may_be_three_levels_of_four():
 def test_heads_follow_from_their_width():
     params = changed("unet_config/params/num_heads", -1)
     params["unet_config"]["params"]["num_head_channels"] = 32
-    assert unet_design(params).heads == (1, 2, 3, 4)
+    assert unet_design(params).heads == (1, 2, 2, 2)
 
 
 def test_the_first_stage_is_named_by_its_factor():
@@ -166,7 +166,7 @@ def test_an_option_of_another_kind_is_refused_with_its_path_and_value(path, valu
 )
 def test_heads_that_do_not_divide_the_channels_are_refused(option, value):
     with pytest.raises(
-        ValueError, match=f"^{option} of the unet must divide .*got {value} for 64 channels at level 1 "
+        ValueError, match=f"^{option} of the unet must divide .*got {value} for 64 channels at level 2 "
     ):
         unet_design(changed(f"unet_config/params/{option}", value))
 

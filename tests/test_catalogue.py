@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from pathseg.extract import catalogue
-from pathseg.extract.catalogue import DEFAULT_MODEL, MODELS, find_hipt, find_release
+from pathseg.extract.catalogue import DEFAULT_MODEL, MODELS, bundled_file, find_hipt, find_release
 
 
 @pytest.fixture
@@ -30,10 +30,22 @@ def test_the_default_is_a_model():
     assert DEFAULT_MODEL in MODELS
 
 
-def test_only_what_is_bundled_is_untrained_and_its_description_says_so():
-    untrained = [name for name, record in MODELS.items() if not record.trained]
-    assert untrained == ["mini", "mini-hipt"]
-    assert all("UNTRAINED" in MODELS[name].description for name in untrained)
+def test_mini_names_whose_images_it_learned_from():
+    assert "Aksac et al. 2019, figshare 7379186, CC BY 4.0" in MODELS["mini"].licence
+
+
+def test_a_bundled_file_that_holds_something_else_is_refused_with_both_digests(tmp_path, monkeypatch):
+    monkeypatch.setattr(catalogue, "BUNDLED", tmp_path)
+    (tmp_path / "mini.safetensors").write_bytes(b"abc")
+    abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # SHA-256's published test vector
+    with pytest.raises(ValueError, match=rf"{abc}, but model mini has [0-9a-f]{{64}}; install pathseg again"):
+        bundled_file("mini", "mini.safetensors")
+
+
+def test_a_bundled_file_that_is_missing_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(catalogue, "BUNDLED", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"mini\.safetensors is missing; install pathseg again"):
+        bundled_file("mini", "mini.safetensors")
 
 
 def test_a_missing_model_says_where_to_get_it_and_names_mini(data):

@@ -93,7 +93,7 @@ def test_extracting_again_does_nothing(extracted):
 def test_info_names_model_blocks_and_state(extracted):
     result = run("info", store_path(extracted, "synthetic", "mini"))
     assert result.exit_code == 0
-    for words in ("mini (UNTRAINED: random weights)", "blocks 4-6: complete", "4 of synthetic"):
+    for words in ("mini, weights ", "blocks 4-6: complete", "4 of synthetic"):
         assert words in result.output
 
 
@@ -120,9 +120,9 @@ def test_a_damaged_store_is_verified_repaired_and_made_whole_again(tmp_path):
 def test_a_dry_run_prints_the_size_and_writes_nothing(tmp_path):
     result = run(*synthetic(tmp_path / "w", "--dry-run"))
     assert result.exit_code == 0
-    # blocks 4-6 of mini have 96 channels each: 96 * 64 * 64 * 2 bytes a patch in the grid layout
-    assert "block 4 786 kB, block 5 786 kB, block 6 786 kB" in result.output
-    assert "9.4 MB of features" in result.output
+    # blocks 4-6 of mini have 64 channels each: 64 * 64 * 64 * 2 bytes a patch in the grid layout
+    assert "block 4 524 kB, block 5 524 kB, block 6 524 kB" in result.output
+    assert "6.3 MB of features" in result.output
     assert not (tmp_path / "w").exists()
 
 

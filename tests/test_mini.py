@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from pathseg.extract.mini import MINI_PARAMS, mini_release, mini_vit, random_weights
+from pathseg.extract.catalogue import BUNDLED, MODELS, bundled_file
+from pathseg.extract.mini import MINI_PARAMS, MINI_VIT, mini_release, mini_vit, random_weights
+from pathseg.extract.models import load_model
+from pathseg.extract.noise import add_noise
+from pathseg.extract.shapes import vit_shapes
+from pathseg.extract.tissue import draw_tissue
+from pathseg.extract.unet import build_unet
 
 
 def test_mini_is_made_like_the_papers_model():
@@ -14,9 +20,46 @@ def test_mini_is_made_like_the_papers_model():
     assert list(release.unet_design.blocks(64)) == list(range(13))
 
 
-def test_mini_is_the_same_each_time():
-    first, second = mini_release(), mini_release()
-    assert all(torch.equal(tensor, second.unet[name]) for name, tensor in first.unet.items())
+def test_the_bundled_files_are_those_of_the_record():
+    for name in MODELS["mini"].files:
+        assert bundled_file("mini", name).is_file()
+    assert {path.name for path in BUNDLED.glob("*.safetensors")} == set(MODELS["mini"].files)
+
+
+def test_the_weights_are_small_enough_to_ship():
+    assert sum((BUNDLED / name).stat().st_size for name in MODELS["mini"].files) <= 12_000_000
+
+
+def test_the_weights_are_kept_in_half_precision():
+    release = mini_release()
+    parts = (release.unet, release.first_stage, release.conditioning, mini_vit())
+    assert {tensor.dtype for part in parts for tensor in part.values()} == {torch.float16}
+
+
+def test_minis_vit_has_the_shapes_of_dinos():
+    shapes = {name: tuple(tensor.shape) for name, tensor in mini_vit().items()}
+    assert shapes == vit_shapes(*MINI_VIT, grid=8)
+
+
+def test_latents_of_tissue_have_unit_size():
+    model = load_model("mini")
+    tissue = draw_tissue(np.random.default_rng(0), 256).image[None]
+    assert 0.5 < model.encode(tissue).std().item() < 2
+
+
+def test_the_denoiser_tells_noise_from_latents():
+    """On tissue and at a t where they are equally strong: better than guessing that all or nothing is noise."""
+    release, t = mini_release(), 250
+    images = np.stack([draw_tissue(np.random.default_rng(seed), 256).image for seed in range(2)])
+    z0, context = load_model("mini").prepare(images)
+    eps = torch.randn(z0.shape, generator=torch.Generator().manual_seed(0))
+    alpha_bar = float(release.schedule.alpha_bars()[t])
+    zt = add_noise(z0, eps, alpha_bar)
+    with torch.inference_mode():
+        error = (build_unet(release)(zt, t, context).sample - eps).square().mean().item()
+    # The best guess without a look at neighbours is a share of zt; its error is the latents' share of zt's variance.
+    blind = alpha_bar * z0.var().item() / zt.var().item()
+    assert error < 0.75 * blind
 
 
 def test_minis_vit_fits_its_conditioning_stage():

@@ -1,0 +1,114 @@
+"""Train `mini`, the bundled model, from free images: first stage, ViT, denoiser and conditioning stage.
+
+    python benchmarks/mini.py --data ../shared/data --out DIR
+
+Run it again after an interruption: fields, latents and the last checkpoint of each part are in DIR. It ends with the
+two files of weights that are shipped (`mini.safetensors`, `mini-vit.safetensors`, half precision), their SHA-256 for
+`extract/catalogue.py`, the loss curves and a sheet of reconstructions and samples. See `extract/weights/MODEL_CARD.md`
+for what it was trained on and what it is worth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from mini_denoiser import Denoiser, Latents, encode, train_denoiser, unet_state
+from mini_fields import draw_fields
+from mini_first_stage import encoder_state, train_first_stage, whiten
+from mini_sheet import draw_curves, draw_sheet
+from mini_training import Tensors
+from mini_vit import train_vit
+from safetensors.torch import save_file
+from torch.multiprocessing import spawn
+
+from pathseg.extract.architecture import conditioning_design, first_stage_design, schedule_of, unet_design
+from pathseg.extract.mini import MINI_PARAMS, MINI_VIT
+from pathseg.extract.release import CONDITIONING, FIRST_STAGE, UNET
+
+FIELDS, HELD = 6144, 256  # of 256 px, to train on and held out
+ENCODED = 1024  # of the fields, as latents for the denoiser
+MEETING = "replicas"  # the file through which replicas find each other
+
+
+def new_denoiser(latents: Latents, seed: int) -> Denoiser:
+    """Before training, the same each time."""
+    torch.manual_seed(seed)
+    return Denoiser(unet_design(MINI_PARAMS), conditioning_design(MINI_PARAMS), latents.embeddings)
+
+
+def replica(rank: int, arguments: argparse.Namespace) -> None:
+    """One of the processes that train the denoiser together."""
+    torch.set_num_threads(1)
+    meeting = (arguments.out / MEETING).absolute().as_uri()
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=arguments.replicas)
+    latents = Latents(**torch.load(arguments.out / "latents.pt", weights_only=True))
+    finish_denoiser(latents, arguments)
+    dist.destroy_process_group()
+
+
+def finish_denoiser(latents: Latents, arguments: argparse.Namespace) -> Denoiser:
+    """Train what is left of the steps."""
+    return train_denoiser(
+        latents,
+        new_denoiser(latents, arguments.seed),
+        schedule_of(MINI_PARAMS).alpha_bars(),
+        arguments.out,
+        steps=arguments.denoiser_steps,
+        seed=arguments.seed,
+        device=torch.device(arguments.device),
+    )
+
+
+def train(arguments: argparse.Namespace) -> dict[str, Tensors]:
+    """All parts in turn: file name -> tensors."""
+    out, seed, device = arguments.out, arguments.seed, torch.device(arguments.device)
+    fields = draw_fields(arguments.data, out, seed=seed, part="train", count=FIELDS)
+    held = draw_fields(arguments.data, out, seed=seed, part="held", count=HELD)
+    design, steps = first_stage_design(MINI_PARAMS), arguments.first_stage_steps
+    first = train_first_stage(fields, design, out, steps=steps, seed=seed, device=device)
+    inverse = whiten(first, fields[:64])
+    vit = train_vit(fields, MINI_VIT, out, steps=arguments.vit_steps, seed=seed, device=device)
+    latents = encode(fields[:ENCODED], first.encoder, vit, out / "latents.pt")
+    if arguments.replicas > 1:
+        (out / MEETING).unlink(missing_ok=True)
+        spawn(replica, (arguments,), nprocs=arguments.replicas)
+    model = finish_denoiser(latents, arguments)  # of replicas: reads what they wrote
+    draw_curves(out, arguments.pictures / "mini-curves.png")
+    draw_sheet(first.cpu(), [part.cpu() for part in inverse], model, vit, held, arguments.pictures / "mini-sheet.jpg")
+    parts = {
+        UNET: unet_state(model.unet, unet_design(MINI_PARAMS)),
+        FIRST_STAGE: encoder_state(first.encoder, design),
+        CONDITIONING: model.conditioning.state_dict(),
+    }
+    named = {part + name: tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+    return {"mini.safetensors": named, "mini-vit.safetensors": vit}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with brecahad/, slides/ and bcss/")
+    parser.add_argument("--out", type=Path, required=True, help="checkpoints, logs and the trained weights")
+    parser.add_argument("--pictures", type=Path, help="where curves and sheet go, by default --out")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2, help="of PyTorch, for the first stage and the ViT")
+    parser.add_argument("--replicas", type=int, default=2, help="processes that train the denoiser; 1 on a GPU")
+    parser.add_argument("--first-stage-steps", type=int, default=800)
+    parser.add_argument("--vit-steps", type=int, default=450)
+    parser.add_argument("--denoiser-steps", type=int, default=720)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments = parser.parse_args()
+    arguments.pictures = arguments.pictures or arguments.out
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(arguments.threads)
+    for name, tensors in train(arguments).items():
+        path = arguments.out / name
+        save_file({key: tensor.half().contiguous() for key, tensor in tensors.items()}, path)
+        print(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path}  {path.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""What the training of `mini` is worth: GlaS heads on its features and on random weights', and whether it conditions.
+
+    python benchmarks/mini_value.py --data ../shared/data --workspace DIR
+
+Features: `pathseg extract` and `pathseg train-head` on the GlaS images in DATA/glas_sample (16 to train on, 4 + 4 to
+test on), 512 px, the same linear head and budget for the trained model and for a release folder of the same
+architecture whose weights are drawn from a seed. Dice: the unweighted mean of both classes over all pixels of a test
+part, then the mean of the two parts. Conditioning: the denoising loss on held-out patches of BreCaHAD with the patch's
+own embedding, another patch's, and zeros. Writes benchmarks/results/mini.json and benchmarks/pictures/mini-*.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from mini_fields import draw_fields
+from safetensors.torch import save_file
+from torch.utils.flop_counter import FlopCounterMode
+
+from pathseg.extract.architecture import conditioning_design, first_stage_design, unet_design
+from pathseg.extract.conditioning import build_conditioning
+from pathseg.extract.dino import build_vit, vit_tokens
+from pathseg.extract.firststage import build_first_stage
+from pathseg.extract.mini import MINI_PARAMS, MINI_VIT, mini_release, mini_vit, random_weights
+from pathseg.extract.models import load_model
+from pathseg.extract.noise import add_noise
+from pathseg.extract.patches import network_input
+from pathseg.extract.release import CONDITIONING, FIRST_STAGE, UNET
+from pathseg.extract.shapes import conditioning_shapes, encoder_shapes, unet_shapes, vit_shapes
+from pathseg.extract.threads import CPU_THREADS
+from pathseg.extract.unet import build_unet
+
+HERE = Path(__file__).parent
+TIMESTEPS = (0, 10, 50, 100, 200, 400, 800)
+SEEDS = (0, 1, 2)
+BUDGET = ["--head", "linear", "--lr", "1e-3", "--epochs", "20", "--seed", ",".join(map(str, SEEDS))]
+MODELS = {"trained": "mini", "random": "mini-random"}
+
+
+def write_random_release(folder: Path, seed: int) -> None:
+    """A release folder and a ViT of mini's architecture that have learned nothing."""
+    rng, unet = np.random.default_rng(seed), unet_design(MINI_PARAMS)
+    parts = {
+        UNET: unet_shapes(unet),
+        FIRST_STAGE: encoder_shapes(first_stage_design(MINI_PARAMS)),
+        CONDITIONING: conditioning_shapes(conditioning_design(MINI_PARAMS), unet.context_dim),
+    }
+    for part in ("configs", "checkpoints"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    (folder / "configs/mini-project.yaml").write_text(yaml.safe_dump({"model": {"params": MINI_PARAMS}}))
+    state = {p + name: tensor for p, shapes in parts.items() for name, tensor in random_weights(shapes, rng).items()}
+    save_file(state, folder / "checkpoints/last.safetensors")
+    save_file(random_weights(vit_shapes(*MINI_VIT), rng), folder / "vit.safetensors")
+
+
+def pathseg(*arguments: object) -> None:
+    """A command as a user gives it."""
+    subprocess.run([sys.executable, "-m", "pathseg.cli", *map(str, arguments)], check=True)
+
+
+def measure_heads(glas: Path, workspace: Path) -> list[dict]:
+    """Stage one and two for both models: a line for every head."""
+    write_random_release(workspace / "mini-random", seed=0)
+    lines = []
+    for kind, name in MODELS.items():
+        place = ["--workspace", workspace / kind]
+        model = ["--model", name] if kind == "trained" else ["--model", workspace / name]
+        hipt = [] if kind == "trained" else ["--hipt", workspace / name / "vit.safetensors"]
+        t = ",".join(map(str, TIMESTEPS))
+        size = ["--resize", 512, "--layout", "native", "--t", t]
+        pathseg("extract", "--dataset", "glas", "--root", glas, *model, *hipt, *size, *place)
+        pathseg("train-head", "--blocks", "all", "--t", t, *BUDGET, *place)
+        pathseg("train-head", "--blocks", "each", "--t", 50, *BUDGET, *place)
+        lines += [line_of(kind, run) for run in sorted((workspace / kind / "heads").iterdir())]
+    return lines
+
+
+def line_of(kind: str, run: Path) -> dict:
+    """Settings and scores of a finished run."""
+    config, metrics = (json.loads((run / f"{name}.json").read_text()) for name in ("config", "metrics"))
+    config = config.get("head", config) if "blocks" not in config else config
+    dice = {part: values["scores"]["dice"] for part, values in metrics["splits"].items()}
+    settings = {"t": config["t"], "blocks": list(config["blocks"]), "seed": config["seed"]}
+    return {"model": kind, **settings, "dice": dice, "mean_dice": float(np.mean(list(dice.values())))}
+
+
+def over_seeds(lines: list[dict], model: str, t: int, blocks: list[int]) -> tuple[float, float]:
+    """Mean and standard deviation of the mean test Dice."""
+    wanted = (model, t, blocks)
+    found = [line["mean_dice"] for line in lines if (line["model"], line["t"], line["blocks"]) == wanted]
+    if len(found) != len(SEEDS):
+        raise ValueError(f"{len(found)} runs of {model} at t {t} on blocks {blocks}, but {len(SEEDS)} seeds")
+    return float(np.mean(found)), float(np.std(found, ddof=1))
+
+
+@torch.inference_mode()
+def measure_conditioning(fields: np.ndarray) -> list[dict]:
+    """Denoising loss by timestep with the patch's embedding, another patch's and none."""
+    release = mini_release()
+    unet, stage, encoder = build_unet(release), build_conditioning(release), build_first_stage(release)
+    images = network_input(fields, torch.device("cpu"))
+    vit = build_vit(mini_vit())
+    z0 = torch.cat([encoder(batch) for batch in images.split(8)]) * release.scale_factor
+    embeddings = torch.cat([vit_tokens(vit, batch)[1] for batch in images.split(8)])
+    choices = {"own": embeddings, "another": embeddings.roll(1, 0), "none": torch.zeros_like(embeddings)}
+    eps = torch.randn(z0.shape, generator=torch.Generator().manual_seed(0))
+    bars, lines = release.schedule.alpha_bars(), []
+    for t in TIMESTEPS:
+        zt, losses = add_noise(z0, eps, float(bars[t])), {}
+        for name, choice in choices.items():
+            found = [unet(z, t, stage(y)).sample for z, y in zip(zt.split(8), choice.split(8), strict=True)]
+            losses[name] = (torch.cat(found) - eps).square().mean((1, 2, 3))  # (N,)
+        own = losses["own"]
+        line = {"t": t, **{name: float(loss.mean()) for name, loss in losses.items()}}
+        line |= {f"better_than_{name}": float((own < losses[name]).float().mean()) for name in ("another", "none")}
+        lines.append(line)
+    return lines
+
+
+def measure_cost(fields: np.ndarray) -> dict[str, float]:
+    """What all of stage one takes a patch: operations, and processor seconds, which other work disturbs less."""
+    model = load_model("mini")
+    model.features(fields[:4])
+    start = time.process_time()
+    model.features(fields[:16])
+    seconds = (time.process_time() - start) / 16
+    with FlopCounterMode(display=False) as counter:
+        model.features(fields[:1])
+    return {"gflop": counter.get_total_flops() / 1e9, "cpu_s": seconds, "threads": CPU_THREADS}
+
+
+def draw(result: dict, folder: Path) -> None:
+    """The charts: Dice over t, Dice per block, what the right embedding saves."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3.2), layout="constrained")
+    over_t, per_block, saved = figure.subplots(1, 3)
+    for kind, marker in (("trained", "o-"), ("random", "s--")):
+        for axis, rows, key in ((over_t, result["over_t"], "t"), (per_block, result["per_block"], "block")):
+            mine = [row for row in rows if row["model"] == kind]
+            places = [TIMESTEPS.index(row["t"]) if key == "t" else row["block"] for row in mine]
+            axis.errorbar(
+                places, [row["dice"] for row in mine], [row["std"] for row in mine], fmt=marker, label=kind, capsize=2
+            )
+    over_t.set(title="GlaS sample, all blocks", xlabel="timestep", ylabel="mean test Dice")
+    over_t.set_xticks(range(len(TIMESTEPS)), TIMESTEPS)
+    per_block.set(title="each block alone, t = 50", xlabel="block", xticks=range(13))
+    for name in ("another", "none"):
+        lines = result["conditioning"]
+        more = [100 * (line[name] / line["own"] - 1) for line in lines]
+        saved.plot(range(len(lines)), more, "o-", label=f"{name} patch's embedding".replace("none patch's", "no"))
+    saved.axhline(0, color="grey", lw=0.8)
+    saved.set_xticks(range(len(TIMESTEPS)), TIMESTEPS)
+    saved.set(title="denoising loss, held-out patches", xlabel="timestep", ylabel="% above the own embedding's")
+    for axis in (over_t, per_block, saved):
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.savefig(folder / "mini-value.png", dpi=90)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--workspace", type=Path, required=True, help="stores and heads; a second run goes on there")
+    parser.add_argument("--fields", type=int, default=64, help="held-out patches for the conditioning")
+    arguments = parser.parse_args()
+    arguments.workspace.mkdir(parents=True, exist_ok=True)
+    lines, everything = measure_heads(arguments.data / "glas_sample", arguments.workspace), list(range(13))
+    tables: dict[str, list[dict]] = {"over_t": [], "per_block": []}
+    for kind in MODELS:
+        for t in TIMESTEPS:
+            dice, std = over_seeds(lines, kind, t, everything)
+            tables["over_t"].append({"model": kind, "t": t, "dice": dice, "std": std})
+        for block in everything:
+            dice, std = over_seeds(lines, kind, 50, [block])
+            tables["per_block"].append({"model": kind, "block": block, "dice": dice, "std": std})
+    fields = draw_fields(arguments.data, arguments.workspace, seed=0, part="held", count=arguments.fields)
+    cost, conditioning = measure_cost(np.array(fields)), measure_conditioning(np.array(fields))
+    result = {"budget": BUDGET, "cost_a_patch": cost, **tables, "conditioning": conditioning, "runs": lines}
+    (HERE / "results/mini.json").write_text(json.dumps(result, indent=1) + "\n")
+    draw(result, HERE / "pictures")
+
+
+if __name__ == "__main__":
+    main()
