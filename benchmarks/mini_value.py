@@ -6,7 +6,7 @@ Features: `pathseg extract` and `pathseg train-head` on the GlaS images in DATA/
 test on), 512 px, the same linear head and budget for the trained model and for a release folder of the same
 architecture whose weights are drawn from a seed. Dice: the unweighted mean of both classes over all pixels of a test
 part, then the mean of the two parts. Conditioning: the denoising loss on held-out patches of BreCaHAD with the patch's
-own embedding, another patch's, and zeros. Writes benchmarks/results/mini.json and benchmarks/pictures/mini-*.png.
+own embedding, another patch's, and zeros. Writes benchmarks/results/mini.json and benchmarks/pictures/mini-value.png.
 """
 
 from __future__ import annotations
@@ -126,7 +126,10 @@ def measure_conditioning(fields: np.ndarray) -> list[dict]:
 
 
 def measure_cost(fields: np.ndarray) -> dict[str, float]:
-    """What all of stage one takes a patch: operations, and processor seconds, which other work disturbs less."""
+    """What all of stage one takes a patch: operations and processor seconds.
+
+    On a busy machine run with OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0: a thread that spins counts as working.
+    """
     model = load_model("mini")
     model.features(fields[:4])
     start = time.process_time()

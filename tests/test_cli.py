@@ -69,7 +69,7 @@ def test_three_commands_make_a_report(extracted, tmp_path):
     assert "dice" in trained.output
     reported = run("report", "--workspace", tmp_path)
     assert reported.exit_code == 0, reported.output
-    assert "untrained" in (tmp_path / "report" / "index.html").read_text()
+    assert "those of the model mini" in (tmp_path / "report" / "index.html").read_text()
 
 
 def test_glas_keeps_instances_at_the_original_size(glas, tmp_path):
