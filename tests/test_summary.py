@@ -174,6 +174,16 @@ def test_the_door_reads_the_extraction_command():
     assert (values["t"], values["blocks"], values["layout"]) == ((10,), BLOCKS, "grid")
 
 
+def test_the_extraction_command_makes_features_of_the_same_key(toy_key):
+    made = toy_key(dtype="float32", packing="lossless", precision="bfloat16", seed=7).to_dict()
+    run = finished("one", GOOD)
+    again = dataclasses.replace(run, config={**run.config, "data": {**run.data, "features": made}})
+    _, command, *words = shlex.split(commands(again, Path("work"))[0])
+    values = main.commands[command].make_context(command, words).params
+    found = (values["dtype"], values["packing"], values["precision"], values["seed"])
+    assert found == ("float32", "lossless", "bfloat16", 7)
+
+
 @pytest.mark.parametrize(
     ("dataset", "size", "preprocessing", "resize"),
     [
