@@ -4,9 +4,9 @@
 
 online   The frozen model runs in every epoch, float32; measured on a few patches and scaled to the images. Its
          features go to the same native head as the store's.
-pt       One .pt file for each patch, float16 at native resolution, read by a DataLoader, upsampled, stacked, plain
-         head. By kaiko-eva's own writer and data set where that package is installed (`writer` says which), else in
-         the same format, written here.
+pt       One .pt file for each patch, float16 at native resolution, read by a DataLoader without worker processes (so
+         not ahead, as the store's are), upsampled, stacked, plain head. By kaiko-eva's own writer and data set where
+         that package is installed (`writer` says which), else in the same format, written here.
 store    This package: a Zarr store in native layout, `FeatureReader` with nothing kept in memory, native head.
 memmap   The native float16 bytes as one raw memory-mapped file for each block, native head: the physical limit.
 

@@ -129,8 +129,11 @@ def alone_in(path: Path) -> Iterator[bool]:
 
 @contextmanager
 def _folder(path: Path) -> Iterator[int]:
-    """A descriptor of a folder, which is made if need be."""
+    """A descriptor of a folder, which is made if need be; none where folders cannot be locked, nor opened."""
     path.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield -1
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         yield descriptor

@@ -185,7 +185,7 @@ class Verification:
         self._memory.update({chunk: _buffer(data[chunk]) for chunk in chunks})
         for index in range(first, min(first + self.contents.images_per_unit, len(self.contents.images))):
             stored = sums[index - first] if sums else None
-            if (stored is not None or sums is None) and (why := _wrong(array, index, stored)):
+            if why := _wrong(array, index, stored):  # also where an image was set aside: its blank has a checksum
                 self._find("damaged", chunks[0], f"{self.contents.images[index].id}: {why}", part, unit)
         for chunk in chunks:
             del self._memory[chunk]

@@ -1,5 +1,6 @@
 import pytest
 
+from pathseg.store import local
 from pathseg.store.errors import StoreError
 from pathseg.store.local import LocalFolder
 from pathseg.store.location import open_location
@@ -42,3 +43,14 @@ def test_free_bytes_are_known_before_the_folder_is_made(tmp_path):
 def test_an_address_of_another_kind_is_refused():
     with pytest.raises(StoreError, match="ftp://x"):
         open_location("ftp://x")
+
+
+def test_where_folders_cannot_be_opened_a_store_is_written_without_locks(tmp_path, monkeypatch):
+    def refused(*arguments):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(local, "fcntl", None)  # as on Windows
+    monkeypatch.setattr(local.os, "open", refused)
+    with LocalFolder(tmp_path).writing() as alone, local.alone_in(tmp_path / "run") as held:
+        assert alone
+        assert held

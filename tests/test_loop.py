@@ -218,3 +218,14 @@ def test_class_weights_count_the_centre_of_each_patch_alone(view_store, tmp_path
     glands = sum(int((view_store.mask(index) == 1).sum()) for index in (0, 3, 6))
     share = glands / (3 * 256 * 512)
     assert trainee.weights.tolist() == pytest.approx([share, 1 - share])  # 1 - N_c / N of two classes
+
+
+def test_an_unfinished_run_on_other_images_is_not_taken_up(toy_store, tmp_path):
+    def cut(run, line):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_heads(toy_store, [(QUICK, RunFolder(tmp_path / "run"))], without=(0,), on_epoch=cut)
+    with pytest.raises(ValueError, match="begun on other images"):
+        train(toy_store, tmp_path / "run", QUICK)
+    assert train(toy_store, tmp_path / "run", QUICK, without=(0,)).finished

@@ -152,3 +152,9 @@ def test_too_few_pixels_that_count_are_said(tmp_path, toy_contents, fill_store):
     store = fill_store(StoreWriter(tmp_path / "a.zarr", contents))
     trainee = train(store, tmp_path / "run", HeadConfig(**{**vars(CONFIG), "pixels": 10}))
     assert "fewer than 64 pixels of the training images count" in trainee.failure
+
+
+@pytest.mark.usefixtures("two_networks")
+def test_an_epoch_whose_last_image_fills_the_pool_ends_well(toy_store, tmp_path, monkeypatch):
+    monkeypatch.setattr(pools, "POOL_PX", 3 * CONFIG.pixels)  # just what the three training images have
+    assert train(toy_store, tmp_path / "run").run.read_metrics()["epochs"] == 2

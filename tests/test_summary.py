@@ -11,7 +11,7 @@ import pytest
 from pathseg.cli import main
 from pathseg.extract import glas, synthetic
 from pathseg.store.blocks import BLOCKS
-from pathseg.train.config import HeadConfig
+from pathseg.train.config import LEARNING, HeadConfig
 from pathseg.train.metrics import Scores, constant_answer
 from pathseg.train.runs import FinishedRun, PartScores, RunFolder
 from pathseg.train.summary import NOT_RECORDED, SIDES, commands, data_facts, flat, run_facts, summary, untrained_warning
@@ -137,6 +137,7 @@ def test_the_first_command_extracts_and_the_last_reports():
 ODD = HeadConfig(
     t=10, blocks=(0, 4, 5, 6, 12), head="linear", lr=3e-4, epochs=7, patience=2, batch_size=3, augment="flips",
     class_weights="balanced", precision="bfloat16", val_fraction=0.25, seed=5, split_seed=9,
+    connectivity="4", min_object_px=20,
 )  # fmt: skip
 
 
@@ -149,7 +150,8 @@ def parsed(config: HeadConfig, number: int) -> dict:
 
 
 def test_the_odd_configuration_has_no_default_value():
-    assert not [f.name for f in dataclasses.fields(HeadConfig) if getattr(ODD, f.name) == f.default]
+    usual = {field.name for field in dataclasses.fields(HeadConfig) if getattr(ODD, field.name) == field.default}
+    assert usual == set(LEARNING[ODD.head].without)
 
 
 @pytest.mark.parametrize("config", [ODD, HeadConfig(), HeadConfig(blocks=(7,), lr=1e-5, epochs=1)])
@@ -172,6 +174,16 @@ def test_the_door_reads_the_extraction_command():
     values = parsed(ODD, 0)
     assert (values["dataset"], values["model"], values["condition"]) == ("glas", "mini", "ssl")
     assert (values["t"], values["blocks"], values["layout"]) == ((10,), BLOCKS, "grid")
+
+
+def test_the_extraction_command_makes_features_of_the_same_key(toy_key):
+    made = toy_key(dtype="float32", packing="lossless", precision="bfloat16", seed=7).to_dict()
+    run = finished("one", GOOD)
+    again = dataclasses.replace(run, config={**run.config, "data": {**run.data, "features": made}})
+    _, command, *words = shlex.split(commands(again, Path("work"))[0])
+    values = main.commands[command].make_context(command, words).params
+    found = (values["dtype"], values["packing"], values["precision"], values["seed"])
+    assert found == ("float32", "lossless", "bfloat16", 7)
 
 
 @pytest.mark.parametrize(

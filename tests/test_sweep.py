@@ -61,6 +61,13 @@ def test_heads_too_large_for_memory_take_several_passes(toy_store, monkeypatch):
     assert [len(group) for group in passes(toy_store, configs, device=CPU)] == [2, 2, 1]
 
 
+def test_the_pixels_that_an_ensemble_learns_from_count_as_its_memory(toy_store):
+    config = HeadConfig(blocks=(4,), head="pixel-ensemble")
+    # ten networks of 6 -> 128 -> 32 -> 2 with two batch normalisations; 512 batches of 64 pixels, float16
+    parameters = 10 * (6 * 128 + 128 + 256 + 128 * 32 + 32 + 64 + 32 * 2 + 2)
+    assert head_bytes(toy_store, config) == parameters * 4 * 4 + 512 * 64 * 6 * 2
+
+
 def test_a_finished_run_is_not_trained_again(toy_store, tmp_path):
     train_sweep(toy_store, [QUICK], [tmp_path / "run"])
     written = (tmp_path / "run" / "head.safetensors").stat().st_mtime_ns
@@ -109,3 +116,16 @@ def test_the_summary_gives_scores_beside_the_constant_answer(toy_store, tmp_path
     scores = RunFolder(tmp_path / "run").read_metrics()["splits"]["test"]
     assert f"dice {scores['scores']['dice']:.3f}" in text
     assert f"always {scores['constant']['class']}" in text
+
+
+def test_a_run_that_others_have_finished_meanwhile_is_not_trained_again(toy_store, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "free_memory", lambda device: 0)  # a pass for each head
+    configs, folders = [QUICK, dataclasses.replace(QUICK, seed=1)], [tmp_path / "first", tmp_path / "second"]
+    told = []
+
+    def meanwhile(run, line):
+        told.append(run.name)
+        train_sweep(toy_store, configs[1:], folders[1:])
+
+    assert train_sweep(toy_store, configs, folders, on_epoch=meanwhile) == {}
+    assert told == ["first"]

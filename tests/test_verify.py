@@ -200,3 +200,20 @@ def test_repair_spares_chunks_that_a_sound_record_names(toy_store):
     check.run()
     check.repair()
     assert files_of(folder) == whole
+
+
+def test_a_flipped_bit_in_the_place_of_an_image_that_was_set_aside_is_found(tmp_path, toy_contents):
+    writer = StoreWriter(tmp_path / "lacking.zarr", toy_contents(images_per_unit=5))
+    writer.add_arrays([50], (4,))
+    shape = writer._array("t50/block04").shape[1:]
+    writer.write_features(0, t=50, features=[(4, [None, *[np.ones(shape, np.float16)] * 4])])
+    folder = writer.store.location.root
+    before = found(folder)
+    flip(folder / "t50/block04/c/0/0/0/0/0", byte=0)
+    assert found(folder) - before == {("damaged", "t50/block04/c/0/0/0/0/0")}
+
+
+def flip(path, *, byte):
+    data = bytearray(path.read_bytes())
+    data[byte] ^= 1
+    path.write_bytes(data)

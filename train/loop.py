@@ -91,13 +91,16 @@ def _prepare(
     """A new head in a fresh run folder, or an unfinished one where it was left."""
     weights = class_weights(pixels).to(device) if config.class_weights == "balanced" else None
     trainee = new_trainee(store, config, run, weights=weights, device=device)
+    parameters = sum(p.numel() for p in trainee.head.parameters())
+    about = describe(store, config, parts, parameters=parameters, device=str(device))
     if restore(trainee):
+        if run.read_config()["data"]["images"] != about["data"]["images"]:  # others are complete now
+            raise ValueError(f"{run.path} was begun on other images of this store; delete it or pass --name")
         run.cut_history(trainee.epoch)
     else:
         if getattr(config, "weights", "none") == "imagenet":
             start_from_imagenet(trainee.head, config.head)
-        parameters = sum(p.numel() for p in trainee.head.parameters())
-        run.begin(describe(store, config, parts, parameters=parameters, device=str(device)))
+        run.begin(about)
     return trainee
 
 
@@ -143,7 +146,8 @@ def _learn_pixels(trainee: Trainee, epoch: int) -> None:
 def _finish_pixels(trainee: Trainee, epoch: int) -> None:
     """The steps of a pixel ensemble on what is left at the end of an epoch."""
     started = time.perf_counter()
-    _learn_pixels(trainee, epoch)
+    if len(trainee.pool):
+        _learn_pixels(trainee, epoch)
     trainee.seconds += time.perf_counter() - started
     if not trainee.losses:
         trainee.failure = f"fewer than {BATCH_PX} pixels of the training images count; extract more images"

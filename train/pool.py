@@ -18,6 +18,11 @@ STALE_STEPS = 50  # a network stops when so many of its batches in a row were no
 POOL_PX = 512 * BATCH_PX  # pixels that are mixed: 0.5 GB of all 7,296 channels in float16
 
 
+def pool_bytes(channels: int, itemsize: int) -> int:
+    """What a full pool takes, features of so many channels in a type of so many bytes: it is held beside the head."""
+    return POOL_PX * channels * itemsize
+
+
 class PixelPool:
     """Pixels of several images with their classes, until there are enough of them to be mixed."""
 

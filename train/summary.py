@@ -15,9 +15,9 @@ from pathseg.train.tables import number
 
 SIDES = {"glas": 768, "synthetic": 512}  # px that stage one brings a data set to without --resize
 NOT_RECORDED = (  # of what extract was given
-    "--root, --limit, --classes, --mpp, --target-mpp, --image-folder, --stride, --views, --val-institutes, --hipt, "
-    "--seed, --dtype, --packing"
+    "--root, --limit, --classes, --mpp, --target-mpp, --image-folder, --stride, --views, --val-institutes, --hipt"
 )
+MAKE = ("dtype", "packing", "precision", "seed")  # of the features, where a run says it: flags of extract
 
 
 def summary(ranked: Sequence[FinishedRun], dataset: str) -> str:
@@ -95,6 +95,8 @@ def commands(run: FinishedRun, workspace: Path) -> tuple[str, ...]:
         "extract", *at, "--dataset", data["dataset"], "--model", model["name"], "--condition", model["condition"],
         *_resize(data), *features, "--layout", data["layout"], *store,
     ]  # fmt: skip
+    for name in MAKE:
+        extract += [f"--{name}", data["features"][name]] if name in data.get("features", {}) else []
     train = ["train-baseline" if run.is_baseline else "train-head", *at, *store]
     for name, value in head.items():
         flag = "model" if name == "head" and run.is_baseline else name.replace("_", "-")

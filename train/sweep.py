@@ -9,6 +9,7 @@ from itertools import product
 from pathlib import Path, PurePath
 from typing import Any
 
+import numpy as np
 import torch
 
 from pathseg.store.blocks import BLOCKS
@@ -17,6 +18,8 @@ from pathseg.train.batches import KEEP_SHARE, free_memory
 from pathseg.train.config import BaselineConfig, Config, HeadConfig
 from pathseg.train.loop import OnEpoch, train_heads
 from pathseg.train.parts import incomplete_images, lacking_images
+from pathseg.train.pixels import PixelEnsemble
+from pathseg.train.pool import pool_bytes
 from pathseg.train.runs import FinishedRun, RunFolder
 from pathseg.train.trainee import build_head
 
@@ -100,10 +103,16 @@ def passes(store: FeatureStore, configs: Sequence[Config], *, device: torch.devi
 
 
 def head_bytes(store: FeatureStore, config: Config) -> int:
-    """Bytes that a head takes while it trains: its weights, their gradient and Adam's moments, float32."""
+    """Bytes that a head takes while it trains: its weights, their gradient and Adam's moments, float32.
+
+    A pixel ensemble also holds the pixels that it will learn from.
+    """
     with torch.device("meta"):
         head = build_head(store, config)
-    return sum(p.numel() for p in head.parameters()) * 4 * COPIES
+    weights = sum(p.numel() for p in head.parameters()) * 4 * COPIES
+    if not isinstance(head, PixelEnsemble):
+        return weights
+    return weights + pool_bytes(sum(head.channels.values()), np.dtype(store.contents.key.dtype).itemsize)
 
 
 def unfinished(
@@ -214,6 +223,7 @@ def train_share(
         with ExitStack() as stack:
             for _, run in runs:
                 stack.enter_context(run.held())
+            runs = list(unfinished(store, group, [run.path for _, run in runs]))  # others may have ended some by now
             place: dict[str, Any] = {"device": device, "memory_bytes": memory_bytes}
             trained = train_heads(store, runs, without=without, on_epoch=on_epoch, **place) if runs else []
         failures |= {trainee.run.name: trainee.failure for trainee in trained if trainee.failure}
