@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from free import FULL
@@ -43,6 +44,7 @@ from pathseg.store.features import FeatureStore
 from pathseg.store.grid import PatchGrid
 from pathseg.store.layout import resample
 from pathseg.train.config import HeadConfig
+from pathseg.train.evaluate import evaluate
 from pathseg.train.heads import FCNHead
 from pathseg.train.loop import train_heads
 from pathseg.train.native import native_convolution
@@ -148,14 +150,32 @@ def s3_server() -> Iterator[str]:
         server.stop()
 
 
+@contextmanager
+def judging() -> Iterator[list[float]]:
+    """Seconds of each call of `evaluate` within this context."""
+    taken: list[float] = []
+
+    def timed(*arguments: object, **named: object) -> object:
+        found: list[object] = []
+        taken.append(seconds(lambda: found.append(evaluate(*arguments, **named))))
+        return found[0]
+
+    with patch("pathseg.train.loop.evaluate", timed), patch("pathseg.train.results.evaluate", timed):
+        yield taken
+
+
 def train(store: FeatureStore, folder: Path, configs: list[HeadConfig], device: str, room: int | None) -> dict:
-    """Train heads together in fresh run folders: wall time, the heads' own seconds, test Dice, bytes read."""
+    """Train heads together in fresh run folders: wall time, the heads' own seconds, test Dice, bytes read.
+
+    Their own are the training steps and the answers to validation and test images, what is read for these included.
+    """
     runs = [(config, RunFolder(folder / f"{number}")) for number, config in enumerate(configs)]
     done: list = []
-    wall = seconds(lambda: done.extend(train_heads(store, runs, device=device, memory_bytes=room)))
+    with judging() as judged:
+        wall = seconds(lambda: done.extend(train_heads(store, runs, device=device, memory_bytes=room)))
     dice = [run.read_metrics()["splits"]["test"]["scores"]["dice"] for _, run in runs]
     read = runs[0][1].read_metrics()["bytes_read"]  # by all of them together
-    return {"wall": wall, "heads": sum(trainee.seconds for trainee in done), "dice": dice, "bytes": read}
+    return {"wall": wall, "heads": sum(trainee.seconds for trainee in done) + sum(judged), "dice": dice, "bytes": read}
 
 
 def sweep_row(name: str, store: FeatureStore, folder: Path, head: str, device: str, room: int | None) -> dict:
@@ -168,7 +188,7 @@ def sweep_row(name: str, store: FeatureStore, folder: Path, head: str, device: s
     row |= {"sweep_s": together["wall"], "heads_own_s": together["heads"], "apart_s": sum(r["wall"] for r in apart)}
     row |= {"sweep_bytes": together["bytes"], "apart_bytes": sum(run["bytes"] for run in apart)}
     row |= {"gain": row["apart_s"] / row["sweep_s"], "over_own": row["sweep_s"] / row["heads_own_s"]}
-    print(f"  {name}, {head}: together {row['sweep_s']:.1f} s ({row['over_own']:.2f} of the steps alone), "
+    print(f"  {name}, {head}: together {row['sweep_s']:.1f} s ({row['over_own']:.2f} of the heads' own), "
           f"apart {row['apart_s']:.1f} s: {row['gain']:.2f} times")  # fmt: skip
     return row
 
