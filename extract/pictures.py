@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -32,6 +33,7 @@ class PlainPicture:
         """
         self.id, self.path = path.stem, path
         self._file = read_image(path)
+        self.digest = hashlib.sha256(path.read_bytes()).hexdigest()
         self.file_px = self._file.shape[:2]
         self.mpp = sampling.mpp
         if file_mpp is not None:
@@ -109,17 +111,23 @@ def truth_reader(folder: Path) -> Callable[[str], np.ndarray | None]:
     """From an image's id to its mask, (h, w) codes as in the file, None where there is none.
 
     A mask is NAME, NAME_anno or NAME_mask with any lossless suffix. Raises FileNotFoundError where there is no such
-    folder; what it gives raises as `images.read_mask`.
+    folder; what it gives raises as `images.read_mask`, and ValueError where two files could be meant.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder; --truth takes a folder of masks named after the images")
-    masks = {path.stem: path for path in list_files(folder)}
+    masks: dict[str, list[Path]] = {}
+    for path in list_files(folder):
+        masks.setdefault(path.stem, []).append(path)
     return partial(_read_truth, masks)
 
 
-def _read_truth(masks: dict[str, Path], image_id: str) -> np.ndarray | None:
+def _read_truth(masks: dict[str, list[Path]], image_id: str) -> np.ndarray | None:
     found = next((masks[image_id + end] for end in reversed(MASK_ENDINGS) if image_id + end in masks), None)
-    return None if found is None else read_mask(found)
+    if found is None:
+        return None
+    if len(found) > 1:
+        raise ValueError(f"{found[0]} and {found[1]} could both be the mask of {image_id}; pass a narrower --truth")
+    return read_mask(found[0])
 
 
 def _files_of(argument: str) -> list[Path]:

@@ -46,6 +46,7 @@ class Slide:
             properties = self._slide.properties
             pitch = (file_mpp, file_mpp) if file_mpp else tuple(float(properties.get(name, "nan")) for name in MPP)
             self._top, self._left, *sides = self._bounds(properties)
+            self.digest = properties.get("openslide.quickhash-1", "")  # of its properties and smallest level
         self.file_px = tuple(sides)
         if not all(math.isfinite(one) and one > 0 for one in pitch):
             self.close()

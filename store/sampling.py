@@ -59,6 +59,7 @@ class Picture(Protocol):
 
     id: the file's stem. size: (H, W) at that resolution. file_px: (h0, w0) of the file. scale: px of the file in one px
     here, (down, across). mpp: um/px here, None where nobody knows. slide: whether it is one, read by region.
+    digest: of the file's content, to know it from another of the same name.
     """
 
     id: str
@@ -68,6 +69,7 @@ class Picture(Protocol):
     scale: tuple[float, float]
     mpp: float | None
     slide: bool
+    digest: str
 
     def read(self, y: int, x: int, height: int, width: int) -> np.ndarray:
         """A region, (height, width, 3) uint8 RGB; white beyond the edges. Raises ValueError for a damaged file."""

@@ -149,6 +149,14 @@ def test_a_mask_is_found_by_the_name_of_its_image(tmp_path, name):
     assert mask("two") is None
 
 
+def test_two_masks_of_one_name_are_refused(tmp_path):
+    for folder in ("first", "second"):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(np.eye(5, dtype=np.uint8)).save(tmp_path / folder / "one.png")
+    with pytest.raises(ValueError, match=r"first.*second.*--truth"):
+        truth_reader(tmp_path)("one")
+
+
 def test_a_folder_of_masks_that_is_not_there_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="--truth"):
         truth_reader(tmp_path / "masks")

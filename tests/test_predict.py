@@ -1,4 +1,5 @@
 import json
+import time
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import zarr
 from PIL import Image
 
 from pathseg.extract.pictures import open_picture
+from pathseg.store.sampling import Sampling
 from pathseg.train.pixels import PixelEnsemble
 from pathseg.train.predict import Predictor, predict_all, summary
 from pathseg.train.prediction import PredictConfig
@@ -137,6 +139,41 @@ def test_another_making_in_the_same_folder_is_refused_with_both_values(predictor
         predict(predictor(overlap=32), slide[0])
 
 
+def test_other_outlines_are_refused_also_after_a_format_was_added(predictor, image):
+    predict(predictor(formats=("geojson",)), image[0])
+    predict(predictor(formats=("mask",)), image[0])
+    with pytest.raises(ValueError, match="smallest is 100 there, 5 asked for"):
+        predict(predictor(formats=("geojson",), smallest=5), image[0])
+
+
+def test_the_objects_stay_known_after_a_format_was_added(predictor, image):
+    first = predict(predictor(formats=("geojson",)), image[0])
+    assert predict(predictor(formats=("mask",)), image[0])["objects"] == first["objects"]
+
+
+def test_a_result_that_was_deleted_is_made_again(predictor, image, tmp_path):
+    predict(predictor(), image[0])
+    (tmp_path / "out/overlay/image.jpg").unlink()
+    predict(predictor(), image[0])
+    assert (tmp_path / "out/overlay/image.jpg").is_file()
+
+
+def test_another_image_of_the_same_name_and_size_is_refused(predictor, tmp_path):
+    for folder, red in (("a", 40), ("b", 200)):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (300, 300), (red, 100, 150)).save(tmp_path / folder / "same.bmp")
+    predict(predictor(), tmp_path / "a" / "same.bmp")
+    with pytest.raises(ValueError, match=r"content is .*pass another --out"):
+        predict(predictor(), tmp_path / "b" / "same.bmp")
+
+
+def test_another_resolution_of_the_same_pixels_is_refused(predictor, image, colour_head):
+    predict(predictor(), image[0])
+    head = colour_head(sampling=Sampling(size=(256, 256), mpp=0.25, resized=False, original_px=(256, 256)))
+    with pytest.raises(ValueError, match=r"mpp is 0\.5 there, 0\.25 asked for"):
+        predict(predictor(head=head), image[0])
+
+
 def test_patches_are_numbered_by_window_and_place_for_the_noise(predictor, colour_head, colour_features, tmp_path):
     Image.fromarray(tissue(512, 1000)[0]).save(tmp_path / "wide.png")
     predict(predictor(head=colour_head(size=(512, 512))), tmp_path / "wide.png")
@@ -238,6 +275,44 @@ def test_a_truth_gives_the_reports_scores(predictor, image, tmp_path):
     assert metrics["scores"]["accuracy"] == pytest.approx((mask == inside).mean())
     assert metrics["images"] == 1
     assert "1 images with a mask: accuracy" in summary(records, tmp_path / "out")
+
+
+def test_a_mask_that_came_or_changed_since_is_scored(predictor, image):
+    path, inside = image
+    masks = [None, inside.astype(np.uint8), np.zeros_like(inside, np.uint8)]
+    records = [predict(predictor(truth=Truth("masks", lambda image_id, mask=mask: mask)), path) for mask in masks]
+    assert records[0]["confusion"] is None
+    assert [np.sum(record["confusion"], axis=1)[1] for record in records[1:]] == [inside.sum(), 0]
+
+
+def test_scores_of_an_earlier_run_are_not_shown_where_none_are_asked_for(predictor, image):
+    path, inside = image
+    predict(predictor(truth=Truth("masks", lambda image_id: inside.astype(np.uint8))), path)
+    assert predict(predictor(), path)["confusion"] is None
+
+
+def test_the_slide_is_not_closed_while_its_next_windows_are_read(predictor, slide, colour_features):
+    reading = []
+
+    def slow(picture):
+        read = picture.read
+
+        def one(*place):
+            reading.append(place)
+            time.sleep(0.05)
+            pixels = read(*place)
+            reading.pop()
+            return pixels
+
+        picture.read = one
+        return picture
+
+    judge = predictor(features=stopping(colour_features, 1), batch_size=1, tissue="all")
+    picture = slow(open_picture(slide[0], judge.head.sampling))
+    with pytest.raises(Stop) as caught:
+        judge.predict(picture)
+    assert caught.tb is not None  # it holds the frames
+    assert not reading
 
 
 def test_glass_is_computed_where_it_is_scored_and_no_class_stands_for_it(predictor, slide, colour_head):

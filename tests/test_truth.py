@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
+from PIL import Image
 
+from pathseg.extract.pictures import open_picture
 from pathseg.train.canvas import Canvas
-from pathseg.train.truth import Truth, count, score
+from pathseg.train.truth import Truth, count, digest_for, score
 
 
 def truth(mask):
@@ -58,3 +60,20 @@ def test_scores_are_pooled_over_the_images_that_have_a_mask(colour_head):
 def test_without_any_mask_the_naming_is_explained(colour_head):
     with pytest.raises(ValueError, match=r"called like its image, NAME\.png"):
         score([{"id": "c", "confusion": None}], colour_head())
+
+
+@pytest.fixture
+def opened(tmp_path, colour_head):
+    """An image of 90x60 px."""
+    Image.fromarray(np.zeros((60, 90, 3), np.uint8)).save(tmp_path / "a.png")
+    return open_picture(tmp_path / "a.png", colour_head().sampling)
+
+
+@pytest.mark.parametrize("shape", [(60, 90), (20, 30), (19, 28)])
+def test_a_mask_may_have_any_resolution(opened, shape):
+    assert len(digest_for(np.zeros(shape, np.uint8), opened)) == 64
+
+
+def test_a_mask_of_a_part_of_the_image_is_refused_with_both_sizes(opened):
+    with pytest.raises(ValueError, match=r"90x60 px.*it is 50x50 px"):
+        digest_for(np.zeros((50, 50), np.uint8), opened)

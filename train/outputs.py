@@ -25,6 +25,7 @@ from pathseg.train.truth import count
 from pathseg.train.windows import Plan
 
 DONE, WORK = "_done", "_work"
+SUFFIXES = {"mask": ".png", "overlay": ".jpg", "geojson": ".geojson", "probabilities": ".zarr"}
 OVERLAY_PX = 2048  # longest side of an overlay: a screen's worth
 OVERLAY_QUALITY = 90
 
@@ -33,7 +34,7 @@ class Outputs:
     """The results of one picture below a folder: `<format>/<id>.<suffix>`, and `_done/<id>.json` once all are there.
 
     Each is written under another name first, so what has its final name is whole. about: what the head's answers
-    depend on. truth: where the masks lie that it is scored by, None for no scores.
+    depend on. truth: digest of the mask that it is scored by, None for no scores.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class Outputs:
         truth: str | None = None,
     ) -> None:
         self._out, self._picture, self._head, self._config = out, picture, head, config
-        self._formats, self._truth, self._there = formats, truth, set()
+        self._formats, self._truth, self._earlier = formats, truth, {}
         drawn = {name: getattr(config, name) for name in ("smallest", "simplify", "outline")}
         self._about = about | (drawn if "geojson" in formats else {})
         self._colours = class_colours(head.classes, head.ignore)
@@ -61,7 +62,7 @@ class Outputs:
         return self._out / DONE / f"{self._picture.id}.json"
 
     def record(self) -> dict[str, Any] | None:
-        """What an earlier run wrote last, if it made all these formats in the same way and scored by the same truth.
+        """What an earlier run wrote last, if all these formats are there and so are the scores that are asked for.
 
         Raises ValueError when it was made in another way.
         """
@@ -74,9 +75,11 @@ class Outputs:
                     f"{self._out} holds a prediction of {self._picture.id} made in another way: {name} is {found} "
                     f"there, {value} asked for; pass another --out"
                 )
-        self._there = set(record["formats"])
-        scored = self._truth in (None, record["truth"])
-        return record if set(self._formats) <= set(record["formats"]) and scored else None
+        self._earlier = record
+        made = set(self._formats) <= set(record["formats"]) and all(self._final(f).exists() for f in self._formats)
+        if not made or self._truth not in (None, record["truth"]):
+            return None
+        return record if self._truth else record | {"confusion": None}
 
     def write(
         self, answers: Answers, plan: Plan, tissue: np.ndarray | None, truth: np.ndarray | None
@@ -91,8 +94,8 @@ class Outputs:
             counts = assemble(answers, plan, canvas, classes=len(head.classes), tissue=tissue, probabilities=group)
         record = {
             "id": picture.id,
-            "about": self._about,
-            "formats": sorted(self._there.union(self._formats)),
+            "about": self._earlier.get("about", {}) | self._about,
+            "formats": sorted({*self._earlier.get("formats", ()), *self._formats}),
             "truth": self._truth,
             "file_px": list(picture.file_px),
             "size_px": list(picture.size),
@@ -108,7 +111,9 @@ class Outputs:
             self._write_overlay(canvas)
         if "geojson" in self._formats:
             record["objects"] = self._write_geojson(canvas)
-        with self._whole(DONE, ".json") as path:
+        elif "objects" in self._earlier:
+            record["objects"] = self._earlier["objects"]
+        with _whole(self.record_path) as path:
             path.write_text(json.dumps(record, indent=2) + "\n")
         return record
 
@@ -126,7 +131,7 @@ class Outputs:
             "file_px": list(picture.file_px),
             "px_of_the_file_in_one": list(picture.scale),
         }
-        with self._whole("probabilities", ".zarr") as path:
+        with _whole(self._final("probabilities")) as path:
             uncertain = head.gives_uncertainty
             yield probability_arrays(path, picture.size, classes=len(head.classes), uncertain=uncertain, about=about)
 
@@ -134,10 +139,10 @@ class Outputs:
         if self._picture.slide:
             names = [f"{code}: {name}" for code, name in enumerate(self._head.classes)]
             legend = ", ".join(names + [f"{NOT_COMPUTED}: not computed"] * (self.empty == NOT_COMPUTED))
-            with self._whole("mask", ".tif") as path:
+            with _whole(self._final("mask")) as path:
                 write_pyramid(canvas, path, mpp=self._picture.mpp, colours=self._colours, legend=legend)
             return
-        with self._whole("mask", ".png") as path:
+        with _whole(self._final("mask")) as path:
             codes = nearest(np.asarray(canvas.codes[0][:]), self._picture.file_px)
             Image.fromarray(codes).save(path, "PNG")
 
@@ -150,7 +155,7 @@ class Outputs:
             classes=self._head.classes,
             ignore=self._head.ignore,
         )
-        with self._whole("overlay", ".jpg") as path:
+        with _whole(self._final("overlay")) as path:
             path.write_bytes(jpeg(painted, OVERLAY_QUALITY))
 
     def _write_geojson(self, canvas: Canvas) -> dict[str, Any]:
@@ -171,7 +176,7 @@ class Outputs:
             simplify=self._config.simplify,
             smallest=self._config.smallest / times**2,
         )
-        with self._whole("geojson", ".geojson") as path:
+        with _whole(self._final("geojson")) as path:
             totals = write_geojson(path, codes, how, source=f"{head.digest}/{self._picture.id}")
         return {
             "of_mask_level": level,
@@ -179,15 +184,20 @@ class Outputs:
             "classes": totals,
         }
 
-    @contextmanager
-    def _whole(self, folder: str, suffix: str) -> Iterator[Path]:
-        """A path to write to, which takes its final name when the block ends without an error."""
-        final = self._out / folder / f"{self._picture.id}{suffix}"
-        partial = final.with_name(f"{final.name}.partial")
-        final.parent.mkdir(parents=True, exist_ok=True)
-        if partial.is_dir():
-            shutil.rmtree(partial)
-        yield partial
-        if final.is_dir():
-            shutil.rmtree(final)
-        partial.replace(final)
+    def _final(self, name: str) -> Path:
+        """Where a format of this picture belongs."""
+        suffix = ".tif" if name == "mask" and self._picture.slide else SUFFIXES[name]
+        return self._out / name / f"{self._picture.id}{suffix}"
+
+
+@contextmanager
+def _whole(final: Path) -> Iterator[Path]:
+    """A path to write to, which takes its final name when the block ends without an error."""
+    partial = final.with_name(f"{final.name}.partial")
+    final.parent.mkdir(parents=True, exist_ok=True)
+    if partial.is_dir():
+        shutil.rmtree(partial)
+    yield partial
+    if final.is_dir():
+        shutil.rmtree(final)
+    partial.replace(final)

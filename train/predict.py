@@ -19,7 +19,7 @@ from pathseg.train.answers import Answers
 from pathseg.train.outputs import Outputs
 from pathseg.train.prediction import PredictConfig
 from pathseg.train.trained import TrainedHead
-from pathseg.train.truth import Truth, score
+from pathseg.train.truth import Truth, digest_for, score
 from pathseg.train.windows import Axis, Plan
 
 Features = Callable[[np.ndarray, Sequence[int], str], dict[int, torch.Tensor]]
@@ -59,11 +59,12 @@ class Predictor:
         does not fit, and where the folder holds results of another making.
         """
         about = self._about(picture)
-        place = None if self.truth is None else self.truth.place
-        outputs = Outputs(self.out, picture, self.head, self.config, self.formats, about, truth=place)
-        if (record := outputs.record()) is not None:
-            return record
         truth = None if self.truth is None else self.truth.read(picture.id, self.head)
+        scored_by = None if truth is None else digest_for(truth, picture)
+        outputs = Outputs(self.out, picture, self.head, self.config, self.formats, about, truth=scored_by)
+        if (record := outputs.record()) is not None:
+            on_window(picture.id, record["windows"], record["windows"])
+            return record
         scored_glass = truth is not None and outputs.empty >= len(self.head.classes)  # it has no class to be scored as
         glass_left_out = self.config.tissue == "otsu" and not scored_glass
         tissue = picture.tissue() if glass_left_out else None
@@ -86,10 +87,12 @@ class Predictor:
         waiting = [batch for batch in batches if answers.lacking(batch)]
         done = len(plan.kept) - sum(map(len, waiting))
         on_window(picture.id, done, len(plan.kept))
-        for batch, pixels in _ahead(waiting, lambda batch: self._pixels(picture, plan, batch)):
-            answers.write(batch, self._ask(picture.id, [plan.kept[i] for i in batch], pixels))
-            done += len(batch)
-            on_window(picture.id, done, len(plan.kept))
+        with closing(_ahead(waiting, lambda batch: self._pixels(picture, plan, batch))) as pieces:
+            # closed, so that an error here waits for the reader: the caller will close the slide under it
+            for batch, pixels in pieces:
+                answers.write(batch, self._ask(picture.id, [plan.kept[i] for i in batch], pixels))
+                done += len(batch)
+                on_window(picture.id, done, len(plan.kept))
 
     def _pixels(self, picture: Picture, plan: Plan, batch: Sequence[int]) -> np.ndarray:
         height, width = self.head.sampling.size
@@ -109,7 +112,9 @@ class Predictor:
         return {
             "file": picture.path.name,
             "size_bytes": picture.path.stat().st_size,
+            "content": picture.digest,
             "size": list(picture.size),
+            "mpp": picture.mpp,
             "run": self.head.name,
             "head": self.head.digest,
             "model": self.head.key.model_digest,

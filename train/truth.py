@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from pathseg.store.sampling import Picture
 from pathseg.train.canvas import Canvas, nearest
 from pathseg.train.figures import is_background
 from pathseg.train.metrics import Scores, confusion, constant_answer
@@ -41,6 +43,21 @@ class Truth:
                 f"{', '.join(f'{k} {name}' for k, name in enumerate(head.classes))}; number the mask like them"
             )
         return mask
+
+
+def digest_for(mask: np.ndarray, picture: Picture) -> str:
+    """Hex SHA-256 of a mask's codes, so that scores by a mask that was changed since are not taken for scores by it.
+
+    A mask may be of any resolution. Raises ValueError for one of another aspect ratio (beyond a rounding of its sides)
+    than its picture: it is of a part, or of another image.
+    """
+    (h, w), (height, width) = mask.shape, picture.file_px
+    if mask.shape != tuple(picture.size) and abs(h * width - w * height) > height + width:
+        raise ValueError(
+            f"the mask of {picture.id} must have the shape of its image, {width}x{height} px, in any resolution, but "
+            f"it is {w}x{h} px; give the mask made for this image"
+        )
+    return hashlib.sha256(np.ascontiguousarray(mask)).hexdigest()
 
 
 def count(canvas: Canvas, truth: np.ndarray, head: TrainedHead) -> np.ndarray:
