@@ -18,7 +18,6 @@ UPSAMPLING_BLOCKS = len(BLOCKS) - 1
 
 # Options of CompVis' UNetModel that change the network, with the only value that is rebuilt here.
 UNET_RULES: dict[str, Any] = {
-    "use_spatial_transformer": True,
     "use_linear_in_transformer": False,
     "use_scale_shift_norm": False,
     "resblock_updown": False,
@@ -27,7 +26,9 @@ UNET_RULES: dict[str, Any] = {
     "n_embed": None,
     "dims": 2,
 }
-UNET_DEFAULTS = {**UNET_RULES, "use_spatial_transformer": False}  # what a config that is silent means in CompVis
+# More of them with and without a conditioning stage; those without are also what a silent config means in CompVis.
+WITH_STAGE: dict[str, Any] = {"use_spatial_transformer": True}
+WITHOUT_STAGE: dict[str, Any] = {"use_spatial_transformer": False, "context_dim": None, "num_heads_upsample": -1}
 
 MOST = 1_000_000  # above every width and length of a network that exists
 DEEPEST = 100  # above every number of layers in a row
@@ -41,7 +42,7 @@ SHARE, POSITIVE = "a number above 0 and below 1", "a finite number above 0"
 
 @dataclass(frozen=True)
 class UNetDesign:
-    """The denoiser: a CompVis `UNetModel` with spatial transformers."""
+    """The denoiser: a CompVis `UNetModel`, with spatial transformers or, without a context, plain self-attention."""
 
     in_channels: int
     out_channels: int
@@ -49,10 +50,11 @@ class UNetDesign:
     channel_mult: tuple[int, ...]
     num_res_blocks: int
     attention_resolutions: tuple[int, ...]  # downsampling factors, not sides
-    context_dim: int
+    context_dim: int | None  # None: attends to itself alone, and transformer_depth has no meaning
     transformer_depth: int
     num_heads: int | None  # one of these two is given
     num_head_channels: int | None
+    new_attention_order: bool = False  # of plain self-attention: all q, then k, then v; otherwise head by head
 
     def __post_init__(self) -> None:
         blocks = len(self.channel_mult) * (self.num_res_blocks + 1)
@@ -83,10 +85,14 @@ class UNetDesign:
     @property
     def heads(self) -> tuple[int, ...]:
         """Attention heads of each level, finest first."""
+        return tuple(self.heads_of(channels) for channels in self.channels)
+
+    def heads_of(self, channels: int) -> int:
+        """Attention heads over that many channels."""
         if self.num_head_channels is not None:
-            return tuple(c // self.num_head_channels for c in self.channels)
+            return channels // self.num_head_channels
         assert self.num_heads is not None
-        return (self.num_heads,) * len(self.channels)
+        return self.num_heads
 
     def blocks(self, latent_side: int) -> dict[int, tuple[int, int]]:
         """Block number -> (channels, side) of what it gives for latents of that side."""
@@ -158,13 +164,13 @@ class Schedule:
 
 def unet_design(params: dict[str, Any]) -> UNetDesign:
     """Read `model.params` of a config. Raises ValueError, naming the option, where the network is another one."""
-    part = _part(params, "unet_config", ("UNetModel",))[1]
-    for option, needed in UNET_RULES.items():
-        value = part.get(option, UNET_DEFAULTS[option])
-        if value != needed:
-            raise ValueError(f"unet_config has {option}: {value}, but only {option}: {needed} is supported")
+    part, conditional = _part(params, "unet_config", ("UNetModel",))[1], _has_stage(params)
+    for option, needed in (UNET_RULES | (WITH_STAGE if conditional else WITHOUT_STAGE)).items():
+        if (value := part.get(option, (UNET_RULES | WITHOUT_STAGE)[option])) != needed:
+            stage = "" if option in UNET_RULES else f" {'with' if conditional else 'without'} a cond_stage_config"
+            raise ValueError(f"unet_config has {option}: {value}, but only {option}: {needed} is supported{stage}")
     key = params.get("conditioning_key", "crossattn")
-    if key != "crossattn" or part.get("context_dim") is None:
+    if conditional and (key != "crossattn" or part.get("context_dim") is None):
         raise ValueError(
             f"the unet is conditioned by {key!r} with context_dim {part.get('context_dim')}, but only a unet with "
             "cross-attention (conditioning_key: crossattn and a context_dim) is supported"
@@ -173,15 +179,16 @@ def unet_design(params: dict[str, Any]) -> UNetDesign:
     given = [option for option in ("num_heads", "num_head_channels") if part.get(option) not in (None, -1)]
     if not given:
         raise ValueError("unet_config needs num_heads or num_head_channels, and has neither")
-    names = ("in_channels", "out_channels", "model_channels", "context_dim")
     return UNetDesign(
-        **{name: need(name, WHOLE) for name in names},
+        **{name: need(name, WHOLE) for name in ("in_channels", "out_channels", "model_channels")},
+        context_dim=need("context_dim", WHOLE) if conditional else None,
         channel_mult=tuple(need("channel_mult", WHOLES)),
         num_res_blocks=need("num_res_blocks", DEPTH),
         attention_resolutions=tuple(need("attention_resolutions", SOME)),
         transformer_depth=need("transformer_depth", DEPTH, default=1),
         num_heads=need("num_heads", WHOLE) if "num_heads" in given else None,
         num_head_channels=need("num_head_channels", WHOLE) if "num_head_channels" in given else None,
+        new_attention_order=not conditional and need("use_new_attention_order", FLAG, default=False),
     )
 
 
@@ -207,8 +214,10 @@ def first_stage_design(params: dict[str, Any]) -> FirstStageDesign:
     )
 
 
-def conditioning_design(params: dict[str, Any]) -> ConditioningDesign:
-    """Read `model.params` of a config; silent options have the defaults of the release's own classes."""
+def conditioning_design(params: dict[str, Any]) -> ConditioningDesign | None:
+    """Read `model.params` of a config, None without such a stage; silent options have the defaults of its class."""
+    if not _has_stage(params):
+        return None
     target, part = _part(params, "cond_stage_config", ("SSLEmbedder", "PatchEmbedder"))
     need = partial(_need, part, where="model.params.cond_stage_config.params")
     two_tokens = target == "SSLEmbedder"
@@ -236,6 +245,10 @@ def scale_factor_of(params: dict[str, Any]) -> float:
 def uses_ema(params: dict[str, Any]) -> bool:
     """Whether `model.params` of a config asks for the averaged weights; CompVis' default is that it does."""
     return bool(_need(params, "use_ema", FLAG, where="model.params", default=True))
+
+
+def _has_stage(params: dict[str, Any]) -> bool:
+    return params.get("cond_stage_config") not in (None, "__is_unconditional__")  # CompVis' word for none
 
 
 def _part(params: dict[str, Any], name: str, targets: tuple[str, ...]) -> tuple[str, dict[str, Any]]:

@@ -7,15 +7,16 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import nn
+
+from pathseg.extract.unet import UNet
 
 
 class _Seen(Exception):
     """All wanted blocks have been seen; the rest of the pass is not needed."""
 
 
-def block_modules(unet: UNet2DConditionModel) -> list[nn.Module]:
+def block_modules(unet: UNet) -> list[nn.Module]:
     """The modules whose outputs are blocks 0 (middle) and 1, 2, ... (upsampling), in running order.
 
     CompVis counts a residual layer, its attention and its upsampling layer as one output block; diffusers keeps them
@@ -30,7 +31,7 @@ def block_modules(unet: UNet2DConditionModel) -> list[nn.Module]:
 
 
 @contextmanager
-def captured(unet: UNet2DConditionModel, blocks: Iterable[int]) -> Iterator[dict[int, torch.Tensor]]:
+def captured(unet: UNet, blocks: Iterable[int]) -> Iterator[dict[int, torch.Tensor]]:
     """Within this context one call of `unet` fills the yielded dict: block number -> (N, C, h, w).
 
     The call ends at the last wanted block (so it returns nothing, and what follows it inside the context is

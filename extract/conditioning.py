@@ -33,8 +33,10 @@ class Conditioning(nn.Module):
         return torch.stack(tokens, dim=1)
 
 
-def build_conditioning(release: Release) -> Conditioning:
-    """The release's conditioning stage with its weights: float32, CPU, frozen, ready to run."""
+def build_conditioning(release: Release) -> Conditioning | None:
+    """The release's conditioning stage with its weights: float32, CPU, frozen, ready to run; None where it has none."""
+    if release.conditioning_design is None or release.unet_design.context_dim is None:
+        return None
     with torch.device("meta"):
         stage = Conditioning(release.conditioning_design, release.unet_design.context_dim)
     stage.load_state_dict({n: t.to(torch.float32, copy=True) for n, t in release.conditioning.items()}, assign=True)

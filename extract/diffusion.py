@@ -34,9 +34,9 @@ class DiffusionFeatures:
         trained: bool,
         device: str | torch.device = "cpu",
     ) -> None:
-        """Without `vit` the model is unconditional: its patch embedding is zeros.
+        """Without `vit` the model is unconditional: its patch embedding is zeros, if it has a conditioning stage.
 
-        Raises ValueError when the ViT's width is not the one that the conditioning stage takes.
+        Raises ValueError when the ViT's width is not the one that the conditioning stage takes, or there is none.
         """
         self.name, self.trained = name, trained
         self.device = torch.device(device)
@@ -46,15 +46,12 @@ class DiffusionFeatures:
         self.blocks = release.unet_design.blocks(self.latent_shape[1])
         self.timesteps = release.schedule.timesteps
         self.digest = _digest(release, vit)
-        self._embedding_dim = release.conditioning_design.patch_embed_dim
-        if vit is not None and (width := vit["pos_embed"].shape[-1]) != self._embedding_dim:
-            raise ValueError(
-                f"the ViT gives embeddings of {width}, but the conditioning stage of {release.source} takes "
-                f"{self._embedding_dim}; pass the ViT that this release was trained with as --hipt"
-            )
+        if vit is not None:
+            _require_fit(release, vit)
         self._vit = None if vit is None else build_vit(vit).to(self.device)
         self._encoder = build_first_stage(release).to(self.device)
-        self._conditioning = build_conditioning(release).to(self.device)
+        conditioning = build_conditioning(release)
+        self._conditioning = None if conditioning is None else conditioning.to(self.device)
         self._unet = build_unet(release).to(self.device)
         self._scale_factor = release.scale_factor
         self._alpha_bars = release.schedule.alpha_bars()
@@ -75,10 +72,12 @@ class DiffusionFeatures:
 
     @torch.inference_mode()
     def prepare(self, images: Images) -> tuple[torch.Tensor, torch.Tensor]:
-        """z0 (N, z, h, w) and the context tokens (N, L, c)."""
+        """z0 (N, z, h, w) and the context tokens (N, L, c), L = 0 without a conditioning stage."""
         z0 = self.encode(images)
+        if self._conditioning is None:
+            return z0, z0.new_zeros(len(z0), 0, 0)
         if self._vit is None:
-            embedding = torch.zeros(len(z0), self._embedding_dim, device=self.device)
+            embedding = torch.zeros(len(z0), self._conditioning.design.patch_embed_dim, device=self.device)
         else:
             embedding = self.embed(images)
         with fixed_threads(self.device):
@@ -95,7 +94,7 @@ class DiffusionFeatures:
             raise ValueError(f"noise must have the latents' shape {tuple(z0.shape)}, got {tuple(eps.shape)}")
         zt = add_noise(z0, eps, float(self._alpha_bars[t]))
         with fixed_threads(self.device), captured(self._unet, wanted) as features:
-            self._unet(zt, t, context)
+            self._unet(zt, t, *([] if self._conditioning is None else [context]))
         return features
 
     def features(
@@ -121,6 +120,17 @@ class DiffusionFeatures:
         return wanted
 
 
+def _require_fit(release: Release, vit: Mapping[str, torch.Tensor]) -> None:
+    design, width = release.conditioning_design, vit["pos_embed"].shape[-1]
+    if design is None:
+        raise ValueError(f"{release.source} has no conditioning stage, so it takes no ViT; use condition 'none'")
+    if width != design.patch_embed_dim:
+        raise ValueError(
+            f"the ViT gives embeddings of {width}, but the conditioning stage of {release.source} takes "
+            f"{design.patch_embed_dim}; pass the ViT that this release was trained with as --hipt"
+        )
+
+
 def _digest(release: Release, vit: Mapping[str, torch.Tensor] | None) -> str:
     parts = {"unet": release.unet, "first_stage": release.first_stage, "conditioning": release.conditioning}
     tensors = {
@@ -134,6 +144,9 @@ def _digest(release: Release, vit: Mapping[str, torch.Tensor] | None) -> str:
         "scale_factor": release.scale_factor,
         "schedule": [schedule.linear_start, schedule.linear_end, schedule.timesteps],
         "heads": release.unet_design.heads,
-        "normalize": release.conditioning_design.normalize,
     }
+    if release.conditioning_design is None:
+        settings["new_attention_order"] = release.unet_design.new_attention_order
+    else:
+        settings["normalize"] = release.conditioning_design.normalize
     return weights_digest(tensors, settings)

@@ -49,8 +49,8 @@ class FeatureModel(Protocol):
         """z0 = E(x), equation 2: (N, z, h, w), scale factor applied. Raises ValueError without latents."""
 
     def prepare(self, images: Images) -> tuple[torch.Tensor, torch.Tensor]:
-        """What does not depend on t: z0 (N, z, h, w) and the context tokens (N, L, c); of a ViT its patch tokens
-        (N, D, h, w) and embeddings (N, D)."""
+        """What does not depend on t: z0 (N, z, h, w) and the context tokens (N, L, c), L = 0 without a conditioning
+        stage; of a ViT its patch tokens (N, D, h, w) and embeddings (N, D)."""
 
     def denoise(
         self, z0: torch.Tensor, context: torch.Tensor, t: int, blocks: Iterable[int], noise: Images | None
@@ -78,7 +78,8 @@ def load_model(
     """Load a model by its name in MODELS, or from a release folder (`release.LAYOUT`).
 
     hipt: the DINO checkpoint of the ViT; by default a `vit256*.pth` in the folder, beside it or in the user's data
-    folder (mini and mini-hipt have their own). condition: `none` = a zero patch embedding, for which no ViT is needed.
+    folder (mini and mini-hipt have their own). condition: `none` = a zero patch embedding, for which no ViT is needed;
+    of a release without a conditioning stage the only one.
 
     Raises FileNotFoundError saying where to get what is missing; ValueError when a file is not what it should be.
     """
@@ -103,5 +104,9 @@ def _from_folder(
     if not folder.is_dir():
         raise FileNotFoundError(f"no model {folder}; give {', '.join(MODELS)} or a release folder with {LAYOUT}")
     release = read_release(folder)
+    if condition == "ssl" and release.conditioning_design is None:
+        raise ValueError(
+            f"model {release.name} has no conditioning stage and cannot take condition ssl; use --condition none"
+        )
     vit = None if condition == "none" else read_vit(hipt or find_hipt(folder))
     return DiffusionFeatures(release, vit, name=release.name, trained=True, device=device)

@@ -39,14 +39,15 @@ class Release:
     """A latent diffusion model: how its networks are made and their weights, under CompVis' names.
 
     unet: the weights to use, so the EMA copy where the config says so. first_stage: encoder and quant_conv alone.
-    Every tensor has the shape that the designs ask for. source: where it was read from, for messages.
+    conditioning_design: None where the model has no conditioning stage, and then there are no tensors of one. Every
+    tensor has the shape that the designs ask for. source: where it was read from, for messages.
     """
 
     name: str
     source: str
     unet_design: UNetDesign
     first_stage_design: FirstStageDesign
-    conditioning_design: ConditioningDesign
+    conditioning_design: ConditioningDesign | None
     schedule: Schedule
     scale_factor: float
     unet: Tensors

@@ -29,8 +29,10 @@ def decoder_shapes(design: FirstStageDesign) -> dict[str, Shape]:
     return dict(_decoder(design))
 
 
-def conditioning_shapes(design: ConditioningDesign, context_dim: int) -> dict[str, Shape]:
-    """SSLEmbedder or PatchEmbedder, names as below `cond_stage_model.`."""
+def conditioning_shapes(design: ConditioningDesign | None, context_dim: int | None) -> dict[str, Shape]:
+    """SSLEmbedder or PatchEmbedder, names as below `cond_stage_model.`; none without a conditioning stage."""
+    if design is None or context_dim is None:
+        return {}
     shapes = dict(_layer("patch_fc", context_dim, design.patch_embed_dim))
     if design.region_embed_dim is not None:
         shapes |= _layer("region_fc", context_dim, design.region_embed_dim)
@@ -80,7 +82,7 @@ def _unet(design: UNetDesign) -> Named:
         for _ in range(design.num_res_blocks):
             yield from _residual(f"input_blocks.{number}.0", width, channels, embedding)
             if design.attends(level):
-                yield from _transformer(f"input_blocks.{number}.1", channels, design)
+                yield from _attending(f"input_blocks.{number}.1", channels, design)
             width, number = channels, number + 1
             skips.append(channels)
         if level < len(design.channels) - 1:
@@ -88,7 +90,7 @@ def _unet(design: UNetDesign) -> Named:
             skips.append(channels)
             number += 1
     yield from _residual("middle_block.0", width, width, embedding)
-    yield from _transformer("middle_block.1", width, design)
+    yield from _attending("middle_block.1", width, design)
     yield from _residual("middle_block.2", width, width, embedding)
     yield from _upsampling(design, width, skips, embedding)
     yield from _layer("out.0", first)
@@ -103,7 +105,7 @@ def _upsampling(design: UNetDesign, width: int, skips: list[int], embedding: int
             block = f"output_blocks.{number}"
             yield from _residual(f"{block}.0", width + skips.pop(), channels, embedding)
             if design.attends(level):
-                yield from _transformer(f"{block}.1", channels, design)
+                yield from _attending(f"{block}.1", channels, design)
             if level and layer == design.num_res_blocks:
                 yield from _layer(f"{block}.{1 + design.attends(level)}.conv", channels, channels, 3, 3)
             width, number = channels, number + 1
@@ -119,15 +121,29 @@ def _residual(name: str, width: int, channels: int, embedding: int) -> Named:
         yield from _layer(f"{name}.skip_connection", channels, width, 1, 1)
 
 
-def _transformer(name: str, channels: int, design: UNetDesign) -> Named:
+def _self_attention(name: str, channels: int) -> Named:
+    """CompVis' `AttentionBlock`, which convolves over the cells in a row: kernels of one cell."""
+    yield from _layer(f"{name}.norm", channels)
+    yield from _layer(f"{name}.qkv", 3 * channels, channels, 1)
+    yield from _layer(f"{name}.proj_out", channels, channels, 1)
+
+
+def _attending(name: str, channels: int, design: UNetDesign) -> Named:
+    if design.context_dim is None:
+        yield from _self_attention(name, channels)
+    else:
+        yield from _transformer(name, channels, design.transformer_depth, design.context_dim)
+
+
+def _transformer(name: str, channels: int, depth: int, context: int) -> Named:
     yield from _layer(f"{name}.norm", channels)
     yield from _layer(f"{name}.proj_in", channels, channels, 1, 1)
-    for depth in range(design.transformer_depth):
-        block = f"{name}.transformer_blocks.{depth}"
+    for number in range(depth):
+        block = f"{name}.transformer_blocks.{number}"
         yield from _attention(f"{block}.attn1", channels, channels)
         yield from _layer(f"{block}.ff.net.0.proj", 8 * channels, channels)
         yield from _layer(f"{block}.ff.net.2", channels, 4 * channels)
-        yield from _attention(f"{block}.attn2", channels, design.context_dim)
+        yield from _attention(f"{block}.attn2", channels, context)
         for norm in (1, 2, 3):
             yield from _layer(f"{block}.norm{norm}", channels)
     yield from _layer(f"{name}.proj_out", channels, channels, 1, 1)

@@ -90,7 +90,7 @@ def test_numbers_that_yaml_reads_as_text_are_numbers():
             [2, 2, 2, 2],
             r"num_res_blocks must be a whole number from 1 to 100, got \[2, 2, 2, 2\]",
         ),
-        ("unet_config/params/use_spatial_transformer", False, "only use_spatial_transformer: True"),
+        ("unet_config/params/use_spatial_transformer", False, "only use_spatial_transformer: True is supported with a"),
         ("unet_config/params/use_spatial_transformer", ..., "only use_spatial_transformer: True"),
         ("unet_config/params/resblock_updown", True, "only resblock_updown: False"),
         ("unet_config/params/num_classes", 1000, "num_classes: 1000, but only num_classes: None"),
@@ -108,7 +108,8 @@ def test_numbers_that_yaml_reads_as_text_are_numbers():
         ("first_stage_config/params/ddconfig/attn_resolutions", [32], r"only attn_resolutions: \[\]"),
         ("first_stage_config/params/ddconfig/double_z", True, "only double_z: False is supported for VQModelInterface"),
         ("cond_stage_config/target", "ldm.modules.encoders.modules.BERTEmbedder", "target BERTEmbedder, but only"),
-        ("cond_stage_config", "__is_unconditional__", "target __is_unconditional__, but only SSLEmbedder"),
+        ("cond_stage_config", "__is_unconditional__", "only use_spatial_transformer: False is supported without"),
+        ("cond_stage_config", "__is_first_stage__", "target __is_first_stage__, but only SSLEmbedder"),
         ("beta_schedule", "cosine", "only beta_schedule: linear"),
     ],
 )
