@@ -137,7 +137,7 @@ def _files_of(argument: str) -> list[Path]:
         return sorted(p for p in path.iterdir() if p.suffix.lower() in wanted and p.is_file() and p.name[0] != ".")
     if path.exists():
         return [path]
-    return sorted(p for p in map(Path, glob.glob(argument)) if p.is_file())  # noqa: PTH207
+    return sorted(p for p in map(Path, glob.glob(argument, recursive=True)) if p.is_file())  # noqa: PTH207
 
 
 def _trained_mpp(sampling: Sampling, path: Path) -> float:

@@ -65,7 +65,7 @@ def test_a_prediction_is_that_of_every_network_on_the_dense_stack():
     stack = dense(maps, grid).flatten(1).T  # (H W, d)
     with torch.no_grad():
         logits = torch.stack([model(stack) for model in head.models])
-    labels, scores, uncertainty = vote(logits)
+    labels, scores, uncertainty, _ = vote(logits)
     found = head.predict(maps, (1, 2))
     assert torch.allclose(found.scores[0].flatten(1).T, scores, rtol=0, atol=1e-9)
     assert torch.allclose(found.uncertainty.flatten(), uncertainty[:, 0], rtol=0, atol=1e-9)
@@ -77,6 +77,7 @@ def test_most_votes_win():
     # three networks, one pixel: class 2, 2, 0, the last one surest
     logits = torch.tensor([[[0.0, 0, 1]], [[0, 0, 1]], [[9, 0, 0]]])
     assert vote(logits)[0].item() == 2
+    torch.testing.assert_close(vote(logits)[3], torch.tensor([[1 / 3, 0, 2 / 3]]))
 
 
 def test_a_tie_goes_to_the_smallest_class():
@@ -97,7 +98,7 @@ def test_networks_that_agree_are_certain():
 
 
 def test_an_ignored_class_gets_no_vote_and_no_probability():
-    labels, scores, uncertainty = vote(torch.tensor([[[5.0, 1, 0]], [[5.0, 1, 0]]]), ignore=0)
+    labels, scores, uncertainty, _ = vote(torch.tensor([[[5.0, 1, 0]], [[5.0, 1, 0]]]), ignore=0)
     assert labels.item() == 1
     assert scores.exp()[0, 0] == 0
     assert uncertainty.isfinite().all()

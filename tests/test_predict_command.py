@@ -36,6 +36,9 @@ def work(tmp_path_factory):
     trained = run("train-head", "--blocks", "0-1", "--head", "linear", "--epochs", 1, "--lr", "1e-2", "--name", "head",
                   "--workspace", workspace)  # fmt: skip
     assert trained.exit_code == 0, trained.output
+    trained = run("train-head", "--blocks", "0-1", "--head", "pixel-ensemble", "--epochs", 1, "--pixels", 64,
+                  "--name", "ensemble", "--workspace", workspace)  # fmt: skip
+    assert trained.exit_code == 0, trained.output
     store = FeatureStore.open(store_path(workspace, "synthetic", "mini"))
     for folder, read in (("images", store.image), ("masks", store.mask)):
         (workspace / folder).mkdir()
@@ -57,6 +60,14 @@ def test_an_image_of_the_store_is_predicted_as_the_run_did_with_the_same_scores(
     ours, runs = (json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path, work / "heads" / "head"))
     (expected,) = runs["splits"]["test"]["per_image"]
     assert expected in ours["per_image"]
+
+
+def test_an_ensemble_predicts_an_image_of_the_store_by_the_vote_of_its_run(work, tmp_path):
+    result = run("predict", work / "images", "--run", "ensemble", "--out", tmp_path, "--workspace", work)
+    assert result.exit_code == 0, result.output
+    (path,) = (work / "heads" / "ensemble" / "predictions").iterdir()
+    mask = np.asarray(Image.open(tmp_path / "mask" / path.name))
+    np.testing.assert_array_equal(mask, np.asarray(Image.open(path)))
 
 
 def test_a_slide_goes_from_end_to_end(work, tmp_path):

@@ -81,4 +81,7 @@ def test_an_ensemble_adds_its_uncertainty(colour_head):
     found = head.judge(features, PatchGrid(1, 1))
     assert found.shape == (2, 3, 256, 256)
     torch.testing.assert_close(found[:, :2].sum(1), torch.ones(2, 256, 256))
-    torch.testing.assert_close(found[:, 2], head.head.predict(features, (1, 1)).uncertainty)
+    answer = head.head.predict(features, (1, 1))
+    torch.testing.assert_close(found[:, 2], answer.uncertainty)
+    assert (found[:, :2].argmax(1) == answer.labels).all()  # the vote, not the mean of the probabilities
+    assert ((found[:, 0] * 10).round() - found[:, 0] * 10).abs().max() < 1e-5  # tenths: ten networks

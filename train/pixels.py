@@ -27,12 +27,14 @@ TOP_SHARE = 0.1  # of an image's pixels, the most uncertain ones: their mean is 
 class Prediction:
     """What a head answers for N images: classes, scores, and how far its members disagree (None for a single head).
 
-    labels (N, H, W) uint8; scores (N, K, H, W), whose softmax gives probabilities; uncertainty (N, H, W) in nats.
+    labels (N, H, W) uint8; scores (N, K, H, W), whose softmax gives probabilities; uncertainty (N, H, W) in nats;
+    shares (N, K, H, W) of the members that name each class.
     """
 
     labels: torch.Tensor
     scores: torch.Tensor
     uncertainty: torch.Tensor | None = None
+    shares: torch.Tensor | None = None
 
 
 class PixelEnsemble(nn.Module):
@@ -69,10 +71,10 @@ class PixelEnsemble(nn.Module):
                 own = {block: maps[n, p].to(self.best_loss.dtype) for block, maps in features.items()}
                 made.append(vote(torch.stack(list(self._patch_logits(own))), ignore))  # of (M, 256*256, K)
         square = (images, patches, -1, PATCH_PX, PATCH_PX)
-        labels, scores, uncertainty = (
+        labels, scores, uncertainty, shares = (
             grid.stitch(torch.stack(parts).transpose(1, 2).reshape(square)) for parts in zip(*made, strict=True)
         )
-        return Prediction(labels[:, 0], scores, uncertainty[:, 0])
+        return Prediction(labels[:, 0], scores, uncertainty[:, 0], shares)
 
     def _patch_logits(self, maps: dict[int, torch.Tensor]) -> Iterator[torch.Tensor]:
         """For each network (256*256, K): its first layer at native resolution, since that commutes with upsampling."""
@@ -103,11 +105,11 @@ def _network(channels: int, classes: int) -> nn.Sequential:
     return network
 
 
-def vote(logits: torch.Tensor, ignore: int | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(M, n, K) of M networks -> classes (n, 1) uint8, log mean probabilities (n, K), disagreement (n, 1) in nats.
+def vote(logits: torch.Tensor, ignore: int | None = None) -> tuple[torch.Tensor, ...]:
+    """(M, n, K) of M networks -> classes (n, 1) uint8, log mean probabilities, disagreement (n, 1) in nats, shares.
 
     The class that most networks name, the smallest of them in a tie; the Jensen-Shannon divergence H(mean p) - mean
-    H(p). The class `ignore` gets no votes and no probability.
+    H(p). Probabilities and shares of the votes are (n, K). The class `ignore` gets no votes and no probability.
     """
     if ignore is not None and ignore < logits.shape[-1]:
         logits = logits.clone()
@@ -116,7 +118,8 @@ def vote(logits: torch.Tensor, ignore: int | None = None) -> tuple[torch.Tensor,
     mean = each.mean(0)
     votes = F.one_hot(logits.argmax(-1), logits.shape[-1]).sum(0)  # (n, K)
     divergence = torch.special.entr(mean).sum(-1) - torch.special.entr(each).sum(-1).mean(0)
-    return votes.argmax(-1, keepdim=True).to(torch.uint8), mean.log(), divergence.clamp(min=0)[:, None]
+    classes = votes.argmax(-1, keepdim=True).to(torch.uint8)
+    return classes, mean.log(), divergence.clamp(min=0)[:, None], votes / len(logits)
 
 
 def image_uncertainty(uncertainty: torch.Tensor) -> float:

@@ -1,4 +1,4 @@
-"""A trained head on new images and slides: windows in, results out, any size in the same memory."""
+"""A trained head on new images and slides: windows in, results out; a slide of any size in the same memory."""
 
 from __future__ import annotations
 

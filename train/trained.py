@@ -83,17 +83,17 @@ class TrainedHead:
     def judge(self, features: Mapping[int, torch.Tensor], grid: PatchGrid) -> torch.Tensor:
         """{block: (N, P, C, h, w)} -> (N, K, H, W) float32 probabilities of the classes; the ignored one has 0.
 
-        A head that gives an uncertainty (N, H, W), in nats, adds it as one more map behind the classes.
+        Of an ensemble they are the shares of its members that name a class, so that the largest is its vote, and its
+        uncertainty (N, H, W), in nats, is one more map behind the classes.
         """
         on_device: Features = {block: maps.to(self.device) for block, maps in features.items()}
         answer = predict(self, on_device, grid, ignore=self.ignore)
+        if answer.shares is not None and answer.uncertainty is not None:
+            return torch.cat([answer.shares, answer.uncertainty[:, None]], dim=1).float()
         scores = answer.scores.float()
         if self.ignore is not None and self.ignore < scores.shape[1]:
             scores = scores.index_fill(1, torch.tensor([self.ignore], device=self.device), -torch.inf)
-        probabilities = scores.softmax(dim=1)
-        if answer.uncertainty is None:
-            return probabilities
-        return torch.cat([probabilities, answer.uncertainty[:, None].float()], dim=1)
+        return scores.softmax(dim=1)
 
 
 def _load_weights(head: nn.Module, path: Path) -> None:
