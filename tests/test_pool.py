@@ -152,3 +152,9 @@ def test_too_few_pixels_that_count_are_said(tmp_path, toy_contents, fill_store):
     store = fill_store(StoreWriter(tmp_path / "a.zarr", contents))
     trainee = train(store, tmp_path / "run", HeadConfig(**{**vars(CONFIG), "pixels": 10}))
     assert "fewer than 64 pixels of the training images count" in trainee.failure
+
+
+def test_an_empty_pool_gives_no_steps():
+    head = PixelEnsemble({0: 4}, 2)
+    optimizer = torch.optim.Adam(head.parameters())
+    assert learn_from(PixelPool(), head, optimizer, epoch=1, weights=None, seed=[0]) == []
