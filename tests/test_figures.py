@@ -16,6 +16,7 @@ from pathseg.train.figures import (
     PALETTE,
     WRONG,
     Comparison,
+    Legend,
     class_colours,
     comparison,
     error_shares,
@@ -207,3 +208,8 @@ def test_drawing_does_not_use_pyplot():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_sheet_takes_panels_of_two_sizes():
+    rows = [("a", [np.zeros((32, 32, 3), np.uint8), np.zeros((64, 64, 3), np.uint8)])]
+    assert sheet(rows, Legend((), ()), "two stores", ("small", "large")).startswith(b"\x89PNG")

@@ -158,3 +158,9 @@ def test_too_few_pixels_that_count_are_said(tmp_path, toy_contents, fill_store):
 def test_an_epoch_whose_last_image_fills_the_pool_ends_well(toy_store, tmp_path, monkeypatch):
     monkeypatch.setattr(pools, "POOL_PX", 3 * CONFIG.pixels)  # just what the three training images have
     assert train(toy_store, tmp_path / "run").run.read_metrics()["epochs"] == 2
+
+
+def test_an_empty_pool_gives_no_steps():
+    head = PixelEnsemble({0: 4}, 2)
+    optimizer = torch.optim.Adam(head.parameters())
+    assert learn_from(PixelPool(), head, optimizer, epoch=1, weights=None, seed=[0]) == []

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pathseg.train.config import HeadConfig
+from pathseg.train.config import BaselineConfig, HeadConfig
 from pathseg.train.metrics import Scores, constant_answer
 from pathseg.train.objects import ObjectSums
 from pathseg.train.papertables import systems_table, tissues_table
 from pathseg.train.runs import FinishedRun, PartScores, RunFolder
-from pathseg.train.systems import system_name, systems
+from pathseg.train.systems import FROM_PIXELS, system_name, systems
 from pathseg.train.tables import DASH
 
 GOOD, FAIR = np.array([[50, 10], [20, 20]]), np.array([[40, 20], [20, 20]])
@@ -29,9 +29,10 @@ def finished(
     }  # fmt: skip
     scores = Scores.of(matrix)
     part = PartScores(1, scores, "background", Scores.of(constant_answer(matrix, 0)), {"c": scores})
+    kind = BaselineConfig if settings.get("head") in FROM_PIXELS else HeadConfig
     return FinishedRun(
         RunFolder(name or "-".join([model, condition, *(f"{key}{value}" for key, value in settings.items())])),
-        {"head": dataclasses.asdict(HeadConfig(**settings)), "data": data, "parameters": 1},
+        {"head": dataclasses.asdict(kind(**settings)), "data": data, "parameters": 1},
         ({"epoch": 1, "val_dice": val},), 1, 1, 1.0, "testB", {"testB": part},
     )  # fmt: skip
 
@@ -42,6 +43,7 @@ def finished(
         ({}, "PathSegDiff"),
         ({"condition": "none"}, "PathSegDiff-uncond"),
         ({"model": "hipt", "condition": "none"}, "HIPT"),
+        ({"model": "mini-hipt", "condition": "none"}, "HIPT"),
         ({"head": "linear"}, "linear probe"),
         ({"head": "linear", "model": "hipt"}, "linear probe on HIPT"),
         ({"head": "pixel-ensemble"}, "DDPMSeg (pixel ensemble)"),

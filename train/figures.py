@@ -174,7 +174,7 @@ def sheet(
 ) -> bytes:  # fmt: skip
     """Rows of pictures under the names of their columns, with a legend; a row is (label, panels). PNG.
 
-    A panel that is None stays empty; each row has at least one that is not.
+    A panel that is None stays empty; each row has at least one that is not. All are brought to the size of the first.
     """
     from matplotlib.patches import Patch
 
@@ -185,7 +185,8 @@ def sheet(
     for top, (_, pictures) in zip(tops, rows, strict=True):
         for left, picture in zip(lefts, pictures, strict=True):
             if picture is not None:
-                whole[top : top + h, left : left + w] = picture
+                fitted = Image.fromarray(picture).resize((w, h), Image.Resampling.LANCZOS)  # a no-op at this size
+                whole[top : top + h, left : left + w] = np.asarray(fitted)
     width = 2.0 * len(columns)
     figure = new_figure(width, len(rows) * width / len(columns) * h / w + 0.9)
     axes = figure.subplots()  # one for all panels: laying out one for each takes longer than all else

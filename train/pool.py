@@ -81,9 +81,12 @@ def learn_from(
     """One pass of every network over the pool in batches of 64, each in an order of its own; the loss of each step.
 
     A step's loss is the mean over the networks that still learn. A network that has stopped is left as it is. Ends
-    early, with that loss as the last, when a loss is no number. Pixels that fill no batch are left out: batch
+    early, with that loss as the last, when a loss is no number. No steps on an empty pool, as the last one before it
+    leaves it where it was just full. Pixels that fill no batch are left out: batch
     normalisation cannot do with one.
     """
+    if not len(pool):
+        return []
     features, labels = pool.take()
     steps = len(labels) // BATCH_PX
     orders = torch.stack(

@@ -15,6 +15,7 @@ HEADS = {
     "pixel-ensemble": "DDPMSeg (pixel ensemble)",
     "linear": "linear probe",
 }
+HIPT = ("hipt", "mini-hipt")  # models that give patch tokens
 FROM_PIXELS = ("res-unet", "vgg16-fcn8")  # these read images, not features
 OF_FEATURES = ("model ", "condition ", "t = ", "blocks ")  # settings in words that mean nothing to them
 ORDER = (
@@ -57,7 +58,7 @@ def reads_features(run: FinishedRun) -> bool:
 def system_name(run: FinishedRun) -> str:
     """What the paper calls a system made like this run; features other than the conditioned model's are named too."""
     head, model = run.head.get("head", "fcn"), run.data["model"]
-    features = "HIPT" if model["name"] == "hipt" else "PathSegDiff-uncond" if model["condition"] == "none" else ""
+    features = "HIPT" if model["name"] in HIPT else "PathSegDiff-uncond" if model["condition"] == "none" else ""
     if not reads_features(run) or not features:
         return HEADS.get(head, "PathSegDiff" if head == "fcn" else str(head))
     return features if head == "fcn" else f"{HEADS.get(head, head)} on {features}"

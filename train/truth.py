@@ -88,6 +88,7 @@ def score(records: Sequence[dict[str, Any]], head: TrainedHead) -> dict[str, Any
         "confusion": whole.tolist(),
         "constant": {"class": head.constant, "scores": Scores.of(constant, head.ignore).to_dict()},
         "per_image": [
-            {"id": name, "scores": Scores.of(matrix, head.ignore).to_dict()} for name, matrix in matrices.items()
+            {"id": name, "scores": Scores.of(matrix, head.ignore).to_dict(), "confusion": matrix.tolist()}
+            for name, matrix in matrices.items()
         ],
     }
