@@ -72,8 +72,8 @@ def test_the_papers_own_system_comes_first():
 
 
 def test_a_system_that_reads_images_names_no_features():
-    (one,) = systems([finished(head="res-unet")])
-    assert one.weights == "trained on the images" and one.settings[0] == "head res-unet"
+    (one,) = systems([finished(head="res-unet", weights="none")])
+    assert one.weights == "trained on the images, from random weights" and one.settings[0] == "head res-unet"
 
 
 def rows(runs: list[FinishedRun]) -> list[tuple[str, ...]]:

@@ -17,6 +17,7 @@ HEADS = {
 }
 HIPT = ("hipt", "mini-hipt")  # models that give patch tokens
 FROM_PIXELS = ("res-unet", "vgg16-fcn8")  # these read images, not features
+WEIGHTS = {"imagenet": "ImageNet weights", "none": "random weights"}  # the first weights of a baseline
 OF_FEATURES = ("model ", "condition ", "t = ", "blocks ")  # settings in words that mean nothing to them
 ORDER = (
     "PathSegDiff", "PathSegDiff-uncond", "DDPMSeg (pixel ensemble)", "HIPT", "Res-UNet", "VGG16-FCN8", "linear probe",
@@ -43,9 +44,10 @@ class System:
 
     @property
     def weights(self) -> str:
-        """Whose weights made the features; of a system that reads images, that it was trained from the images."""
+        """Whose weights made the features; of a system that reads images, what it was trained on and from."""
         if not reads_features(self.run):
-            return "trained on the images"
+            first = self.run.head.get("weights")
+            return "trained on the images" + (f", from {WEIGHTS.get(first, first)}" if first else "")
         model = self.run.data["model"]
         return str(model["name"]) + ("" if model["trained"] else " (untrained)")
 

@@ -16,7 +16,8 @@ SEED = 0  # every run is resampled with the same draws, so differences are paire
 METHOD = (
     f"{LEVEL:.0%} intervals: percentile bootstrap over the test images, {RESAMPLES:,} resamples, seed {SEED}; the "
     "pixels or objects of the drawn images are pooled before the score is taken. They show how far the choice of test "
-    "images matters, not the seed or the training images."
+    "images matters, not the seed or the training images. Images are taken as independent: overlapping patches of one "
+    "region are not, and intervals and p values over them are too small."
 )
 
 Samples = dict[str, np.ndarray]  # score -> (R,) its value in each resample, nan where it has none
