@@ -2,10 +2,10 @@
 
     python benchmarks/heads.py [--only step,sweep,store,precision] [--device cpu] [--out benchmarks/results/heads.json]
 
-step       One 768 px image, block shapes of the paper's model (VQ-f4) and of its KL-f8 sister: forward, backward and
-           Adam of the FCN head on native features, against the same head as plain layers on the upsampled float32
-           stack, which lies ready in memory. The first layer alone too. Floating-point operations are counted by
-           torch; the matrix rate is that of a large float32 product in the same run.
+step       One 768 px image, block shapes of the paper's model: forward, backward and Adam of the FCN head on native
+           features, against the same head as plain layers on the upsampled float32 stack, which lies ready in memory.
+           The first layer alone too. Floating-point operations are counted by torch; the matrix rate is that of a
+           large float32 product in the same run. Bytes held, for it (VQ-f4) and for a KL-f8 model's shapes.
 sweep      Thirteen heads, each on one block, trained together and one after the other: bytes read, seconds, and what
            the heads themselves took. From a local disk with room to keep images, and where reading dominates: from an
            S3 server on this machine without a cache and without room (`linear` heads).
@@ -50,7 +50,7 @@ from pathseg.train.loop import train_heads
 from pathseg.train.native import native_convolution
 from pathseg.train.runs import RunFolder
 
-GRID, CLASSES, TURNS = PatchGrid(3, 3), 2, 3
+GRID, CLASSES, TURNS = PatchGrid(3, 3), 2, 2
 KL = {block: (channels, side // 2) for block, (channels, side) in FULL.items()}  # half the latent's side
 Rows = list[dict[str, object]]
 
@@ -86,7 +86,7 @@ def operations(work: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def step_rows(device: str, name: str, shapes: dict[int, tuple[int, int]], blocks: range) -> dict[str, object]:
+def step_row(device: str, name: str, shapes: dict[int, tuple[int, int]], blocks: range) -> dict[str, object]:
     torch.manual_seed(0)
     maps = {b: torch.randn(1, 9, shapes[b][0], *2 * shapes[b][1:], device=device).half() for b in blocks}
     head = FCNHead({b: shapes[b][0] for b in blocks}, CLASSES).to(device)
@@ -117,19 +117,26 @@ def step_rows(device: str, name: str, shapes: dict[int, tuple[int, int]], blocks
     row |= {f"{way}_of_rate": count / row[f"{way}_s"] / rate for way, count in counted.items()}
     tail = counted["float32"] - counted["native_first"]
     row["tail_of_rate"] = tail / (row["float32_s"] - row["native_first_s"]) / rate
-    row["bytes"], row["stack_bytes"] = sum(m.nbytes for m in maps.values()), whole.nbytes // 2  # float16 both
     print(
         f"  {name} {row['blocks']:>4}: first layer {row['first_times']:.2f} times, whole step "
-        f"{row['float32_times']:.2f}, bfloat16 {row['bfloat16_times']:.2f}; "
-        f"{row['stack_bytes'] / row['bytes']:.1f} times fewer bytes; at {row['native_first_of_rate']:.2f} (first "
-        f"layer) and {row['tail_of_rate']:.2f} (rest) of the {rate / 1e9:.0f} GFLOP/s of a matrix product"
+        f"{row['float32_times']:.2f}, bfloat16 {row['bfloat16_times']:.2f}; at {row['native_first_of_rate']:.2f} "
+        f"(first layer) and {row['tail_of_rate']:.2f} (rest) of the {rate / 1e9:.0f} GFLOP/s of a matrix product"
     )
     return row
 
 
+def bytes_row(name: str, shapes: dict[int, tuple[int, int]], blocks: range) -> dict[str, object]:
+    """Bytes of an image's features in float16, native and as the stack on the head's grid."""
+    held = sum(GRID.patches * shapes[b][0] * shapes[b][1] ** 2 for b in blocks) * 2
+    whole = sum(shapes[b][0] for b in blocks) * 192**2 * 2
+    print(f"  {name} {blocks[0]}-{blocks[-1]}: {held / 1e6:.1f} MB an image, a {whole / held:.1f}th of the stack")
+    return {"model": name, "blocks": f"{blocks[0]}-{blocks[-1]}", "bytes": held, "stack_bytes": whole}
+
+
 def measure_step(folder: Path, device: str) -> Rows:
-    kinds = (("VQ-f4", FULL), ("KL-f8", KL))
-    return [step_rows(device, name, shapes, blocks) for name, shapes in kinds for blocks in (range(4, 7), range(13))]
+    chosen = (range(4, 7), range(13))
+    rows = [step_row(device, "VQ-f4", FULL, blocks) | bytes_row("VQ-f4", FULL, blocks) for blocks in chosen]
+    return rows + [bytes_row("KL-f8", KL, blocks) for blocks in chosen]
 
 
 @contextmanager

@@ -63,7 +63,7 @@ def draw(results: dict, path: Path) -> bool:
         panel.set(title=f"an epoch, blocks {blocks}", xlabel="seconds an image of 768 px")
         panel.margins(x=0.2)
         panel.invert_yaxis()
-    rows = heads["rows"]
+    rows = [row for row in heads["rows"] if "float32_times" in row]
     names = [f"{row['model']} {row['blocks']}" for row in rows]
     bars = axes[2].barh(names, [row["float32_times"] for row in rows], color="#55a868")
     axes[2].bar_label(bars, fmt="%.1f", padding=3)

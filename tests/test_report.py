@@ -552,4 +552,4 @@ def test_of_many_runs_the_best_alone_have_pictures_and_the_others_say_so(tmp_pat
         write_run(tmp_path, f"by{shift}", store, shift=shift)
     source = build_report(tmp_path).path.read_text()
     assert {file.name for file in (tmp_path / "report").glob("images-*")} == {"images-by2.png", "images-by20.png"}
-    assert source.count("No pictures: they are made for the best 2 runs") == 1
+    assert source.count("No pictures: they are made for the best runs only") == 1

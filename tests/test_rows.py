@@ -53,8 +53,8 @@ def test_a_pixel_ensemble_and_a_baseline_are_trained_by_the_command_line(tmp_pat
     run("train-head", "--head", "pixel-ensemble", "--pixels", 64, "--epochs", 1, "--workspace", tmp_path)
     run("train-baseline", "--model", "res-unet", "--weights", "none", "--epochs", 1, "--workspace", tmp_path)
     assert [folder.name for folder in list_runs(tmp_path)] == [
+        "synthetic-mini-res-unet-none-lr0.0001-epochs1-s0",
         "synthetic-mini-t50-b4-pixel-ensemble-lr0.001-epochs1-pixels64-s0",
-        "synthetic-res-unet-none-lr0.0001-epochs1-s0",
     ]
     run("report", "--workspace", tmp_path)
     assert "train-baseline" in (tmp_path / "report" / "index.html").read_text()
