@@ -12,7 +12,7 @@ import pytest
 import torch
 from distributed import Client, LocalCluster
 
-from pathseg import cli
+from pathseg.store.device import device
 from pathseg.store.errors import Incomplete
 from pathseg.store.features import FeatureStore
 from pathseg.store.scheduler import ClusterError
@@ -165,7 +165,7 @@ def test_a_worker_that_does_not_see_the_workspace_is_one_line(train, toy_store, 
 
 def test_a_device_that_a_worker_lacks_is_one_line(train):
     with pytest.raises(ClusterError, match=r"^worker \d at tcp://\S+ cannot take the run: device cuda:77 is not there"):
-        train(device=functools.partial(cli.device, "cuda:77"))
+        train(device=functools.partial(device, "cuda:77"))
 
 
 def test_a_store_that_lacks_features_is_refused_before_anything_is_sent(train, toy_store, tmp_path):
