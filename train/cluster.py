@@ -170,10 +170,10 @@ def _open(job: Job, share: Share) -> tuple[FeatureStore, str]:
     for name, version in versions().items():
         if version != job.versions[name]:
             raise ValueError(f"it has {name} {version}, but the sweep was started with {job.versions[name]}")
+    store = job.open_store()
     for _, folder in share:
         if not folder.is_dir():
             raise ValueError(f"{folder} is not there; all machines must see the same workspace")
-    store = job.open_store()
     if store.digest() != job.data:
         raise StoreError(
             f"{store.location} holds other data there; all machines must see the same folder, or take s3://"
