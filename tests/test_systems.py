@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pathseg.train.baselines import BASELINES
 from pathseg.train.config import BaselineConfig, HeadConfig
 from pathseg.train.metrics import Scores, constant_answer
 from pathseg.train.objects import ObjectSums
 from pathseg.train.papertables import systems_table, tissues_table
 from pathseg.train.runs import FinishedRun, PartScores, RunFolder
-from pathseg.train.systems import FROM_PIXELS, system_name, systems
+from pathseg.train.systems import system_name, systems
 from pathseg.train.tables import DASH
 
 GOOD, FAIR = np.array([[50, 10], [20, 20]]), np.array([[40, 20], [20, 20]])
@@ -29,7 +30,7 @@ def finished(
     }  # fmt: skip
     scores = Scores.of(matrix)
     part = PartScores(1, scores, "background", Scores.of(constant_answer(matrix, 0)), {"c": scores})
-    kind = BaselineConfig if settings.get("head") in FROM_PIXELS else HeadConfig
+    kind = BaselineConfig if settings.get("head") in BASELINES else HeadConfig
     return FinishedRun(
         RunFolder(name or "-".join([model, condition, *(f"{key}{value}" for key, value in settings.items())])),
         {"head": dataclasses.asdict(kind(**settings)), "data": data, "parameters": 1},

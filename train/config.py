@@ -43,6 +43,21 @@ def _sweep(default: Any, help: str, **more: Any) -> Any:
     return _flag(default, help, sweep=True, **more)
 
 
+# settings that mean the same for a head and a baseline: default and help
+SHARED: dict[str, tuple[Any, str]] = {
+    "class_weights": ("none", "balanced: 1 - N_c / N, the paper's weights for BCSS."),
+    "val_fraction": (0.15, "Share of the training images held out for validation, if there is no val split."),
+    "split_seed": (0, "Of the choice of validation images, the order of training images and their views."),
+    "connectivity": ("8", "Object scores: 8 joins pixels that touch at a corner, 4 does not."),
+    "min_object_px": (0, "Object scores: drop predicted objects under so many px of the original image."),
+}
+
+
+def _shared(name: str) -> Any:
+    """A field that heads and baselines have in common."""
+    return _flag(*SHARED[name])
+
+
 def _of_the_head(name: str) -> str:
     """The value of each head where nothing is asked for, in words."""
     return ", ".join(f"{head} {getattr(learning, name):g}" for head, learning in LEARNING.items())
@@ -74,13 +89,13 @@ class HeadConfig:
     batch_size: int = _flag(1, "Images a step; one 768 px image is nine patches.")
     pixels: int = _flag(1024, "Of a pixel-ensemble: pixels drawn from each training image, anew in every epoch.")
     augment: Literal["none", "flips"] = _flag("none", "flips: random flips and quarter turns of features and mask.")
-    class_weights: Literal["none", "balanced"] = _flag("none", "balanced: 1 - N_c / N, the paper's weights for BCSS.")
+    class_weights: Literal["none", "balanced"] = _shared("class_weights")
     precision: Literal["float32", "bfloat16"] = _flag("float32", "Arithmetic of the head; bfloat16 is mixed precision.")
-    val_fraction: float = _flag(0.15, "Share of the training images held out for validation, if there is no val split.")
+    val_fraction: float = _shared("val_fraction")
     seed: int = _sweep(0, "Of the head's first weights and its flips, or a comma list.")
-    split_seed: int = _flag(0, "Of the choice of validation images, the order of training images and their views.")
-    connectivity: Literal["8", "4"] = _flag("8", "Object scores: 8 joins pixels that touch at a corner, 4 does not.")
-    min_object_px: int = _flag(0, "Object scores: drop predicted objects under so many px of the original image.")
+    split_seed: int = _shared("split_seed")
+    connectivity: Literal["8", "4"] = _shared("connectivity")
+    min_object_px: int = _shared("min_object_px")
 
     def __post_init__(self) -> None:
         learning = LEARNING[self.head]
@@ -137,13 +152,13 @@ class BaselineConfig:
     patience: int = _flag(0, "Stop after this many epochs without a better validation Dice; 0: never.")
     batch_size: int = _flag(1, "Images a step, as of the heads.")
     augment: Literal["none", "flips"] = _flag("flips", "flips: random flips and quarter turns; no frozen model helps.")
-    class_weights: Literal["none", "balanced"] = _flag("none", "balanced: 1 - N_c / N, the paper's weights for BCSS.")
+    class_weights: Literal["none", "balanced"] = _shared("class_weights")
     precision: Literal["float32", "bfloat16"] = _flag("float32", "bfloat16 is mixed precision.")
-    val_fraction: float = _flag(0.15, "Share of the training images held out for validation, if there is no val split.")
+    val_fraction: float = _shared("val_fraction")
     seed: int = _sweep(0, "Of the first weights, dropout and flips, or a comma list.")
-    split_seed: int = _flag(0, "Of the choice of validation images, the order of training images and their views.")
-    connectivity: Literal["8", "4"] = _flag("8", "Object scores: 8 joins pixels that touch at a corner, 4 does not.")
-    min_object_px: int = _flag(0, "Object scores: drop predicted objects under so many px of the original image.")
+    split_seed: int = _shared("split_seed")
+    connectivity: Literal["8", "4"] = _shared("connectivity")
+    min_object_px: int = _shared("min_object_px")
 
     def __post_init__(self) -> None:
         _require(self, {})

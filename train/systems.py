@@ -16,9 +16,7 @@ HEADS = {
     "linear": "linear probe",
 }
 HIPT = ("hipt", "mini-hipt")  # models that give patch tokens
-FROM_PIXELS = ("res-unet", "vgg16-fcn8")  # these read images, not features
 WEIGHTS = {"imagenet": "ImageNet weights", "none": "random weights"}  # the first weights of a baseline
-OF_FEATURES = ("model ", "condition ", "t = ", "blocks ")  # settings in words that mean nothing to them
 ORDER = (
     "PathSegDiff", "PathSegDiff-uncond", "DDPMSeg (pixel ensemble)", "HIPT", "Res-UNet", "VGG16-FCN8", "linear probe",
 )  # fmt: skip
@@ -45,23 +43,18 @@ class System:
     @property
     def weights(self) -> str:
         """Whose weights made the features; of a system that reads images, what it was trained on and from."""
-        if not reads_features(self.run):
+        if self.run.is_baseline:
             first = self.run.head.get("weights")
             return "trained on the images" + (f", from {WEIGHTS.get(first, first)}" if first else "")
         model = self.run.data["model"]
         return str(model["name"]) + ("" if model["trained"] else " (untrained)")
 
 
-def reads_features(run: FinishedRun) -> bool:
-    """Whether a run learned from features; else from the images themselves."""
-    return run.head.get("head") not in FROM_PIXELS
-
-
 def system_name(run: FinishedRun) -> str:
     """What the paper calls a system made like this run; features other than the conditioned model's are named too."""
     head, model = run.head.get("head", "fcn"), run.data["model"]
     features = "HIPT" if model["name"] in HIPT else "PathSegDiff-uncond" if model["condition"] == "none" else ""
-    if not reads_features(run) or not features:
+    if run.is_baseline or not features:
         return HEADS.get(head, "PathSegDiff" if head == "fcn" else str(head))
     return features if head == "fcn" else f"{HEADS.get(head, head)} on {features}"
 
@@ -74,9 +67,7 @@ def systems(runs: Sequence[FinishedRun]) -> tuple[System, ...]:
     """
     found: dict[str, list[tuple[tuple[str, ...], Repeat]]] = {}
     for words, repeat in repeats(runs, least=1):
-        first = repeat.runs[0]
-        said = words if reads_features(first) else tuple(word for word in words if not word.startswith(OF_FEATURES))
-        found.setdefault(system_name(first), []).append((said, repeat))
+        found.setdefault(system_name(repeat.runs[0]), []).append((words, repeat))
     made = []
     for name, tried in found.items():
         words, repeat = max(tried, key=lambda pair: _validation(pair[1]))
