@@ -120,9 +120,10 @@ def train_command(**flags: Any) -> None:
     from pathseg.train import sweep
 
     opener = opener_of(flags)
+    store = opener()
     with wrong_flags():
-        configs = sweep.combinations(opener(), {name: flags[name] for name in HeadConfig.__dataclass_fields__})
-    train(opener, configs, flags)
+        configs = sweep.combinations(store, {name: flags[name] for name in HeadConfig.__dataclass_fields__})
+    train(opener, store, configs, flags)
 
 
 @main.command("train-baseline")
@@ -137,12 +138,13 @@ def baseline_command(**flags: Any) -> None:
     from pathseg.train.baselines import settle_weights
 
     opener = opener_of(flags)
+    store = opener()  # first: what is wrong with it should not wait for a download of weights
     settings = {field.name: flags[field.name] for field in dataclasses.fields(BaselineConfig)}
     with wrong_flags():
         sweep.baseline_combinations(settings)
     settings["weights"], said = settle_weights(settings["head"], settings["weights"])
     click.echo(said, err=True)
-    train(opener, sweep.baseline_combinations(settings), flags)
+    train(opener, store, sweep.baseline_combinations(settings), flags)
 
 
 def opener_of(flags: dict[str, Any]) -> Callable:
@@ -153,16 +155,15 @@ def opener_of(flags: dict[str, Any]) -> Callable:
     return store_opener(path, cache_dir=flags["cache_dir"], no_cache=flags["no_cache"])
 
 
-def train(opener: Callable, configs: Any, flags: dict[str, Any]) -> None:
+def train(opener: Callable, store: Any, configs: Any, flags: dict[str, Any]) -> None:
     """Train what is not finished yet and say how it went; ends in an error if a run was given up."""
     from pathseg.train import sweep
     from pathseg.train.place import trainers
 
-    store = opener()
     with wrong_flags():
         folders = sweep.run_folders(store, configs, places.heads_path(flags["workspace"]), name=flags["name"])
     memory = None if flags["memory"] is None else int(flags["memory"] * 1e9)
-    with trainers(opener, scheduler=flags["scheduler"], device_name=flags["device"]) as (train, place):
+    with trainers(opener, store, scheduler=flags["scheduler"], device_name=flags["device"]) as (train, place):
         click.echo(sweep.announcement(store, configs, folders, **place), err=True)
         with tqdm(total=sum(c.epochs for c, _ in sweep.unfinished(store, configs, folders)), unit="epoch") as bar:
             options = {"memory_bytes": memory, "complete_only": flags["complete_only"]}

@@ -27,14 +27,16 @@ def store_opener(path: str | Path, *, cache_dir: Path | None = None, no_cache: b
 
 
 @contextmanager
-def trainers(opener: Callable, *, scheduler: str | None, device_name: str) -> Iterator[tuple[Callable, dict[str, Any]]]:
+def trainers(
+    opener: Callable, store: FeatureStore, *, scheduler: str | None, device_name: str
+) -> Iterator[tuple[Callable, dict[str, Any]]]:
     """What trains a sweep, `train_sweep` or `train_on_cluster`, lacking only the runs and the last options.
 
     Beside it what `sweep.announcement` wants to know of the place. Each worker chooses its own device for `auto`.
     """
     if not scheduler:
         here = device(device_name)
-        yield partial(train_sweep, opener(), device=here), {"device": here}
+        yield partial(train_sweep, store, device=here), {"device": here}
         return
     with scheduler_client(scheduler) as client:
         train = partial(train_on_cluster, client, open_store=opener, device=partial(device, device_name))
