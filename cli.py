@@ -162,11 +162,13 @@ def train(opener: Callable, store: Any, configs: Any, flags: dict[str, Any]) -> 
 
     with wrong_flags():
         folders = sweep.run_folders(store, configs, places.heads_path(flags["workspace"]), name=flags["name"])
-    memory = None if flags["memory"] is None else int(flags["memory"] * 1e9)
     with trainers(opener, store, scheduler=flags["scheduler"], device_name=flags["device"]) as (train, place):
         click.echo(sweep.announcement(store, configs, folders, **place), err=True)
         with tqdm(total=sum(c.epochs for c, _ in sweep.unfinished(store, configs, folders)), unit="epoch") as bar:
-            options = {"memory_bytes": memory, "complete_only": flags["complete_only"]}
+            options = {
+                "memory_bytes": flags["memory"] and int(flags["memory"] * 1e9),
+                "complete_only": flags["complete_only"],
+            }
             failures = train(configs, folders, on_epoch=partial(show_epoch, bar), **options)
     click.echo(sweep.summary(folders))
     if failures:

@@ -57,7 +57,12 @@ Rows = list[dict[str, object]]
 
 def plain_head(head: FCNHead) -> nn.Module:
     """The same layers and weights as they are usually written, in the usual memory format."""
-    return nn.Sequential(*copy.deepcopy([head.first, *head.tail])).to(memory_format=torch.contiguous_format)
+    layers = copy.deepcopy([head.first, *head.tail])
+    for number, layer in enumerate(layers):
+        if isinstance(layer, nn.ConvTranspose2d):
+            layers[number] = nn.ConvTranspose2d(layer.in_channels, layer.out_channels, 4, stride=2, padding=1)
+            layers[number].load_state_dict(layer.state_dict())
+    return nn.Sequential(*layers).to(memory_format=torch.contiguous_format)
 
 
 def stack(maps: dict[int, torch.Tensor]) -> torch.Tensor:
@@ -95,12 +100,11 @@ def step_row(device: str, name: str, shapes: dict[int, tuple[int, int]], blocks:
 
     def native_scores(dtype: torch.dtype) -> torch.Tensor:
         with torch.autocast(device, torch.bfloat16, enabled=dtype != torch.float32):
-            return head({b: m.to(dtype) for b, m in maps.items()}, (3, 3))
+            return head(maps, (3, 3))
 
-    floats = {b: m.float() for b, m in maps.items()}
     first = {
         "plain_first": lambda: plain[0](whole).sum().backward(),
-        "native_first": lambda: native_convolution(floats, head.first.weight, head.first.bias, GRID).sum().backward(),
+        "native_first": lambda: native_convolution(maps, head.first.weight, head.first.bias, GRID).sum().backward(),
     }
     steps = {
         "plain": training_step(plain, lambda: plain(whole), mask),

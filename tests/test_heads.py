@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from pathseg.train.heads import FCNHead, LinearHead, classify
+from pathseg.train.heads import Doubling, FCNHead, LinearHead, classify
 
 # the thirteen blocks of the full-size model, FACTS of the paper's Table 1
 CHANNELS = dict(enumerate((960, 960, 960, 960, 576, 576, 576, 384, 384, 384, 192, 192, 192)))
@@ -67,3 +67,17 @@ def test_an_ignored_class_is_never_answered():
     assert classify(scores, None).item() == 0
     assert classify(scores, 0).item() == 2
     assert classify(scores, 255).item() == 0
+
+
+def test_a_doubling_layer_is_the_transposed_convolution():
+    torch.manual_seed(0)
+    layer, plain = Doubling(5, 3).double(), torch.nn.ConvTranspose2d(5, 3, 4, stride=2, padding=1).double()
+    plain.load_state_dict(layer.state_dict())
+    found = []
+    for way in (layer, plain):
+        maps = torch.randn(2, 5, 6, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        scores = way(maps)
+        (scores * torch.arange(scores.numel()).view(scores.shape)).sum().backward()
+        found.append((scores, maps.grad, way.weight.grad, way.bias.grad))
+    for ours, theirs in zip(*found, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-10)

@@ -2,22 +2,27 @@
 
 A 1x1 convolution commutes with bilinear upsampling, and a 3x3 convolution is nine shifted 1x1 convolutions. So the
 3x3 convolution over upsampled blocks of one native side r is a 1x1 convolution at r x r into nine taps, followed by
-one small matrix per image axis that upsamples, shifts and sums: Y = A Z A^T.
+one small matrix per axis that upsamples, shifts and sums: Y = A Z A^T. Patches are upsampled separately, so each is
+spread by itself, over its own cells and the ring around them, and rings are added to the neighbours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import product
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
 from pathseg.store.grid import HEAD_CELLS, PatchGrid
 from pathseg.store.layout import resample
 
 Features = Mapping[int, torch.Tensor]  # block -> (N, P, C, h, w), patches row by row
 TAPS = 3  # of the convolution, along each axis
+SPREAD = HEAD_CELLS + TAPS - 1  # fine cells along an axis that the taps of a patch's cells reach
 
 
 def native_pointwise(features: Features, weight: torch.Tensor, bias: torch.Tensor, grid: PatchGrid) -> torch.Tensor:
@@ -29,7 +34,7 @@ def native_pointwise(features: Features, weight: torch.Tensor, bias: torch.Tenso
     for block in sorted(features):
         maps = features[block]
         n, _, c = maps.shape[:3]
-        part = F.conv2d(maps.flatten(0, 1), weight[:, start : start + c]).unflatten(0, (n, -1))
+        part = F.conv2d(maps.flatten(0, 1).to(weight.dtype), weight[:, start : start + c]).unflatten(0, (n, -1))
         total = total + _fine(part, grid)
         start += c
     return total
@@ -40,7 +45,7 @@ def native_convolution(features: Features, weight: torch.Tensor, bias: torch.Ten
 
     weight (O, sum C, 3, 3) with channels in ascending order of blocks, as `nn.Conv2d` has them. Blocks of one side
     are taken together, each group in the cheaper of the two ways, so the result equals the plain convolution of the
-    upsampled stack up to rounding.
+    upsampled stack up to rounding. It lies in memory as channels-last; features get no gradient.
     """
     start = 0
     groups: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {}
@@ -48,15 +53,19 @@ def native_convolution(features: Features, weight: torch.Tensor, bias: torch.Ten
         maps = features[block]
         groups.setdefault(maps.shape[-1], []).append((maps, weight[:, start : start + maps.shape[2]]))
         start += maps.shape[2]
-    total: torch.Tensor | None = None
+    by_taps: list[torch.Tensor] = []
+    parts: list[torch.Tensor] = []
+    dtype = compute_dtype(weight)
     for side, members in groups.items():
-        maps = torch.cat([maps for maps, _ in members], dim=2) if len(members) > 1 else members[0][0]
-        kernel = torch.cat([kernel for _, kernel in members], dim=1) if len(members) > 1 else members[0][1]
-        way = _by_taps if taps_are_cheaper(side, maps.shape[2], weight.shape[0], grid) else _by_upsampling
-        part = way(maps, kernel, grid)
-        total = part if total is None else total + part
-    assert total is not None  # a head has at least one block
-    return total + bias[:, None, None]
+        kernel = torch.cat([kernel for _, kernel in members], dim=1).to(dtype)
+        if taps_are_cheaper(side, kernel.shape[1], kernel.shape[0], grid):
+            by_taps += [kernel, torch.cat([_cells(maps, dtype) for maps, _ in members], dim=-1)]
+        else:
+            fine = torch.cat([_fine(maps.to(dtype), grid) for maps, _ in members], dim=1)
+            parts.append(F.conv2d(fine, kernel, padding=TAPS // 2))
+    if by_taps:
+        parts.append(_ByTaps.apply(grid, *by_taps))
+    return sum(parts[1:], parts[0]) + bias.to(dtype)[:, None, None]
 
 
 def require_fitting(features: Features, channels: Mapping[int, int], grid: PatchGrid) -> None:
@@ -72,14 +81,25 @@ def require_fitting(features: Features, channels: Mapping[int, int], grid: Patch
 
 
 def taps_are_cheaper(side: int, channels: int, outputs: int, grid: PatchGrid) -> bool:
-    """Whether the way at native resolution takes fewer multiplications than the plain one, for one image."""
+    """Whether the way at native resolution takes fewer multiplications than the plain one, for one patch."""
     if side >= HEAD_CELLS:
         return False
-    plain = channels * outputs * TAPS**2 * HEAD_CELLS**2 * grid.patches
-    pointwise = channels * outputs * TAPS**2 * side**2 * grid.patches
-    columns = outputs * TAPS * side * grid.rows * HEAD_CELLS * grid.cols * TAPS * side * grid.cols
-    rows = outputs * HEAD_CELLS**2 * grid.patches * TAPS * side * grid.rows
+    plain = channels * outputs * TAPS**2 * HEAD_CELLS**2
+    pointwise = channels * outputs * TAPS**2 * side**2
+    columns = outputs * TAPS * SPREAD * side * TAPS * side
+    rows = outputs * SPREAD * SPREAD * TAPS * side
     return pointwise + columns + rows < plain
+
+
+def compute_dtype(weight: torch.Tensor) -> torch.dtype:
+    """What a layer computes in: the type of the autocast that is on, or of its weight."""
+    device = weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+
+
+def _cells(maps: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """(N, P, C, y, x) -> (N, P, x, y, C), which is what the taps are computed from, in one pass over the memory."""
+    return maps.permute(0, 1, 4, 3, 2).to(dtype, memory_format=torch.contiguous_format)
 
 
 def _fine(maps: torch.Tensor, grid: PatchGrid) -> torch.Tensor:
@@ -88,42 +108,103 @@ def _fine(maps: torch.Tensor, grid: PatchGrid) -> torch.Tensor:
     return grid.stitch(resample(maps.flatten(0, 1), HEAD_CELLS).unflatten(0, (n, p)))
 
 
-def _by_upsampling(maps: torch.Tensor, kernel: torch.Tensor, grid: PatchGrid) -> torch.Tensor:
-    return F.conv2d(_fine(maps, grid), kernel, padding=TAPS // 2)
+class _ByTaps(torch.autograd.Function):
+    """The convolution of blocks that are coarser than the head's grid, from kernels and `_cells` in turn.
 
-
-def _by_taps(maps: torch.Tensor, kernel: torch.Tensor, grid: PatchGrid) -> torch.Tensor:
-    n, _, c, side, _ = maps.shape
-    outputs = kernel.shape[0]
-    pointwise = kernel.permute(2, 3, 0, 1).reshape(TAPS * TAPS * outputs, c)  # (ty tx O, C)
-    z = F.conv2d(maps.flatten(0, 1), pointwise[..., None, None])  # (N P, ty tx O, y, x)
-    z = z.reshape(n, grid.rows, grid.cols, TAPS, TAPS, outputs, side, side)  # n py px ty tx o y x
-    across = spread_matrix(side, grid.cols, dtype=z.dtype, device=z.device)  # (64*cols, px tx x)
-    down = spread_matrix(side, grid.rows, dtype=z.dtype, device=z.device)  # (64*rows, py ty y)
-    z = z.permute(0, 5, 1, 3, 6, 2, 4, 7).flatten(5).flatten(2, 4)  # n o (py ty y) (px tx x)
-    return down @ (z @ across.T)  # (N, O, 64*rows, 64*cols)
-
-
-def spread_matrix(side: int, patches: int, *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """The matrix of one image axis, (64*patches, patches*3*side): upsample within each patch, shift by a tap, sum.
-
-    Row: a fine cell; column: (patch, tap, coarse cell). A tap that reaches outside the image meets zeros (padding 1);
-    one that reaches into the next patch meets that patch's own upsampled cells.
+    Every patch is brought to its 64 cells and one more on each side, which its taps reach in its neighbours. Each
+    product finds what it sums over side by side in memory, forward and backward; features get no gradient.
     """
-    return _spread(side, patches).to(device=device, dtype=dtype)
+
+    @staticmethod
+    def forward(ctx: Any, grid: PatchGrid, *kernels_and_cells: torch.Tensor) -> torch.Tensor:
+        padded: torch.Tensor | None = None
+        for kernel, cells in _pairs(kernels_and_cells):
+            (outputs, channels), (n, p, side) = kernel.shape[:2], cells.shape[:3]
+            pointwise = kernel.permute(2, 3, 0, 1).reshape(-1, channels)  # (ty tx o, c)
+            spread = spread_matrix(side, dtype=cells.dtype, device=cells.device)
+            z = cells.reshape(-1, channels) @ pointwise.T  # (n p x y, ty tx o)
+            z = spread @ z.view(n * p * side, side * TAPS, TAPS * outputs)  # (n p x, Y, tx o)
+            z = z.view(n * p, side, SPREAD, -1).transpose(1, 2).reshape(n * p * SPREAD, side * TAPS, outputs)
+            part = spread @ z  # (n p Y, X, o)
+            padded = part if padded is None else padded.add_(part)
+        ctx.grid = grid
+        ctx.save_for_backward(*kernels_and_cells)
+        assert padded is not None
+        return _join(padded.view(n, p, SPREAD, SPREAD, outputs), grid)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        padded = _part(gradient, ctx.grid)  # (n, p, Y, X, o)
+        found: list[torch.Tensor | None] = [None]
+        for kernel, cells in _pairs(ctx.saved_tensors):
+            (outputs, channels), (n, p, side) = kernel.shape[:2], cells.shape[:3]
+            gather = spread_matrix(side, dtype=cells.dtype, device=cells.device).T
+            z = gather @ padded.view(n * p * SPREAD, SPREAD, outputs)  # (n p Y, x tx, o)
+            z = z.view(n * p, SPREAD, side, -1).transpose(1, 2).reshape(n * p * side, SPREAD, TAPS * outputs)
+            z = gather @ z  # (n p x, y ty, tx o)
+            pointwise = z.view(n * p * side * side, -1).T @ cells.reshape(-1, channels)  # (ty tx o, c)
+            found += [pointwise.view(TAPS, TAPS, outputs, channels).permute(2, 3, 0, 1), None]
+        return tuple(found)
+
+
+def _pairs(tensors: Sequence[torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    return zip(tensors[::2], tensors[1::2], strict=True)
+
+
+# How the padded cells of patches meet the fine ones of the image along an axis, as (patches that give, patches that
+# take, their cells among the padded, among the fine): a patch's own, its last in the next patch, its first in the one
+# before. What lies outside the image is left out.
+MEETINGS = (
+    (slice(None), slice(None), slice(1, -1), slice(None)),
+    (slice(None, -1), slice(1, None), slice(-1, None), slice(1)),
+    (slice(1, None), slice(None, -1), slice(1), slice(-1, None)),
+)
+
+
+def _meetings(padded: torch.Tensor, fine: torch.Tensor, grid: PatchGrid) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Views of (N, P, 66, 66, O) and of (N, 64*rows, 64*cols, O) that stand for the same cells; own cells first."""
+    given = padded.unflatten(1, (grid.rows, grid.cols))
+    taken = fine.unflatten(2, (grid.cols, HEAD_CELLS)).unflatten(1, (grid.rows, HEAD_CELLS)).transpose(2, 3)
+    for down, across in product(MEETINGS, repeat=2):
+        yield given[:, down[0], across[0], down[2], across[2]], taken[:, down[1], across[1], down[3], across[3]]
+
+
+def _join(padded: torch.Tensor, grid: PatchGrid) -> torch.Tensor:
+    """Patches with what they reach of their neighbours, summed: (N, P, 66, 66, O) -> (N, O, 64*rows, 64*cols)."""
+    n, outputs = padded.shape[0], padded.shape[-1]
+    fine = padded.new_empty(n, HEAD_CELLS * grid.rows, HEAD_CELLS * grid.cols, outputs)
+    for number, (given, taken) in enumerate(_meetings(padded, fine, grid)):
+        taken.add_(given) if number else taken.copy_(given)
+    return fine.permute(0, 3, 1, 2)
+
+
+def _part(gradient: torch.Tensor, grid: PatchGrid) -> torch.Tensor:
+    """The transpose of `_join`: (N, O, 64*rows, 64*cols) -> (N, P, 66, 66, O)."""
+    fine = gradient.permute(0, 2, 3, 1).contiguous()
+    padded = fine.new_zeros(len(fine), grid.patches, SPREAD, SPREAD, fine.shape[-1])
+    for given, taken in _meetings(padded, fine, grid):
+        given.copy_(taken)
+    return padded
+
+
+def spread_matrix(side: int, *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """The matrix of one axis of a patch, (66, side*3): upsample, shift by a tap, sum.
+
+    Row: a fine cell, from the one before the patch to the one after it; column: (coarse cell, tap). A tap meets this
+    patch's own upsampled cells, and zeros beyond them: what it meets there is the neighbour's to say.
+    """
+    return _spread(side).to(device=device, dtype=dtype)
 
 
 @lru_cache(maxsize=64)
-def _spread(side: int, patches: int) -> torch.Tensor:
+def _spread(side: int) -> torch.Tensor:
     up = _upsampling(side)
-    fine = HEAD_CELLS * patches
-    matrix = torch.zeros(fine, patches, TAPS, side, dtype=torch.float64)
-    for cell in range(fine):
-        for tap in range(TAPS):
-            source = cell + tap - TAPS // 2
-            if 0 <= source < fine:
-                matrix[cell, source // HEAD_CELLS, tap] = up[source % HEAD_CELLS]
-    return matrix.reshape(fine, -1)
+    matrix = torch.zeros(SPREAD, side, TAPS, dtype=torch.float64)
+    for tap in range(TAPS):
+        first = TAPS - 1 - tap  # row whose tap meets the patch's first cell
+        matrix[first : first + HEAD_CELLS, :, tap] = up
+    return matrix.flatten(1)
 
 
 def _upsampling(side: int) -> torch.Tensor:

@@ -82,8 +82,7 @@ class Scorer(Protocol):
 def score(trainee: Scorer, features: Features, grid: PatchGrid) -> torch.Tensor:
     """The head's scores (N, K, H, W) for its own blocks out of {block: (N, P, C, h, w)} of its timestep."""
     mixed = trainee.config.precision == "bfloat16"
-    dtype = torch.bfloat16 if mixed else torch.float32
-    own = {block: features[block].to(dtype) for block in trainee.config.blocks}
+    own = {block: features[block] for block in trainee.config.blocks}
     with torch.autocast(features[trainee.config.blocks[0]].device.type, dtype=torch.bfloat16, enabled=mixed):
         return trainee.head(own, (grid.rows, grid.cols)).float()
 
