@@ -1,6 +1,6 @@
 """What stage two costs: a step of a head, many heads from one read, an epoch from the store.
 
-    python benchmarks/heads.py [--only step,sweep,store,precision] [--device cpu] [--out benchmarks/results/heads.json]
+    python benchmarks/heads.py [--only step,sweep,epoch,precision] [--device cpu] [--out benchmarks/results/heads.json]
 
 step       One 768 px image, block shapes of the paper's model: forward, backward and Adam of the FCN head on native
            features, against the same head as plain layers on the upsampled float32 stack, which lies ready in memory.
@@ -9,8 +9,10 @@ step       One 768 px image, block shapes of the paper's model: forward, backwar
 sweep      Thirteen heads, each on one block, trained together and one after the other: bytes read, seconds, and what
            the heads themselves took. From a local disk with room to keep images, and where reading dominates: from an
            S3 server on this machine without a cache and without room (`linear` heads).
-store      An epoch over a store that is read anew each time, against one over tensors in memory (FCN): the second epoch
-           of a run, training and validation images.
+epoch      An epoch over a store that is read anew each time, against one over tensors in memory, for each kind of
+           head: the quickest epoch of a few but the first; two training images and one of validation. With --release,
+           a release folder of the paper's size (benchmarks/full_size_release.py makes one with random weights), also
+           against an epoch in which the frozen model runs online, float32: timed on three patches and scaled.
 precision  Test Dice of the same heads trained in float32 and in bfloat16, over seeds, on generated tissue with `mini`.
 
 Ways take turns in one run; ratios are medians over the turns.
@@ -20,15 +22,18 @@ from __future__ import annotations
 
 import argparse
 import copy
+import logging
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from unittest.mock import patch
 
+import numpy as np
 import torch
 from free import FULL
 from machine import in_turn, keep, machine, matrix_rate, ratio, seconds
@@ -45,7 +50,7 @@ from pathseg.store.grid import PatchGrid
 from pathseg.store.layout import resample
 from pathseg.train.config import HeadConfig
 from pathseg.train.evaluate import evaluate
-from pathseg.train.heads import FCNHead
+from pathseg.train.heads import HEADS, FCNHead
 from pathseg.train.loop import train_heads
 from pathseg.train.native import native_convolution
 from pathseg.train.runs import RunFolder
@@ -137,9 +142,9 @@ def bytes_row(name: str, shapes: dict[int, tuple[int, int]], blocks: range) -> d
     return {"model": name, "blocks": f"{blocks[0]}-{blocks[-1]}", "bytes": held, "stack_bytes": whole}
 
 
-def measure_step(folder: Path, device: str) -> Rows:
+def measure_step(folder: Path, arguments: argparse.Namespace) -> Rows:
     chosen = (range(4, 7), range(13))
-    rows = [step_row(device, "VQ-f4", FULL, blocks) | bytes_row("VQ-f4", FULL, blocks) for blocks in chosen]
+    rows = [step_row(arguments.device, "VQ-f4", FULL, blocks) | bytes_row("VQ-f4", FULL, blocks) for blocks in chosen]
     return rows + [bytes_row("KL-f8", KL, blocks) for blocks in chosen]
 
 
@@ -149,6 +154,7 @@ def s3_server() -> Iterator[str]:
     import boto3
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it would print a line for each request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     url = "http://{}:{}".format(*server.get_host_and_port())
@@ -204,62 +210,78 @@ def sweep_row(name: str, store: FeatureStore, folder: Path, head: str, device: s
     return row
 
 
-def measure_sweep(folder: Path, device: str) -> Rows:
+def measure_sweep(folder: Path, arguments: argparse.Namespace) -> Rows:
     splits = ["train"] * 5 + ["test"]
     local = random_store(folder / "sweep.zarr", splits, side=256)
-    rows = [sweep_row("local, kept in memory", local, folder / "local", "fcn", device, None)]
+    rows = [sweep_row("local, kept in memory", local, folder / "local", "fcn", arguments.device, None)]
     with s3_server() as bucket:
         far = random_store(f"{bucket}/sweep.zarr", splits, side=512)
-        rows.append(sweep_row("S3, nothing kept", far, folder / "s3", "linear", device, 0))
+        rows.append(sweep_row("S3, nothing kept", far, folder / "s3", "linear", arguments.device, 0))
     return rows
 
 
-def second_epoch(store: FeatureStore, folder: Path, config: HeadConfig, device: str, room: int) -> float:
-    """Seconds of the second of two epochs; what is kept in memory was read in the first."""
+def later_epochs(store: FeatureStore, folder: Path, config: HeadConfig, device: str, room: int) -> list[float]:
+    """Seconds of each epoch but the first, in which what is kept in memory is read."""
     ends: list[float] = []
     runs = [(config, RunFolder(Path(tempfile.mkdtemp(dir=folder))))]
     train_heads(
         store, runs, device=device, memory_bytes=room, on_epoch=lambda run, line: ends.append(time.perf_counter())
     )
-    return ends[1] - ends[0]
+    return [end - start for start, end in pairwise(ends)]
 
 
-def measure_store(folder: Path, device: str) -> Rows:
+def model_seconds(release: str | Path, blocks: tuple[int, ...]) -> float:
+    """Seconds of the frozen model for one image of nine patches, scaled from a few."""
+    model, patches = load_model(release), 3
+    images = np.random.default_rng(0).integers(0, 256, (patches, 256, 256, 3), np.uint8)
+    model.features(images[:1], t=50, blocks=blocks)
+    return seconds(lambda: model.features(images, t=50, blocks=blocks)) / patches * GRID.patches
+
+
+def measure_epoch(folder: Path, arguments: argparse.Namespace) -> Rows:
     rows = []
-    store = random_store(folder / "epoch.zarr", ["train"] * 5 + ["test"])
+    store = random_store(folder / "epoch.zarr", ["train"] * 3 + ["test"])  # one of the three becomes validation
     for blocks in ((4, 5, 6), tuple(FULL)):
-        config, taken = HeadConfig(blocks=blocks, epochs=2), {"read": [], "memory": []}
-        for _ in range(TURNS):
-            for name, room in (("read", 0), ("memory", 2**36)):
-                taken[name].append(second_epoch(store, folder, config, device, room))
-        row = {"blocks": f"{blocks[0]}-{blocks[-1]}", "over_memory": ratio(taken["read"], taken["memory"])}
-        row |= {f"{name}_s": statistics.median(values) for name, values in taken.items()}
-        rows.append(row)
-        print(f"  blocks {row['blocks']}: {row['over_memory']:.3f} of the time with tensors in memory")
+        forward = 3 * model_seconds(arguments.release, blocks) if arguments.release else None
+        for head in HEADS:
+            config, taken = HeadConfig(blocks=blocks, epochs=3, head=head), {"read": [], "memory": []}
+            for _ in range(TURNS if head == "fcn" else 1):
+                for name, room in (("read", 0), ("memory", 2**36)):
+                    taken[name] += later_epochs(store, folder, config, arguments.device, room)
+            row = {"head": head, "blocks": f"{blocks[0]}-{blocks[-1]}"}
+            row |= {f"{name}_s": min(values) for name, values in taken.items()}
+            row["over_memory"] = row["read_s"] / row["memory_s"]
+            said = f"  {head}, blocks {row['blocks']}: {row['over_memory']:.3f} of the time with tensors in memory"
+            if forward:
+                row |= {"model_s": forward, "online_times": (forward + row["memory_s"]) / row["read_s"]}
+                said += f"; {row['online_times']:.1f} times as fast as with the model online"
+            rows.append(row)
+            print(said)
     return rows
 
 
-def measure_precision(folder: Path, device: str, seeds: int = 5) -> Rows:
-    dataset, model = open_dataset("synthetic", DatasetOptions(limit=16)), load_model("mini")
+def measure_precision(folder: Path, arguments: argparse.Namespace, seeds: int = 5) -> Rows:
+    dataset, model = open_dataset("synthetic", DatasetOptions(limit=10)), load_model("mini")
     config = ExtractConfig(layout="native", blocks=(4, 5, 6))
     writer = prepare_store(folder / "tissue.zarr", dataset, model, config)
     extract(writer, dataset, model, config)
     rows = []
     for precision in ("float32", "bfloat16"):
-        heads = [HeadConfig(blocks=(4, 5, 6), epochs=4, seed=s, lr=1e-3, precision=precision) for s in range(seeds)]
-        dice = train(writer.store, folder / precision, heads, device, None)["dice"]
+        heads = [HeadConfig(blocks=(4, 5, 6), epochs=3, seed=s, lr=1e-3, precision=precision) for s in range(seeds)]
+        dice = train(writer.store, folder / precision, heads, arguments.device, None)["dice"]
         rows.append({"precision": precision, "dice": dice, "mean": statistics.mean(dice), "sd": statistics.stdev(dice)})
         print(f"  {precision}: test Dice {rows[-1]['mean']:.4f} ± {rows[-1]['sd']:.4f} over {seeds} seeds")
     return rows
 
 
-PARTS = {"step": measure_step, "sweep": measure_sweep, "store": measure_store, "precision": measure_precision}
+PARTS = {"step": measure_step, "sweep": measure_sweep, "epoch": measure_epoch, "precision": measure_precision}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(PARTS), help="comma list of what to measure")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--release", type=Path, help="a release folder of the paper's size, for the model online")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="with 2 GB free")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/heads.json")
     arguments = parser.parse_args()
@@ -267,7 +289,7 @@ def main() -> None:
         for part in arguments.only.split(","):
             print(part)
             about = machine(Path(folder))
-            keep(arguments.out, part, PARTS[part](Path(folder), arguments.device), about=about)
+            keep(arguments.out, part, PARTS[part](Path(folder), arguments), about=about)
 
 
 if __name__ == "__main__":

@@ -34,19 +34,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from free import FULL
-from heads import GRID, plain_head, stack, training_step
+from heads import GRID, model_seconds, plain_head, stack, training_step
 from machine import keep, machine, seconds
 from random_store import random_contents
 from torch.utils.data import DataLoader, Dataset
 
-from pathseg.extract.models import load_model
 from pathseg.store.features import FeatureStore
 from pathseg.store.writer import StoreWriter
 from pathseg.train.batches import FeatureReader
 from pathseg.train.heads import FCNHead
 
 SETS = {"4-6": (4, 5, 6), "all": tuple(FULL)}
-ONLINE_PATCHES = 3
 Maps = dict[int, torch.Tensor]  # block -> (1, P, C, h, w)
 
 
@@ -197,17 +195,9 @@ def append(path: Path, values: torch.Tensor) -> None:
         file.write(values.numpy())
 
 
-def online_seconds(release: Path, blocks: tuple[int, ...]) -> float:
-    """Seconds of the frozen model for one image of nine patches, scaled from a few."""
-    model = load_model(release)
-    images = np.random.default_rng(0).integers(0, 256, (ONLINE_PATCHES, 256, 256, 3), np.uint8)
-    model.features(images[:1], t=50, blocks=blocks)
-    return seconds(lambda: model.features(images, t=50, blocks=blocks)) / ONLINE_PATCHES * GRID.patches
-
-
 def compare(name: str, blocks: tuple[int, ...], folder: Path, images: int, release: Path | None) -> list[dict]:
     written = write_all(folder, blocks, images)
-    forward = online_seconds(release, blocks) if release else None
+    forward = model_seconds(release, blocks) if release else None
     rows = []
     for way in ("pt", "store", "memmap"):
         command = [sys.executable, __file__, "--epoch", way, "--set", name, "--folder", folder, "--images", images]

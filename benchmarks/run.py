@@ -28,7 +28,7 @@ BENCHMARKS: dict[str, tuple[str, list[str] | None, list[str] | None]] = {
     "store": ("store.py", ["--only", "io,extract,memory"], []),
     "stage-one-mini": ("stage_one.py", [], []),
     "stage-one-full": ("stage_one.py", None, ["--model", RELEASE]),
-    "heads": ("heads.py", ["--only", "step,store,precision"], []),
+    "heads": ("heads.py", ["--only", "step,epoch,precision"], ["--release", RELEASE]),
     "peers": ("peers.py", ["--images", "3"], ["--images", "4", "--release", RELEASE]),
     "plan": ("plan.py", None, []),
 }

@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 import torch
 
+from pathseg.store.features import FeatureStore
 from pathseg.store.writer import StoreWriter
 from pathseg.train import sweep
 from pathseg.train.config import HeadConfig
@@ -129,3 +130,15 @@ def test_a_run_that_others_have_finished_meanwhile_is_not_trained_again(toy_stor
 
     assert train_sweep(toy_store, configs, folders, on_epoch=meanwhile) == {}
     assert told == ["first"]
+
+
+def test_a_run_that_did_without_an_image_is_not_taken_for_one_on_all(toy_store, tmp_path):
+    record = next((tmp_path / "toy.zarr/_done/t50").rglob("000001.json"))
+    kept, folders = record.read_bytes(), [tmp_path / "run"]
+    record.unlink()
+    lacking = FeatureStore.open(tmp_path / "toy.zarr")
+    train_sweep(lacking, [QUICK], folders, complete_only=True)
+    assert train_sweep(lacking, [QUICK], folders, complete_only=True) == {}
+    record.write_bytes(kept)
+    with pytest.raises(ValueError, match="images is 4 there, 5 asked for"):
+        train_sweep(FeatureStore.open(tmp_path / "toy.zarr"), [QUICK], folders)

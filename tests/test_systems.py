@@ -21,12 +21,13 @@ TISSUES = ("tumor", "stroma", "inflammatory", "necrosis", "other")
 
 def finished(
     *, model: str = "brca-hipt-20x", condition: str = "ssl", val: float = 0.5, matrix: np.ndarray = GOOD,
-    dataset: str = "glas", classes: tuple[str, ...] = ("background", "gland"), name: str = "", **settings: Any,
+    dataset: str = "glas", classes: tuple[str, ...] = ("background", "gland"),
+    size: tuple[int, int] = (768, 768), name: str = "", **settings: Any,
 ) -> FinishedRun:  # fmt: skip
     data = {
         "store": f"/{model}.zarr", "key": model + condition, "dataset": dataset, "classes": list(classes),
         "ignore": None, "model": {"name": model, "trained": model != "mini", "condition": condition},
-        "test_split": "testB", "images": {"train": ["a"], "val": ["b"]},
+        "test_split": "testB", "size": size, "images": {"train": ["a"], "val": ["b"]},
     }  # fmt: skip
     scores = Scores.of(matrix)
     part = PartScores(1, scores, "background", Scores.of(constant_answer(matrix, 0)), {"c": scores})
@@ -107,6 +108,16 @@ def test_a_smaller_test_part_than_the_papers_is_said():
 def test_a_data_set_that_the_paper_does_not_use_has_no_cited_rows():
     table = systems_table(systems([finished(dataset="folder")]), "testB", "t")
     assert [row.kind for row in table.rows] == ["run"] and "Table" not in table.caption
+
+
+def test_rows_over_other_pixels_are_said():
+    runs = [finished(), finished(head="linear"), finished(condition="none", size=(256, 512))]
+    notes = systems_table(systems(runs), "testB", "t").notes
+    assert notes[1] == (
+        "Not over the same pixels: 1 images of 768x768 px: PathSegDiff, linear probe; "
+        "1 images of 512x256 px: PathSegDiff-uncond."
+    )
+    assert not any("same pixels" in note for note in systems_table(systems(runs[:2]), "testB", "t").notes)
 
 
 def test_objects_have_their_columns():

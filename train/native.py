@@ -112,38 +112,49 @@ class _ByTaps(torch.autograd.Function):
     """The convolution of blocks that are coarser than the head's grid, from kernels and `_cells` in turn.
 
     Every patch is brought to its 64 cells and one more on each side, which its taps reach in its neighbours. Each
-    product finds what it sums over side by side in memory, forward and backward; features get no gradient.
+    product finds what it sums over side by side in memory, forward and backward, and patch after patch goes through
+    the same few buffers: fresh memory for all of them costs a CPU as much as the products. Features get no gradient.
     """
 
     @staticmethod
     def forward(ctx: Any, grid: PatchGrid, *kernels_and_cells: torch.Tensor) -> torch.Tensor:
-        padded: torch.Tensor | None = None
-        for kernel, cells in _pairs(kernels_and_cells):
-            (outputs, channels), (n, p, side) = kernel.shape[:2], cells.shape[:3]
-            pointwise = kernel.permute(2, 3, 0, 1).reshape(-1, channels)  # (ty tx o, c)
+        kernel, cells = kernels_and_cells[:2]
+        (n, p), outputs = cells.shape[:2], len(kernel)
+        padded = cells.new_empty(n * p, SPREAD, SPREAD, outputs)
+        for number, (kernel, cells) in enumerate(_pairs(kernels_and_cells)):
+            side, channels = cells.shape[2], cells.shape[4]
+            pointwise = kernel.permute(2, 3, 0, 1).reshape(-1, channels).T  # (c, ty tx o)
             spread = spread_matrix(side, dtype=cells.dtype, device=cells.device)
-            z = cells.reshape(-1, channels) @ pointwise.T  # (n p x y, ty tx o)
-            z = spread @ z.view(n * p * side, side * TAPS, TAPS * outputs)  # (n p x, Y, tx o)
-            z = z.view(n * p, side, SPREAD, -1).transpose(1, 2).reshape(n * p * SPREAD, side * TAPS, outputs)
-            part = spread @ z  # (n p Y, X, o)
-            padded = part if padded is None else padded.add_(part)
+            z = cells.new_empty(side * side, TAPS * TAPS * outputs)  # (x y, ty tx o)
+            down = cells.new_empty(side, SPREAD, TAPS * outputs)  # (x, Y, tx o)
+            turned = cells.new_empty(SPREAD, side, TAPS * outputs)  # (Y, x, tx o)
+            for patch, out in zip(cells.view(n * p, -1, channels), padded, strict=True):
+                torch.mm(patch, pointwise, out=z)
+                torch.bmm(spread.expand(side, -1, -1), z.view(side, side * TAPS, -1), out=down)
+                turned.copy_(down.transpose(0, 1))
+                # (Y, X, o), on top of what coarser or finer blocks gave
+                out.baddbmm_(spread.expand(SPREAD, -1, -1), turned.view(SPREAD, side * TAPS, -1), beta=number > 0)
         ctx.grid = grid
         ctx.save_for_backward(*kernels_and_cells)
-        assert padded is not None
         return _join(padded.view(n, p, SPREAD, SPREAD, outputs), grid)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        padded = _part(gradient, ctx.grid)  # (n, p, Y, X, o)
+        padded = _part(gradient, ctx.grid).flatten(0, 1)  # (n p, Y, X, o)
+        outputs = padded.shape[-1]
         found: list[torch.Tensor | None] = [None]
-        for kernel, cells in _pairs(ctx.saved_tensors):
-            (outputs, channels), (n, p, side) = kernel.shape[:2], cells.shape[:3]
+        for _, cells in _pairs(ctx.saved_tensors):
+            side, channels = cells.shape[2], cells.shape[4]
             gather = spread_matrix(side, dtype=cells.dtype, device=cells.device).T
-            z = gather @ padded.view(n * p * SPREAD, SPREAD, outputs)  # (n p Y, x tx, o)
-            z = z.view(n * p, SPREAD, side, -1).transpose(1, 2).reshape(n * p * side, SPREAD, TAPS * outputs)
-            z = gather @ z  # (n p x, y ty, tx o)
-            pointwise = z.view(n * p * side * side, -1).T @ cells.reshape(-1, channels)  # (ty tx o, c)
+            z = cells.new_empty(len(padded), side * side, TAPS * TAPS * outputs)  # (n p, x y, ty tx o)
+            across = cells.new_empty(SPREAD, side * TAPS, outputs)  # (Y, x tx, o)
+            turned = cells.new_empty(side, SPREAD, TAPS * outputs)  # (x, Y, tx o)
+            for patch, out in zip(padded, z, strict=True):
+                torch.bmm(gather.expand(SPREAD, -1, -1), patch, out=across)
+                turned.copy_(across.view(SPREAD, side, -1).transpose(0, 1))
+                torch.bmm(gather.expand(side, -1, -1), turned, out=out.view(side, side * TAPS, -1))
+            pointwise = z.flatten(0, 1).T @ cells.view(-1, channels)  # (ty tx o, c)
             found += [pointwise.view(TAPS, TAPS, outputs, channels).permute(2, 3, 0, 1), None]
         return tuple(found)
 

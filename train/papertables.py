@@ -38,7 +38,8 @@ def systems_table(systems: Sequence[System], split: str, title: str) -> Table:
         rows.append(Row("cited", (row.method, f"{CITED}, Table {row.table}", DASH, *values, *blank)))
     columns = (*ABOUT, *METRICS[:4], *(OBJECTS.values() if objects else ()))
     like = f" (as the paper's Table {cited[0].table})" if cited else ""
-    notes = (*_choices(there), *_cited_notes([part for one in there for part in _parts(one, split)], cited))
+    seen = [part for one in there for part in _parts(one, split)]
+    notes = (*_choices(there), *_unlike(there, split), *_cited_notes(seen, cited))
     return Table(f"Systems on {split}, {title}{like}", columns, tuple(rows), words=2, notes=notes)
 
 
@@ -89,6 +90,20 @@ def _choices(systems: Sequence[System]) -> tuple[str, ...]:
         chosen = "" if one.settings_tried == 1 else f", the best of {one.settings_tried} settings on validation images"
         said.append(f"{one.name}: {', '.join(one.settings)}{chosen}.")
     return (" ".join(["Ours are mean ± sample standard deviation over seeds.", *said]),)
+
+
+def _unlike(systems: Sequence[System], split: str) -> tuple[str, ...]:
+    """Says so where the rows are not over the same pixels: images of another size, or not as many."""
+    seen: dict[str, list[str]] = {}
+    for one in systems:
+        for run in (run for run in one.repeat.runs if split in run.parts):
+            height, width = run.data["size"]
+            names = seen.setdefault(f"{run.parts[split].images} images of {width}x{height} px", [])
+            names += [one.name] * (one.name not in names)
+    if len(seen) < 2:
+        return ()
+    said = [f"{what}: {', '.join(names)}" for what, names in seen.items()]
+    return (f"Not over the same pixels: {'; '.join(said)}.",)
 
 
 def _cited_notes(parts: Sequence[PartScores], cited: Sequence[CitedScores]) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from pathseg.store.features import FeatureStore
 from pathseg.train.batches import KEEP_SHARE, free_memory
 from pathseg.train.config import BaselineConfig, Config, HeadConfig
 from pathseg.train.loop import OnEpoch, train_heads
-from pathseg.train.parts import incomplete_images, lacking_images
+from pathseg.train.parts import incomplete_images, lacking_images, split_images
 from pathseg.train.pixels import PixelEnsemble
 from pathseg.train.pool import pool_bytes
 from pathseg.train.runs import FinishedRun, RunFolder
@@ -120,7 +120,7 @@ def unfinished(
 ) -> Iterator[tuple[Config, RunFolder]]:
     """The runs that are still to be trained.
 
-    Raises ValueError when a folder holds a finished run of other settings or of another store.
+    Raises ValueError when a folder holds a finished run of other settings, of another store or of fewer of its images.
     """
     for config, folder in zip(configs, folders, strict=True):
         run = RunFolder(folder)
@@ -130,6 +130,9 @@ def unfinished(
         there = FinishedRun.read(run)
         wanted = {**dataclasses.asdict(config), "data": store.digest()}
         found = {**_settings_there(there, config), "data": there.data.get("digest")}
+        found["images"] = wanted["images"] = sum(map(len, there.data["images"].values()))
+        if found["images"] < len(store):  # it did without some: which of them are there by now?
+            wanted["images"] = _images_now(store, config, left_out(store, configs, allowed=True))
         differing = [
             f"{name} is {found[name]} there, {value} asked for"
             for name, value in wanted.items()
@@ -149,6 +152,12 @@ def left_out(store: FeatureStore, configs: Sequence[Config], *, allowed: bool) -
     """
     wanted = {(config.t, config.blocks) for config in configs}
     return frozenset(i for t, blocks in wanted for i in incomplete_images(store, t=t, blocks=blocks, allowed=allowed))
+
+
+def _images_now(store: FeatureStore, config: Config, without: Collection[int]) -> int:
+    """How many images a run would train on, validate on and be tested on."""
+    parts = split_images(store, val_fraction=config.val_fraction, seed=config.split_seed, without=without)
+    return sum(map(len, parts.named().values()))
 
 
 def _settings_there(there: FinishedRun, config: Config) -> dict[str, Any]:
