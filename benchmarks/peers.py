@@ -197,7 +197,7 @@ def append(path: Path, values: torch.Tensor) -> None:
 
 def compare(name: str, blocks: tuple[int, ...], folder: Path, images: int, release: Path | None) -> list[dict]:
     written = write_all(folder, blocks, images)
-    forward = model_seconds(release, blocks) if release else None
+    forward = model_seconds(release, blocks, "cpu") if release else None
     rows = []
     for way in ("pt", "store", "memmap"):
         command = [sys.executable, __file__, "--epoch", way, "--set", name, "--folder", folder, "--images", images]

@@ -74,11 +74,10 @@ def test_a_pointwise_layer_is_that_of_the_stack(outputs):
 
 
 def test_the_cheaper_way_is_chosen_by_counting():
-    grid = PatchGrid(3, 3)
-    assert taps_are_cheaper(8, 960, 256, grid)
-    assert taps_are_cheaper(32, 576, 256, grid)
-    assert not taps_are_cheaper(64, 192, 256, grid)
-    assert not taps_are_cheaper(32, 1, 256, grid)  # one channel: spreading 9 taps costs more than it saves
+    assert taps_are_cheaper(8, 960, 256)
+    assert taps_are_cheaper(32, 576, 256)
+    assert not taps_are_cheaper(64, 192, 256)
+    assert not taps_are_cheaper(32, 1, 256)  # one channel: spreading 9 taps costs more than it saves
 
 
 def test_a_constant_is_spread_with_its_weight_sum_but_for_the_border():

@@ -18,7 +18,7 @@ from pathseg.train.pixels import PixelEnsemble
 class _Doubled(torch.autograd.Function):
     """A transposed 4x4 convolution of stride 2, with the bias' gradient as a sum.
 
-    PyTorch's own backward pass takes a third of its time on a CPU for that sum (`benchmarks/heads.py`).
+    PyTorch's own backward pass takes up to a fifth of its time on a CPU for that sum.
     """
 
     @staticmethod
@@ -77,7 +77,7 @@ class FCNHead(nn.Module):
         """{block: (N, P, C, h, w)} in any layout -> (N, K, 256*rows, 256*cols) scores before the softmax."""
         require_fitting(features, self.channels, PatchGrid(*patch_grid))
         x = native_convolution(features, self.first.weight, self.first.bias, PatchGrid(*patch_grid))
-        return self.tail(x)  # of (N, 256, 64*rows, 64*cols), channels-last
+        return self.tail(x)  # x is (N, 256, 64*rows, 64*cols)
 
 
 class LinearHead(nn.Module):

@@ -34,7 +34,9 @@ def native_pointwise(features: Features, weight: torch.Tensor, bias: torch.Tenso
     for block in sorted(features):
         maps = features[block]
         n, _, c = maps.shape[:3]
-        part = F.conv2d(maps.flatten(0, 1).to(weight.dtype), weight[:, start : start + c]).unflatten(0, (n, -1))
+        part = F.conv2d(maps.flatten(0, 1).to(compute_dtype(weight)), weight[:, start : start + c]).unflatten(
+            0, (n, -1)
+        )
         total = total + _fine(part, grid)
         start += c
     return total
@@ -45,12 +47,12 @@ def native_convolution(features: Features, weight: torch.Tensor, bias: torch.Ten
 
     weight (O, sum C, 3, 3) with channels in ascending order of blocks, as `nn.Conv2d` has them. Blocks of one side
     are taken together, each group in the cheaper of the two ways, so the result equals the plain convolution of the
-    upsampled stack up to rounding. It lies in memory as channels-last; features get no gradient.
+    upsampled stack up to rounding. Features get no gradient.
     """
     start = 0
     groups: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {}
     for block in sorted(features):
-        maps = features[block]
+        maps = features[block].detach()
         groups.setdefault(maps.shape[-1], []).append((maps, weight[:, start : start + maps.shape[2]]))
         start += maps.shape[2]
     by_taps: list[torch.Tensor] = []
@@ -58,7 +60,7 @@ def native_convolution(features: Features, weight: torch.Tensor, bias: torch.Ten
     dtype = compute_dtype(weight)
     for side, members in groups.items():
         kernel = torch.cat([kernel for _, kernel in members], dim=1).to(dtype)
-        if taps_are_cheaper(side, kernel.shape[1], kernel.shape[0], grid):
+        if taps_are_cheaper(side, kernel.shape[1], kernel.shape[0]):
             by_taps += [kernel, torch.cat([_cells(maps, dtype) for maps, _ in members], dim=-1)]
         else:
             fine = torch.cat([_fine(maps.to(dtype), grid) for maps, _ in members], dim=1)
@@ -80,7 +82,7 @@ def require_fitting(features: Features, channels: Mapping[int, int], grid: Patch
             )
 
 
-def taps_are_cheaper(side: int, channels: int, outputs: int, grid: PatchGrid) -> bool:
+def taps_are_cheaper(side: int, channels: int, outputs: int) -> bool:
     """Whether the way at native resolution takes fewer multiplications than the plain one, for one patch."""
     if side >= HEAD_CELLS:
         return False

@@ -116,9 +116,9 @@ def head_bytes(store: FeatureStore, config: Config) -> int:
 
 
 def unfinished(
-    store: FeatureStore, configs: Sequence[Config], folders: Sequence[Path]
+    store: FeatureStore, configs: Sequence[Config], folders: Sequence[Path], without: Collection[int] | None = None
 ) -> Iterator[tuple[Config, RunFolder]]:
-    """The runs that are still to be trained.
+    """The runs that are still to be trained, `without` those images, by default what `left_out` gives for them.
 
     Raises ValueError when a folder holds a finished run of other settings, of another store or of fewer of its images.
     """
@@ -131,8 +131,9 @@ def unfinished(
         wanted = {**dataclasses.asdict(config), "data": store.digest()}
         found = {**_settings_there(there, config), "data": there.data.get("digest")}
         found["images"] = wanted["images"] = sum(map(len, there.data["images"].values()))
-        if found["images"] < len(store):  # it did without some: which of them are there by now?
-            wanted["images"] = _images_now(store, config, left_out(store, configs, allowed=True))
+        if found["images"] < len(store):  # it may have done without some: which of them are there by now?
+            without = left_out(store, configs, allowed=True) if without is None else without
+            wanted["images"] = max(found["images"], _images_now(store, config, without))
         differing = [
             f"{name} is {found[name]} there, {value} asked for"
             for name, value in wanted.items()
@@ -225,14 +226,15 @@ def train_share(
 
     Raises ValueError when another process is at one of the runs.
     """
-    waiting = dict(unfinished(store, configs, folders))
+    waiting = dict(unfinished(store, configs, folders, without))
     failures: dict[str, str] = {}
     for group in passes(store, list(waiting), device=torch.device(device)):
         runs = [(config, waiting[config]) for config in group]
         with ExitStack() as stack:
             for _, run in runs:
                 stack.enter_context(run.held())
-            runs = list(unfinished(store, group, [run.path for _, run in runs]))  # others may have ended some by now
+            paths = [run.path for _, run in runs]
+            runs = list(unfinished(store, group, paths, without))  # others may have ended some by now
             place: dict[str, Any] = {"device": device, "memory_bytes": memory_bytes}
             trained = train_heads(store, runs, without=without, on_epoch=on_epoch, **place) if runs else []
         failures |= {trainee.run.name: trainee.failure for trainee in trained if trainee.failure}
