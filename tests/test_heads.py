@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from pathseg.train import native
 from pathseg.train.heads import Doubling, FCNHead, LinearHead, classify
 
 # the thirteen blocks of the full-size model, FACTS of the paper's Table 1
@@ -36,6 +37,51 @@ def test_native_and_grid_layouts_give_the_same_scores():
     }
     head = FCNHead({4: 6, 9: 3}, 2).eval()
     assert torch.allclose(head(maps, (1, 2)), head(grid, (1, 2)), atol=1e-6)
+
+
+def plain_scores(head, maps, grid):
+    """The same weights in PyTorch's own layers on the upsampled stack."""
+    fine = []
+    for m in (maps[block] for block in sorted(maps)):
+        up = nn.functional.interpolate(m.flatten(0, 1), (64, 64), mode="bilinear").unflatten(0, m.shape[:2])
+        rows = up.unflatten(1, grid)  # (N, rows, cols, C, 64, 64)
+        fine.append(rows.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3))
+    x = nn.functional.conv2d(torch.cat(fine, 1), head.first.weight, head.first.bias, padding=1)
+    for layer in head.tail:
+        if isinstance(layer, nn.ConvTranspose2d):
+            x = nn.functional.conv_transpose2d(x, layer.weight, layer.bias, stride=2, padding=1)
+        elif isinstance(layer, nn.ReLU):
+            x = x.relu()
+        else:
+            x = layer(x)
+    return x
+
+
+def both_ways(monkeypatch, dtype, *, grid, n, classes):
+    """A head in training and its scores by its own way, coarse blocks by taps, and by plain layers."""
+    monkeypatch.setattr(native, "taps_are_cheaper", lambda side, channels, outputs: side < 64)
+    maps = features({0: (5, 8), 4: (6, 16), 6: (4, 32), 9: (3, 64)}, n=n, patches=grid[0] * grid[1], dtype=dtype)
+    torch.manual_seed(0)
+    head = FCNHead({0: 5, 4: 6, 6: 4, 9: 3}, classes).to(dtype)
+    return head, head(maps, grid), plain_scores(head, maps, grid)
+
+
+def test_scores_and_every_gradient_are_those_of_plain_layers_on_the_stack(monkeypatch):
+    head, *both = both_ways(monkeypatch, torch.float64, grid=(1, 2), n=1, classes=7)
+    found = []
+    for scores in both:
+        head.zero_grad()
+        scores.log_softmax(1)[:, 1].mean().backward()
+        found.append([scores.detach(), *(p.grad.clone() for p in head.parameters())])
+    for ours, theirs in zip(*found, strict=True):
+        # a bias before batch normalisation has no gradient but rounding
+        assert (ours - theirs).norm() <= 1e-10 * (theirs.norm() + 1e-4)
+
+
+@pytest.mark.parametrize(("grid", "classes"), [((2, 1), 3), ((1, 1), 5)])
+def test_in_float32_scores_are_those_of_plain_layers_up_to_rounding(monkeypatch, grid, classes):
+    _, ours, theirs = both_ways(monkeypatch, torch.float32, grid=grid, n=2, classes=classes)
+    assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
 
 
 def test_the_image_layout_gives_the_scores_of_the_native_one_for_coarse_blocks():
