@@ -207,7 +207,7 @@ WRONG = {
     "name of a folder elsewhere": (["train-head", "--store", "{store}", "--name", "../a"], 2, "leave out slashes"),
     "name for several runs": (["train-head", "--store", "{store}", "--seed", "0,1", "--name", "a"], 2, "names one run"),
     "lr no number": (["train-head", "--store", "{store}", "--lr", "nan"], 2, "lr must be above 0"),
-    "memory negative": (["train-head", "--store", "{store}", "--memory=-1"], 2, "x>=0"),
+    "memory negative": (["train-head", "--store", "{store}", "--memory=-1"], 2, "0<=x<=1000000000"),
     "pixels of no ensemble": (["train-head", "--store", "{store}", "--pixels", "9"], 2, "does not apply to head"),
     "baseline unknown": (["train-baseline", "--store", "{store}", "--model", "unet"], 2, "vgg16-fcn8"),
     "baseline lr zero": (["train-baseline", "--store", "{store}", "--lr", "0"], 2, "lr must be above 0"),

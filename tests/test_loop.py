@@ -60,7 +60,7 @@ def test_training_leaves_the_global_generator_alone(toy_store, tmp_path):
 def test_the_run_folder_holds_all_that_was_promised_and_no_more(toy_store, tmp_path):
     run = train(toy_store, tmp_path / "run")
     assert {path.name for path in run.path.iterdir()} == {
-        "config.json", "head.safetensors", "history.jsonl", "metrics.json", "predictions"
+        "config.json", "head.safetensors", "head-last.safetensors", "history.jsonl", "metrics.json", "predictions"
     }  # fmt: skip
     assert [line["epoch"] for line in run.read_history()] == [1, 2, 3]
     assert HeadConfig.from_dict(run.read_config()["head"]) == CONFIG
@@ -142,6 +142,34 @@ def test_patience_ends_a_head_that_no_longer_gets_better(toy_store, tmp_path):
     metrics = train(toy_store, tmp_path / "run", config).read_metrics()
     assert metrics["epochs"] < 20
     assert metrics["epochs"] == metrics["best_epoch"] + 2
+
+
+def test_the_last_weights_are_kept_beside_the_best(toy_store, tmp_path):
+    # an epoch too many at a rate that spoils the head: what came before it is the best, and both can be looked at
+    run = train(toy_store, tmp_path / "run", HeadConfig(blocks=(4,), head="linear", lr=1e-2, epochs=3))
+    best = run.read_metrics()["best_epoch"]
+    same_as_best = same(load_file(run.last_weights), weights(run))
+    assert same_as_best == (best == 3)
+    two = train(toy_store, tmp_path / "two", HeadConfig(blocks=(4,), head="linear", lr=1e-2, epochs=2))
+    assert not same(load_file(run.last_weights), load_file(two.last_weights))
+
+
+@pytest.mark.parametrize(("head", "lr"), [("fcn", 1e20), ("linear", 1e37)])
+def test_a_head_that_the_last_step_ruins_is_given_up_too(toy_store, tmp_path, head, lr):
+    (trainee,) = train_heads(
+        toy_store, [(HeadConfig(blocks=(4,), head=head, lr=lr, epochs=1), RunFolder(tmp_path / "run"))], without=(1, 2)
+    )
+    assert "training diverged; pass a smaller --lr" in trainee.failure
+    assert not trainee.run.finished
+
+
+def test_nothing_is_read_any_more_when_every_head_was_given_up(toy_store, tmp_path, monkeypatch):
+    seen, read = [], toy_store.read
+    monkeypatch.setattr(toy_store, "read", lambda index, **kw: seen.append(index) or read(index, **kw))
+    wild = HeadConfig(blocks=(4,), head="linear", lr=1e37, epochs=50)
+    train_heads(toy_store, [(wild, RunFolder(tmp_path / "wild"))], memory_bytes=0)
+    assert len(seen) <= 5  # one epoch at the most; never the test image
+    assert 4 not in seen
 
 
 def test_a_head_that_diverges_is_given_up_and_the_others_go_on(toy_store, tmp_path):

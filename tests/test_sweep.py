@@ -1,14 +1,16 @@
 import dataclasses
+import weakref
 
 import pytest
 import torch
 
+from pathseg.store.errors import Incomplete
 from pathseg.store.features import FeatureStore
 from pathseg.store.writer import StoreWriter
 from pathseg.train import sweep
 from pathseg.train.config import HeadConfig
 from pathseg.train.runs import RunFolder
-from pathseg.train.sweep import combinations, head_bytes, passes, run_folders, summary, train_sweep
+from pathseg.train.sweep import combinations, epochs, head_bytes, passes, run_folders, summary, train_sweep
 from pathseg.train.trainee import new_trainee, save_last
 
 CPU = torch.device("cpu")
@@ -31,6 +33,48 @@ def test_each_means_every_stored_block_alone(toy_store):
 
 def test_all_means_all_that_is_stored(toy_store):
     assert [c.blocks for c in combinations(toy_store, settings())] == [(0, 4, 5, 9)]
+
+
+@pytest.mark.parametrize("blocks", ["each", HeadConfig().blocks])
+def test_a_timestep_that_the_store_lacks_is_named(toy_store, blocks):
+    with pytest.raises(Incomplete, match="no features at t 60, only at t 50; run pathseg extract --t 60"):
+        combinations(toy_store, settings(t=(50, 60), blocks=blocks))
+
+
+def test_two_runs_never_get_one_folder(toy_store, tmp_path):
+    configs = combinations(toy_store, settings(lr=(1e-4, 1.00000001e-4), blocks=(4,)))
+    with pytest.raises(ValueError, match="two of the runs would be named"):
+        run_folders(toy_store, configs, tmp_path)
+
+
+def test_the_epochs_of_an_interrupted_run_are_counted_as_done(toy_store, tmp_path):
+    def cut(run, line):
+        if line["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    config = dataclasses.replace(QUICK, epochs=5)
+    folders = [tmp_path / "run"]
+    assert epochs(toy_store, [config], folders) == {"initial": 0, "total": 5}
+    with pytest.raises(KeyboardInterrupt):
+        train_sweep(toy_store, [config], folders, on_epoch=cut)
+    assert epochs(toy_store, [config], folders) == {"initial": 2, "total": 5}
+
+
+def test_a_pass_begins_when_the_heads_of_the_last_one_are_gone(toy_store, tmp_path, monkeypatch):
+    heads, real = [], sweep.train_heads
+
+    def spy(*arguments, **options):
+        alive.append(sum(head() is not None for head in heads))
+        trained = real(*arguments, **options)
+        heads.extend(weakref.ref(trainee.head) for trainee in trained)
+        return trained
+
+    alive: list[int] = []
+    monkeypatch.setattr(sweep, "train_heads", spy)
+    monkeypatch.setattr(sweep, "passes", lambda store, configs, **place: [[config] for config in configs])
+    configs = [dataclasses.replace(QUICK, seed=seed) for seed in range(3)]
+    train_sweep(toy_store, configs, [tmp_path / str(seed) for seed in range(3)])
+    assert alive == [0, 0, 0]
 
 
 def test_a_name_is_for_one_run(toy_store, tmp_path):

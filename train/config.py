@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -181,14 +180,15 @@ class BaselineConfig:
 
 Config = HeadConfig | BaselineConfig
 AT_LEAST_1 = "must be at least 1"
+MOST_LR = 1e37  # beyond it a step of Adam is no float32
 
 
 def _require(config: Config, more: dict[str, tuple[bool, str]]) -> None:
     """Raise ValueError, naming setting, rule and value, unless the settings that all networks share are in range."""
     rules = more | {
-        "lr": (0 < config.lr < math.inf, "must be above 0"),
-        "seed": (config.seed >= 0, "must be 0 or more"),
-        "split_seed": (config.split_seed >= 0, "must be 0 or more"),
+        "lr": (0 < config.lr <= MOST_LR, f"must be above 0 and at most {MOST_LR:g}"),
+        "seed": (0 <= config.seed < 2**63, "must lie between 0 and 2**63 - 1"),
+        "split_seed": (0 <= config.split_seed < 2**63, "must lie between 0 and 2**63 - 1"),
         "epochs": (config.epochs >= 1, AT_LEAST_1),
         "patience": (config.patience >= 0, "must be 0 or more epochs"),
         "batch_size": (config.batch_size >= 1, AT_LEAST_1),

@@ -22,7 +22,7 @@ def training_flags(config: type) -> Callable[[Callable], Callable]:
         click.option(
             "--memory",
             "memory_bytes",
-            type=click.FloatRange(min=0),
+            type=click.FloatRange(min=0, max=1e9),
             callback=lambda context, option, gigabytes: gigabytes and int(gigabytes * 1e9),
             help="GB kept in memory.  [default: half of the free]",
         ),

@@ -22,7 +22,7 @@ from pathseg.train.pixels import PixelEnsemble
 from pathseg.train.pool import BATCH_PX, learn_from
 from pathseg.train.results import describe, write_results
 from pathseg.train.runs import RunFolder
-from pathseg.train.trainee import Trainee, load_best, new_trainee, restore, save_best, save_last, score
+from pathseg.train.trainee import Trainee, load_best, new_trainee, restore, save_last, save_weights, score
 
 OnEpoch = Callable[[RunFolder, dict[str, Any]], None]
 
@@ -57,31 +57,41 @@ def train_heads(
     trainees = [_prepare(store, config, run, parts, pixels, device=target) for config, run in runs]
 
     for epoch in range(1, max(config.epochs for config in configs) + 1):
-        drawn = draw_views(store, parts.train, seed=shared.split_seed, epoch=epoch)
-        order = np.random.default_rng([shared.split_seed, epoch]).permutation(drawn).tolist()
+        if not any(trainee.learning for trainee in trainees):
+            break
         learning = [trainee for trainee in trainees if trainee.learning and trainee.epoch < epoch]
         if not learning:
             continue
         for trainee in learning:
             trainee.losses.clear()
+        drawn = draw_views(store, parts.train, seed=shared.split_seed, epoch=epoch)
+        order = np.random.default_rng([shared.split_seed, epoch]).permutation(drawn).tolist()
         for step, batch in enumerate(reader.batches(order, shared.batch_size)):
             for trainee in learning:
-                if trainee.failure is None:
-                    started = time.perf_counter()
-                    _step(trainee, batch, store, epoch=epoch, step=step)
-                    trainee.seconds += time.perf_counter() - started
+                started = time.perf_counter()
+                _step(trainee, batch, store, epoch=epoch, step=step)
+                trainee.seconds += time.perf_counter() - started
+            learning = [trainee for trainee in learning if trainee.failure is None]
+            if not learning:
+                break
         for trainee in learning:
-            if isinstance(trainee.head, PixelEnsemble) and trainee.failure is None:
+            if isinstance(trainee.head, PixelEnsemble):
                 _finish_pixels(trainee, epoch)
         learning = [trainee for trainee in learning if trainee.failure is None]
-        for trainee, (val_loss, matrices) in zip(learning, evaluate(learning, reader, parts.val), strict=True):
+        judged = evaluate(learning, reader, parts.val) if learning else []
+        for trainee, (val_loss, matrices) in zip(learning, judged, strict=True):
+            if not (np.isfinite(val_loss) or isinstance(trainee.head, PixelEnsemble)):  # whose log of 0 is no failure
+                trainee.failure = _diverged(val_loss, epoch)
+                continue
             line = _close_epoch(trainee, epoch, val_loss, Scores.of(sum(matrices.values()), store.ignore))
             on_epoch(trainee.run, line)
 
     finished = [trainee for trainee in trainees if trainee.failure is None]
     for trainee in finished:
+        save_weights(trainee, trainee.run.last_weights)
         load_best(trainee)
-    write_results(finished, reader, parts, answer=int(pixels.argmax()))
+    if finished:
+        write_results(finished, reader, parts, answer=int(pixels.argmax()))
     return trainees
 
 
@@ -173,7 +183,7 @@ def _close_epoch(trainee: Trainee, epoch: int, val_loss: float, val: Scores) -> 
     trainee.epoch = epoch
     if trainee.config.keep == "last" or (val.dice or 0.0) > trainee.best:  # no Dice: every validation pixel is ignored
         trainee.best, trainee.best_epoch = val.dice or 0.0, epoch
-        save_best(trainee)
+        save_weights(trainee, trainee.run.weights)
     trainee.run.append_history(line)
     save_last(trainee)
     return line

@@ -100,7 +100,7 @@ def incomplete_images(
     """
     blocks = tuple(blocks)
     if t is not None:
-        _require_stored(store, t, blocks)
+        require_stored(store, t, blocks)
     unfinished = lacking_images(store, t=t, blocks=blocks)
     if unfinished and not allowed:
         names = ", ".join(store.ids[i] for i in unfinished[:3]) + (", …" if len(unfinished) > 3 else "")
@@ -111,7 +111,8 @@ def incomplete_images(
     return unfinished
 
 
-def _require_stored(store: FeatureStore, t: int, blocks: tuple[int, ...]) -> None:
+def require_stored(store: FeatureStore, t: int, blocks: tuple[int, ...] = ()) -> None:
+    """Raise Incomplete, naming what there is, when no image has features at t, or one of these blocks there."""
     stored = store.stored_blocks(t)
     if not stored:
         steps = ", ".join(map(str, store.timesteps())) or "none"

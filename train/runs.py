@@ -22,7 +22,7 @@ from pathseg.train.partscores import PartScores
 
 
 class RunFolder:
-    """`<workspace>/heads/<run>/` with config.json, history.jsonl, metrics.json, head.safetensors and predictions/.
+    """`<workspace>/heads/<run>/`: config.json, history.jsonl, metrics.json, head.safetensors, predictions/ and more.
 
     metrics.json is written last: a folder without it is an unfinished run. JSON values that are not finite (a loss
     that diverged) are written as null, so that any reader takes the files.
@@ -43,6 +43,11 @@ class RunFolder:
     def weights(self) -> Path:
         """Where the trained head belongs."""
         return self.path / "head.safetensors"
+
+    @property
+    def last_weights(self) -> Path:
+        """Where those after the last epoch belong, once the run is finished."""
+        return self.path / "head-last.safetensors"
 
     @property
     def finished(self) -> bool:

@@ -17,7 +17,7 @@ from pathseg.store.features import FeatureStore
 from pathseg.train.batches import KEEP_SHARE, free_memory
 from pathseg.train.config import BaselineConfig, Config, HeadConfig
 from pathseg.train.loop import OnEpoch, train_heads
-from pathseg.train.parts import incomplete_images, lacking_images, split_images
+from pathseg.train.parts import incomplete_images, lacking_images, require_stored, split_images
 from pathseg.train.pixels import PixelEnsemble
 from pathseg.train.pool import pool_bytes
 from pathseg.train.runs import FinishedRun, RunFolder
@@ -30,8 +30,11 @@ def combinations(store: FeatureStore, settings: Mapping[str, Any]) -> list[HeadC
     """One configuration for each combination of the values that a sweep was given.
 
     settings: HeadConfig's fields; t, lr and seed hold sequences of values; blocks holds one selection, or `each` for
-    every block of the store alone. All blocks means all that the store has.
+    every block of the store alone. All blocks means all that the store has. Raises Incomplete when it has no features
+    at one of the timesteps.
     """
+    for t in settings["t"]:
+        require_stored(store, t)
     stored = tuple(b for b in BLOCKS if all(b in store.stored_blocks(t) for t in settings["t"]))
     selections = [settings["blocks"]]
     if settings["blocks"] == "each":
@@ -58,7 +61,10 @@ def run_folders(store: FeatureStore, configs: Sequence[Config], heads: Path, *, 
     if name is not None and (name in ("", ".", "..") or set(name) & set("/\\")):
         raise ValueError(f"--name {name!r} is no name of one folder; leave out slashes")
     store_name = PurePath(str(store.location)).name.removesuffix(".zarr")
-    return [heads / (name or config.run_name(store_name)) for config in configs]
+    names = [name or config.run_name(store_name) for config in configs]
+    if twice := next((given for given in names if names.count(given) > 1), None):
+        raise ValueError(f"two of the runs would be named {twice}; values that differ in six digits are told apart")
+    return [heads / given for given in names]
 
 
 def summary(folders: Sequence[Path]) -> str:
@@ -144,6 +150,13 @@ def unfinished(
             raise ValueError(
                 f"{folder} holds a finished run of other settings: {why}; pass --name or another --workspace"
             )
+
+
+def epochs(store: FeatureStore, configs: Sequence[Config], folders: Sequence[Path]) -> dict[str, int]:
+    """Epochs of the runs that are still to be trained: `total`, and `initial`, those that are done of them."""
+    waiting = list(unfinished(store, configs, folders))
+    done = sum(min(len(run.read_history()), config.epochs) for config, run in waiting)
+    return {"initial": done, "total": sum(config.epochs for config, _ in waiting)}
 
 
 def left_out(store: FeatureStore, configs: Sequence[Config], *, allowed: bool) -> frozenset[int]:
@@ -236,6 +249,11 @@ def train_share(
             paths = [run.path for _, run in runs]
             runs = list(unfinished(store, group, paths, without))  # others may have ended some by now
             place: dict[str, Any] = {"device": device, "memory_bytes": memory_bytes}
-            trained = train_heads(store, runs, without=without, on_epoch=on_epoch, **place) if runs else []
-        failures |= {trainee.run.name: trainee.failure for trainee in trained if trainee.failure}
+            failures |= _train_pass(store, runs, without=without, on_epoch=on_epoch, **place) if runs else {}
     return failures
+
+
+def _train_pass(store: FeatureStore, runs: Sequence[tuple[Config, RunFolder]], **options: Any) -> dict[str, str]:
+    """`train_heads`, of which only why heads were given up remains: the next pass needs the memory of this one's."""
+    trained = train_heads(store, runs, **options)
+    return {trainee.run.name: trainee.failure for trainee in trained if trainee.failure}

@@ -96,10 +96,10 @@ def predict(trainee: Scorer, features: Features, grid: PatchGrid, *, ignore: int
     return Prediction(classify(scores, ignore), scores)
 
 
-def save_best(trainee: Trainee) -> None:
-    """Write the head's weights as the run's result so far."""
+def save_weights(trainee: Trainee, path: Path) -> None:
+    """Write the head's weights as they are, whole or not at all."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in trainee.head.state_dict().items()}
-    _save(tensors, trainee.run.weights, {})
+    _save(tensors, path, {})
 
 
 def load_best(trainee: Trainee) -> None:
