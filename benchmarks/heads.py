@@ -4,8 +4,10 @@
 
 step       One 768 px image, block shapes of the paper's model: forward, backward and Adam of the FCN head on native
            features, against the same head as plain layers on the upsampled float32 stack, which lies ready in memory.
-           The first layer alone too. Floating-point operations are counted by torch; the matrix rate is that of a
-           large float32 product in the same run. Bytes held, for it (VQ-f4) and for a KL-f8 model's shapes.
+           The first layer alone too; the native head with the tail in PyTorch's own layers and usual memory format,
+           and with its tail compiled by `torch.compile`. Floating-point operations are counted by torch; the matrix
+           rate is that of a large float32 product in the same run. Bytes held, for it (VQ-f4) and for a KL-f8 model's
+           shapes.
 sweep      Thirteen heads, each on one block, trained together and one after the other: bytes read, seconds, and what
            the heads themselves took. From a local disk with room to keep images, and where reading dominates: from an
            S3 server on this machine without a cache and without room (`linear` heads).
@@ -104,8 +106,12 @@ def step_row(device: str, name: str, shapes: dict[int, tuple[int, int]], blocks:
     plain, whole = plain_head(head), stack(maps)
     mask = torch.randint(CLASSES, (1, 768, 768), device=device)
 
-    def native_scores(dtype: torch.dtype) -> torch.Tensor:
-        with torch.autocast(device, torch.bfloat16, enabled=dtype != torch.float32):
+    usual, compiled = copy.deepcopy(head), copy.deepcopy(head)
+    usual.tail = plain_head(head)[1:]
+    compiled.tail = torch.compile(compiled.tail)
+
+    def half_scores() -> torch.Tensor:
+        with torch.autocast(device, torch.bfloat16):
             return head(maps, (3, 3))
 
     first = {
@@ -114,23 +120,27 @@ def step_row(device: str, name: str, shapes: dict[int, tuple[int, int]], blocks:
     }
     steps = {
         "plain": training_step(plain, lambda: plain(whole), mask),
-        "float32": training_step(head, lambda: native_scores(torch.float32), mask),
-        "bfloat16": training_step(head, lambda: native_scores(torch.bfloat16), mask),
+        "float32": training_step(head, lambda: head(maps, (3, 3)), mask),
+        "usual_tail": training_step(usual, lambda: usual(maps, (3, 3)), mask),
+        "compiled": training_step(compiled, lambda: compiled(maps, (3, 3)), mask),
+        "bfloat16": training_step(head, half_scores, mask),
     }
     taken, rate = in_turn(first | steps, TURNS), matrix_rate(device, torch.float32)
     row = {"model": name, "blocks": f"{blocks[0]}-{blocks[-1]}", "matrix_gflops": rate / 1e9}
     row |= {f"{way}_s": statistics.median(values) for way, values in taken.items()}
     row["first_times"] = ratio(taken["plain_first"], taken["native_first"])
-    row |= {f"{way}_times": ratio(taken["plain"], taken[way]) for way in ("float32", "bfloat16")}
-    counted = {way: operations(work) for way, work in (first | steps).items() if way != "bfloat16"}
+    row |= {f"{way}_times": ratio(taken["plain"], taken[way]) for way in steps if way != "plain"}
+    counted = {way: operations((first | steps)[way]) for way in (*first, "plain", "float32")}
     row |= {f"{way}_tflop": count / 1e12 for way, count in counted.items()}
     row |= {f"{way}_of_rate": count / row[f"{way}_s"] / rate for way, count in counted.items()}
     tail = counted["float32"] - counted["native_first"]
     row["tail_of_rate"] = tail / (row["float32_s"] - row["native_first_s"]) / rate
     print(
         f"  {name} {row['blocks']:>4}: first layer {row['first_times']:.2f} times, whole step "
-        f"{row['float32_times']:.2f}, bfloat16 {row['bfloat16_times']:.2f}; at {row['native_first_of_rate']:.2f} "
-        f"(first layer) and {row['tail_of_rate']:.2f} (rest) of the {rate / 1e9:.0f} GFLOP/s of a matrix product"
+        f"{row['float32_times']:.2f} (usual tail {row['usual_tail_times']:.2f}, compiled {row['compiled_times']:.2f}), "
+        f"bfloat16 {row['bfloat16_times']:.2f}; "
+        f"at {row['native_first_of_rate']:.2f} (first layer) and {row['tail_of_rate']:.2f} (rest) of the "
+        f"{rate / 1e9:.0f} GFLOP/s of a matrix product"
     )
     return row
 

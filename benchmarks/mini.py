@@ -14,11 +14,12 @@ import argparse
 import hashlib
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from mini_denoiser import Denoiser, Latents, encode, train_denoiser, unet_state
 from mini_fields import draw_fields
-from mini_first_stage import encoder_state, train_first_stage, whiten
+from mini_first_stage import Autoencoder, encoder_state, train_first_stage, whiten
 from mini_sheet import draw_curves, draw_sheet
 from mini_training import Tensors
 from mini_vit import train_vit
@@ -30,7 +31,7 @@ from pathseg.extract.mini import MINI_PARAMS, MINI_VIT
 from pathseg.extract.release import CONDITIONING, FIRST_STAGE, UNET
 
 FIELDS, HELD = 6144, 256  # of 256 px, to train on and held out
-ENCODED = 1024  # of the fields, as latents for the denoiser
+ENCODED = 4096  # of the fields, as latents for the denoiser
 MEETING = "replicas"  # the file through which replicas find each other
 
 
@@ -38,6 +39,31 @@ def new_denoiser(latents: Latents, seed: int) -> Denoiser:
     """Before training, the same each time."""
     torch.manual_seed(seed)
     return Denoiser(unet_design(MINI_PARAMS), conditioning_design(MINI_PARAMS), latents.embeddings)
+
+
+def finish_first_stage(fields: np.ndarray, arguments: argparse.Namespace) -> Autoencoder:
+    """Train what is left of the steps, as the next two do."""
+    return train_first_stage(
+        fields,
+        first_stage_design(MINI_PARAMS),
+        arguments.out,
+        steps=arguments.first_stage_steps,
+        seed=arguments.seed,
+        device=torch.device(arguments.device),
+    )
+
+
+def finish_vit(fields: np.ndarray, arguments: argparse.Namespace) -> Tensors:
+    """The ViT's weights."""
+    place = {"seed": arguments.seed, "device": torch.device(arguments.device)}
+    return train_vit(fields, MINI_VIT, arguments.out, steps=arguments.vit_steps, **place)
+
+
+def encoder_alone(rank: int, arguments: argparse.Namespace) -> None:
+    """One of two processes that train the first stage and the ViT side by side."""
+    torch.set_num_threads(1)
+    fields = draw_fields(arguments.data, arguments.out, seed=arguments.seed, part="train", count=FIELDS)
+    (finish_first_stage, finish_vit)[rank](fields, arguments)
 
 
 def replica(rank: int, arguments: argparse.Namespace) -> None:
@@ -51,7 +77,7 @@ def replica(rank: int, arguments: argparse.Namespace) -> None:
 
 
 def finish_denoiser(latents: Latents, arguments: argparse.Namespace) -> Denoiser:
-    """Train what is left of the steps."""
+    """The denoiser and the conditioning stage."""
     return train_denoiser(
         latents,
         new_denoiser(latents, arguments.seed),
@@ -64,24 +90,24 @@ def finish_denoiser(latents: Latents, arguments: argparse.Namespace) -> Denoiser
 
 
 def train(arguments: argparse.Namespace) -> dict[str, Tensors]:
-    """All parts in turn: file name -> tensors."""
-    out, seed, device = arguments.out, arguments.seed, torch.device(arguments.device)
+    """All parts in turn: file name -> tensors. What other processes trained is read from their checkpoints."""
+    out, seed = arguments.out, arguments.seed
     fields = draw_fields(arguments.data, out, seed=seed, part="train", count=FIELDS)
     held = draw_fields(arguments.data, out, seed=seed, part="held", count=HELD)
-    design, steps = first_stage_design(MINI_PARAMS), arguments.first_stage_steps
-    first = train_first_stage(fields, design, out, steps=steps, seed=seed, device=device)
+    if arguments.replicas > 1:
+        spawn(encoder_alone, (arguments,), nprocs=2)
+    first, vit = finish_first_stage(fields, arguments), finish_vit(fields, arguments)
     inverse = whiten(first, fields[:64])
-    vit = train_vit(fields, MINI_VIT, out, steps=arguments.vit_steps, seed=seed, device=device)
     latents = encode(fields[:ENCODED], first.encoder, vit, out / "latents.pt")
     if arguments.replicas > 1:
         (out / MEETING).unlink(missing_ok=True)
         spawn(replica, (arguments,), nprocs=arguments.replicas)
-    model = finish_denoiser(latents, arguments)  # of replicas: reads what they wrote
+    model = finish_denoiser(latents, arguments)
     draw_curves(out, arguments.pictures / "mini-curves.png")
     draw_sheet(first.cpu(), [part.cpu() for part in inverse], model, vit, held, arguments.pictures / "mini-sheet.jpg")
     parts = {
         UNET: unet_state(model.unet, unet_design(MINI_PARAMS)),
-        FIRST_STAGE: encoder_state(first.encoder, design),
+        FIRST_STAGE: encoder_state(first.encoder, first_stage_design(MINI_PARAMS)),
         CONDITIONING: model.conditioning.state_dict(),
     }
     named = {part + name: tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
@@ -94,16 +120,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="checkpoints, logs and the trained weights")
     parser.add_argument("--pictures", type=Path, help="where curves and sheet go, by default --out")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2, help="of PyTorch, for the first stage and the ViT")
-    parser.add_argument("--replicas", type=int, default=2, help="processes that train the denoiser; 1 on a GPU")
-    parser.add_argument("--first-stage-steps", type=int, default=800)
-    parser.add_argument("--vit-steps", type=int, default=450)
-    parser.add_argument("--denoiser-steps", type=int, default=720)
+    parser.add_argument(
+        "--replicas",
+        type=int,
+        default=2,
+        help="processes of one thread each that train the denoiser together, after two for the other parts; 1 on a GPU",
+    )
+    parser.add_argument("--first-stage-steps", type=int, default=2400)
+    parser.add_argument("--vit-steps", type=int, default=2000)
+    parser.add_argument("--denoiser-steps", type=int, default=6000)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
     arguments.pictures = arguments.pictures or arguments.out
     arguments.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(arguments.threads)
     for name, tensors in train(arguments).items():
         path = arguments.out / name
         save_file({key: tensor.half().contiguous() for key, tensor in tensors.items()}, path)

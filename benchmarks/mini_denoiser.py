@@ -25,7 +25,8 @@ WINDOW = 32  # cells of a latent that a step sees of a field's 64, four times as
 BATCH = 16
 RATE = 1e-3
 DROPPED = 0.1  # share of samples without an embedding, as the paper's model was trained
-DECAY = 0.99  # of the averaged weights
+DECAY = 0.998  # of the averaged weights
+FLOOR = 0.05  # least share of signal that a loss is measured against; below it (t above 550) weights stay the same
 TOGETHER = 10  # steps after which replicas take the mean of their weights
 
 
@@ -57,8 +58,8 @@ class Denoiser(nn.Module):
     def __init__(self, unet: UNetDesign, conditioning: ConditioningDesign, embeddings: torch.Tensor) -> None:
         super().__init__()
         self.unet = empty_unet(unet)
-        for name, parameter in self.unet.named_parameters():  # CompVis' zero_module: a new layer changes nothing
-            if any(part in name for part in ("conv2.", "proj_out.", "conv_out.")):
+        for name, parameter in self.unet.named_parameters():  # a new residual block changes nothing, as in CompVis
+            if "conv2." in name or name.startswith("conv_out."):  # but attention does, or its context is found late
                 nn.init.zeros_(parameter)
         self.conditioning = Conditioning(conditioning, unet.context_dim)
         spread_embeddings(self.conditioning, embeddings)
@@ -106,7 +107,10 @@ def train_denoiser(
 ) -> Denoiser:
     """Train, or go on from the checkpoint in `out`; the averaged weights come back.
 
-    Half of the timesteps lie below 250, because features are taken where there is little noise. Every eighth step
+    Half of the timesteps lie below 250, because features are taken where there is little noise. A sample's loss is
+    divided by abar_t, which is what a white signal of unit variance would leave, so that all timesteps count alike:
+    by itself the loss is nearly all from small t, where most of it cannot be learned, and nearly none from large t,
+    where the context helps. Every eighth step
     sees whole fields, so that attention meets as many tokens as it will. In a process group every process trains a
     replica on its own batches (local SGD): on two cores quicker than two threads. Process 0 writes.
     """
@@ -133,7 +137,8 @@ def train_denoiser(
         embeddings = embeddings * torch.from_numpy(rng.random((len(z0), 1)) >= DROPPED)
         zt = (bar.sqrt() * z0 + (1 - bar).sqrt() * eps).contiguous(memory_format=torch.channels_last)
         found = model(zt.to(device), t.to(device), embeddings.to(device))
-        loss = F.mse_loss(found, eps.to(device))
+        losses = (found - eps.to(device)).square().mean((1, 2, 3))  # (N,)
+        loss = (losses / bar.flatten().clamp_min(FLOOR).to(device)).mean()
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -143,7 +148,7 @@ def train_denoiser(
         average.update(model)
         if rank:
             continue
-        log.add(step, {"loss": float(loss.detach())})
+        log.add(step, {"loss": float(loss.detach()), "eps": float(losses.detach().mean())})
         if (step + 1) % 100 == 0 or step + 1 == steps:
             content = {"model": model.state_dict(), "average": average.weights, "optimiser": optimiser.state_dict()}
             save(path, {**content, "step": step + 1})

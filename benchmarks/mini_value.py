@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
+from machine import machine
 from mini_fields import draw_fields
 from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
@@ -61,26 +62,31 @@ def write_random_release(folder: Path, seed: int) -> None:
     save_file(random_weights(vit_shapes(*MINI_VIT), rng), folder / "vit.safetensors")
 
 
-def pathseg(*arguments: object) -> None:
-    """A command as a user gives it."""
+def pathseg(*arguments: object) -> float:
+    """A command as a user gives it: how many seconds it took."""
+    start = time.perf_counter()
     subprocess.run([sys.executable, "-m", "pathseg.cli", *map(str, arguments)], check=True)
+    return time.perf_counter() - start
 
 
-def measure_heads(glas: Path, workspace: Path) -> list[dict]:
-    """Stage one and two for both models: a line for every head."""
+def measure_heads(glas: Path, workspace: Path) -> tuple[list[dict], dict[str, dict[str, float]]]:
+    """Stage one and two for both models: a line for every head, and the seconds of each command."""
     write_random_release(workspace / "mini-random", seed=0)
-    lines = []
+    lines, took = [], {}
     for kind, name in MODELS.items():
         place = ["--workspace", workspace / kind]
         model = ["--model", name] if kind == "trained" else ["--model", workspace / name]
         hipt = [] if kind == "trained" else ["--hipt", workspace / name / "vit.safetensors"]
         t = ",".join(map(str, TIMESTEPS))
         size = ["--resize", 512, "--layout", "native", "--t", t]
-        pathseg("extract", "--dataset", "glas", "--root", glas, *model, *hipt, *size, *place)
-        pathseg("train-head", "--blocks", "all", "--t", t, *BUDGET, *place)
-        pathseg("train-head", "--blocks", "each", "--t", 50, *BUDGET, *place)
+        took[kind] = {
+            "extract": pathseg("extract", "--dataset", "glas", "--root", glas, *model, *hipt, *size, *place),
+            "over_t": pathseg("train-head", "--blocks", "all", "--t", t, *BUDGET, *place),
+            "per_block": pathseg("train-head", "--blocks", "each", "--t", 50, *BUDGET, *place),
+        }
+        print(kind, took[kind], flush=True)
         lines += [line_of(kind, run) for run in sorted((workspace / kind / "heads").iterdir())]
-    return lines
+    return lines, took
 
 
 def line_of(kind: str, run: Path) -> dict:
@@ -103,7 +109,11 @@ def over_seeds(lines: list[dict], model: str, t: int, blocks: list[int]) -> tupl
 
 @torch.inference_mode()
 def measure_conditioning(fields: np.ndarray) -> list[dict]:
-    """Denoising loss by timestep with the patch's embedding, another patch's and none."""
+    """Denoising loss by timestep with the patch's embedding, another patch's and none, under the same noise.
+
+    more: by how much the loss of another choice is above the own embedding's, mean over patches; error: its standard
+    error over patches; worse_for: share of patches for which it is.
+    """
     release = mini_release()
     unet, stage, encoder = build_unet(release), build_conditioning(release), build_first_stage(release)
     images = network_input(fields, torch.device("cpu"))
@@ -118,9 +128,14 @@ def measure_conditioning(fields: np.ndarray) -> list[dict]:
         for name, choice in choices.items():
             found = [unet(z, t, stage(y)).sample for z, y in zip(zt.split(8), choice.split(8), strict=True)]
             losses[name] = (torch.cat(found) - eps).square().mean((1, 2, 3))  # (N,)
-        own = losses["own"]
-        line = {"t": t, **{name: float(loss.mean()) for name, loss in losses.items()}}
-        line |= {f"better_than_{name}": float((own < losses[name]).float().mean()) for name in ("another", "none")}
+        line = {"t": t, "loss": float(losses["own"].mean())}
+        for name in ("another", "none"):
+            more = (losses[name] - losses["own"]).double()
+            line[name] = {
+                "more": float(more.mean()),
+                "error": float(more.std() / len(more) ** 0.5),
+                "worse_for": float((more > 0).double().mean()),
+            }
         lines.append(line)
     return lines
 
@@ -158,8 +173,9 @@ def draw(result: dict, folder: Path) -> None:
     per_block.set(title="each block alone, t = 50", xlabel="block", xticks=range(13))
     for name in ("another", "none"):
         lines = result["conditioning"]
-        more = [100 * (line[name] / line["own"] - 1) for line in lines]
-        saved.plot(range(len(lines)), more, "o-", label=f"{name} patch's embedding".replace("none patch's", "no"))
+        more, error = ([100 * line[name][key] / line["loss"] for line in lines] for key in ("more", "error"))
+        label = f"{name} patch's embedding".replace("none patch's", "no")
+        saved.errorbar(range(len(lines)), more, error, fmt="o-", label=label, capsize=2)
     saved.axhline(0, color="grey", lw=0.8)
     saved.set_xticks(range(len(TIMESTEPS)), TIMESTEPS)
     saved.set(title="denoising loss, held-out patches", xlabel="timestep", ylabel="% above the own embedding's")
@@ -173,10 +189,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--workspace", type=Path, required=True, help="stores and heads; a second run goes on there")
-    parser.add_argument("--fields", type=int, default=64, help="held-out patches for the conditioning")
+    parser.add_argument("--fields", type=int, default=256, help="held-out patches for the conditioning")
     arguments = parser.parse_args()
     arguments.workspace.mkdir(parents=True, exist_ok=True)
-    lines, everything = measure_heads(arguments.data / "glas_sample", arguments.workspace), list(range(13))
+    (lines, took), everything = measure_heads(arguments.data / "glas_sample", arguments.workspace), list(range(13))
     tables: dict[str, list[dict]] = {"over_t": [], "per_block": []}
     for kind in MODELS:
         for t in TIMESTEPS:
@@ -187,7 +203,14 @@ def main() -> None:
             tables["per_block"].append({"model": kind, "block": block, "dice": dice, "std": std})
     fields = draw_fields(arguments.data, arguments.workspace, seed=0, part="held", count=arguments.fields)
     cost, conditioning = measure_cost(np.array(fields)), measure_conditioning(np.array(fields))
-    result = {"budget": BUDGET, "cost_a_patch": cost, **tables, "conditioning": conditioning, "runs": lines}
+    result = {
+        "machine": machine(arguments.workspace),
+        "budget": BUDGET,
+        "seconds": took,
+        "cost_a_patch": cost,
+        **tables,
+    }
+    result |= {"conditioning": conditioning, "runs": lines}
     (HERE / "results/mini.json").write_text(json.dumps(result, indent=1) + "\n")
     draw(result, HERE / "pictures")
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -75,9 +76,10 @@ def draw(results: dict, path: Path) -> bool:
 
 
 def default_name() -> str:
-    """A short name of this machine: its GPU, or its cores."""
+    """A short name of this machine: its GPU, or its processor and cores."""
     about = machine(HERE)
-    return str(about["gpu"] or f"{about['cores']} cores, no GPU").lower().replace(",", "").replace(" ", "-")
+    cpu = re.sub(r"\([^)]*\)|\b(CPU|Processor|[0-9]+-Core)\b|@.*", " ", str(about["cpu"]))
+    return "-".join(str(about["gpu"] or f"{cpu} {about['cores']} cores").lower().split())
 
 
 def main() -> None:

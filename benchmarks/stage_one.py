@@ -1,10 +1,13 @@
 """What the forward pass of stage one costs, how near it runs to the machine's arithmetic, and where its time goes.
 
-    python benchmarks/stage_one.py [--model DIR] [--only speed,agreement,profile] [--device cpu] [--out FILE]
+    python benchmarks/stage_one.py [--model DIR] [--only speed,variants,agreement,profile] [--device cpu] [--out FILE]
 
 speed      Patches a second of the whole of stage one's arithmetic (ViT, first stage, all 13 blocks, features brought
            back to the host as float16) for each precision and batch size, and the share of the rate of a large matrix
            product of that precision in the same run. Operations are counted by torch. Float32 takes no TF32.
+variants   The same batch with one thing changed at a time, float32: weights channels-last, attention as plain products
+           instead of PyTorch's fused one, residual and transformer blocks compiled by `torch.compile`, and only up to
+           block 6 instead of 12. Seconds against those of the network as it is, and how far its features move.
 agreement  Features in bfloat16 and float16 against float32: relative error of each block (norm of the difference by
            norm), on generated tissue with the run's own noise.
 profile    The operators that take the time, by torch's profiler, of stage one and of a step of the FCN head.
@@ -17,15 +20,18 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.resnet import ResnetBlock2D
 from free import FULL
 from heads import operations, training_step
-from machine import in_turn, keep, machine, matrix_rate
+from machine import in_turn, keep, machine, matrix_rate, ratio, seconds
 from torch.profiler import ProfilerActivity, profile
 
 from pathseg.extract.datasets import DatasetOptions, open_dataset
@@ -60,7 +66,7 @@ def to_host(model: FeatureModel, images: np.ndarray, precision: str) -> Callable
 
 def measure_speed(model: FeatureModel) -> Rows:
     device, rows = model.device.type, []
-    wanted = ["float32"] if device == "cpu" else list(PRECISIONS)
+    wanted = list(PRECISIONS) if device == "cuda" else ["float32", "bfloat16"]
     images = patches(max(BATCHES[device]))
     count = operations(lambda: forward(model, images[:1], "float32"))
     ways = {
@@ -69,8 +75,8 @@ def measure_speed(model: FeatureModel) -> Rows:
         for batch in BATCHES[device]
     }
     taken = in_turn(ways, TURNS)
-    for (precision, batch), seconds in taken.items():
-        rate = batch / statistics.median(seconds)
+    for (precision, batch), times in taken.items():
+        rate = batch / statistics.median(times)
         peak = matrix_rate(device, PRECISIONS[precision], side=2048 if device == "cpu" else 8192)
         row = {"precision": precision, "batch": batch, "patches_per_s": rate, "gflop_per_patch": count / 1e9}
         row |= {"matrix_gflops": peak / 1e9, "of_rate": rate * count / peak}
@@ -78,6 +84,62 @@ def measure_speed(model: FeatureModel) -> Rows:
         rows.append(row)
         print(f"  {precision} batch {batch:>2}: {rate:7.2f} patches/s, {row['times']:5.2f} times float32 batch 1, "
               f"{row['of_rate']:.2f} of {peak / 1e9:.0f} GFLOP/s")  # fmt: skip
+    return rows
+
+
+@contextmanager
+def channels_last(model: FeatureModel) -> Iterator[None]:
+    model._unet.to(memory_format=torch.channels_last)
+    yield
+    model._unet.to(memory_format=torch.contiguous_format)
+
+
+@contextmanager
+def plain_attention(model: FeatureModel) -> Iterator[None]:
+    before = model._unet.attn_processors
+    model._unet.set_attn_processor(AttnProcessor())
+    yield
+    model._unet.set_attn_processor(before)
+
+
+@contextmanager
+def compiled(model: FeatureModel) -> Iterator[None]:
+    """Block by block, so that features are still seen from outside."""
+    blocks = [module for module in model._unet.modules() if isinstance(module, ResnetBlock2D | BasicTransformerBlock)]
+    for block in blocks:
+        block.forward = torch.compile(block.forward)
+    yield
+    for block in blocks:
+        del block.forward
+
+
+VARIANTS: dict[str, Callable[[FeatureModel], AbstractContextManager]] = {
+    "channels-last": channels_last,
+    "plain attention": plain_attention,
+    "compiled": compiled,
+}
+
+
+def measure_variants(model: FeatureModel) -> Rows:
+    """One change after another against the network as it is, in turns right before and after the change."""
+    images, rows = patches(3 if model.device.type == "cpu" else 36), []
+    work = to_host(model, images, "float32")
+    exact = forward(model, images, "float32")
+    short = {"up to block 6": lambda: [m.half().cpu() for m in model.features(images, t=50, blocks=range(7)).values()]}
+    taken = in_turn({"as it is": work} | short, TURNS)
+    rows.append({"variant": "up to block 6", "of_time": ratio(taken["up to block 6"], taken["as it is"])})
+    for name, variant in VARIANTS.items():
+        with variant(model):
+            start = seconds(work)  # compiles
+            changed = forward(model, images, "float32")
+            times = [seconds(work) for _ in range(TURNS)]
+        usual = [seconds(work) for _ in range(TURNS + 1)][1:]
+        moved = max(((changed[b] - exact[b]).norm() / exact[b].norm()).item() for b in exact)
+        rows.append({"variant": name, "of_time": ratio(times, usual), "first_call_s": start, "moved": moved})
+    for row in rows:
+        print(f"  {row['variant']}: {row['of_time']:.2f} of the time" + (
+            f", features move by {row['moved']:.0e}, first call {row['first_call_s']:.1f} s" if "moved" in row else ""
+        ))  # fmt: skip
     return rows
 
 
@@ -118,7 +180,12 @@ def measure_profile(model: FeatureModel) -> Rows:
     return rows
 
 
-PARTS = {"speed": measure_speed, "agreement": measure_agreement, "profile": measure_profile}
+PARTS = {
+    "speed": measure_speed,
+    "variants": measure_variants,
+    "agreement": measure_agreement,
+    "profile": measure_profile,
+}
 
 
 def main() -> None:
