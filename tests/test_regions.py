@@ -30,6 +30,14 @@ def test_patches_cover_a_side_and_the_last_is_flush_with_the_edge(length, stride
     assert patch_starts(length, stride) == starts
 
 
+@pytest.mark.parametrize("length", [1568, 1569, 2000, 4001])
+def test_centre_views_at_the_largest_stride_leave_no_gap_but_the_outer_16_px(length):
+    seen = np.zeros(length, bool)
+    for start in patch_starts(length, 768):
+        seen[start + 16 : start + 16 + 768] = True
+    assert seen[16:-16].all() and not seen[:16].any() and not seen[-16:].any()
+
+
 def test_the_first_view_is_the_centre():
     assert view_offset("patch", 0, seed=7) == (16, 16)  # (800 - 768) / 2
 
