@@ -26,7 +26,7 @@ from pathseg.extract.datasets import (
     plausible_mpp,
     spread,
 )
-from pathseg.extract.images import paired_size, read_image, read_mask
+from pathseg.extract.images import decoded_image, decoded_mask, paired_size
 from pathseg.extract.regions import (
     CUT_PX,
     IGNORED,
@@ -258,14 +258,17 @@ def _preprocessing(folder: str, files: dict[str, RegionFile], options: DatasetOp
 
 
 def _codes(file: RegionFile) -> np.ndarray:
-    return class_codes(shrink_mask(read_mask(file.mask), file.factor), path=file.mask)
+    with decoded_mask(file.mask) as mask:
+        return class_codes(shrink_mask(mask, file.factor), path=file.mask)
 
 
 def _decode(files: dict[str, RegionFile], region: str) -> Region:
     """A region at the working scale, at least as large as a patch."""
     file = files[region]
     codes = fill_up(_codes(file), mirrored=False)
-    return fill_up(shrink_image(read_image(file.image), file.factor), mirrored=True), codes
+    with decoded_image(file.image) as image:
+        small = shrink_image(image, file.factor)
+    return fill_up(small, mirrored=True), codes
 
 
 def _load(reader: RegionReader, windows: dict[str, tuple[int, int]], sample: Sample) -> Pixels:

@@ -7,7 +7,7 @@ from PIL import Image
 
 from pathseg.extract import bcss
 from pathseg.extract.datasets import DatasetError, DatasetOptions, open_dataset
-from pathseg.extract.images import read_image, read_mask
+from pathseg.extract.images import decoded_image, read_image, read_mask
 
 TRAIN, VAL, TEST = (
     "TCGA-A2-A0T0-DX1_xmin72865_ymin59458_MPP-0.2500",
@@ -189,7 +189,7 @@ def test_regions_are_never_enlarged(drawn_regions):
 
 def test_a_region_is_decoded_once_for_all_its_patches(drawn_regions, monkeypatch):
     read = []
-    monkeypatch.setattr(bcss, "read_image", lambda path: read.append(path.stem) or read_image(path))
+    monkeypatch.setattr(bcss, "decoded_image", lambda path: read.append(path.stem) or decoded_image(path))
     dataset = listed(drawn_regions, views=2)
     for sample in dataset.samples:
         dataset.load(sample)
