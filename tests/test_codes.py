@@ -52,3 +52,15 @@ def test_the_official_masks_have_the_shares_of_their_histograms():
         for name, members in GROUPS.items():
             assert np.count_nonzero(codes == CLASSES.index(name)) == sum(counted[code] for code in members)
         assert np.count_nonzero(codes == 255) == counted[0]
+
+
+@needs_official
+def test_the_readme_says_the_shares_of_the_classes_in_the_official_masks():
+    counts = np.zeros(256, int)
+    for path in sorted((OFFICIAL / "masks").glob("*.png")):
+        with Image.open(path) as file:
+            counts += file.histogram()
+    said = " ".join((Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8").split())
+    shares = {name: sum(counts[code] for code in members) / counts[1:].sum() for name, members in GROUPS.items()}
+    assert ", ".join(f"{name} {share * 100:.1f} %" for name, share in shares.items()) in said
+    assert f"{counts[1:].sum() / 1e6:.1f} megapixels, none of code 0" in said and counts[0] == 0
