@@ -1,8 +1,10 @@
 """The README's commands: every line parses, the recipes agree with one another and run after one another."""
 
 import re
+import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -89,18 +91,32 @@ def test_a_recipe_trains_on_what_it_has_extracted(name, tmp_path):
             assert flags["seed"] == (0, 1, 2)
 
 
+def test_the_comparison_hands_on_what_bcss_needs():
+    """Every line that it prints parses; what is asked for stands on the lines it applies to."""
+    script = Path(__file__).parents[1] / "benchmarks" / "comparison.py"
+    asked = ["--dataset", "bcss", "--blocks", "4-6", "--class-weights", "balanced", "--val-institutes", "BH,C8"]
+    printed = subprocess.run(
+        [sys.executable, script, *asked, "--dry-run"], capture_output=True, text=True, check=True
+    ).stdout
+    lines = [parsed(shlex.split(line.removeprefix("$ pathseg "))) for line in printed.splitlines()]
+    assert [name for name, _ in lines] == ["extract"] * 3 + ["train-head"] * 5 + ["train-baseline"] * 2 + ["report"]
+    assert all(flags["val_institutes"] == ("BH", "C8") for _, flags in lines[:3])
+    assert [flags["blocks"] for _, flags in lines[:2]] == [(4, 5, 6)] * 2
+    assert all(flags["class_weights"] == "balanced" for _, flags in lines[3:-1])
+
+
 IN_SMALL = (("glas", "synthetic"), (DEFAULT_MODEL, "mini"), ("-hipt.zarr", "-mini-hipt.zarr"))
 
 
 def in_small(arguments):
-    """A command of the GlaS recipe on six generated images with the bundled models, one epoch and one seed."""
+    """A command of the GlaS recipe on three generated images with the bundled models, one epoch and one seed."""
     words = []
     for before, word in zip(["", *arguments], arguments, strict=False):
         for old, new in IN_SMALL:
             word = word.replace(old, new)
         words.append({"--model": {"hipt": "mini-hipt"}, "--seed": {"0,1,2": "0"}}.get(before, {}).get(word, word))
     if words[0] == "extract":
-        return [*words, "--resize", "256", "--limit", "6", *([] if "--model" in words else ["--model", "mini"])]
+        return [*words, "--resize", "256", "--limit", "3", *([] if "--model" in words else ["--model", "mini"])]
     if words[0] == "train-baseline":
         return [*words, "--epochs", "1", "--weights", "none"]
     if words[0] == "train-head":
