@@ -2,6 +2,8 @@
 
     python benchmarks/comparison.py --root GLAS                  # the paper's models, from where the README says
     python benchmarks/comparison.py --root GLAS --model mini     # the bundled models instead
+    python benchmarks/comparison.py --dataset bcss --root BCSS --blocks 4-6 --class-weights balanced \\
+        --val-institutes BH,C8,A8,A1,E9
     python benchmarks/comparison.py --dataset synthetic --model mini --resize 256 --limit 6 --epochs 1 --pixels 64
 
 Prints each command line before it runs it. All runs lie in one workspace and take the same images, validation split,
@@ -19,15 +21,17 @@ def command_lines(arguments: argparse.Namespace) -> list[list[object]]:
     """All commands, in order."""
     where = ["--workspace", arguments.workspace]
     store = f"{arguments.workspace}/{arguments.dataset}"
-    data = ["extract", "--dataset", arguments.dataset, *given(arguments, "root", "resize", "limit"), *where]
+    chosen = given(arguments, "root", "resize", "limit", "val-institutes")
+    data = ["extract", "--dataset", arguments.dataset, *chosen, *where]
+    ours = [*data, "--model", arguments.model, *given(arguments, "blocks"), "--layout", arguments.layout]
     hipt = HIPT_OF.get(arguments.model, "hipt")
     ldm, without, tokens = (f"{store}-{name}.zarr" for name in ("ldm", "ldm-uncond", "tokens"))
-    learn = ["--seed", arguments.seeds, "--device", arguments.device, *where]
+    learn = ["--seed", arguments.seeds, "--device", arguments.device, *given(arguments, "class-weights"), *where]
     epochs = ["--epochs", arguments.epochs, *learn]
     pixels = [*given(arguments, "pixels"), *learn]
     return [
-        [*data, "--model", arguments.model, "--layout", arguments.layout, "--store", ldm],
-        [*data, "--model", arguments.model, "--layout", arguments.layout, "--condition", "none", "--store", without],
+        [*ours, "--store", ldm],
+        [*ours, "--condition", "none", "--store", without],
         [*data, "--model", hipt, "--layout", arguments.layout, "--store", tokens],
         ["train-head", "--store", ldm, *epochs],
         ["train-head", "--store", without, *epochs],
@@ -42,7 +46,8 @@ def command_lines(arguments: argparse.Namespace) -> list[list[object]]:
 
 def given(arguments: argparse.Namespace, *names: str) -> list[object]:
     """The flags that were given, to be handed on."""
-    return [word for name in names if (value := getattr(arguments, name)) is not None for word in (f"--{name}", value)]
+    values = {name: getattr(arguments, name.replace("-", "_")) for name in names}
+    return [word for name, value in values.items() if value is not None for word in (f"--{name}", value)]
 
 
 if __name__ == "__main__":
@@ -55,6 +60,8 @@ if __name__ == "__main__":
     parser.add_argument("--epochs", default=20, type=int)
     parser.add_argument("--seeds", default="0,1")
     parser.add_argument("--device", default="auto")
+    for name in ("blocks", "class-weights", "val-institutes"):
+        parser.add_argument(f"--{name}")
     for name in ("resize", "limit", "pixels"):
         parser.add_argument(f"--{name}", type=int)
     parser.add_argument("--dry-run", action="store_true", help="print the command lines only")

@@ -7,11 +7,15 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 
+from pathseg.extract.codes import CLASSES, class_codes
 from pathseg.extract.datasets import (
+    LEAST_MPP,
+    MOST_MPP,
     Dataset,
     DatasetError,
     DatasetOptions,
@@ -19,9 +23,10 @@ from pathseg.extract.datasets import (
     Sample,
     dataset_root,
     missing_data,
+    plausible_mpp,
     spread,
 )
-from pathseg.extract.images import paired_size, read_image, read_mask
+from pathseg.extract.images import decoded_image, decoded_mask, paired_size
 from pathseg.extract.regions import (
     CUT_PX,
     IGNORED,
@@ -30,36 +35,12 @@ from pathseg.extract.regions import (
     RegionReader,
     fill_up,
     patch_starts,
+    scaled_size,
     shrink_image,
     shrink_mask,
     view_offset,
 )
 
-CLASSES = ("tumor", "stroma", "inflammatory", "necrosis", "other")
-CODES: dict[int, tuple[str, str | None]] = {  # gtruth_codes.tsv, all of it: code -> its name, its class; None: ignored
-    0: ("outside_roi", None),
-    1: ("tumor", "tumor"),
-    2: ("stroma", "stroma"),
-    3: ("lymphocytic_infiltrate", "inflammatory"),
-    4: ("necrosis_or_debris", "necrosis"),
-    5: ("glandular_secretions", "other"),
-    6: ("blood", "other"),
-    7: ("exclude", "other"),
-    8: ("metaplasia_NOS", "other"),
-    9: ("fat", "other"),
-    10: ("plasma_cells", "inflammatory"),
-    11: ("other_immune_infiltrate", "inflammatory"),
-    12: ("mucoid_material", "other"),
-    13: ("normal_acinus_or_duct", "other"),
-    14: ("lymphatics", "other"),
-    15: ("undetermined", "other"),
-    16: ("nerve", "other"),
-    17: ("skin_adnexa", "other"),
-    18: ("blood_vessel", "other"),
-    19: ("angioinvasion", "tumor"),
-    20: ("dcis", "tumor"),
-    21: ("other", "other"),
-}
 TEST_INSTITUTES = ("OL", "LL", "E2", "EW", "GM", "S3")  # 45 of the 151 regions; the second field of a TCGA barcode
 IMAGE_FOLDERS = ("images", "rgbs_colorNormalized")  # as scanned; colour-normalised. Different inputs, never mixed
 TARGET_MPP = 0.5  # um/px, 20x: what the paper works at and its model was trained on
@@ -71,27 +52,14 @@ NAME = re.compile(r"TCGA-([A-Z0-9]{2})-[A-Z0-9]{4}-DX[0-9A-Z]+_xmin\d+_ymin\d+(?
 
 @dataclass(frozen=True)
 class RegionFile:
-    """Image and mask of a region, its institute, the um/px of its files and how much they are to be shrunk."""
+    """Image and mask of a region, its institute, the um/px of its files, how much and to what they are to be shrunk."""
 
     image: Path
     mask: Path
     institute: str
     mpp: float
     factor: float
-
-
-def class_codes(raw: np.ndarray, *, path: Path) -> np.ndarray:
-    """Codes of gtruth_codes.tsv -> indices of CLASSES and IGNORED, (H, W) uint8.
-
-    Raises ValueError, naming the file, for a code without a row in CODES.
-    """
-    if unknown := sorted(set(np.unique(raw).tolist()) - CODES.keys()):
-        raise ValueError(
-            f"{path}: code {unknown[0]} has no row in the class table, which knows the codes 0-{max(CODES)} of "
-            "gtruth_codes.tsv; get the official mask"
-        )
-    table = np.array([IGNORED if name is None else CLASSES.index(name) for _, name in CODES.values()], np.uint8)
-    return table[raw]
+    size: tuple[int, int]  # height and width in px once shrunk
 
 
 def open_bcss(options: DatasetOptions) -> Dataset:
@@ -100,7 +68,8 @@ def open_bcss(options: DatasetOptions) -> Dataset:
     Patches with more than 90 % ignored pixels are left out, for which all masks are decoded, one after another. A
     training patch has `options.views` views, any other its centre. `options.val_institutes` are taken out of
     training to validate on. `options.limit` is spread over the regions. Raises FileNotFoundError where a folder is
-    missing, ValueError for institutes that cannot validate, DatasetError as `open_dataset`.
+    missing, ValueError for institutes that cannot validate, DatasetError as `open_dataset`, and for a split none of
+    whose patches is left.
     """
     root = dataset_root("bcss", options)
     folder = _image_folder(root, options.image_folder)
@@ -109,31 +78,34 @@ def open_bcss(options: DatasetOptions) -> Dataset:
         raise FileNotFoundError(missing_data("bcss", f"no bcss data set: there is no png in {root / folder}"))
     if not problems:
         _check_institutes(files, options.val_institutes, problems)
-    reader = RegionReader(partial(_decode, files))
-    windows: dict[str, tuple[int, int]] = {}  # id -> where a view begins in its region, y, x
-    samples: list[Sample] = []
+    kept: dict[str, list[tuple[int, int]]] = {}  # where the patches of a region begin, y, x
     for region in files if not problems else ():
         try:
-            starts = list(_patches(files[region], options.stride or STRIDE_PX))
+            kept[region] = list(_patches(files[region], options.stride or STRIDE_PX))
         except ValueError as e:
             problems.append(str(e))
-            continue
+    if not problems:
+        problems += _emptied_splits(files, kept, options)
+    if problems:
+        raise DatasetError("bcss", root, problems=problems)
+    windows: dict[str, tuple[int, int]] = {}  # id -> where a view begins in its region, y, x
+    samples: list[Sample] = []
+    for region, starts in kept.items():
         split = _split(files[region].institute, options.val_institutes)
         for sample, window in _views(region, split, starts, options):
             samples.append(sample)
             windows[sample.id] = window
-    if problems:
-        raise DatasetError("bcss", root, problems=problems)
     return Dataset(
         name="bcss",
         samples=_spread_regions(samples, options.limit),
-        load=partial(_load, reader, windows),
+        load=partial(_load, RegionReader(partial(_decode, files)), windows),
         classes=CLASSES,
         size=(VIEW_PX, VIEW_PX),
         test_split="test",
         ignore=IGNORED,
         mpp=options.target_mpp or TARGET_MPP,
         preprocessing=_preprocessing(folder, files, options),
+        left_out=_left_out(files, kept, options.stride or STRIDE_PX),
     )
 
 
@@ -175,13 +147,18 @@ def _region_file(image: Path, mask: Path, options: DatasetOptions) -> RegionFile
     mpp, target = options.mpp or float(found[2] or 0), options.target_mpp or TARGET_MPP
     if not mpp:
         raise ValueError(f"{image}: the name states no um/px (MPP-0.2500); pass --mpp with that of the files")
+    if not plausible_mpp(mpp):
+        raise ValueError(
+            f"{image}: the name states {mpp:g} um/px, but scans have {LEAST_MPP:g} to {MOST_MPP:g}; pass --mpp with "
+            "that of the files"
+        )
     if mpp > target:
         raise ValueError(
             f"{image}: regions are shrunk, never enlarged, but the file has {mpp:g} um/px and {target:g} are asked "
             f"for; pass --target-mpp {mpp:g} or more"
         )
-    paired_size(image, mask)
-    return RegionFile(image, mask, found[1], mpp, target / mpp)
+    size = scaled_size(paired_size(image, mask), target / mpp)
+    return RegionFile(image, mask, found[1], mpp, target / mpp, size)
 
 
 def _check_institutes(files: dict[str, RegionFile], val: tuple[str, ...], problems: list[str]) -> None:
@@ -202,14 +179,47 @@ def _split(institute: str, val: tuple[str, ...]) -> str:
     return "val" if institute in val else "train"
 
 
+def _starts(file: RegionFile, stride: int) -> Iterator[tuple[int, int]]:
+    """Where the patches of a region begin, y, x, whatever is annotated."""
+    return product(*(patch_starts(side, stride) for side in file.size))
+
+
 def _patches(file: RegionFile, stride: int) -> Iterator[tuple[int, int]]:
-    """Where the patches of a region begin, y, x, those left out that are hardly annotated. Decodes the mask."""
-    whole = _codes(file)
-    codes = fill_up(whole, mirrored=False)
-    for y in patch_starts(whole.shape[0], stride):
-        for x in patch_starts(whole.shape[1], stride):
-            if np.mean(codes[y : y + CUT_PX, x : x + CUT_PX] == IGNORED) <= DROP_ABOVE:
-                yield y, x
+    """Those of `_starts` that are not hardly annotated. Decodes the mask."""
+    codes = fill_up(_codes(file), mirrored=False)
+    for y, x in _starts(file, stride):
+        if np.mean(codes[y : y + CUT_PX, x : x + CUT_PX] == IGNORED) <= DROP_ABOVE:
+            yield y, x
+
+
+def _emptied_splits(
+    files: dict[str, RegionFile], kept: dict[str, list[tuple[int, int]]], options: DatasetOptions
+) -> list[str]:
+    """A line for each split that has regions but no patch."""
+    regions, patches = Counter[str](), Counter[str]()
+    for region, file in files.items():
+        split = _split(file.institute, options.val_institutes)
+        regions[split] += 1
+        patches[split] += len(kept[region])
+    return [
+        f"every patch of the {split} regions ({count}) is above {DROP_ABOVE:.0%} ignored (code 0, or beyond the edge "
+        f"of a region below {CUT_PX} px); check the masks and --mpp, or add regions"
+        for split, count in regions.items()
+        if not patches[split]
+    ]
+
+
+def _left_out(files: dict[str, RegionFile], kept: dict[str, list[tuple[int, int]]], stride: int) -> str:
+    """How many patches and whole regions are left out, in words; nothing where none is."""
+    patches = sum(sum(1 for _ in _starts(file, stride)) for file in files.values())
+    dropped = patches - sum(map(len, kept.values()))
+    whole = sum(not starts for starts in kept.values())
+    if not dropped:
+        return ""
+    return (
+        f"{dropped} of {patches} patches, which are above {DROP_ABOVE:.0%} ignored; {whole} of {len(files)} regions "
+        "have no other"
+    )
 
 
 def _views(
@@ -248,14 +258,17 @@ def _preprocessing(folder: str, files: dict[str, RegionFile], options: DatasetOp
 
 
 def _codes(file: RegionFile) -> np.ndarray:
-    return class_codes(shrink_mask(read_mask(file.mask), file.factor), path=file.mask)
+    with decoded_mask(file.mask) as mask:
+        return class_codes(shrink_mask(mask, file.factor), path=file.mask)
 
 
 def _decode(files: dict[str, RegionFile], region: str) -> Region:
     """A region at the working scale, at least as large as a patch."""
     file = files[region]
     codes = fill_up(_codes(file), mirrored=False)
-    return fill_up(shrink_image(read_image(file.image), file.factor), mirrored=True), codes
+    with decoded_image(file.image) as image:
+        small = shrink_image(image, file.factor)
+    return fill_up(small, mirrored=True), codes
 
 
 def _load(reader: RegionReader, windows: dict[str, tuple[int, int]], sample: Sample) -> Pixels:

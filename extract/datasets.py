@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+LEAST_MPP, MOST_MPP = 0.05, 5.0  # um/px that a scan can have: 100x has 0.1, the overview of a slide 4
 SHOWN_PROBLEMS = 50  # lines of a DatasetError; a wrong folder can hold any number of files
 
 
@@ -54,7 +55,8 @@ class Dataset:
     that counts nowhere, or None. mpp is um/px of the images, before a resize to one size where `preprocessing`
     states one (it need not keep the aspect ratio), or None when the data set does not say. Splits are `train`,
     optionally `val`, and any that starts with `test`; `test_split` is the one that results are quoted on.
-    `preprocessing` states everything done to pixels before the models see them (it goes into the key).
+    `preprocessing` states everything done to pixels before the models see them (it goes into the key). `left_out`
+    says for a person what was listed but is no sample, and why; nothing where nothing is left out.
 
     `load` raises ValueError naming the file when one cannot be decoded or holds what it must not hold.
     """
@@ -69,6 +71,7 @@ class Dataset:
     mpp: float | None = None
     has_instances: bool = False
     preprocessing: str = "none"
+    left_out: str = ""
 
 
 def _flag(default: Any, help: str) -> Any:
@@ -93,6 +96,10 @@ class DatasetOptions:
     views: int | None = _flag(None, "768 px crops kept of each bcss patch to train on, the centre first.  [default: 2]")
     val_institutes: tuple[str, ...] = _flag((), "Institutes of bcss to validate on: BH,C8,A8,A1,E9 in one suite.")
     seed: int = 0  # of generated tissue and drawn views; one flag of `extract` that also seeds the noise, never refused
+
+    def __post_init__(self) -> None:
+        named = tuple(name.strip().upper() for name in self.val_institutes if name.strip())  # `BH,` and `bh` are BH
+        object.__setattr__(self, "val_institutes", named)
 
 
 @dataclass(frozen=True)
@@ -202,21 +209,26 @@ def check_options(name: str, options: DatasetOptions) -> None:
             given = ",".join(value) if isinstance(value, tuple) else value
             flag = _spelt(field.name)
             raise ValueError(f"{flag} does not apply: {takes}, got {flag} {given}; leave it out")
-    from pathseg.extract.regions import CUT_PX  # here, so that the table alone imports no numpy
+    from pathseg.extract.regions import VIEW_PX  # here, so that the table alone imports no numpy
     from pathseg.store.grid import PATCH_PX
 
     rules = {
         "limit": (lambda value: value >= 1, "must be at least 1 image"),
         "resize": (lambda value: value > 0 and value % PATCH_PX == 0, f"must be a multiple of the {PATCH_PX} px patch"),
-        "mpp": (lambda value: value > 0, "must be above 0 um/px"),
-        "target_mpp": (lambda value: value > 0, "must be above 0 um/px"),
-        "stride": (lambda value: 1 <= value <= CUT_PX, f"must be 1 to {CUT_PX} px, or tissue between patches is lost"),
+        "mpp": (plausible_mpp, f"must be {LEAST_MPP:g} to {MOST_MPP:g} um/px, as scans are"),
+        "target_mpp": (plausible_mpp, f"must be {LEAST_MPP:g} to {MOST_MPP:g} um/px, as scans are"),
+        "stride": (lambda value: 1 <= value <= VIEW_PX, f"must be 1 to {VIEW_PX} px, or tissue between views is lost"),
         "views": (lambda value: value >= 1, "must be at least 1, the centre"),
     }
     for option, (holds, rule) in rules.items():
         value = getattr(options, option)
         if value is not None and not holds(value):
             raise ValueError(f"{_spelt(option)} {rule}, got {value}")
+
+
+def plausible_mpp(mpp: float) -> bool:
+    """Whether a scan can have so many um/px; not so for inf and nan."""
+    return LEAST_MPP <= mpp <= MOST_MPP
 
 
 def _spelt(option: str) -> str:

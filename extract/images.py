@@ -31,9 +31,8 @@ def read_image(path: Path) -> np.ndarray:
 
     Raises FileNotFoundError, or ValueError naming the file: unreadable, damaged, not 8-bit RGB.
     """
-    with _opened(path) as file:
-        _require_rgb(path, file)
-        return _decoded(path, file)
+    with decoded_image(path) as file:
+        return np.array(file)
 
 
 def read_mask(path: Path) -> np.ndarray:
@@ -41,12 +40,34 @@ def read_mask(path: Path) -> np.ndarray:
 
     Raises FileNotFoundError, or ValueError naming the file: unreadable, damaged, lossy, not one code a pixel.
     """
+    with decoded_mask(path) as file:
+        return codes_of(file)
+
+
+@contextmanager
+def decoded_image(path: Path) -> Iterator[Image.Image]:
+    """An image as Pillow holds it, 4 bytes a pixel, for whoever needs no array of all of it. Raises as `read_image`."""
+    with _opened(path) as file:
+        _require_rgb(path, file)
+        _load(path, file)
+        yield file
+
+
+@contextmanager
+def decoded_mask(path: Path) -> Iterator[Image.Image]:
+    """A mask as Pillow holds it, for whoever needs no array of all of it. Raises as `read_mask`."""
     with _opened(path) as file:
         _require_codes(path, file)
-        mask = _decoded(path, file)
-    if mask.dtype == bool:
-        return mask.astype(np.uint8)
-    return mask.astype(mask.dtype.newbyteorder("="), copy=False)
+        _load(path, file)
+        yield file
+
+
+def codes_of(mask: Image.Image) -> np.ndarray:
+    """The codes of a decoded mask or a part of one, (H, W) in its own integers and the machine's byte order."""
+    codes = np.array(mask)
+    if codes.dtype == bool:
+        return codes.astype(np.uint8)
+    return codes.astype(codes.dtype.newbyteorder("="), copy=False)
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -129,9 +150,9 @@ def _no_size_limit() -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = usual
 
 
-def _decoded(path: Path, file: Image.Image) -> np.ndarray:
+def _load(path: Path, file: Image.Image) -> None:
     try:
-        return np.array(file)
+        file.load()
     except UNREADABLE as e:
         raise ValueError(f"{path}: the file is damaged or cut short: {_reason(e)}; replace the file") from e
 

@@ -126,6 +126,8 @@ def size_table(dataset: Dataset, model: FeatureModel, config: ExtractConfig, pat
         "total": f"{human(size.features)} of features for {size.timesteps} timestep{'s' * (size.timesteps > 1)}",
         "free": f"{'no limit known' if free is None else human(free)} at {path}",
     }
+    if dataset.left_out:
+        rows["left out"] = dataset.left_out
     return "\n".join(f"{name:>8}  {text}" for name, text in rows.items())
 
 

@@ -9,9 +9,12 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
+from pathseg.extract.images import codes_of
+
 CUT_PX = 800  # side of a patch; the paper's, of which a view is cropped
 VIEW_PX = 768  # side of a view: 3x3 patches of the encoders
 SLACK_PX = CUT_PX - VIEW_PX
+STRIP_PX = 512  # rows of a shrunk region that are made at once
 IGNORED = 255  # code of pixels that count nowhere
 
 Region = tuple[np.ndarray, np.ndarray]  # image (H, W, 3) uint8, class codes (H, W) uint8
@@ -60,24 +63,35 @@ def scaled_size(size: tuple[int, int], factor: float) -> tuple[int, int]:
     return height, width
 
 
-def shrink_image(image: np.ndarray, factor: float) -> np.ndarray:
-    """(H, W, 3) uint8 shrunk by averaging areas (Pillow's box filter; a factor of 2 takes the mean of 2x2 px)."""
-    if factor == 1:
-        return image
-    height, width = scaled_size(image.shape[:2], factor)
-    box = (0, 0, min(image.shape[1], width * factor), min(image.shape[0], height * factor))
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BOX, box=box))
+def shrink_image(image: Image.Image, factor: float) -> np.ndarray:
+    """A decoded RGB image shrunk by averaging areas (Pillow's box filter; a factor of 2 takes the mean of 2x2 px).
+
+    (H, W, 3) uint8. Strip by strip, so that no more is in memory than the image as Pillow holds it and the result.
+    """
+    height, width = scaled_size((image.height, image.width), factor)
+    # Pillow keeps edges as float32: only with such factors do strips begin where they would in the whole, to the bit
+    step = STRIP_PX if (factor * 8).is_integer() else height
+    small = np.empty((height, width, 3), np.uint8)
+    for y in range(0, height, step):
+        rows = min(step, height - y)
+        box = (0, y * factor, min(image.width, width * factor), min(image.height, (y + rows) * factor))
+        small[y : y + rows] = np.asarray(image.resize((width, rows), Image.Resampling.BOX, box=box))
+    return small
 
 
-def shrink_mask(mask: np.ndarray, factor: float) -> np.ndarray:
-    """(H, W) shrunk by a factor, same dtype: the value at the centre of each new pixel (nearest)."""
-    if factor == 1:
-        return mask
+def shrink_mask(mask: Image.Image, factor: float) -> np.ndarray:
+    """A decoded mask shrunk by a factor: the code at the centre of each new pixel (nearest), (H, W) in its integers."""
+    size = scaled_size((mask.height, mask.width), factor)
     rows, cols = (
         np.minimum(((np.arange(new) + 0.5) * factor).astype(np.intp), old - 1)
-        for new, old in zip(scaled_size(mask.shape, factor), mask.shape, strict=True)
+        for new, old in zip(size, (mask.height, mask.width), strict=True)
     )
-    return mask[rows[:, None], cols]
+    strips = []
+    for y in range(0, len(rows), STRIP_PX):
+        taken = rows[y : y + STRIP_PX, None]
+        strip = codes_of(mask.crop((0, int(taken[0, 0]), mask.width, int(taken[-1, 0]) + 1)))
+        strips.append(strip[taken - taken[0], cols])
+    return np.concatenate(strips)
 
 
 def fill_up(values: np.ndarray, *, mirrored: bool) -> np.ndarray:

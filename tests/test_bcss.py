@@ -1,4 +1,3 @@
-import csv
 from collections import Counter
 from pathlib import Path
 
@@ -7,9 +6,8 @@ import pytest
 from PIL import Image
 
 from pathseg.extract import bcss
-from pathseg.extract.bcss import CLASSES, CODES, class_codes
 from pathseg.extract.datasets import DatasetError, DatasetOptions, open_dataset
-from pathseg.extract.images import read_image, read_mask
+from pathseg.extract.images import decoded_image, read_image, read_mask
 
 TRAIN, VAL, TEST = (
     "TCGA-A2-A0T0-DX1_xmin72865_ymin59458_MPP-0.2500",
@@ -18,13 +16,6 @@ TRAIN, VAL, TEST = (
 )
 OFFICIAL = Path(__file__).parents[2] / "shared" / "data" / "bcss"
 needs_official = pytest.mark.skipif(not OFFICIAL.is_dir(), reason="the official masks are not here")
-GROUPS = {  # the paper's five classes, as sets of codes
-    "tumor": {1, 19, 20},
-    "stroma": {2},
-    "inflammatory": {3, 10, 11},
-    "necrosis": {4},
-    "other": {5, 6, 7, 8, 9, 12, 13, 14, 15, 16, 17, 18, 21},
-}
 
 
 def listed(root, **options):
@@ -33,41 +24,6 @@ def listed(root, **options):
 
 def ids(dataset, region):
     return [sample.id.removeprefix(f"{region}_") for sample in dataset.samples if sample.source == region]
-
-
-@pytest.mark.parametrize("code", range(22))
-def test_every_code_has_its_class(code):
-    found = class_codes(np.full((1, 1), code, np.uint8), path=Path("m.png")).item()
-    expected = next((name for name, codes in GROUPS.items() if code in codes), None)
-    assert found == (255 if expected is None else CLASSES.index(expected))
-
-
-def test_only_what_lies_outside_is_ignored():
-    assert set(range(22)) - set().union(*GROUPS.values()) == {0}
-
-
-@pytest.mark.parametrize("code", [22, 255])
-def test_a_code_without_a_row_raises_and_names_the_file(code):
-    with pytest.raises(ValueError, match=rf"m\.png: code {code} has no row"):
-        class_codes(np.array([[1, code]], np.uint8), path=Path("m.png"))
-
-
-@needs_official
-def test_the_codes_are_those_of_the_official_table():
-    with (OFFICIAL / "gtruth_codes.tsv").open() as file:
-        official = {int(row["GT_code"]): row["label"] for row in csv.DictReader(file, delimiter="\t")}
-    assert {code: name for code, (name, _) in CODES.items()} == official
-
-
-@needs_official
-def test_the_official_masks_have_the_shares_of_their_histograms():
-    for path in sorted((OFFICIAL / "masks").glob("*.png")):
-        with Image.open(path) as file:
-            counted = file.histogram()
-        codes = class_codes(read_mask(path), path=path)
-        for name, members in GROUPS.items():
-            assert np.count_nonzero(codes == CLASSES.index(name)) == sum(counted[code] for code in members)
-        assert np.count_nonzero(codes == 255) == counted[0]
 
 
 @needs_official
@@ -99,6 +55,11 @@ def test_named_institutes_validate_instead_of_training(drawn_regions):
     assert {sample.source.split("-")[1]: sample.split for sample in dataset.samples} == {
         "A2": "train", "BH": "val", "OL": "test"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("given", [("BH", ""), ("bh",), (" Bh ",)])
+def test_institutes_are_known_in_any_case_and_by_a_list_with_a_comma_too_many(drawn_regions, given):
+    assert listed(drawn_regions, val_institutes=given).samples == listed(drawn_regions, val_institutes=("BH",)).samples
 
 
 @pytest.mark.parametrize(("name", "why"), [("OL", "is held out for the test"), ("XX", "has no region here")])
@@ -215,7 +176,7 @@ def test_a_name_without_scale_needs_the_flag(bcss_root):
 
 
 def test_another_scale_can_be_asked_for(drawn_regions):
-    dataset = listed(drawn_regions, target_mpp=0.4, views=1, stride=800)
+    dataset = listed(drawn_regions, target_mpp=0.4, views=1, stride=768)
     assert dataset.mpp == 0.4
     # 1600x1700 px of 0.25 um are 1000x1062 px of 0.4 um
     assert ids(dataset, TRAIN) == [f"y{y:04d}_x{x:04d}_v0" for y in (0, 200) for x in (0, 262)]
@@ -228,7 +189,7 @@ def test_regions_are_never_enlarged(drawn_regions):
 
 def test_a_region_is_decoded_once_for_all_its_patches(drawn_regions, monkeypatch):
     read = []
-    monkeypatch.setattr(bcss, "read_image", lambda path: read.append(path.stem) or read_image(path))
+    monkeypatch.setattr(bcss, "decoded_image", lambda path: read.append(path.stem) or decoded_image(path))
     dataset = listed(drawn_regions, views=2)
     for sample in dataset.samples:
         dataset.load(sample)
@@ -282,3 +243,45 @@ def test_an_image_that_cannot_be_decoded_is_named_when_it_is_read(bcss_root):
 )
 def test_the_help_says_the_default(option, value):
     assert f"[default: {value}" in DatasetOptions.__dataclass_fields__[option].metadata["help"]
+
+
+def unannotate(root, *names):
+    for name in names:
+        path = root / "masks" / f"{name}.png"
+        with Image.open(path) as mask:
+            empty = Image.new("L", mask.size)
+        empty.save(path)
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"), [((TEST,), ["test"]), ((VAL,), ["val"]), ((TRAIN, VAL, TEST), ["train", "val", "test"])]
+)
+def test_a_split_without_a_patch_is_refused_in_a_line(bcss_root, names, splits):
+    unannotate(bcss_root, *names)
+    with pytest.raises(DatasetError) as caught:
+        listed(bcss_root, val_institutes=("BH",))
+    for line, split in zip(caught.value.problems, splits, strict=True):
+        assert line.startswith(f"every patch of the {split} regions (1) is above 90% ignored")
+        assert "check the masks and --mpp" in line
+
+
+def test_a_scale_that_leaves_no_patch_is_refused(drawn_regions):
+    # 1600x1700 px of 0.05 um are 80x85 px of 1 um: a hundredth of a patch, the rest is filled up
+    with pytest.raises(DatasetError, match="every patch of the train regions"):
+        listed(drawn_regions, mpp=0.05, target_mpp=1.0)
+
+
+@pytest.mark.parametrize("stated", ["0.0025", "25.00"])
+def test_a_name_with_a_scale_that_no_scan_has_is_named(bcss_root, stated):
+    for kind in ("images", "masks"):
+        path = bcss_root / kind / f"{TRAIN}.png"
+        path.rename(path.with_name(path.name.replace("0.2500", stated)))
+    with pytest.raises(DatasetError, match=rf"MPP-{stated}.png: the name states .* scans have 0.05 to 5; pass --mpp"):
+        listed(bcss_root)
+
+
+def test_what_was_left_out_is_counted(bcss_root):
+    assert listed(bcss_root).left_out == ""
+    unannotate(bcss_root, VAL)
+    # four patches: two of the first region, one each of the others
+    assert listed(bcss_root).left_out == ("1 of 4 patches, which are above 90% ignored; 1 of 3 regions have no other")

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from pathseg.cli import main
 from pathseg.store.features import FeatureStore
@@ -53,6 +54,28 @@ def test_info_and_verify_know_it(store):
     assert told.exit_code == 0
     assert "6 of bcss (train 4, val 1, test 1), 768x768 px, 3x3 patches, 0.5 um/px" in told.output
     assert run("verify", store.location).exit_code == 0
+
+
+def unannotate(path):
+    with Image.open(path) as mask:
+        empty = Image.new("L", mask.size)
+    empty.save(path)
+
+
+def test_masks_without_annotation_are_refused_before_anything_is_written(bcss_root, tmp_path):
+    for path in (bcss_root / "masks").glob("*.png"):
+        unannotate(path)
+    refused = extract(bcss_root, tmp_path / "work")
+    assert refused.exit_code == 1 and "every patch of the test regions (1) is above 90% ignored" in refused.output
+    assert not (tmp_path / "work").exists()
+
+
+def test_the_size_table_says_what_is_left_out(drawn_regions, bcss_root, tmp_path):
+    whole = extract(drawn_regions, tmp_path / "work", "--dry-run", "--val-institutes", "")
+    unannotate(next((bcss_root / "masks").glob("TCGA-BH-*.png")))
+    part = extract(bcss_root, tmp_path / "work", "--dry-run", "--val-institutes", "")
+    assert part.exit_code == 0, part.output
+    assert "left out  1 of 4 patches, which are above 90% ignored" in part.output and "left out" not in whole.output
 
 
 def test_extracting_again_has_nothing_to_do(workspace, drawn_regions):

@@ -194,6 +194,13 @@ def test_the_sheet_is_a_png():
     assert two[1] > one[1]
 
 
+def test_the_sheet_has_room_for_the_name_of_a_region():
+    """In lines; in one it is longer than a row is high, and matplotlib warns (an error here) that nothing is left."""
+    made = panels(pinkish(), square(5, 5), square(5, 5), classes=GLAND, ignore=None)
+    name = "TCGA-OL-A5D6-DX1_xmin115108_ymin40554_MPP-0.2500_y0000_x0000_v0"
+    assert size_of(sheet([(name, made[:3])], legend(GLAND, None), "title", ("image", "truth", "prediction")))
+
+
 def test_importing_figures_loads_no_matplotlib_and_no_torch():
     code = "import sys, pathseg.train.figures as f; print(sorted({'matplotlib', 'torch'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -3,6 +3,7 @@ import threading
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pathseg.extract.regions import (
     RegionReader,
@@ -30,6 +31,14 @@ def test_patches_cover_a_side_and_the_last_is_flush_with_the_edge(length, stride
     assert patch_starts(length, stride) == starts
 
 
+@pytest.mark.parametrize("length", [1568, 1569, 2000, 4001])
+def test_centre_views_at_the_largest_stride_leave_no_gap_but_the_outer_16_px(length):
+    seen = np.zeros(length, bool)
+    for start in patch_starts(length, 768):
+        seen[start + 16 : start + 16 + 768] = True
+    assert seen[16:-16].all() and not seen[:16].any() and not seen[-16:].any()
+
+
 def test_the_first_view_is_the_centre():
     assert view_offset("patch", 0, seed=7) == (16, 16)  # (800 - 768) / 2
 
@@ -46,14 +55,22 @@ def test_drawn_views_reach_every_place_and_no_other():
         assert set(places[:, axis].tolist()) == set(range(33))
 
 
+def shrunk_image(pixels, factor):
+    return shrink_image(Image.fromarray(pixels), factor)
+
+
+def shrunk_mask(codes, factor):
+    return shrink_mask(Image.fromarray(codes), factor)
+
+
 def test_images_shrink_by_the_mean_of_areas():
     image = np.array([[0, 10, 1, 1], [20, 30, 1, 1]], np.uint8)[..., None].repeat(3, 2)
-    assert shrink_image(image, 2.0)[..., 0].tolist() == [[15, 1]]
+    assert shrunk_image(image, 2.0)[..., 0].tolist() == [[15, 1]]
 
 
 def test_a_factor_that_is_not_whole_averages_too():
     ramp = np.tile(np.arange(0, 200, 2, dtype=np.uint8), (100, 1))[..., None].repeat(3, 2)
-    small = shrink_image(ramp, 2.5)
+    small = shrunk_image(ramp, 2.5)
     assert small.shape == (40, 40, 3)
     centres = (np.arange(40) + 0.5) * 2.5 - 0.5  # in px of the file, whose values are twice their number
     assert np.abs(small[0, :, 0] - 2 * centres).max() <= 1.5
@@ -61,19 +78,41 @@ def test_a_factor_that_is_not_whole_averages_too():
 
 def test_what_is_left_of_a_last_pixel_is_cut_off():
     image = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
-    assert np.array_equal(shrink_image(image, 2.0), shrink_image(image[:4, :6], 2.0))
-    assert shrink_mask(image[..., 0], 2.0).shape == (2, 3)
+    assert np.array_equal(shrunk_image(image, 2.0), shrunk_image(image[:4, :6], 2.0))
+    assert shrunk_mask(image[..., 0], 2.0).shape == (2, 3)
 
 
 def test_masks_shrink_to_codes_that_were_there():
     mask = np.array([[1, 2, 3, 4], [5, 6, 7, 8]], np.uint8)
-    assert shrink_mask(mask, 2.0).tolist() == [[6, 8]]
+    assert shrunk_mask(mask, 2.0).tolist() == [[6, 8]]
 
 
-@pytest.mark.parametrize("shrink", [shrink_image, shrink_mask])
+FACTORS = (1.0, 1.25, 1.6, 2.0, 2.1, 2.5, 0.5 / 0.2464, 3.0)  # at 2.1 pixels' centres lie on edges of new pixels
+
+
+@pytest.mark.parametrize("factor", FACTORS)
+def test_an_image_shrunk_in_strips_is_the_one_that_pillow_shrinks_at_once(factor):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (3301, 53, 3), dtype=np.uint8))
+    height, width = int(3301 / factor + 1e-6), int(53 / factor + 1e-6)
+    box = (0, 0, min(53, width * factor), min(3301, height * factor))
+    at_once = np.asarray(image.resize((width, height), Image.Resampling.BOX, box=box))
+    assert np.array_equal(shrink_image(image, factor), at_once)
+
+
+@pytest.mark.parametrize("factor", FACTORS)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32])
+def test_a_mask_shrunk_in_strips_has_the_code_at_each_centre(factor, dtype):
+    mask = np.random.default_rng(0).integers(0, 250, (3301, 53)).astype(dtype)
+    height, width = int(3301 / factor + 1e-6), int(53 / factor + 1e-6)
+    rows, cols = (((np.arange(side) + 0.5) * factor).astype(int) for side in (height, width))
+    small = shrunk_mask(mask, factor)
+    assert small.dtype == dtype and np.array_equal(small, mask[np.ix_(rows, cols)])
+
+
+@pytest.mark.parametrize("shrink", [shrunk_image, shrunk_mask])
 def test_a_factor_of_one_changes_nothing(shrink):
-    pixels = np.arange(27, dtype=np.uint8).reshape(3, 3, 3)
-    assert shrink(pixels, 1.0) is pixels
+    pixels = np.arange(27, dtype=np.uint8).reshape(3, 3, 3)[:, :, : 3 if shrink is shrunk_image else 1].squeeze()
+    assert np.array_equal(shrink(pixels, 1.0), pixels)
 
 
 def test_a_small_region_is_mirrored_and_what_is_added_ignored():

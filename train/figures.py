@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import fill
 from typing import Any, Literal
 
 import numpy as np
@@ -192,9 +193,9 @@ def sheet(
     axes = figure.subplots()  # one for all panels: laying out one for each takes longer than all else
     axes.imshow(whole, interpolation="lanczos")
     axes.set_xticks([left + w / 2 for left in lefts], columns, fontsize=9)
-    axes.set_yticks(
-        [top + h / 2 for top in tops], [label for label, _ in rows], rotation=90, va="center", ma="center", fontsize=8
-    )
+    letters = max(8, int(28 * h / w))  # that fit along a row; names of regions have 66
+    labels = ["\n".join(fill(line, letters) for line in label.splitlines()) for label, _ in rows]
+    axes.set_yticks([top + h / 2 for top in tops], labels, rotation=90, va="center", ma="center", fontsize=8)
     axes.tick_params(length=0, labeltop=True, labelbottom=False)
     axes.spines[:].set_visible(False)
     patches = [Patch(color=colour, label=name) for name, colour in (*colours.classes, *colours.errors)]
