@@ -88,7 +88,8 @@ def _choices(systems: Sequence[System]) -> tuple[str, ...]:
     said = []
     for one in systems:
         chosen = "" if one.settings_tried == 1 else f", the best of {one.settings_tried} settings on validation images"
-        said.append(f"{one.name}: {', '.join(one.settings)}{chosen}.")
+        aside = f" ({one.settings_aside} with fewer test images or seeds left aside)" if one.settings_aside else ""
+        said.append(f"{one.name}: {', '.join(one.settings)}{chosen}{aside}.")
     return (" ".join(["Ours are mean ± sample standard deviation over seeds.", *said]),)
 
 
