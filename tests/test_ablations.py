@@ -114,6 +114,20 @@ def test_the_same_run_under_another_name_counts_once():
     assert [run.name for run in repeat.runs] == ["a", "c"]
 
 
+@pytest.mark.parametrize("rule", [{"connectivity": "4"}, {"min_object_px": 50}])
+def test_objects_counted_otherwise_are_no_other_training(rule):
+    """A repeat is no second seed and no second setting, whatever its name; the run with the default rules is shown."""
+    runs = [finished(name="a", **rule), finished(name="b"), finished(name="c", seed=1)]
+    assert twins(runs) == (("a", "b"),)
+    ((words, repeat),) = repeats(runs)
+    assert [run.name for run in repeat.runs] == ["b", "c"]
+    assert words == described(finished(), leave_out=(), place=False)
+
+
+def test_a_sweep_may_count_objects_in_two_ways():
+    assert values([finished(t=10), finished(t=50, connectivity="4")]) == {"t": [10, 50]}
+
+
 def test_repeats_differ_by_seed_only():
     found = repeats([finished(seed=0), finished(seed=1), finished(seed=0, t=10)])
     assert [repeat.seeds for _, repeat in found] == [(0, 1)]

@@ -150,6 +150,34 @@ def test_objects_have_their_columns():
     assert table.rows[0].cells[-3:] == ("1.000", "0.500", "3.0") and table.rows[1].cells[-3:] == (DASH,) * 3
 
 
+def counted(connectivity: str, **settings: Any) -> FinishedRun:
+    """A run with one perfect object, counted by this rule."""
+    run = finished(connectivity=connectivity, **settings)
+    run.parts["testB"] = dataclasses.replace(
+        run.parts["testB"],
+        objects={"c0": ObjectSums(1, 0, 0, 100, 100, 100.0, 100.0, 100, 100, 0.0, 0.0)},
+        rules={"connectivity": connectivity, "min_object_px": 0, "hausdorff_left_out": 0},
+    )
+    return run
+
+
+def test_a_row_of_objects_says_by_which_rules_they_were_counted():
+    notes = systems_table(systems([counted("8")]), "testB", "t").notes
+    assert "Predicted objects: parts of the prediction, 8-connected, of any size." in notes
+
+
+def test_objects_counted_in_two_ways_have_no_mean():
+    runs = [counted("8"), counted("4", seed=1), counted("8", head="linear")]
+    table = systems_table(systems(runs), "testB", "t")
+    assert [row.cells[-3] for row in table.rows[:2]] == [DASH, "1.000"]
+    assert any("8-connected, of any size (PathSegDiff, linear probe); 4-connected" in note for note in table.notes)
+
+
+def test_a_repeat_with_other_objects_is_no_other_setting():
+    (one,) = systems([counted("8"), counted("4", name="again", val=0.9)])
+    assert (one.repeat.seeds, one.settings_tried, one.settings_aside) == ((0,), 1, 0)
+
+
 def test_the_classes_of_bcss_are_the_papers_table_3():
     run = finished(dataset="bcss", classes=TISSUES, matrix=np.diag([10, 20, 30, 40, 50]) + 10)
     rows = tissues_table(systems([run]), "testB", "BCSS").rows

@@ -153,6 +153,15 @@ def test_object_scores_by_hand():
     ]  # fmt: skip
 
 
+def test_runs_whose_objects_were_counted_otherwise_are_named():
+    other = with_objects()
+    other.rules.update(connectivity="4", min_object_px=9)
+    note = objects_table(
+        [finished("a", {"testB": with_objects()}), finished("b", {"testB": other})], "testB", "t"
+    ).notes
+    assert "8-connected, of any size (a); 4-connected, of at least 9 px (b), at the images' original" in note[0]
+
+
 def test_runs_without_objects_have_no_table_of_them(runs):
     assert objects_table(runs, "testB", "t") is None
 

@@ -54,3 +54,11 @@ class PartScores:
         """The object scores of all images pooled; None where there are none."""
         whole = len(self.objects) == self.images > 0
         return ObjectSums.total(self.objects.values()).scores() if whole else None
+
+    @property
+    def rules_text(self) -> str:
+        """How predicted objects were counted, in words; empty where nothing is said of it."""
+        if not self.rules:
+            return ""
+        least = self.rules["min_object_px"]
+        return f"{self.rules['connectivity']}-connected, of {f'at least {least} px' if least else 'any size'}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -145,7 +145,7 @@ def cited_rates(dataset: str) -> Table | None:
 
 def objects_table(runs: Sequence[FinishedRun], split: str, title: str) -> Table | None:
     """Object scores of the runs on one test part, highest pixel Dice first; None where none has them."""
-    rows, rules = [], {}
+    rows, rules = [], {}  # rules: in words -> the runs whose objects were counted so
     for run in by_dice([run for run in runs if split in run.parts], split):
         part = run.parts[split]
         if (pooled := part.pooled_objects) is None:
@@ -153,19 +153,25 @@ def objects_table(runs: Sequence[FinishedRun], split: str, title: str) -> Table 
         mean = mean_scores(list(part.objects.values()))
         counts = (f"{pooled.tp:,}", f"{pooled.fp:,}", f"{pooled.fn:,}", *_object_cells(pooled))
         rows.append(Row("run", (run.name, *counts, *_object_cells(mean), str(part.rules["hausdorff_left_out"]))))
-        least = part.rules["min_object_px"]
-        rules[f"{part.rules['connectivity']}-connected, of {f'at least {least} px' if least else 'any size'}"] = None
+        rules.setdefault(part.rules_text, []).append(run.name)
     measures = ("F1", "Dice", "Hausdorff, px")
     columns = (
         "run", "TP", "FP", "FN", *(f"{name} (pooled)" for name in measures), *(f"{name} (mean)" for name in measures),
         "left out",
     )  # fmt: skip
     note = (
-        f"Predicted objects: parts of the prediction, {' or '.join(rules)}, at the images' original size. Pooled: over "
+        f"Predicted objects: parts of the prediction, {rules_note(rules)}, at the images' original size. Pooled: over "
         "all objects of all images, as the GlaS challenge does; mean: of each image's own score. Left out: images with "
         "objects on one side only, which have no Hausdorff distance."
     )
     return Table(f"Objects on {split}, {title}", columns, tuple(rows), notes=(note,)) if rows else None
+
+
+def rules_note(rules: Mapping[str, Sequence[str]]) -> str:
+    """The rules by which objects were counted; where they differ, whose each are."""
+    if len(rules) < 2:
+        return "".join(rules)
+    return "; ".join(f"{words} ({', '.join(names)})" for words, names in rules.items())
 
 
 def confusion_table(run: FinishedRun, split: str) -> Table | None:
