@@ -220,6 +220,14 @@ def test_class_weights_count_the_centre_of_each_patch_alone(view_store, tmp_path
     assert trainee.weights.tolist() == pytest.approx([share, 1 - share])  # 1 - N_c / N of two classes
 
 
+def test_metrics_name_what_an_image_was_cut_from(view_store, toy_store, tmp_path):
+    config = HeadConfig(blocks=(4,), head="linear", epochs=1)
+    for store, expected in ((view_store, [{"id": "test_v0", "source": "test"}]), (toy_store, [{"id": "test_4"}])):
+        run = train(store, tmp_path / store.ids[0], config)
+        said = run.read_metrics()["splits"]["test"]["per_image"]
+        assert [{name: one[name] for name in ("id", "source") if name in one} for one in said] == expected
+
+
 def test_an_unfinished_run_on_other_images_is_not_taken_up(toy_store, tmp_path):
     def cut(run, line):
         raise KeyboardInterrupt

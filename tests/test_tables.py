@@ -107,6 +107,14 @@ def test_runs_on_the_same_images_carry_no_such_note(runs):
     assert not any("different images" in note for note in results(runs, "testB", "t").notes)
 
 
+def test_patches_of_one_region_are_said_to_count_twice_where_they_overlap(runs):
+    sources = {"testB_1": "r", "testB_2": "r"}
+    run = finished("cut", {"testB": dataclasses.replace(part(GOOD), sources=sources)})
+    (note,) = results([run], "testB", "t").notes
+    assert note.startswith("The 2 images are patches of 1 region: where patches overlap, a pixel counts once in each")
+    assert results(runs, "testB", "t").notes == ()
+
+
 def test_every_class_of_every_run_has_a_row(runs):
     rows = [row.cells[:3] for row in per_class(runs, "testB", "t").rows]
     assert rows == [

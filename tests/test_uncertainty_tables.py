@@ -1,5 +1,7 @@
 """Intervals and differences as tables: one row a run, honest dashes."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -42,3 +44,15 @@ def test_runs_on_other_images_have_a_dash_and_a_note():
 @pytest.mark.parametrize("split", ["testB", "testA"])
 def test_runs_without_matrices_have_no_tables(split):
     assert uncertainty_tables([finished("old", GOOD, recorded=False)], split, "GlaS") == ()
+
+
+def test_the_text_says_what_was_drawn():
+    (images,) = uncertainty_tables([finished("one", GOOD)], "testB", "GlaS")
+    assert "over the test images," in images.notes[0] and "region" not in images.notes[0].split("several")[0]
+    runs = [finished("one", GOOD), finished("two", FAIR)]
+    for run in runs:
+        run.parts["testB"] = dataclasses.replace(run.parts["testB"], sources={"a": "r", "b": "r"})
+    regions, differences = uncertainty_tables(runs, "testB", "BCSS")
+    assert "over the test regions," in regions.notes[0]
+    assert differences.columns[-1] == "regions" and differences.rows[0].cells[-1] == "1"
+    assert "each of the regions" in differences.notes[0]

@@ -231,9 +231,16 @@ def _object_cells(scores: ObjectScores) -> tuple[str, str, str]:
 
 
 def _notes(parts: Sequence[PartScores]) -> tuple[str, ...]:
-    if len({frozenset(part.per_image) for part in parts}) < 2:
-        return ()
-    return ("These runs were scored on different images, so their numbers cannot be compared with each other.",)
+    notes = []
+    if len({frozenset(part.per_image) for part in parts}) > 1:
+        notes.append("These runs were scored on different images, so their numbers cannot be compared with each other.")
+    if patches := sorted({(len(part.per_image), len(part.groups)) for part in parts if part.by_region}):
+        counts = " or ".join(
+            f"{images} images are patches of {regions} region{'' if regions == 1 else 's'}"
+            for images, regions in patches
+        )
+        notes.append(f"The {counts}: where patches overlap, a pixel counts once in each, in accuracy as in all else.")
+    return tuple(notes)
 
 
 def _rank(value: float | None) -> float:

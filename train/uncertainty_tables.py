@@ -8,15 +8,11 @@ import numpy as np
 
 from pathseg.train.runs import FinishedRun
 from pathseg.train.tables import DASH, Row, Table, by_dice, difference
-from pathseg.train.uncertainty import METHOD, Samples, interval, paired, resamples
+from pathseg.train.uncertainty import Samples, interval, method, paired, resamples
 
 MEASURES = {"accuracy": "accuracy", "dice": "Dice", "miou": "mIoU", "f1": "F1"}
 OBJECTS = {"object f1": "object F1", "object dice": "object Dice", "object hausdorff": "object Hausdorff, px"}
-TEST = (
-    "Differences are those of the pooled Dice, with the interval of the paired bootstrap (both runs on the same "
-    "drawn images). p: Wilcoxon signed-rank test, two-sided, over the Dice of each image alone, not corrected for the "
-    "number of runs compared; the run it is compared with was picked on these images, which makes p too small."
-)
+APART = "A dash: the two runs were scored on different images, or only one of them recorded the images' regions."
 
 
 def uncertainty_tables(runs: Sequence[FinishedRun], split: str, title: str) -> tuple[Table, ...]:
@@ -46,23 +42,35 @@ def _intervals(sampled: Sequence[tuple[FinishedRun, Samples]], split: str, title
             cells.append(_text(value, found[name], 1 if "hausdorff" in name else 3) if name in found else DASH)
         rows.append(Row("run", (run.name, *cells)))
     columns = ("run", *MEASURES.values(), *objects.values())
-    return Table(f"Confidence intervals on {split}, {title}", columns, tuple(rows), notes=(METHOD,))
+    ways = sorted({run.parts[split].by_region for run, _ in sampled}, reverse=True)
+    notes = tuple(method(by_region=way) for way in ways)
+    return Table(f"Confidence intervals on {split}, {title}", columns, tuple(rows), notes=notes)
 
 
 def _differences(sampled: Sequence[tuple[FinishedRun, Samples]], split: str, title: str) -> Table:
     (best, of_best), *others = sampled
     rows = []
     for run, found in others:
-        pair = paired(best.parts[split], run.parts[split], of_best, found)
+        pair = paired(best.parts[split], run.parts[split], of_best, found, ignore=run.data["ignore"])
         if pair is None:
             rows.append(Row("run", (run.name, DASH, DASH, DASH, DASH)))
             continue
         bounds = f"[{difference(pair.low, 0)}, {difference(pair.high, 0)}]"
-        rows.append(Row("run", (run.name, difference(pair.difference, 0), bounds, _p(pair.p), str(pair.images))))
-    columns = ("run", "Dice − best", "95% interval", "p (Wilcoxon)", "images")
+        rows.append(Row("run", (run.name, difference(pair.difference, 0), bounds, _p(pair.p), str(pair.units))))
+    units = "regions" if best.parts[split].by_region else "images"
+    columns = ("run", "Dice − best", "95% interval", "p (Wilcoxon)", units)
     apart = any(row.cells[1] == DASH for row in rows)
-    notes = (TEST, *(["A dash: the two runs were scored on different images."] if apart else []))
+    notes = (_test(units), *([APART] if apart else []))
     return Table(f"Each run against {best.name} on {split}, {title}", columns, tuple(rows), notes=notes)
+
+
+def _test(units: str) -> str:
+    return (
+        f"Differences are those of the pooled Dice, with the interval of the paired bootstrap (both runs on the same "
+        f"drawn {units}). p: Wilcoxon signed-rank test, two-sided, over the pooled Dice of each of the {units}, not "
+        "corrected for the number of runs compared; the run it is compared with was picked on these images, which "
+        "makes p too small."
+    )
 
 
 def _text(value: float | None, samples: np.ndarray, digits: int = 3) -> str:
