@@ -14,7 +14,7 @@ from pathseg.train.runs import FinishedRun, PartScores, RunFolder
 
 DATA = {
     "store": "/s.zarr", "key": "k", "dataset": "glas", "classes": ["background", "gland"], "ignore": None,
-    "model": {"name": "mini", "trained": True, "condition": "ssl"}, "mpp": 0.62, "size": [256, 256], "layout": "grid",
+    "model": {"name": "mini", "trained": True, "condition": "ssl"}, "mpp": 0.62, "size": [256, 512], "layout": "grid",
     "preprocessing": "none", "channels": {"4": 1}, "test_split": "testB", "images": {"train": ["a"], "val": ["b"]},
 }  # fmt: skip
 
@@ -182,7 +182,7 @@ def test_an_untrained_model_is_called_so():
 
 def test_with_several_stores_a_sweep_names_its_own():
     runs = [finished(t=10), finished(t=50), finished(t=50, data={"key": "other"})]
-    assert sweeps(runs)[0].fixed.endswith("store /s.zarr with 1 training image")
+    assert sweeps(runs)[0].fixed.endswith("store /s.zarr with 1 training image of 512x256 px")
 
 
 def test_all_thirteen_blocks_are_called_all():

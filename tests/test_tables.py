@@ -40,7 +40,7 @@ def finished(name: str, parts: dict[str, PartScores], *, trained: bool = True, d
         "head": {"t": 50, "blocks": [4, 5, 6], "head": "fcn", "lr": 1e-4, "epochs": 30, "seed": 3},
         "data": {
             "dataset": dataset, "classes": ["background", "gland"], "ignore": None,
-            "model": {"name": "mini", "trained": trained, "condition": "ssl"},
+            "model": {"name": "mini", "trained": trained, "condition": "ssl"}, "size": [256, 512],
         },
         "parameters": 2654274,
     }  # fmt: skip
@@ -113,6 +113,15 @@ def test_patches_of_one_region_are_said_to_count_twice_where_they_overlap(runs):
     (note,) = results([run], "testB", "t").notes
     assert note.startswith("The 2 images are patches of 1 region: where patches overlap, a pixel counts once in each")
     assert results(runs, "testB", "t").notes == ()
+
+
+def test_runs_on_images_of_another_size_are_said_not_to_compare(runs):
+    other = finished("other", {"testB": part(GOOD)})
+    other.data["size"] = [768, 768]
+    assert results([*runs, other], "testB", "t").notes == (
+        "Images of these runs differ in size, so their numbers are not over the same pixels: 512x256 px: good, fair; "
+        "768x768 px: other.",
+    )
 
 
 def test_every_class_of_every_run_has_a_row(runs):

@@ -19,7 +19,8 @@ def finished(name, matrix, *, ids=("a", "b"), recorded=True):
         len(ids), scores, "background", Scores.of(constant_answer(whole, 0)), dict.fromkeys(ids, Scores.of(matrix)),
         dict.fromkeys(ids, matrix) if recorded else {},
     )  # fmt: skip
-    config = {"head": {}, "data": {"classes": ["background", "gland"], "ignore": None}, "parameters": 1}
+    data = {"classes": ["background", "gland"], "ignore": None, "size": [256, 512]}
+    config = {"head": {}, "data": data, "parameters": 1}
     return FinishedRun(RunFolder(f"heads/{name}"), config, (), 1, 1, 1.0, "testB", {"testB": part})
 
 
@@ -39,6 +40,13 @@ def test_every_run_is_compared_with_the_best():
 def test_runs_on_other_images_have_a_dash_and_a_note():
     _, table = uncertainty_tables([finished("good", GOOD), finished("x", FAIR, ids=("c", "d"))], "testB", "GlaS")
     assert table.rows[0].cells == ("x", "–", "–", "–", "–") and "different images" in table.notes[1]
+
+
+def test_a_run_on_images_of_another_size_has_a_dash_and_a_note():
+    other = finished("x", FAIR)
+    other.data["size"] = [768, 768]
+    _, table = uncertainty_tables([finished("good", GOOD), other], "testB", "GlaS")
+    assert table.rows[0].cells == ("x", "–", "–", "–", "–") and "images of another size" in table.notes[1]
 
 
 @pytest.mark.parametrize("split", ["testB", "testA"])

@@ -126,7 +126,7 @@ def twins(runs: Sequence[FinishedRun]) -> tuple[tuple[str, str], ...]:
 
 
 def described(run: FinishedRun, *, leave_out: Sequence[str], place: bool) -> tuple[str, ...]:
-    """Model and settings of a run, each in words, but its seed; `place` adds store and number of training images.
+    """Model and settings of a run, each in words, but its seed; `place` adds store, number and size of training images.
 
     How its objects were counted is none of them.
     """
@@ -147,7 +147,8 @@ def described(run: FinishedRun, *, leave_out: Sequence[str], place: bool) -> tup
     ]
     if place:
         images = len(run.data["images"].get("train", ()))
-        words.append(f"store {run.data['store']} with {images} training image{'' if images == 1 else 's'}")
+        noun = f"training image{'' if images == 1 else 's'}"
+        words.append(f"store {run.data['store']} with {images} {noun} of {run.size}")
     return tuple(words)
 
 

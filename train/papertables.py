@@ -100,8 +100,7 @@ def _unlike(systems: Sequence[System], split: str) -> tuple[str, ...]:
     seen: dict[str, list[str]] = {}
     for one in systems:
         for run in (run for run in one.repeat.runs if split in run.parts):
-            height, width = run.data["size"]
-            names = seen.setdefault(f"{run.parts[split].images} images of {width}x{height} px", [])
+            names = seen.setdefault(f"{run.parts[split].images} images of {run.size}", [])
             names += [one.name] * (one.name not in names)
     if len(seen) < 2:
         return ()

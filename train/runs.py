@@ -218,6 +218,12 @@ class FinishedRun:
         """What it was trained on: store, data set, model, classes, images of each split."""
         return self.config["data"]
 
+    @property
+    def size(self) -> str:
+        """Width and height of its images, `512x256 px`."""
+        height, width = self.data["size"]
+        return f"{width}x{height} px"
+
 
 def list_runs(workspace: Path | str) -> tuple[RunFolder, ...]:
     """All runs of a workspace, finished or not: the folders of `heads/` that hold a config.json.

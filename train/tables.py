@@ -106,7 +106,7 @@ def results(runs: Sequence[FinishedRun], split: str, title: str) -> Table:
         Row("constant", (f"always {name}", CONSTANT, *blank, str(images), *_metrics(scores), "0.000"))
         for name, images, scores in constants
     ]
-    return Table(title, ("run", *SETTINGS, *METRICS), tuple(rows), words=6, notes=_notes(parts))
+    return Table(title, ("run", *SETTINGS, *METRICS), tuple(rows), words=6, notes=_notes(ranked, split))
 
 
 def per_class(runs: Sequence[FinishedRun], split: str, title: str) -> Table:
@@ -230,15 +230,19 @@ def _object_cells(scores: ObjectScores) -> tuple[str, str, str]:
     return number(scores.f1), number(scores.dice), distance
 
 
-def _notes(parts: Sequence[PartScores]) -> tuple[str, ...]:
-    notes = []
+def _notes(runs: Sequence[FinishedRun], split: str) -> tuple[str, ...]:
+    """What keeps these numbers from being compared, and what pixels count more than once."""
+    parts, notes = [run.parts[split] for run in runs], []
+    sizes: dict[str, list[str]] = {}
+    for run in runs:
+        sizes.setdefault(run.size, []).append(run.name)
     if len({frozenset(part.per_image) for part in parts}) > 1:
         notes.append("These runs were scored on different images, so their numbers cannot be compared with each other.")
-    if patches := sorted({(len(part.per_image), len(part.groups)) for part in parts if part.by_region}):
-        counts = " or ".join(
-            f"{images} images are patches of {regions} region{'' if regions == 1 else 's'}"
-            for images, regions in patches
-        )
+    if len(sizes) > 1:
+        said = "; ".join(f"{size}: {', '.join(names)}" for size, names in sizes.items())
+        notes.append(f"Images of these runs differ in size, so their numbers are not over the same pixels: {said}.")
+    if cut := sorted({(len(part.per_image), len(part.groups)) for part in parts if part.by_region}):
+        counts = " or ".join(f"{n} images are patches of {m} region{'' if m == 1 else 's'}" for n, m in cut)
         notes.append(f"The {counts}: where patches overlap, a pixel counts once in each, in accuracy as in all else.")
     return tuple(notes)
 

@@ -12,7 +12,10 @@ from pathseg.train.uncertainty import Samples, interval, method, paired, resampl
 
 MEASURES = {"accuracy": "accuracy", "dice": "Dice", "miou": "mIoU", "f1": "F1"}
 OBJECTS = {"object f1": "object F1", "object dice": "object Dice", "object hausdorff": "object Hausdorff, px"}
-APART = "A dash: the two runs were scored on different images, or only one of them recorded the images' regions."
+APART = (
+    "A dash: the two runs were scored on different images, on images of another size, or only one of them recorded the "
+    "images' regions."
+)
 
 
 def uncertainty_tables(runs: Sequence[FinishedRun], split: str, title: str) -> tuple[Table, ...]:
@@ -51,8 +54,9 @@ def _differences(sampled: Sequence[tuple[FinishedRun, Samples]], split: str, tit
     (best, of_best), *others = sampled
     rows = []
     for run, found in others:
-        pair = paired(best.parts[split], run.parts[split], of_best, found, ignore=run.data["ignore"])
-        if pair is None:
+        alike = run.size == best.size
+        pair = alike and paired(best.parts[split], run.parts[split], of_best, found, ignore=run.data["ignore"])
+        if not pair:
             rows.append(Row("run", (run.name, DASH, DASH, DASH, DASH)))
             continue
         bounds = f"[{difference(pair.low, 0)}, {difference(pair.high, 0)}]"
