@@ -340,6 +340,8 @@ def test_the_confusion_matrix_is_that_of_metrics_json(made, page):
 def test_runs_have_intervals_and_are_tested_against_the_best(page):
     assert [row[0] for row in page.tables["Confidence intervals on testB, GlaS"]] == ["run", "near", "far <b>"]
     assert [row[0] for row in page.tables["Each run against near on testB, GlaS"]] == ["run", "far <b>"]
+    assert [row[0] for row in page.tables["Confidence intervals on testA, GlaS"]] == ["run", "near", "far <b>"]
+    assert [row[0] for row in page.tables["Each run against near on testA, GlaS"]] == ["run", "far <b>"]
     assert "Wilcoxon signed-rank test" in page.text and "2,000 resamples" in page.text
 
 

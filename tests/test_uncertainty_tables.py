@@ -5,8 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
+from pathseg.train.ablations import Repeat
 from pathseg.train.metrics import Scores, constant_answer
 from pathseg.train.runs import FinishedRun, PartScores, RunFolder
+from pathseg.train.systems import System
 from pathseg.train.uncertainty_tables import uncertainty_tables
 
 GOOD, FAIR = np.array([[50, 10], [20, 20]]), np.array([[40, 20], [20, 20]])
@@ -35,6 +37,22 @@ def test_every_run_is_compared_with_the_best():
     bounds = f"−{-dice:.3f}"
     assert table.caption == "Each run against good on testB, GlaS"
     assert table.rows[0].cells == ("fair", bounds, f"[{bounds}, {bounds}]", "0.500", "2")
+
+
+def test_systems_are_compared_with_the_first_whichever_is_better():
+    runs = [finished("ours", FAIR), finished("unconditional", GOOD), finished("another seed", GOOD)]
+    shown = [System(name, Repeat((run,)), (), 1) for name, run in zip(("P", "P-uncond"), runs, strict=False)]
+    *_, table = uncertainty_tables(runs, "testB", "GlaS", shown)
+    dice = (100 / 130 + 40 / 70) / 2 - (80 / 120 + 40 / 80) / 2
+    assert table.caption == "Each system against P on testB, GlaS"
+    assert table.columns[:2] == ("system", "Dice − P")
+    assert table.rows[0].cells == ("P-uncond", f"+{dice:.3f}", f"[+{dice:.3f}, +{dice:.3f}]", "0.500", "2")
+    assert "P: ours; P-uncond: unconditional" in table.notes[0] and "picked on these images" not in table.notes[1]
+
+
+def test_one_system_is_compared_with_none():
+    runs = [finished("a", FAIR), finished("b", GOOD)]
+    assert len(uncertainty_tables(runs, "testB", "GlaS", [System("P", Repeat(tuple(runs)), (), 1)])) == 2
 
 
 def test_runs_on_other_images_have_a_dash_and_a_note():

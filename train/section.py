@@ -105,7 +105,8 @@ def tables_of(section: dict[str, Any]) -> list[tuple[str, Table]]:
     named: list[tuple[str, Table | None]] = [(f"systems-{split}", table) for split, table in section["systems"]]
     named += [(f"results-{split}", table) for split, table in section["results"]]
     named += [(f"objects-{split}", table) for split, table in section["objects"]]
-    named += [(f"uncertainty-{n}", table) for n, table in enumerate(section["uncertainty"], 1)]
+    for split, tables in section["uncertainty"]:
+        named += [(f"uncertainty-{split}-{n}", table) for n, table in enumerate(tables, 1)]
     named += [("seeds", section["seeds"])]
     named += [(f"{one['name']}-{n}", table) for one in section["ablations"] for n, table in enumerate(one["tables"], 1)]
     named += [("rates-cited", section["cited_rates"]), ("tissues", section["tissues"])]
@@ -124,7 +125,7 @@ def _tables(group: Group, found: Sequence[System], title: str) -> dict[str, Any]
         "systems": [(split, systems_table(found, split, title)) for split in scored],
         "results": [(split, results(runs, split, _caption(split, quoted, title))) for split in parts],
         "objects": [(split, table) for split, table in objects if table is not None],
-        "uncertainty": uncertainty_tables(runs, quoted, title),
+        "uncertainty": [(split, made) for split in parts if (made := uncertainty_tables(runs, split, title, found))],
         "per_class": [(split, per_class(runs, split, f"Classes on {split}, {title}")) for split in parts],
         "tissues": tissues_table(found, quoted, title),
         "confusions": [table for one in found if (table := confusion_table(one.run, quoted)) is not None],
