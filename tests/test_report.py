@@ -320,7 +320,19 @@ def test_every_table_lies_beside_the_page_for_papers_and_for_programs(made):
 def test_the_csv_of_a_table_holds_its_rows(made, page):
     with (made / "report" / "table-1-glas-results-testB.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file))
-    assert rows[:3] == page.main_table()[:3]
+    shown = [[cell.replace("−", "-") for cell in row] for row in page.main_table()[:3]]
+    for row in shown[1:]:
+        row[6] = row[6].replace(",", "")  # the number of parameters
+    assert rows[:3] == shown
+
+
+@pytest.mark.parametrize("split", ["testA", "testB"])
+def test_scores_of_each_image_lie_beside_the_page(made, split):
+    part = json.loads((made / "heads/near/metrics.json").read_text())["splits"][split]
+    with (made / "report" / f"images-near-{split}.csv").open(encoding="utf-8", newline="") as file:
+        found = {row["image"]: float(row["Dice"]) for row in csv.DictReader(file)}
+    assert found == {one["id"]: round(one["scores"]["dice"], 3) for one in part["per_image"]}
+    assert r"\caption" in (made / "report" / f"images-near-{split}.tex").read_text()
 
 
 def test_systems_are_shown_side_by_side_in_the_page_and_beside_it(made, page):
@@ -553,5 +565,5 @@ def test_of_many_runs_the_best_alone_have_pictures_and_the_others_say_so(tmp_pat
     for shift in (2, 20, 40):
         write_run(tmp_path, f"by{shift}", store, shift=shift)
     source = build_report(tmp_path).path.read_text()
-    assert {file.name for file in (tmp_path / "report").glob("images-*")} == {"images-by2.png", "images-by20.png"}
+    assert {file.name for file in (tmp_path / "report").glob("images-*.png")} == {"images-by2.png", "images-by20.png"}
     assert source.count("No pictures: they are made for the best runs only") == 1

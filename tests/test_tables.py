@@ -199,7 +199,15 @@ def test_a_run_that_recorded_no_matrices_has_no_confusion_table(runs):
 
 def test_csv_quotes_what_must_be_quoted():
     table = Table("Title", ("run", "pixels"), (Row("run", ('a "b"', "1,234")),))
-    assert list(csv.reader(io.StringIO(table.csv()))) == [["run", "pixels"], ['a "b"', "1,234"]]
+    assert list(csv.reader(io.StringIO(table.csv()))) == [["run", "pixels"], ['a "b"', "1234"]]
+
+
+def test_csv_holds_numbers_as_float_reads_them():
+    cells = ("1,234,567", "−0.125", "1,234.5", DASH, "0.650 ± 0.071", "[−0.2, +0.1]", "2 (0, 1)")
+    table = Table("T", ("run", *"abcdefg"), (Row("run", ("x − 1,000", *cells)),))
+    (row,) = list(csv.reader(io.StringIO(table.csv())))[1:]
+    assert [float(cell) for cell in row[1:4]] == [1234567, -0.125, 1234.5]
+    assert row[0] == "x − 1,000" and row[4:] == ["", "0.650 ± 0.071", "[-0.2, +0.1]", "2 (0, 1)"]
 
 
 def test_latex_parts_ours_from_the_cited_and_marks_the_best():

@@ -21,7 +21,9 @@ def article_of(run: FinishedRun, edition: Edition, stores: Stores, *, rows: int,
     view: dict[str, Any] = {
         "name": run.name, "facts": run_facts(run), "settings": flat(run.config), "commands": commands(run, workspace),
         "trained": run.data["model"]["trained"], "store": run.data["store"], "curves": None,
-        "per_image": [per_image(part, f"Images of {split}, worst first") for split, part in run.parts.items()],
+        "per_image": [
+            (split, per_image(part, f"Images of {split}, worst first")) for split, part in run.parts.items()
+        ],
     }  # fmt: skip
     if run.history:
         curves = figures.learning_curves(run.history, run.best_epoch, f"{run.name}: learning curves")

@@ -116,6 +116,11 @@ def tables_of(section: dict[str, Any]) -> list[tuple[str, Table]]:
     return [(name, table) for name, table in named if table is not None]
 
 
+def image_tables_of(section: dict[str, Any]) -> list[tuple[str, Table]]:
+    """The tables of single images of each run, each with a name for its files."""
+    return [(f"images-{run['name']}-{split}", table) for run in section["runs"] for split, table in run["per_image"]]
+
+
 def _tables(group: Group, found: Sequence[System], title: str) -> dict[str, Any]:
     """The tables of scores: pairs of a test part and its table, the quoted part first."""
     runs, parts, quoted = group.runs, group.splits, group.quoted

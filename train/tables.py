@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from pathseg.train.objects import ObjectScores, mean_scores
 from pathseg.train.runs import FinishedRun, PartScores
 
 DASH = "–"
+GROUPED = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?")  # a number with thousands separators
 CONSTANT, CITED = "constant answer", "cited"
 SETTINGS = ("model", "condition", "t", "blocks", "head", "parameters", "lr", "seed", "epochs (best)", "images")
 METRICS = ("accuracy", "Dice", "mIoU", "F1", "Dice − constant")
@@ -48,9 +50,13 @@ class Table:
         return f"**{_escaped(self.caption)}**\n\n{body}{notes}\n"
 
     def csv(self) -> str:
-        """As comma-separated values, the columns' names first."""
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([self.columns, *(row.cells for row in self.rows)])
+        """As comma-separated values for programs, the columns' names first.
+
+        Numbers are as `float` reads them: no thousands separators, an ASCII minus, nothing where there is none.
+        """
+        text, lines = io.StringIO(), [self.columns, *(row.cells for row in self.rows)]
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerows([*line[: self.words], *map(_digits, line[self.words :])] for line in lines)
         return text.getvalue()
 
     def latex(self) -> str:
@@ -253,6 +259,12 @@ def _rank(value: float | None) -> float:
 
 def _value(value: Any) -> str:
     return DASH if value is None else str(value)
+
+
+def _digits(cell: str) -> str:
+    """A cell as programs read it, where it is a number; a dash becomes nothing."""
+    text = "" if cell == DASH else cell.replace("−", "-")
+    return text.replace(",", "") if GROUPED.fullmatch(text) else text
 
 
 def _escaped(cell: str) -> str:
