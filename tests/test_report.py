@@ -291,6 +291,17 @@ def test_the_worst_image_is_shown_first(made, page):
     assert next(attrs["alt"] for attrs in page.find("img") if "tissue" in attrs["alt"]) == f"{worst}: tissue"
 
 
+def test_the_map_of_an_ensemble_is_a_fifth_picture_of_its_row(tmp_path):
+    store = write_store(tmp_path / "glas-mini.zarr", trained=True)
+    run = write_run(tmp_path, "ensemble", store, shift=2)
+    run.write_uncertainty("testB_3", np.full((SIDE, SIDE), 0.5))
+    page = Page(build_report(tmp_path).path)
+    assert [attrs["alt"] for attrs in page.find("img") if "uncertainty" in attrs["alt"]] == ["testB_3: uncertainty"]
+    assert [attrs["class"] for attrs in page.find("div") if "panels" in (attrs.get("class") or "")].count(
+        "panels five"
+    ) == 1
+
+
 def test_every_metric_is_defined_in_the_page(page):
     assert len(DEFINITIONS) > 5 and all(text in page.text for text in (DEFINITIONS | OBJECT_DEFINITIONS).values())
 

@@ -188,6 +188,12 @@ def test_images_say_their_object_scores_where_they_have_some():
     assert rows == {"a": ("0.500", "0.500", "2.0"), "b": ("0.000", "0.000", DASH)}
 
 
+def test_images_say_how_unsure_the_head_is_where_it_says_so():
+    table = per_image(dataclasses.replace(part(GOOD), uncertainty={"testB_1": 0.25}), "t")
+    assert table.columns[-1] == "uncertainty, nats" and [row.cells[-1] for row in table.rows] == ["0.250", DASH]
+    assert "tenth" in table.notes[0]
+
+
 def test_a_confusion_matrix_gives_counts_and_shares_of_the_row():
     rows = [row.cells for row in confusion_table(finished("a", {"testB": with_objects()}), "testB").rows]
     assert rows == [("background", "50", "10", "0.833", "0.167"), ("gland", "20", "20", "0.500", "0.500")]

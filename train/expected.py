@@ -113,6 +113,7 @@ METRICS: dict[str, Kind] = {
     "splits.*.per_image": OBJECTS,
     "splits.*.per_image.*.id": TEXT,
     "splits.*.per_image.*.source?": TEXT,
+    "splits.*.per_image.*.uncertainty?": SCORE,
     "splits.*.confusion?": MATRIX,
     "splits.*.per_image.*.confusion?": MATRIX,
     "splits.*.objects?": OBJECT,

@@ -17,7 +17,8 @@ class PartScores:
 
     matrices: confusion matrices (K, K) by image, objects: object scores by image; both are empty where the run did
     not record them, objects also where the data set has none. `rules` is what metrics.json says of the objects,
-    sources the slide or region of each image that was cut from one, as far as the run recorded it.
+    sources the slide or region of each image that was cut from one, as far as the run recorded it; uncertainty, in
+    nats, is that of the images of a head that says how unsure it is.
     """
 
     images: int
@@ -29,6 +30,7 @@ class PartScores:
     objects: dict[str, ObjectSums] = field(default_factory=dict)
     rules: dict[str, Any] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
+    uncertainty: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> PartScores:
@@ -44,6 +46,7 @@ class PartScores:
             objects={one["id"]: ObjectSums(**one["objects"]["sums"]) for one in each if "objects" in one},
             rules=values.get("objects", {}),
             sources={one["id"]: one["source"] for one in each if "source" in one},
+            uncertainty={one["id"]: one["uncertainty"] for one in each if one.get("uncertainty") is not None},
         )
 
     @property

@@ -13,7 +13,6 @@ from typing import Any
 
 import jinja2
 
-from pathseg.train import figures
 from pathseg.train.article import SHEET_ROWS
 from pathseg.train.cited import PAPER, PAPER_LINK
 from pathseg.train.edition import Edition
@@ -89,7 +88,7 @@ def _page(groups: Sequence[Group], edition: Edition, workspace: Path) -> dict[st
         "title": "Segmentation report: " + ", ".join(dict.fromkeys(section["title"] for section in sections)),
         "sections": sections, "definitions": DEFINITIONS, "object_definitions": OBJECT_DEFINITIONS,
         "paper": PAPER, "paper_link": PAPER_LINK,
-        "panels": figures.PANELS, "workspace": str(workspace), "not_recorded": NOT_RECORDED,
+        "workspace": str(workspace), "not_recorded": NOT_RECORDED,
     }  # fmt: skip
 
 

@@ -19,6 +19,7 @@ DASH = "–"
 GROUPED = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?")  # a number with thousands separators
 CONSTANT, CITED = "constant answer", "cited"
 SETTINGS = ("model", "condition", "t", "blocks", "head", "parameters", "lr", "seed", "epochs (best)", "images")
+UNSURE = "Uncertainty of an image: mean of its most uncertain tenth of pixels; 0 where the networks agree everywhere."
 METRICS = ("accuracy", "Dice", "mIoU", "F1", "Dice − constant")
 
 
@@ -134,9 +135,13 @@ def per_image(part: PartScores, title: str) -> Table:
     for name, one in sorted(part.per_image.items(), key=lambda item: (_rank(item[1].dice), item[0])):
         objects = _object_cells(part.objects[name].scores()) if name in part.objects else (DASH,) * 3
         cells = (name, *map(number, (one.accuracy, one.dice, one.miou, one.f1)))
-        rows.append(Row("run", (*cells, *objects) if part.objects else cells))
-    columns = ("image", *METRICS[:4], *(("object F1", "object Dice", "Hausdorff, px") if part.objects else ()))
-    return Table(title, columns, tuple(rows))
+        unsure = (number(part.uncertainty.get(name)),) if part.uncertainty else ()
+        rows.append(Row("run", (*cells, *(objects if part.objects else ()), *unsure)))
+    columns = (
+        "image", *METRICS[:4], *(("object F1", "object Dice", "Hausdorff, px") if part.objects else ()),
+        *(("uncertainty, nats",) if part.uncertainty else ()),
+    )  # fmt: skip
+    return Table(title, columns, tuple(rows), notes=(UNSURE,) if part.uncertainty else ())
 
 
 def cited_rates(dataset: str) -> Table | None:
