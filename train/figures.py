@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -192,9 +193,9 @@ def sheet(
     axes = figure.subplots()  # one for all panels: laying out one for each takes longer than all else
     axes.imshow(whole, interpolation="lanczos")
     axes.set_xticks([left + w / 2 for left in lefts], columns, fontsize=9)
-    axes.set_yticks(
-        [top + h / 2 for top in tops], [label for label, _ in rows], rotation=90, va="center", ma="center", fontsize=8
-    )
+    places = [top + h / 2 for top in tops]
+    labels = ["\n".join(textwrap.fill(line, 36) for line in label.split("\n")) for label, _ in rows]  # a row's height
+    axes.set_yticks(places, labels, rotation=90, va="center", ma="center", fontsize=8)
     axes.tick_params(length=0, labeltop=True, labelbottom=False)
     axes.spines[:].set_visible(False)
     patches = [Patch(color=colour, label=name) for name, colour in (*colours.classes, *colours.errors)]
