@@ -14,7 +14,7 @@ from pathseg.train.runs import FinishedRun, PartScores, RunFolder
 
 DATA = {
     "store": "/s.zarr", "key": "k", "dataset": "glas", "classes": ["background", "gland"], "ignore": None,
-    "model": {"name": "mini", "trained": True, "condition": "ssl"}, "mpp": 0.62, "size": [256, 256], "layout": "grid",
+    "model": {"name": "mini", "trained": True, "condition": "ssl"}, "mpp": 0.62, "size": [256, 512], "layout": "grid",
     "preprocessing": "none", "channels": {"4": 1}, "test_split": "testB", "images": {"train": ["a"], "val": ["b"]},
 }  # fmt: skip
 
@@ -114,6 +114,20 @@ def test_the_same_run_under_another_name_counts_once():
     assert [run.name for run in repeat.runs] == ["a", "c"]
 
 
+@pytest.mark.parametrize("rule", [{"connectivity": "4"}, {"min_object_px": 50}])
+def test_objects_counted_otherwise_are_no_other_training(rule):
+    """A repeat is no second seed and no second setting, whatever its name; the run with the default rules is shown."""
+    runs = [finished(name="a", **rule), finished(name="b"), finished(name="c", seed=1)]
+    assert twins(runs) == (("a", "b"),)
+    ((words, repeat),) = repeats(runs)
+    assert [run.name for run in repeat.runs] == ["b", "c"]
+    assert words == described(finished(), leave_out=(), place=False)
+
+
+def test_a_sweep_may_count_objects_in_two_ways():
+    assert values([finished(t=10), finished(t=50, connectivity="4")]) == {"t": [10, 50]}
+
+
 def test_repeats_differ_by_seed_only():
     found = repeats([finished(seed=0), finished(seed=1), finished(seed=0, t=10)])
     assert [repeat.seeds for _, repeat in found] == [(0, 1)]
@@ -168,7 +182,7 @@ def test_an_untrained_model_is_called_so():
 
 def test_with_several_stores_a_sweep_names_its_own():
     runs = [finished(t=10), finished(t=50), finished(t=50, data={"key": "other"})]
-    assert sweeps(runs)[0].fixed.endswith("store /s.zarr with 1 training image")
+    assert sweeps(runs)[0].fixed.endswith("store /s.zarr with 1 training image of 512x256 px")
 
 
 def test_all_thirteen_blocks_are_called_all():

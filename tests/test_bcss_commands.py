@@ -101,6 +101,12 @@ def test_metrics_count_the_annotated_pixels_of_the_centre_and_no_other(workspace
     assert [image["id"] for image in part["per_image"]] == [store.ids[5]]
 
 
+def test_metrics_name_the_region_that_an_image_was_cut_from(workspace, drawn_regions):
+    metrics = json.loads((workspace / "heads" / "one" / "metrics.json").read_text())
+    (region,) = (drawn_regions / "images").glob("TCGA-OL-*.png")  # the one of a test institute
+    assert [image["source"] for image in metrics["splits"]["test"]["per_image"]] == [region.stem]
+
+
 def test_the_report_shows_it_beside_the_papers_table(workspace):
     tables = (workspace / "report" / "tables.md").read_text()
     assert "VGG16-FCN8" in tables and "necrosis" in tables

@@ -114,3 +114,15 @@ def test_a_store_is_opened_once(store):
 def test_a_store_that_is_gone_leaves_its_reason(store):
     shutil.rmtree(store.location.root)
     assert "there is no feature store at" in Stores().get(str(store.location))
+
+
+def test_a_map_of_uncertainty_stands_beside_the_prediction(run, store):
+    """Left half sure, right half as unsure as can be: black and white."""
+    share = np.zeros((SIDE, SIDE))
+    share[:, SIDE // 2 :] = 1
+    run.folder.write_uncertainty("test_1", share)
+    run.parts["test"].uncertainty["test_1"] = 0.6931
+    first, second = pictures(run, "test", ["test_1", "test_2"], store)
+    assert first.unsure.shape == first.panels[0].shape and first.caption.endswith("uncertainty 0.693 nats")
+    assert (first.unsure[:, : SIDE // 2] == 0).all() and (first.unsure[:, SIDE // 2 :] == 255).all()
+    assert second.unsure is None and "uncertainty" not in second.caption

@@ -186,8 +186,10 @@ def test_mixed_precision_learns_as_well(toy_store, tmp_path):
 
 
 def test_class_weights_are_the_papers():
-    # 1 - N_c / N by hand for 10, 30 and 60 of 100 pixels; a class without pixels counts nowhere
-    assert class_weights(np.array([10, 30, 60, 0])).tolist() == pytest.approx([0.9, 0.7, 0.4, 0.0])
+    # 1 - N_c / N by hand for 10, 30 and 60 of 100 pixels and none; 0 for "don't care"
+    assert class_weights(np.array([10, 30, 60, 0]), None).tolist() == pytest.approx([0.9, 0.7, 0.4, 1.0])
+    assert class_weights(np.array([10, 30, 60, 0]), 255).tolist() == pytest.approx([0.9, 0.7, 0.4, 1.0])
+    assert class_weights(np.array([0, 30, 60, 10]), 0).tolist() == pytest.approx([0.0, 0.7, 0.4, 0.9])
 
 
 @pytest.fixture
@@ -240,12 +242,20 @@ def test_a_run_on_views_that_was_cut_off_ends_as_if_it_had_not_been(view_store, 
     assert same(weights(whole), weights(train(view_store, tmp_path / "cut", config)))
 
 
-def test_class_weights_count_the_centre_of_each_patch_alone(view_store, tmp_path):
+def test_class_weights_count_all_views_that_training_draws_from(view_store, tmp_path):
     config = HeadConfig(blocks=(4,), head="linear", epochs=1, class_weights="balanced")
     (trainee,) = train_heads(view_store, [(config, RunFolder(tmp_path / "run"))])
-    glands = sum(int((view_store.mask(index) == 1).sum()) for index in (0, 3, 6))
-    share = glands / (3 * 256 * 512)
+    glands = sum(int((view_store.mask(index) == 1).sum()) for index in range(9))
+    share = glands / (9 * 256 * 512)
     assert trainee.weights.tolist() == pytest.approx([share, 1 - share])  # 1 - N_c / N of two classes
+
+
+def test_metrics_name_what_an_image_was_cut_from(view_store, toy_store, tmp_path):
+    config = HeadConfig(blocks=(4,), head="linear", epochs=1)
+    for store, expected in ((view_store, [{"id": "test_v0", "source": "test"}]), (toy_store, [{"id": "test_4"}])):
+        run = train(store, tmp_path / store.ids[0], config)
+        said = run.read_metrics()["splits"]["test"]["per_image"]
+        assert [{name: one[name] for name in ("id", "source") if name in one} for one in said] == expected
 
 
 def test_an_unfinished_run_on_other_images_is_not_taken_up(toy_store, tmp_path):

@@ -44,6 +44,29 @@ def test_as_many_pixels_are_drawn_as_asked_for_and_none_twice():
     assert len(pool) == 0
 
 
+def test_the_pixels_of_several_draws_are_taken_in_their_order_without_a_copy():
+    mask = torch.arange(4, dtype=torch.uint8).repeat_interleave(64).expand(1, 256, 256)
+    maps = {4: mask[0, None, None, None].half()}
+    pool, parts = PixelPool(), []
+    for seed in (0, 1):
+        alone = PixelPool()
+        for one in (pool, alone):
+            one.draw(maps, mask, PatchGrid(1, 1), count=100, ignore=None, seed=[seed])
+        parts.append(alone.take())
+    held = pool._features.data_ptr()
+    features, labels = pool.take()
+    assert features.data_ptr() == held and len(pool) == 0
+    assert torch.equal(features, torch.cat([part[0] for part in parts]))
+    assert torch.equal(labels, torch.cat([part[1] for part in parts]))
+
+
+def test_what_a_pool_takes_is_counted(monkeypatch):
+    """Draws of 200 pixels of one channel in float16 fill a pool of 300 with 400: two bytes each, beside their room."""
+    monkeypatch.setattr(pools, "POOL_PX", 300)
+    pool = filled()
+    assert pool._features.nbytes == pools.pool_bytes(1, 2, drawn=200) == 1000
+
+
 def test_other_seeds_draw_other_pixels():
     a, b, c = (filled(seed=seed).take()[1] for seed in (0, 0, 1))
     assert torch.equal(a, b)

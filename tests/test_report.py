@@ -291,6 +291,17 @@ def test_the_worst_image_is_shown_first(made, page):
     assert next(attrs["alt"] for attrs in page.find("img") if "tissue" in attrs["alt"]) == f"{worst}: tissue"
 
 
+def test_the_map_of_an_ensemble_is_a_fifth_picture_of_its_row(tmp_path):
+    store = write_store(tmp_path / "glas-mini.zarr", trained=True)
+    run = write_run(tmp_path, "ensemble", store, shift=2)
+    run.write_uncertainty("testB_3", np.full((SIDE, SIDE), 0.5))
+    page = Page(build_report(tmp_path).path)
+    assert [attrs["alt"] for attrs in page.find("img") if "uncertainty" in attrs["alt"]] == ["testB_3: uncertainty"]
+    assert [attrs["class"] for attrs in page.find("div") if "panels" in (attrs.get("class") or "")].count(
+        "panels five"
+    ) == 1
+
+
 def test_every_metric_is_defined_in_the_page(page):
     assert len(DEFINITIONS) > 5 and all(text in page.text for text in (DEFINITIONS | OBJECT_DEFINITIONS).values())
 
@@ -320,7 +331,19 @@ def test_every_table_lies_beside_the_page_for_papers_and_for_programs(made):
 def test_the_csv_of_a_table_holds_its_rows(made, page):
     with (made / "report" / "table-1-glas-results-testB.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file))
-    assert rows[:3] == page.main_table()[:3]
+    shown = [[cell.replace("−", "-") for cell in row] for row in page.main_table()[:3]]
+    for row in shown[1:]:
+        row[6] = row[6].replace(",", "")  # the number of parameters
+    assert rows[:3] == shown
+
+
+@pytest.mark.parametrize("split", ["testA", "testB"])
+def test_scores_of_each_image_lie_beside_the_page(made, split):
+    part = json.loads((made / "heads/near/metrics.json").read_text())["splits"][split]
+    with (made / "report" / f"images-near-{split}.csv").open(encoding="utf-8", newline="") as file:
+        found = {row["image"]: float(row["Dice"]) for row in csv.DictReader(file)}
+    assert found == {one["id"]: round(one["scores"]["dice"], 3) for one in part["per_image"]}
+    assert r"\caption" in (made / "report" / f"images-near-{split}.tex").read_text()
 
 
 def test_systems_are_shown_side_by_side_in_the_page_and_beside_it(made, page):
@@ -340,6 +363,8 @@ def test_the_confusion_matrix_is_that_of_metrics_json(made, page):
 def test_runs_have_intervals_and_are_tested_against_the_best(page):
     assert [row[0] for row in page.tables["Confidence intervals on testB, GlaS"]] == ["run", "near", "far <b>"]
     assert [row[0] for row in page.tables["Each run against near on testB, GlaS"]] == ["run", "far <b>"]
+    assert [row[0] for row in page.tables["Confidence intervals on testA, GlaS"]] == ["run", "near", "far <b>"]
+    assert [row[0] for row in page.tables["Each run against near on testA, GlaS"]] == ["run", "far <b>"]
     assert "Wilcoxon signed-rank test" in page.text and "2,000 resamples" in page.text
 
 
@@ -551,5 +576,5 @@ def test_of_many_runs_the_best_alone_have_pictures_and_the_others_say_so(tmp_pat
     for shift in (2, 20, 40):
         write_run(tmp_path, f"by{shift}", store, shift=shift)
     source = build_report(tmp_path).path.read_text()
-    assert {file.name for file in (tmp_path / "report").glob("images-*")} == {"images-by2.png", "images-by20.png"}
+    assert {file.name for file in (tmp_path / "report").glob("images-*.png")} == {"images-by2.png", "images-by20.png"}
     assert source.count("No pictures: they are made for the best runs only") == 1

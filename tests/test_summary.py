@@ -114,7 +114,8 @@ def test_the_facts_of_the_data():
 
 def test_the_facts_of_a_run():
     assert run_facts(finished("one", GOOD)) == (
-        "2,654,274 parameters, 30 epochs, 1 min 23 s of training steps on cpu; kept: epoch 7, validation Dice 0.500"
+        "Images of 512x768 px, 2,654,274 parameters, 30 epochs, 1 min 23 s of training steps on cpu; "
+        "kept: epoch 7, validation Dice 0.500"
     )
 
 

@@ -108,9 +108,9 @@ def test_heads_too_large_for_memory_take_several_passes(toy_store, monkeypatch):
 
 def test_the_pixels_that_an_ensemble_learns_from_count_as_its_memory(toy_store):
     config = HeadConfig(blocks=(4,), head="pixel-ensemble")
-    # ten networks of 6 -> 128 -> 32 -> 2 with two batch normalisations; 512 batches of 64 pixels, float16
+    # ten networks of 6 -> 128 -> 32 -> 2 with two batch normalisations; 512 batches of 64 pixels, one draw, float16
     parameters = 10 * (6 * 128 + 128 + 256 + 128 * 32 + 32 + 64 + 32 * 2 + 2)
-    assert head_bytes(toy_store, config) == parameters * 4 * 4 + 512 * 64 * 6 * 2
+    assert head_bytes(toy_store, config) == parameters * 4 * 4 + (512 * 64 + 1024) * 6 * 2
 
 
 def test_a_finished_run_is_not_trained_again(toy_store, tmp_path):

@@ -22,7 +22,7 @@ TISSUES = ("tumor", "stroma", "inflammatory", "necrosis", "other")
 def finished(
     *, model: str = "brca-hipt-20x", condition: str = "ssl", val: float = 0.5, matrix: np.ndarray = GOOD,
     dataset: str = "glas", classes: tuple[str, ...] = ("background", "gland"),
-    size: tuple[int, int] = (768, 768), name: str = "", **settings: Any,
+    size: tuple[int, int] = (768, 768), name: str = "", images: int = 1, **settings: Any,
 ) -> FinishedRun:  # fmt: skip
     data = {
         "store": f"/{model}.zarr", "key": model + condition, "dataset": dataset, "classes": list(classes),
@@ -30,7 +30,8 @@ def finished(
         "test_split": "testB", "size": size, "images": {"train": ["a"], "val": ["b"]},
     }  # fmt: skip
     scores = Scores.of(matrix)
-    part = PartScores(1, scores, "background", Scores.of(constant_answer(matrix, 0)), {"c": scores})
+    each = {f"c{n}": scores for n in range(images)}
+    part = PartScores(images, scores, "background", Scores.of(constant_answer(matrix, 0)), each)
     kind = BaselineConfig if settings.get("head") in BASELINES else HeadConfig
     return FinishedRun(
         RunFolder(name or "-".join([model, condition, *(f"{key}{value}" for key, value in settings.items())])),
@@ -66,6 +67,25 @@ def test_settings_are_chosen_by_validation_not_by_test():
     better_on_test = finished(lr=1e-3, val=0.4, matrix=GOOD)
     (one,) = systems([better_on_test, finished(lr=1e-4, val=0.6, matrix=FAIR)])
     assert (one.run.head["lr"], one.settings_tried) == (1e-4, 2)
+
+
+def test_a_single_run_on_the_side_does_not_take_the_place_of_a_series():
+    series = [finished(lr=1e-4, seed=seed, val=val) for seed, val in ((0, 0.5), (1, 0.6))]
+    (one,) = systems([*series, finished(lr=1e-3, val=0.9), finished(lr=1e-5, seed=0), finished(lr=1e-5, seed=1)])
+    assert (one.run.head["lr"], one.repeat.seeds) == (1e-4, (0, 1))
+    assert (one.settings_tried, one.settings_aside) == (2, 1)
+
+
+def test_more_test_images_count_before_more_seeds():
+    few = [finished(lr=1e-3, seed=seed, val=0.9) for seed in (0, 1)]
+    (one,) = systems([*few, finished(lr=1e-4, val=0.1, images=2)])
+    assert (one.run.head["lr"], one.settings_tried, one.settings_aside) == (1e-4, 1, 1)
+
+
+def test_settings_that_were_left_aside_are_said():
+    runs = [finished(lr=1e-4), finished(lr=1e-4, seed=1), finished(lr=1e-3, val=0.9)]
+    note = systems_table(systems(runs), "testB", "t").notes[0]
+    assert note.endswith("20 epochs (1 with fewer test images or seeds left aside).")
 
 
 def test_the_papers_own_system_comes_first():
@@ -123,11 +143,39 @@ def test_rows_over_other_pixels_are_said():
 def test_objects_have_their_columns():
     run = finished()
     run.parts["testB"] = dataclasses.replace(
-        run.parts["testB"], objects={"c": ObjectSums(1, 0, 0, 100, 100, 50.0, 50.0, 100, 100, 300.0, 300.0)}
+        run.parts["testB"], objects={"c0": ObjectSums(1, 0, 0, 100, 100, 50.0, 50.0, 100, 100, 300.0, 300.0)}
     )
     table = systems_table(systems([run]), "testB", "t")
     assert table.columns[-3:] == ("object F1", "object Dice", "object Hausdorff, px")
     assert table.rows[0].cells[-3:] == ("1.000", "0.500", "3.0") and table.rows[1].cells[-3:] == (DASH,) * 3
+
+
+def counted(connectivity: str, **settings: Any) -> FinishedRun:
+    """A run with one perfect object, counted by this rule."""
+    run = finished(connectivity=connectivity, **settings)
+    run.parts["testB"] = dataclasses.replace(
+        run.parts["testB"],
+        objects={"c0": ObjectSums(1, 0, 0, 100, 100, 100.0, 100.0, 100, 100, 0.0, 0.0)},
+        rules={"connectivity": connectivity, "min_object_px": 0, "hausdorff_left_out": 0},
+    )
+    return run
+
+
+def test_a_row_of_objects_says_by_which_rules_they_were_counted():
+    notes = systems_table(systems([counted("8")]), "testB", "t").notes
+    assert "Predicted objects: parts of the prediction, 8-connected, of any size." in notes
+
+
+def test_objects_counted_in_two_ways_have_no_mean():
+    runs = [counted("8"), counted("4", seed=1), counted("8", head="linear")]
+    table = systems_table(systems(runs), "testB", "t")
+    assert [row.cells[-3] for row in table.rows[:2]] == [DASH, "1.000"]
+    assert any("8-connected, of any size (PathSegDiff, linear probe); 4-connected" in note for note in table.notes)
+
+
+def test_a_repeat_with_other_objects_is_no_other_setting():
+    (one,) = systems([counted("8"), counted("4", name="again", val=0.9)])
+    assert (one.repeat.seeds, one.settings_tried, one.settings_aside) == ((0,), 1, 0)
 
 
 def test_the_classes_of_bcss_are_the_papers_table_3():

@@ -40,7 +40,7 @@ def finished(name: str, parts: dict[str, PartScores], *, trained: bool = True, d
         "head": {"t": 50, "blocks": [4, 5, 6], "head": "fcn", "lr": 1e-4, "epochs": 30, "seed": 3},
         "data": {
             "dataset": dataset, "classes": ["background", "gland"], "ignore": None,
-            "model": {"name": "mini", "trained": trained, "condition": "ssl"},
+            "model": {"name": "mini", "trained": trained, "condition": "ssl"}, "size": [256, 512],
         },
         "parameters": 2654274,
     }  # fmt: skip
@@ -107,6 +107,23 @@ def test_runs_on_the_same_images_carry_no_such_note(runs):
     assert not any("different images" in note for note in results(runs, "testB", "t").notes)
 
 
+def test_patches_of_one_region_are_said_to_count_twice_where_they_overlap(runs):
+    sources = {"testB_1": "r", "testB_2": "r"}
+    run = finished("cut", {"testB": dataclasses.replace(part(GOOD), sources=sources)})
+    (note,) = results([run], "testB", "t").notes
+    assert note.startswith("The 2 images are patches of 1 region: where patches overlap, a pixel counts once in each")
+    assert results(runs, "testB", "t").notes == ()
+
+
+def test_runs_on_images_of_another_size_are_said_not_to_compare(runs):
+    other = finished("other", {"testB": part(GOOD)})
+    other.data["size"] = [768, 768]
+    assert results([*runs, other], "testB", "t").notes == (
+        "Images of these runs differ in size, so their numbers are not over the same pixels: 512x256 px: good, fair; "
+        "768x768 px: other.",
+    )
+
+
 def test_every_class_of_every_run_has_a_row(runs):
     rows = [row.cells[:3] for row in per_class(runs, "testB", "t").rows]
     assert rows == [
@@ -153,6 +170,15 @@ def test_object_scores_by_hand():
     ]  # fmt: skip
 
 
+def test_runs_whose_objects_were_counted_otherwise_are_named():
+    other = with_objects()
+    other.rules.update(connectivity="4", min_object_px=9)
+    note = objects_table(
+        [finished("a", {"testB": with_objects()}), finished("b", {"testB": other})], "testB", "t"
+    ).notes
+    assert "8-connected, of any size (a); 4-connected, of at least 9 px (b), at the images' original" in note[0]
+
+
 def test_runs_without_objects_have_no_table_of_them(runs):
     assert objects_table(runs, "testB", "t") is None
 
@@ -160,6 +186,12 @@ def test_runs_without_objects_have_no_table_of_them(runs):
 def test_images_say_their_object_scores_where_they_have_some():
     rows = {row.cells[0]: row.cells[5:] for row in per_image(with_objects(), "t").rows}
     assert rows == {"a": ("0.500", "0.500", "2.0"), "b": ("0.000", "0.000", DASH)}
+
+
+def test_images_say_how_unsure_the_head_is_where_it_says_so():
+    table = per_image(dataclasses.replace(part(GOOD), uncertainty={"testB_1": 0.25}), "t")
+    assert table.columns[-1] == "uncertainty, nats" and [row.cells[-1] for row in table.rows] == ["0.250", DASH]
+    assert "tenth" in table.notes[0]
 
 
 def test_a_confusion_matrix_gives_counts_and_shares_of_the_row():
@@ -173,7 +205,15 @@ def test_a_run_that_recorded_no_matrices_has_no_confusion_table(runs):
 
 def test_csv_quotes_what_must_be_quoted():
     table = Table("Title", ("run", "pixels"), (Row("run", ('a "b"', "1,234")),))
-    assert list(csv.reader(io.StringIO(table.csv()))) == [["run", "pixels"], ['a "b"', "1,234"]]
+    assert list(csv.reader(io.StringIO(table.csv()))) == [["run", "pixels"], ['a "b"', "1234"]]
+
+
+def test_csv_holds_numbers_as_float_reads_them():
+    cells = ("1,234,567", "−0.125", "1,234.5", DASH, "0.650 ± 0.071", "[−0.2, +0.1]", "2 (0, 1)")
+    table = Table("T", ("run", *"abcdefg"), (Row("run", ("x − 1,000", *cells)),))
+    (row,) = list(csv.reader(io.StringIO(table.csv())))[1:]
+    assert [float(cell) for cell in row[1:4]] == [1234567, -0.125, 1234.5]
+    assert row[0] == "x − 1,000" and row[4:] == ["", "0.650 ± 0.071", "[-0.2, +0.1]", "2 (0, 1)"]
 
 
 def test_latex_parts_ours_from_the_cited_and_marks_the_best():

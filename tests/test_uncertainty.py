@@ -85,7 +85,7 @@ def test_the_p_value_is_scipys_over_the_images():
     a, b = part(drawn(12)), part(drawn(12, seed=5, better=2))
     found = paired(a, b, resamples(a, None), resamples(b, None))
     expected = stats.wilcoxon([b.per_image[i].dice for i in a.per_image], [a.per_image[i].dice for i in a.per_image])
-    assert found.p == pytest.approx(expected.pvalue) and found.images == 12
+    assert found.p == pytest.approx(expected.pvalue) and found.units == 12
 
 
 def test_a_difference_is_that_of_the_pooled_dice_and_lies_in_its_interval():
@@ -102,4 +102,36 @@ def test_a_run_does_not_differ_from_itself():
 
 def test_runs_on_other_images_are_not_compared():
     a, b = part(drawn(2)), part(drawn(2), ids=["x", "y"])
+    assert paired(a, b, resamples(a, None), resamples(b, None)) is None
+
+
+def test_patches_of_one_region_are_drawn_together():
+    """Six patches of three regions give the samples of three images that hold the pixels of two patches each."""
+    matrices = drawn(6)
+    patches = dataclasses.replace(part(matrices, list("abcdef")), sources=dict(zip("abcdef", "zxyzxy", strict=True)))
+    wholes = part([matrices[i] + matrices[i + 3] for i in range(3)], list("zxy"))
+    found, expected = resamples(patches, None), resamples(wholes, None)
+    assert all(np.array_equal(found[name], expected[name]) for name in expected)
+
+
+def test_objects_of_one_region_are_drawn_together():
+    """A perfect object in one patch, a missed one in the other of the same region: every draw holds both."""
+    sums = {"image_0": ObjectSums(tp=1, predicted_px=9, true_px=9), "image_1": ObjectSums(fn=1, true_px=9, left_out=1)}
+    found = resamples(dataclasses.replace(part(drawn(2)), objects=sums, sources=dict.fromkeys(sums, "r")), None)
+    assert found["object f1"] == pytest.approx(np.full(RESAMPLES, 2 / 3))
+
+
+def test_the_p_value_over_regions_is_scipys_over_their_pooled_dice():
+    names = [f"image_{i}" for i in range(24)]
+    sources = {name: f"region {i // 2}" for i, name in enumerate(names)}
+    both = [drawn(24), drawn(24, seed=5, better=2)]
+    a, b = (dataclasses.replace(part(matrices), sources=sources) for matrices in both)
+    dice = [[Scores.of(m[i] + m[i + 1]).dice for i in range(0, 24, 2)] for m in both]
+    found = paired(a, b, resamples(a, None), resamples(b, None))
+    assert found.p == pytest.approx(stats.wilcoxon(dice[1], dice[0]).pvalue) and found.units == 12
+
+
+def test_a_run_that_knows_regions_is_not_paired_with_one_that_does_not():
+    a = part(drawn(4))
+    b = dataclasses.replace(a, sources=dict.fromkeys(a.per_image, "r"))
     assert paired(a, b, resamples(a, None), resamples(b, None)) is None

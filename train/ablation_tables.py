@@ -73,7 +73,7 @@ def seeds_table(runs: Sequence[FinishedRun], title: str) -> Table | None:
         notes.append(f"All rows: {', '.join(shared)}.")
     if left_out := twins(runs):
         same = ", ".join(f"{name} (as {first})" for name, first in left_out)
-        notes.append(f"Not counted, because the same settings and seed are there under another name: {same}.")
+        notes.append(f"Not counted, because the same training, seed included, is there under another name: {same}.")
     columns = ("settings", "n (seeds)", *_columns(OVER_SEEDS, runs[0].test_split))
     return Table(f"Mean ± standard deviation over seeds, {title}", columns, tuple(rows), notes=tuple(notes))
 

@@ -19,6 +19,7 @@ Metric = Literal["accuracy", "dice", "miou", "f1"]
 AXES: dict[Axis, str] = {"t": "timestep", "blocks": "blocks", "lr": "learning rate"}
 DEFAULTS = dataclasses.asdict(HeadConfig())
 SAID = ("t", "blocks", "head", "lr", "epochs")  # settings that a description always names; others if not the default
+OF_SCORES = ("connectivity", "min_object_px")  # settings that count objects: no weight and no pixel depends on them
 ELSEWHERE = ("key", "store", "channels")  # of a run's data: where it lies and what follows from the blocks
 
 
@@ -125,7 +126,10 @@ def twins(runs: Sequence[FinishedRun]) -> tuple[tuple[str, str], ...]:
 
 
 def described(run: FinishedRun, *, leave_out: Sequence[str], place: bool) -> tuple[str, ...]:
-    """Model and settings of a run, each in words, but its seed; `place` adds store and number of training images."""
+    """Model and settings of a run, each in words, but its seed; `place` adds store, number and size of training images.
+
+    How its objects were counted is none of them.
+    """
     model, settings = run.data["model"], _settings(run)
     named = {
         "t": f"t = {settings['t']}", "blocks": f"blocks {block_label(settings['blocks'])}",
@@ -139,11 +143,12 @@ def described(run: FinishedRun, *, leave_out: Sequence[str], place: bool) -> tup
     words += [
         f"{name.replace('_', ' ')} {value}"
         for name, value in settings.items()
-        if name not in (*SAID, "seed") and value != DEFAULTS.get(name)
+        if name not in (*SAID, *OF_SCORES, "seed") and value != DEFAULTS.get(name)
     ]
     if place:
         images = len(run.data["images"].get("train", ()))
-        words.append(f"store {run.data['store']} with {images} training image{'' if images == 1 else 's'}")
+        noun = f"training image{'' if images == 1 else 's'}"
+        words.append(f"store {run.data['store']} with {images} {noun} of {run.size}")
     return tuple(words)
 
 
@@ -184,8 +189,8 @@ def _order(axis: Axis, value: Any) -> Any:
 
 
 def _identity(run: FinishedRun, free: Sequence[str]) -> str:
-    """All that must be equal for two runs to be of one sweep, as text."""
-    settings = {name: value for name, value in _settings(run).items() if name not in free}
+    """All that must be equal for two runs to be of one sweep, as text; how objects are counted makes no other run."""
+    settings = {name: value for name, value in _settings(run).items() if name not in (*free, *OF_SCORES)}
     if "blocks" in settings:
         settings["blocks"] = sorted(settings["blocks"])
     return json.dumps([settings, _data(run)], sort_keys=True)
@@ -203,11 +208,19 @@ def _several_data(runs: Sequence[FinishedRun]) -> bool:
 
 
 def _alike(runs: Iterable[FinishedRun], free: Sequence[str]) -> list[list[FinishedRun]]:
-    """Runs that are equal but for the settings in `free`, together, in the order of their names."""
+    """Runs that are equal but for the settings in `free`, together, in the order of their names.
+
+    Those whose objects were counted otherwise than by default come last: of twins, the others are shown.
+    """
     found: dict[str, list[FinishedRun]] = {}
-    for run in sorted(runs, key=lambda run: natural_order(run.name)):
+    for run in sorted(runs, key=lambda run: (_counts_otherwise(run), natural_order(run.name))):
         found.setdefault(_identity(run, free), []).append(run)
     return list(found.values())
+
+
+def _counts_otherwise(run: FinishedRun) -> bool:
+    settings = _settings(run)
+    return any(settings[name] != DEFAULTS[name] for name in OF_SCORES)
 
 
 def _first_of_twins(runs: Sequence[FinishedRun]) -> list[FinishedRun]:

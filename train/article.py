@@ -21,7 +21,9 @@ def article_of(run: FinishedRun, edition: Edition, stores: Stores, *, rows: int,
     view: dict[str, Any] = {
         "name": run.name, "facts": run_facts(run), "settings": flat(run.config), "commands": commands(run, workspace),
         "trained": run.data["model"]["trained"], "store": run.data["store"], "curves": None,
-        "per_image": [per_image(part, f"Images of {split}, worst first") for split, part in run.parts.items()],
+        "per_image": [
+            (split, per_image(part, f"Images of {split}, worst first")) for split, part in run.parts.items()
+        ],
     }  # fmt: skip
     if run.history:
         curves = figures.learning_curves(run.history, run.best_epoch, f"{run.name}: learning curves")
@@ -56,7 +58,14 @@ def _gallery(run: FinishedRun, edition: Edition, stores: Stores, rows: int) -> d
 
 
 def _row(picture: Picture) -> dict[str, Any]:
-    alts = (f"{picture.id}: {name}" + (f", {picture.errors}" if name == "errors" else "") for name in figures.PANELS)
-    uris = (uri(jpeg(panel), "jpeg") for panel in picture.panels)
-    images = [{"uri": uri, "alt": alt} for uri, alt in zip(uris, alts, strict=True)]
+    shown = list(zip(figures.PANELS, picture.panels, strict=True))
+    shown += [] if picture.unsure is None else [("uncertainty", picture.unsure)]
+    images = [
+        {
+            "name": name,
+            "uri": uri(jpeg(panel), "jpeg"),
+            "alt": f"{picture.id}: {name}" + (f", {picture.errors}" if name == "errors" else ""),
+        }
+        for name, panel in shown
+    ]
     return {"id": picture.id, "caption": picture.caption, "errors": picture.errors, "images": images}

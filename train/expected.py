@@ -112,6 +112,8 @@ METRICS: dict[str, Kind] = {
     "splits.*.constant.class": TEXT,
     "splits.*.per_image": OBJECTS,
     "splits.*.per_image.*.id": TEXT,
+    "splits.*.per_image.*.source?": TEXT,
+    "splits.*.per_image.*.uncertainty?": SCORE,
     "splits.*.confusion?": MATRIX,
     "splits.*.per_image.*.confusion?": MATRIX,
     "splits.*.objects?": OBJECT,

@@ -6,23 +6,27 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 
 from pathseg.store.errors import StoreError
 from pathseg.store.features import FeatureStore
 from pathseg.train.figures import error_shares, legend, panels
-from pathseg.train.metrics import Scores
-from pathseg.train.runs import FinishedRun, natural_order
+from pathseg.train.runs import FinishedRun, PartScores, natural_order
 from pathseg.train.tables import number
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One test image: its id, a line about it, what is wrong in words, and the four pictures of `figures.PANELS`."""
+    """One test image: its id, a line about it, what is wrong in words, and the four pictures of `figures.PANELS`.
+
+    unsure (h, w, 3) uint8 is a map of how unsure the head is, white where it cannot be more so; None where it says not.
+    """
 
     id: str
     caption: str
     errors: str
     panels: tuple[np.ndarray, ...]
+    unsure: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -71,16 +75,26 @@ def pictures(run: FinishedRun, split: str, ids: Sequence[str], store: FeatureSto
             yield Lost(name, f"it is not in {store.location}")
             continue
         try:
-            yield _picture(run, store, where[name], run.parts[split].per_image[name])
+            yield _picture(run, store, where[name], run.parts[split])
         except (StoreError, OSError, ValueError) as e:
             yield Lost(name, str(e))
 
 
-def _picture(run: FinishedRun, store: FeatureStore, index: int, scores: Scores) -> Picture:
-    classes, ignore = run.data["classes"], run.data["ignore"]
-    image, truth, predicted = store.image(index), store.mask(index), run.folder.read_prediction(store.ids[index])
+def _picture(run: FinishedRun, store: FeatureStore, index: int, part: PartScores) -> Picture:
+    classes, ignore, name = run.data["classes"], run.data["ignore"], store.ids[index]
+    image, truth, predicted = store.image(index), store.mask(index), run.folder.read_prediction(name)
     made = panels(image, truth, predicted, classes=classes, ignore=ignore)
     shares = error_shares(truth, predicted, classes=classes, ignore=ignore)
     named = legend(classes, ignore).errors
     errors = ", ".join(f"{100 * share:.1f} % {name}" for (name, _), share in zip(named, shares, strict=True))
-    return Picture(store.ids[index], f"Dice {number(scores.dice)} · accuracy {number(scores.accuracy)}", errors, made)
+    scores, unsure = part.per_image[name], run.folder.read_uncertainty(name)
+    caption = f"Dice {number(scores.dice)} · accuracy {number(scores.accuracy)}"
+    if name in part.uncertainty:
+        caption += f" · uncertainty {number(part.uncertainty[name])} nats"
+    return Picture(name, caption, errors, made, None if unsure is None else _as_panel(unsure, made[0]))
+
+
+def _as_panel(values: np.ndarray, panel: np.ndarray) -> np.ndarray:
+    """(H, W) uint8 in gray, at the size of a panel (h, w, 3)."""
+    size = (panel.shape[1], panel.shape[0])
+    return np.asarray(Image.fromarray(values).resize(size, Image.Resampling.BOX).convert("RGB"))

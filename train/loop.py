@@ -17,7 +17,7 @@ from pathseg.train.batches import Batch, FeatureReader, class_pixels
 from pathseg.train.config import Config
 from pathseg.train.evaluate import evaluate, pixel_loss
 from pathseg.train.metrics import Scores
-from pathseg.train.parts import Parts, draw_views, first_views, split_images
+from pathseg.train.parts import Parts, draw_views, split_images
 from pathseg.train.pixels import PixelEnsemble
 from pathseg.train.pool import BATCH_PX, learn_from
 from pathseg.train.results import describe, write_results
@@ -38,7 +38,7 @@ def train_heads(
 ) -> list[Trainee]:
     """Train heads, or baselines, together: every image is read once per epoch, whatever the number of heads.
 
-    Of a patch with several views each epoch draws one, the same for all heads; class weights count its first.
+    Of a patch with several views each epoch draws one, the same for all heads; class weights count them all.
     The configurations may differ in everything but batch_size, val_fraction and split_seed; each head comes out as
     if it had been trained alone. Pixel-wise cross-entropy, Adam, no schedule (section 4 of the paper); the epoch with
     the best validation Dice (of a pixel ensemble the last) is kept and scored on the test parts. A run that was cut
@@ -52,7 +52,7 @@ def train_heads(
     wanted = {t: sorted({b for c in configs if c.t == t for b in c.blocks}) for t in sorted({c.t for c in configs})}
     shared, target = configs[0], torch.device(device)
     parts = split_images(store, val_fraction=shared.val_fraction, seed=shared.split_seed, without=without)
-    pixels = class_pixels(store, first_views(store, parts.train))
+    pixels = class_pixels(store, parts.train)
     reader = FeatureReader(store, wanted, device=target, memory_bytes=memory_bytes)
     trainees = [_prepare(store, config, run, parts, pixels, device=target) for config, run in runs]
 
@@ -99,7 +99,7 @@ def _prepare(
     store: FeatureStore, config: Config, run: RunFolder, parts: Parts, pixels: np.ndarray, *, device: torch.device
 ) -> Trainee:
     """A new head in a fresh run folder, or an unfinished one where it was left."""
-    weights = class_weights(pixels).to(device) if config.class_weights == "balanced" else None
+    weights = class_weights(pixels, store.ignore).to(device) if config.class_weights == "balanced" else None
     trainee = new_trainee(store, config, run, weights=weights, device=device)
     parameters = sum(p.numel() for p in trainee.head.parameters())
     about = describe(store, config, parts, parameters=parameters, device=str(device))
@@ -189,7 +189,11 @@ def _close_epoch(trainee: Trainee, epoch: int, val_loss: float, val: Scores) -> 
     return line
 
 
-def class_weights(pixels: np.ndarray) -> torch.Tensor:
-    """(K,) pixels of each class -> the paper's weights 1 - N_c / N, (K,) float32; 0 for a class without pixels."""
-    weights = np.where(pixels > 0, 1 - pixels / max(1, pixels.sum()), 0.0)
+def class_weights(pixels: np.ndarray, ignore: int | None) -> torch.Tensor:
+    """(K,) counted pixels of each class -> the paper's weights 1 - N_c / N, (K,) float32; 0 for the ignored class.
+
+    A class without pixels weighs 1, as the formula has it: no training pixel is of it.
+    """
+    weights = 1 - pixels / max(1, pixels.sum())
+    weights[np.arange(len(pixels)) == (-1 if ignore is None else ignore)] = 0.0
     return torch.from_numpy(weights).float()

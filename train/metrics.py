@@ -10,8 +10,8 @@ import numpy as np
 
 DEFINITIONS: dict[str, str] = {
     "accuracy": (
-        "share of all counted pixels that got their true class (micro: every pixel weighs the same, "
-        "background included)"
+        "share of all counted pixels that got their true class (micro: every pixel of every test image weighs the "
+        "same, background included; where test images are patches that overlap, a pixel counts once in each)"
     ),
     "dice": (
         "unweighted (macro) mean over the classes, background included, of 2 TP / (2 TP + FP + FN), "

@@ -10,7 +10,7 @@ from pathseg.train.ablations import Spread
 from pathseg.train.cited import IOUS, CitedScores, cited_scores
 from pathseg.train.partscores import PartScores
 from pathseg.train.systems import System
-from pathseg.train.tables import CITED, DASH, METRICS, Row, Table, number
+from pathseg.train.tables import CITED, DASH, METRICS, Row, Table, number, rules_note
 
 ABOUT = ("system", "weights", "n (seeds)")
 PIXELS = ("accuracy", "dice", "miou", "f1")  # of Scores, in the order of METRICS
@@ -26,9 +26,11 @@ def systems_table(systems: Sequence[System], split: str, title: str) -> Table:
     for one in there:
         parts = _parts(one, split)
         cells = [_over(parts, lambda part, name=name: getattr(part.scores, name)) for name in PIXELS]
+        alike = len(_rules(parts)) < 2  # a mean over objects that were counted in two ways would be of neither
         for name in OBJECTS if objects else ():
             digits = 1 if name == "hausdorff" else 3
-            cells.append(_over(parts, lambda part, name=name: getattr(part.pooled_objects, name, None), digits))
+            value = _over(parts, lambda part, name=name: getattr(part.pooled_objects, name, None), digits)
+            cells.append(value if alike else DASH)
         rows.append(Row("run", (one.name, one.weights, _seeds(one), *cells)))
     run = systems[0].run
     cited = cited_scores(str(run.data["dataset"]), split, run.test_split)
@@ -39,7 +41,7 @@ def systems_table(systems: Sequence[System], split: str, title: str) -> Table:
     columns = (*ABOUT, *METRICS[:4], *(OBJECTS.values() if objects else ()))
     like = f" (as the paper's Table {cited[0].table})" if cited else ""
     seen = [part for one in there for part in _parts(one, split)]
-    notes = (*_choices(there), *_unlike(there, split), *_cited_notes(seen, cited))
+    notes = (*_choices(there), *_unlike(there, split), *_counted(there, split), *_cited_notes(seen, cited))
     return Table(f"Systems on {split}, {title}{like}", columns, tuple(rows), words=2, notes=notes)
 
 
@@ -88,7 +90,8 @@ def _choices(systems: Sequence[System]) -> tuple[str, ...]:
     said = []
     for one in systems:
         chosen = "" if one.settings_tried == 1 else f", the best of {one.settings_tried} settings on validation images"
-        said.append(f"{one.name}: {', '.join(one.settings)}{chosen}.")
+        aside = f" ({one.settings_aside} with fewer test images or seeds left aside)" if one.settings_aside else ""
+        said.append(f"{one.name}: {', '.join(one.settings)}{chosen}{aside}.")
     return (" ".join(["Ours are mean ± sample standard deviation over seeds.", *said]),)
 
 
@@ -97,13 +100,29 @@ def _unlike(systems: Sequence[System], split: str) -> tuple[str, ...]:
     seen: dict[str, list[str]] = {}
     for one in systems:
         for run in (run for run in one.repeat.runs if split in run.parts):
-            height, width = run.data["size"]
-            names = seen.setdefault(f"{run.parts[split].images} images of {width}x{height} px", [])
+            names = seen.setdefault(f"{run.parts[split].images} images of {run.size}", [])
             names += [one.name] * (one.name not in names)
     if len(seen) < 2:
         return ()
     said = [f"{what}: {', '.join(names)}" for what, names in seen.items()]
     return (f"Not over the same pixels: {'; '.join(said)}.",)
+
+
+def _rules(parts: Sequence[PartScores]) -> dict[str, None]:
+    """The rules by which the objects of these parts were counted, each once."""
+    return {part.rules_text: None for part in parts if part.rules_text}
+
+
+def _counted(systems: Sequence[System], split: str) -> tuple[str, ...]:
+    """By which rules objects were counted, and whose each are where they differ; nothing without objects."""
+    rules: dict[str, list[str]] = {}
+    for one in systems:
+        for words in _rules(_parts(one, split)):
+            rules.setdefault(words, []).append(one.name)
+    if not rules:
+        return ()
+    mixed = ", with a dash where the runs of one system differ in this" if len(rules) > 1 else ""
+    return (f"Predicted objects: parts of the prediction, {rules_note(rules)}{mixed}.",)
 
 
 def _cited_notes(parts: Sequence[PartScores], cited: Sequence[CitedScores]) -> tuple[str, ...]:

@@ -18,20 +18,25 @@ STALE_STEPS = 50  # a network stops when so many of its batches in a row were no
 POOL_PX = 512 * BATCH_PX  # pixels that are mixed: 0.5 GB of all 7,296 channels in float16
 
 
-def pool_bytes(channels: int, itemsize: int) -> int:
-    """What a full pool takes, features of so many channels in a type of so many bytes: it is held beside the head."""
-    return POOL_PX * channels * itemsize
+def pool_bytes(channels: int, itemsize: int, *, drawn: int) -> int:
+    """What a pool takes at most, features of so many channels in a type of so many bytes: it is held beside the head.
+
+    drawn: pixels that one draw adds; the last one before the pool is full goes beyond it.
+    """
+    return (POOL_PX + drawn) * channels * itemsize
 
 
 class PixelPool:
-    """Pixels of several images with their classes, until there are enough of them to be mixed."""
+    """Pixels of several images with their classes, until there are enough of them to be mixed.
+
+    They lie in one array from the first draw on, so that taking them out copies nothing.
+    """
 
     def __init__(self) -> None:
-        self._features: list[torch.Tensor] = []
-        self._labels: list[torch.Tensor] = []
+        self._features, self._labels, self._filled = torch.empty(0), torch.empty(0), 0
 
     def __len__(self) -> int:
-        return sum(map(len, self._labels))
+        return self._filled
 
     @property
     def full(self) -> bool:
@@ -58,14 +63,20 @@ class PixelPool:
             known = np.arange(len(codes)) if ignore is None else np.flatnonzero((codes != ignore).cpu().numpy())
             chosen = torch.from_numpy(rng.choice(known, min(count, len(known)), replace=False)).to(codes.device)
             maps = {block: maps[n] for block, maps in features.items()}
-            kept = next(iter(maps.values())).dtype
-            self._features.append(pixel_features(maps, chosen, grid).to(kept))
-            self._labels.append(codes[chosen].long())
+            drawn = pixel_features(maps, chosen, grid)  # (n, d)
+            if not self._filled:
+                room = POOL_PX + count * len(masks)  # as `full` is asked after each draw
+                kept = next(iter(maps.values())).dtype
+                self._features = torch.empty(room, drawn.shape[1], dtype=kept, device=drawn.device)
+                self._labels = torch.empty(room, dtype=torch.long, device=drawn.device)
+            self._features[self._filled : self._filled + len(drawn)] = drawn
+            self._labels[self._filled : self._filled + len(drawn)] = codes[chosen]
+            self._filled += len(drawn)
 
     def take(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """All of them, features (n, d) and classes (n,); the pool is empty after this."""
-        features, labels = torch.cat(self._features), torch.cat(self._labels)
-        self._features, self._labels = [], []
+        """All of them, features (n, d) and classes (n,), not copied; the pool is empty after this."""
+        features, labels = self._features[: self._filled], self._labels[: self._filled]
+        self._features, self._labels, self._filled = torch.empty(0), torch.empty(0), 0
         return features, labels
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import jinja2
 
-from pathseg.train import figures
 from pathseg.train.article import SHEET_ROWS
 from pathseg.train.cited import PAPER, PAPER_LINK
 from pathseg.train.edition import Edition
@@ -21,7 +20,7 @@ from pathseg.train.gallery import Stores
 from pathseg.train.metrics import DEFINITIONS
 from pathseg.train.objects import OBJECT_DEFINITIONS
 from pathseg.train.runs import FinishedRun, RunFolder, list_runs
-from pathseg.train.section import ABLATIONS, Group, group_runs, section_of, tables_of
+from pathseg.train.section import ABLATIONS, Group, group_runs, image_tables_of, section_of, tables_of
 from pathseg.train.summary import NOT_RECORDED, untrained_warning
 from pathseg.train.tables import SETTINGS
 
@@ -29,7 +28,8 @@ ROWS_PER_RUN = 12  # test images shown of one run
 ROWS_PER_PAGE = 48  # of all runs together: at some 0.2 MB a row the page stays near 10 MB
 # what a report writes; what of it an earlier report wrote and this one does not is removed
 PICTURES = ("curves", "images", "comparison", "sidebyside", *(name for _, name in ABLATIONS.values()))
-OURS = (*(f"{name}-*.png" for name in PICTURES), "table-*.csv", "table-*.tex", "tables.md", "index.html")
+TABLES = ("table-*.csv", "table-*.tex", "images-*.csv", "images-*.tex")
+OURS = (*(f"{name}-*.png" for name in PICTURES), *TABLES, "tables.md", "index.html")
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,10 @@ def build_report(workspace: Path | str) -> Report:
         page |= {"warning": untrained_warning(finished), "unfinished": unfinished, "damaged": damaged}
         edition.add("tables.md", _markdown(page).encode())
         for section in page["sections"]:
-            for name, table in tables_of(section):
-                edition.add(f"table-{section['place']}-{name}.csv", table.csv().encode())
-                edition.add(f"table-{section['place']}-{name}.tex", table.latex().encode())
+            named = [(f"table-{section['place']}-{name}", table) for name, table in tables_of(section)]
+            for name, table in (*named, *image_tables_of(section)):
+                edition.add(f"{name}.csv", table.csv().encode())
+                edition.add(f"{name}.tex", table.latex().encode())
         edition.add("index.html", _environment().get_template("report.html").render(page).encode())
         edition.publish()
     texts = []
@@ -87,7 +88,7 @@ def _page(groups: Sequence[Group], edition: Edition, workspace: Path) -> dict[st
         "title": "Segmentation report: " + ", ".join(dict.fromkeys(section["title"] for section in sections)),
         "sections": sections, "definitions": DEFINITIONS, "object_definitions": OBJECT_DEFINITIONS,
         "paper": PAPER, "paper_link": PAPER_LINK,
-        "panels": figures.PANELS, "workspace": str(workspace), "not_recorded": NOT_RECORDED,
+        "workspace": str(workspace), "not_recorded": NOT_RECORDED,
     }  # fmt: skip
 
 

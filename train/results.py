@@ -92,7 +92,12 @@ def _scores_of(store: FeatureStore, matrices: Matrices, answer: int) -> dict[str
         "confusion": whole.tolist(),
         "constant": {"class": store.classes[answer], "scores": constant.to_dict()},
         "per_image": [
-            {"id": store.ids[i], "scores": Scores.of(matrix, store.ignore).to_dict(), "confusion": matrix.tolist()}
+            {
+                "id": store.ids[i],
+                **({} if (source := store.contents.images[i].source) is None else {"source": source}),
+                "scores": Scores.of(matrix, store.ignore).to_dict(),
+                "confusion": matrix.tolist(),
+            }
             for i, matrix in matrices.items()
         ],
     }

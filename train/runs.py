@@ -135,11 +135,12 @@ class RunFolder:
         path = self.prediction_path(image_id)
         if not path.is_file():
             raise FileNotFoundError(f"{path} is not there: run {self.name} has no prediction for {image_id}")
-        try:
-            with Image.open(path) as picture:
-                return np.array(picture.convert("L"))
-        except (OSError, SyntaxError) as e:
-            raise ValueError(f"{path} is damaged: {e}; delete the run folder and train it again") from e
+        return _read_picture(path)
+
+    def read_uncertainty(self, image_id: str) -> np.ndarray | None:
+        """(H, W) uint8 as `write_uncertainty` made it; None where there is none. ValueError for a damaged picture."""
+        path = self.path / "uncertainty" / self.prediction_path(image_id).name
+        return _read_picture(path) if path.is_file() else None
 
 
 @dataclass(frozen=True)
@@ -223,6 +224,12 @@ class FinishedRun:
         """What it was trained on: store, data set, model, classes, images of each split."""
         return self.config["data"]
 
+    @property
+    def size(self) -> str:
+        """Width and height of its images, `512x256 px`."""
+        height, width = self.data["size"]
+        return f"{width}x{height} px"
+
 
 def list_runs(workspace: Path | str) -> tuple[RunFolder, ...]:
     """All runs of a workspace, finished or not: the folders of `heads/` that hold a config.json.
@@ -248,6 +255,14 @@ def _write_picture(path: Path, values: np.ndarray) -> None:
     Image.fromarray(values.astype(np.uint8)).save(buffer, "PNG")
     path.parent.mkdir(parents=True, exist_ok=True)
     _write_whole(path, buffer.getvalue())
+
+
+def _read_picture(path: Path) -> np.ndarray:
+    try:
+        with Image.open(path) as picture:
+            return np.array(picture.convert("L"))
+    except (OSError, SyntaxError) as e:
+        raise ValueError(f"{path} is damaged: {e}; delete the run folder and train it again") from e
 
 
 def _write_whole(path: Path, content: bytes) -> None:

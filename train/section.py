@@ -105,7 +105,8 @@ def tables_of(section: dict[str, Any]) -> list[tuple[str, Table]]:
     named: list[tuple[str, Table | None]] = [(f"systems-{split}", table) for split, table in section["systems"]]
     named += [(f"results-{split}", table) for split, table in section["results"]]
     named += [(f"objects-{split}", table) for split, table in section["objects"]]
-    named += [(f"uncertainty-{n}", table) for n, table in enumerate(section["uncertainty"], 1)]
+    for split, tables in section["uncertainty"]:
+        named += [(f"uncertainty-{split}-{n}", table) for n, table in enumerate(tables, 1)]
     named += [("seeds", section["seeds"])]
     named += [(f"{one['name']}-{n}", table) for one in section["ablations"] for n, table in enumerate(one["tables"], 1)]
     named += [("rates-cited", section["cited_rates"]), ("tissues", section["tissues"])]
@@ -113,6 +114,11 @@ def tables_of(section: dict[str, Any]) -> list[tuple[str, Table]]:
     named += [(f"confusion-{n}", table) for n, table in enumerate(section["confusions"], 1)]
     named += [("cost", section["cost"])]
     return [(name, table) for name, table in named if table is not None]
+
+
+def image_tables_of(section: dict[str, Any]) -> list[tuple[str, Table]]:
+    """The tables of single images of each run, each with a name for its files."""
+    return [(f"images-{run['name']}-{split}", table) for run in section["runs"] for split, table in run["per_image"]]
 
 
 def _tables(group: Group, found: Sequence[System], title: str) -> dict[str, Any]:
@@ -124,7 +130,7 @@ def _tables(group: Group, found: Sequence[System], title: str) -> dict[str, Any]
         "systems": [(split, systems_table(found, split, title)) for split in scored],
         "results": [(split, results(runs, split, _caption(split, quoted, title))) for split in parts],
         "objects": [(split, table) for split, table in objects if table is not None],
-        "uncertainty": uncertainty_tables(runs, quoted, title),
+        "uncertainty": [(split, made) for split in parts if (made := uncertainty_tables(runs, split, title, found))],
         "per_class": [(split, per_class(runs, split, f"Classes on {split}, {title}")) for split in parts],
         "tissues": tissues_table(found, quoted, title),
         "confusions": [table for one in found if (table := confusion_table(one.run, quoted)) is not None],

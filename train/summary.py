@@ -77,7 +77,8 @@ def run_facts(run: FinishedRun) -> str:
     took = f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
     device = f" on {run.config['device']}" if "device" in run.config else ""
     return (
-        f"{run.config['parameters']:,} parameters, {_count(run.epochs, 'epoch')}, {took} of training steps{device}; "
+        f"Images of {run.size}, {run.config['parameters']:,} parameters, "
+        f"{_count(run.epochs, 'epoch')}, {took} of training steps{device}; "
         f"kept: epoch {run.best_epoch}, validation Dice {number(best)}"
     )
 

@@ -118,7 +118,8 @@ def head_bytes(store: FeatureStore, config: Config) -> int:
     weights = sum(p.numel() for p in head.parameters()) * 4 * COPIES
     if not isinstance(head, PixelEnsemble):
         return weights
-    return weights + pool_bytes(sum(head.channels.values()), np.dtype(store.contents.key.dtype).itemsize)
+    itemsize, drawn = np.dtype(store.contents.key.dtype).itemsize, config.pixels * config.batch_size
+    return weights + pool_bytes(sum(head.channels.values()), itemsize, drawn=drawn)
 
 
 def unfinished(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,8 +16,10 @@ from pathseg.train.objects import ObjectScores, mean_scores
 from pathseg.train.runs import FinishedRun, PartScores
 
 DASH = "–"
+GROUPED = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?")  # a number with thousands separators
 CONSTANT, CITED = "constant answer", "cited"
 SETTINGS = ("model", "condition", "t", "blocks", "head", "parameters", "lr", "seed", "epochs (best)", "images")
+UNSURE = "Uncertainty of an image: mean of its most uncertain tenth of pixels; 0 where the networks agree everywhere."
 METRICS = ("accuracy", "Dice", "mIoU", "F1", "Dice − constant")
 
 
@@ -48,9 +51,13 @@ class Table:
         return f"**{_escaped(self.caption)}**\n\n{body}{notes}\n"
 
     def csv(self) -> str:
-        """As comma-separated values, the columns' names first."""
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([self.columns, *(row.cells for row in self.rows)])
+        """As comma-separated values for programs, the columns' names first.
+
+        Numbers are as `float` reads them: no thousands separators, an ASCII minus, nothing where there is none.
+        """
+        text, lines = io.StringIO(), [self.columns, *(row.cells for row in self.rows)]
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerows([*line[: self.words], *map(_digits, line[self.words :])] for line in lines)
         return text.getvalue()
 
     def latex(self) -> str:
@@ -106,7 +113,7 @@ def results(runs: Sequence[FinishedRun], split: str, title: str) -> Table:
         Row("constant", (f"always {name}", CONSTANT, *blank, str(images), *_metrics(scores), "0.000"))
         for name, images, scores in constants
     ]
-    return Table(title, ("run", *SETTINGS, *METRICS), tuple(rows), words=6, notes=_notes(parts))
+    return Table(title, ("run", *SETTINGS, *METRICS), tuple(rows), words=6, notes=_notes(ranked, split))
 
 
 def per_class(runs: Sequence[FinishedRun], split: str, title: str) -> Table:
@@ -128,9 +135,13 @@ def per_image(part: PartScores, title: str) -> Table:
     for name, one in sorted(part.per_image.items(), key=lambda item: (_rank(item[1].dice), item[0])):
         objects = _object_cells(part.objects[name].scores()) if name in part.objects else (DASH,) * 3
         cells = (name, *map(number, (one.accuracy, one.dice, one.miou, one.f1)))
-        rows.append(Row("run", (*cells, *objects) if part.objects else cells))
-    columns = ("image", *METRICS[:4], *(("object F1", "object Dice", "Hausdorff, px") if part.objects else ()))
-    return Table(title, columns, tuple(rows))
+        unsure = (number(part.uncertainty.get(name)),) if part.uncertainty else ()
+        rows.append(Row("run", (*cells, *(objects if part.objects else ()), *unsure)))
+    columns = (
+        "image", *METRICS[:4], *(("object F1", "object Dice", "Hausdorff, px") if part.objects else ()),
+        *(("uncertainty, nats",) if part.uncertainty else ()),
+    )  # fmt: skip
+    return Table(title, columns, tuple(rows), notes=(UNSURE,) if part.uncertainty else ())
 
 
 def cited_rates(dataset: str) -> Table | None:
@@ -145,7 +156,7 @@ def cited_rates(dataset: str) -> Table | None:
 
 def objects_table(runs: Sequence[FinishedRun], split: str, title: str) -> Table | None:
     """Object scores of the runs on one test part, highest pixel Dice first; None where none has them."""
-    rows, rules = [], {}
+    rows, rules = [], {}  # rules: in words -> the runs whose objects were counted so
     for run in by_dice([run for run in runs if split in run.parts], split):
         part = run.parts[split]
         if (pooled := part.pooled_objects) is None:
@@ -153,19 +164,25 @@ def objects_table(runs: Sequence[FinishedRun], split: str, title: str) -> Table 
         mean = mean_scores(list(part.objects.values()))
         counts = (f"{pooled.tp:,}", f"{pooled.fp:,}", f"{pooled.fn:,}", *_object_cells(pooled))
         rows.append(Row("run", (run.name, *counts, *_object_cells(mean), str(part.rules["hausdorff_left_out"]))))
-        least = part.rules["min_object_px"]
-        rules[f"{part.rules['connectivity']}-connected, of {f'at least {least} px' if least else 'any size'}"] = None
+        rules.setdefault(part.rules_text, []).append(run.name)
     measures = ("F1", "Dice", "Hausdorff, px")
     columns = (
         "run", "TP", "FP", "FN", *(f"{name} (pooled)" for name in measures), *(f"{name} (mean)" for name in measures),
         "left out",
     )  # fmt: skip
     note = (
-        f"Predicted objects: parts of the prediction, {' or '.join(rules)}, at the images' original size. Pooled: over "
+        f"Predicted objects: parts of the prediction, {rules_note(rules)}, at the images' original size. Pooled: over "
         "all objects of all images, as the GlaS challenge does; mean: of each image's own score. Left out: images with "
         "objects on one side only, which have no Hausdorff distance."
     )
     return Table(f"Objects on {split}, {title}", columns, tuple(rows), notes=(note,)) if rows else None
+
+
+def rules_note(rules: Mapping[str, Sequence[str]]) -> str:
+    """The rules by which objects were counted; where they differ, whose each are."""
+    if len(rules) < 2:
+        return "".join(rules)
+    return "; ".join(f"{words} ({', '.join(names)})" for words, names in rules.items())
 
 
 def confusion_table(run: FinishedRun, split: str) -> Table | None:
@@ -224,10 +241,21 @@ def _object_cells(scores: ObjectScores) -> tuple[str, str, str]:
     return number(scores.f1), number(scores.dice), distance
 
 
-def _notes(parts: Sequence[PartScores]) -> tuple[str, ...]:
-    if len({frozenset(part.per_image) for part in parts}) < 2:
-        return ()
-    return ("These runs were scored on different images, so their numbers cannot be compared with each other.",)
+def _notes(runs: Sequence[FinishedRun], split: str) -> tuple[str, ...]:
+    """What keeps these numbers from being compared, and what pixels count more than once."""
+    parts, notes = [run.parts[split] for run in runs], []
+    sizes: dict[str, list[str]] = {}
+    for run in runs:
+        sizes.setdefault(run.size, []).append(run.name)
+    if len({frozenset(part.per_image) for part in parts}) > 1:
+        notes.append("These runs were scored on different images, so their numbers cannot be compared with each other.")
+    if len(sizes) > 1:
+        said = "; ".join(f"{size}: {', '.join(names)}" for size, names in sizes.items())
+        notes.append(f"Images of these runs differ in size, so their numbers are not over the same pixels: {said}.")
+    if cut := sorted({(len(part.per_image), len(part.groups)) for part in parts if part.by_region}):
+        counts = " or ".join(f"{n} images are patches of {m} region{'' if m == 1 else 's'}" for n, m in cut)
+        notes.append(f"The {counts}: where patches overlap, a pixel counts once in each, in accuracy as in all else.")
+    return tuple(notes)
 
 
 def _rank(value: float | None) -> float:
@@ -236,6 +264,12 @@ def _rank(value: float | None) -> float:
 
 def _value(value: Any) -> str:
     return DASH if value is None else str(value)
+
+
+def _digits(cell: str) -> str:
+    """A cell as programs read it, where it is a number; a dash becomes nothing."""
+    text = "" if cell == DASH else cell.replace("−", "-")
+    return text.replace(",", "") if GROUPED.fullmatch(text) else text
 
 
 def _escaped(cell: str) -> str:

@@ -1,4 +1,4 @@
-"""How sure a score is: bootstrap intervals over the test images, and whether two runs differ."""
+"""How sure a score is: bootstrap intervals over the test images or regions, and whether two runs differ."""
 
 from __future__ import annotations
 
@@ -13,13 +13,6 @@ from pathseg.train.partscores import PartScores
 RESAMPLES = 2000
 LEVEL = 0.95
 SEED = 0  # every run is resampled with the same draws, so differences are paired and reports repeat
-METHOD = (
-    f"{LEVEL:.0%} intervals: percentile bootstrap over the test images, {RESAMPLES:,} resamples, seed {SEED}; the "
-    "pixels or objects of the drawn images are pooled before the score is taken. They show how far the choice of test "
-    "images matters, not the seed or the training images. Images are taken as independent: overlapping patches of one "
-    "region are not, and intervals and p values over them are too small."
-)
-
 Samples = dict[str, np.ndarray]  # score -> (R,) its value in each resample, nan where it has none
 
 
@@ -27,30 +20,46 @@ Samples = dict[str, np.ndarray]  # score -> (R,) its value in each resample, nan
 class Paired:
     """Run B against run A on the same images: difference of the pooled Dice (B - A), its interval, and a p-value.
 
-    p: two-sided Wilcoxon signed-rank test over the Dice of each image; None where no image has two of them.
+    p: two-sided Wilcoxon signed-rank test over the Dice of each of the `units`, regions or images; None where none
+    has two of them.
     """
 
     difference: float
     low: float
     high: float
     p: float | None
-    images: int
+    units: int
+
+
+def method(*, by_region: bool) -> str:
+    """How the intervals are made, for a note: what is drawn and what they show."""
+    units = "regions" if by_region else "images"
+    why = (
+        "The images of one slide or region are drawn together, because they are not independent."
+        if by_region
+        else "Images are taken as independent: where several are of one slide or patient, intervals are too small."
+    )
+    return (
+        f"{LEVEL:.0%} intervals: percentile bootstrap over the test {units}, {RESAMPLES:,} resamples, seed {SEED}; the "
+        f"pixels or objects of the drawn {units} are pooled before the score is taken. {why} They show how far the "
+        f"choice of test {units} matters, not the seed or the training images."
+    )
 
 
 def resamples(part: PartScores, ignore: int | None) -> Samples:
-    """Pooled scores of `RESAMPLES` draws of as many images, with replacement: accuracy, dice, miou, f1.
+    """Pooled scores of `RESAMPLES` draws of as many regions or images, with replacement: accuracy, dice, miou, f1.
 
-    Where there are objects also `object f1` and so on, as `ObjectScores` names them. Empty
-    where the run did not record the confusion matrix of each image.
+    What is drawn are `part.groups`: patches of one region stay together. Where there are objects also `object f1`
+    and so on, as `ObjectScores` names them. Empty where the run did not record the confusion matrix of each image.
     """
-    names = sorted(part.matrices)
-    if not names or len(names) != part.images:
+    matrices = _by_group(part)  # (n, K, K)
+    if matrices is None:
         return {}
-    counts = _draws(len(names))  # (R, n)
-    matrices = np.stack([part.matrices[name] for name in names])  # (n, K, K)
+    counts = _draws(len(matrices))  # (R, n)
     found = pooled_scores(np.tensordot(counts, matrices, 1), ignore)
-    if len(part.objects) == len(names):
-        rows = np.array([dataclasses.astuple(part.objects[name]) for name in names], float)  # (n, 13)
+    if len(part.objects) == part.images:
+        sums = (ObjectSums.total(part.objects[name] for name in names) for names in part.groups)
+        rows = np.array([dataclasses.astuple(one) for one in sums], float)  # (n, 13)
         scores = np.array([ObjectSums(*row).scores() for row in counts @ rows], float)  # None becomes nan
         found |= {f"object {name}": scores[:, i] for i, name in enumerate(ObjectScores._fields)}
     return found
@@ -81,16 +90,28 @@ def interval(samples: np.ndarray) -> tuple[float, float] | None:
     return float(low), float(high)
 
 
-def paired(a: PartScores, b: PartScores, samples_a: Samples, samples_b: Samples) -> Paired | None:
-    """Compare two runs on one test part; None unless both have scores and samples of the very same images."""
-    if a.per_image.keys() != b.per_image.keys() or not samples_a or not samples_b:
+def paired(
+    a: PartScores, b: PartScores, samples_a: Samples, samples_b: Samples, *, ignore: int | None = None
+) -> Paired | None:
+    """Compare two runs on one test part; None unless both have scores and samples of the very same images.
+
+    None also where one knows the images' regions and the other does not: they were then not drawn alike.
+    """
+    if a.groups != b.groups or not samples_a or not samples_b:
         return None
     apart = interval(samples_b["dice"] - samples_a["dice"])
     if a.scores.dice is None or b.scores.dice is None or apart is None:
         return None
-    pairs = [(a.per_image[name].dice, b.per_image[name].dice) for name in sorted(a.per_image)]
-    differences = np.array([right - left for left, right in pairs if left is not None and right is not None])
+    left, right = (pooled_scores(_by_group(part), ignore)["dice"] for part in (a, b))  # (n,)
+    differences = (right - left)[~np.isnan(right - left)]
     return Paired(b.scores.dice - a.scores.dice, *apart, _signed_rank(differences), len(differences))
+
+
+def _by_group(part: PartScores) -> np.ndarray | None:
+    """(n, K, K) the confusion matrix of each region or image; None where the run did not record them."""
+    if not part.matrices or len(part.matrices) != part.images:
+        return None
+    return np.stack([sum(part.matrices[name] for name in names) for names in part.groups])
 
 
 def _signed_rank(differences: np.ndarray) -> float | None:

@@ -1,4 +1,4 @@
-"""How sure the scores are, in tables: an interval for each score of each run, and every run against the best."""
+"""How sure the scores are, in tables: an interval for each score of each run, every run against the best, systems."""
 
 from __future__ import annotations
 
@@ -7,22 +7,27 @@ from collections.abc import Sequence
 import numpy as np
 
 from pathseg.train.runs import FinishedRun
+from pathseg.train.systems import System
 from pathseg.train.tables import DASH, Row, Table, by_dice, difference
-from pathseg.train.uncertainty import METHOD, Samples, interval, paired, resamples
+from pathseg.train.uncertainty import Samples, interval, method, paired, resamples
 
 MEASURES = {"accuracy": "accuracy", "dice": "Dice", "miou": "mIoU", "f1": "F1"}
 OBJECTS = {"object f1": "object F1", "object dice": "object Dice", "object hausdorff": "object Hausdorff, px"}
-TEST = (
-    "Differences are those of the pooled Dice, with the interval of the paired bootstrap (both runs on the same "
-    "drawn images). p: Wilcoxon signed-rank test, two-sided, over the Dice of each image alone, not corrected for the "
-    "number of runs compared; the run it is compared with was picked on these images, which makes p too small."
+Sampled = tuple[str, FinishedRun, Samples]  # what a row calls it, the run, its samples
+
+APART = (
+    "A dash: the two runs were scored on different images, on images of another size, or only one of them recorded the "
+    "images' regions."
 )
 
 
-def uncertainty_tables(runs: Sequence[FinishedRun], split: str, title: str) -> tuple[Table, ...]:
-    """Intervals of the runs on one test part and, for two runs or more, their differences from the best.
+def uncertainty_tables(
+    runs: Sequence[FinishedRun], split: str, title: str, shown: Sequence[System] = ()
+) -> tuple[Table, ...]:
+    """Intervals of the runs on one test part, their differences from the best, and of systems from the first system.
 
-    Runs that did not record the confusion matrix of each image are left out; nothing where all are.
+    A system is compared by the run that stands for it. Differences need two runs or two systems. Runs that did not
+    record the confusion matrix of each image are left out; nothing where all are.
     """
     ranked = by_dice([run for run in runs if split in run.parts], split)
     sampled = [(run, found) for run in ranked if (found := resamples(run.parts[split], run.data["ignore"]))]
@@ -30,7 +35,16 @@ def uncertainty_tables(runs: Sequence[FinishedRun], split: str, title: str) -> t
         return ()
     tables = [_intervals(sampled, split, title)]
     if len(sampled) > 1:
-        tables.append(_differences(sampled, split, title))
+        best, *others = ((run.name, run, found) for run, found in sampled)
+        picked = "; the run it is compared with was picked on these images, which makes p too small"
+        caption = f"Each run against {best[0]} on {split}, {title}"
+        tables.append(_differences(best, others, split, caption, ("run", "best", picked)))
+    samples = {run.name: found for run, found in sampled}
+    systems = [(one.name, one.run, samples[one.run.name]) for one in shown if one.run.name in samples]
+    if len(systems) > 1:
+        first, *others = systems
+        caption = f"Each system against {first[0]} on {split}, {title}"
+        tables.append(_differences(first, others, split, caption, ("system", first[0], "")))
     return tuple(tables)
 
 
@@ -46,23 +60,41 @@ def _intervals(sampled: Sequence[tuple[FinishedRun, Samples]], split: str, title
             cells.append(_text(value, found[name], 1 if "hausdorff" in name else 3) if name in found else DASH)
         rows.append(Row("run", (run.name, *cells)))
     columns = ("run", *MEASURES.values(), *objects.values())
-    return Table(f"Confidence intervals on {split}, {title}", columns, tuple(rows), notes=(METHOD,))
+    ways = sorted({run.parts[split].by_region for run, _ in sampled}, reverse=True)
+    notes = tuple(method(by_region=way) for way in ways)
+    return Table(f"Confidence intervals on {split}, {title}", columns, tuple(rows), notes=notes)
 
 
-def _differences(sampled: Sequence[tuple[FinishedRun, Samples]], split: str, title: str) -> Table:
-    (best, of_best), *others = sampled
+def _differences(
+    first: Sampled, others: Sequence[Sampled], split: str, caption: str, words: tuple[str, str, str]
+) -> Table:
+    """Each of the others against the first; words: what a row is, what the first is called, what to add on p."""
+    kind, called, on_p = words
+    one = first[1].parts[split]
     rows = []
-    for run, found in others:
-        pair = paired(best.parts[split], run.parts[split], of_best, found)
-        if pair is None:
-            rows.append(Row("run", (run.name, DASH, DASH, DASH, DASH)))
+    for name, run, found in others:
+        pair = first[1].size == run.size and paired(one, run.parts[split], first[2], found, ignore=run.data["ignore"])
+        if not pair:
+            rows.append(Row("run", (name, *(DASH,) * 4)))
             continue
         bounds = f"[{difference(pair.low, 0)}, {difference(pair.high, 0)}]"
-        rows.append(Row("run", (run.name, difference(pair.difference, 0), bounds, _p(pair.p), str(pair.images))))
-    columns = ("run", "Dice − best", "95% interval", "p (Wilcoxon)", "images")
+        rows.append(Row("run", (name, difference(pair.difference, 0), bounds, _p(pair.p), str(pair.units))))
+    units = "regions" if one.by_region else "images"
+    columns = (kind, f"Dice − {called}", "95% interval", "p (Wilcoxon)", units)
     apart = any(row.cells[1] == DASH for row in rows)
-    notes = (TEST, *(["A dash: the two runs were scored on different images."] if apart else []))
-    return Table(f"Each run against {best.name} on {split}, {title}", columns, tuple(rows), notes=notes)
+    notes = [_test(units, on_p), *([APART] if apart else [])]
+    if kind == "system":
+        runs = "; ".join(f"{name}: {run.name}" for name, run, _ in (first, *others))
+        notes.insert(0, f"Each system by one run, of its seeds the best on validation images: {runs}.")
+    return Table(caption, columns, tuple(rows), notes=tuple(notes))
+
+
+def _test(units: str, on_p: str) -> str:
+    return (
+        f"Differences are those of the pooled Dice, with the interval of the paired bootstrap (both runs on the same "
+        f"drawn {units}). p: Wilcoxon signed-rank test, two-sided, over the pooled Dice of each of the {units}, not "
+        f"corrected for the number of comparisons{on_p}."
+    )
 
 
 def _text(value: float | None, samples: np.ndarray, digits: int = 3) -> str:
