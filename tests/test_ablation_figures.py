@@ -12,8 +12,10 @@ from PIL import Image
 from pathseg.train.ablation_figures import draw
 from pathseg.train.ablations import sweeps
 from pathseg.train.config import HeadConfig
+from pathseg.train.finishedrun import FinishedRun
 from pathseg.train.metrics import Scores
-from pathseg.train.runs import FinishedRun, PartScores, RunFolder
+from pathseg.train.partscores import PartScores
+from pathseg.train.runs import RunFolder
 
 
 def finished(*, score: float | None = 0.5, trained: bool = True, **settings: Any) -> FinishedRun:

@@ -9,8 +9,10 @@ import pytest
 from pathseg.train.ablation_tables import cost_table, seeds_table, sentence, sweep_table
 from pathseg.train.ablations import Sweep, sweeps
 from pathseg.train.config import HeadConfig
+from pathseg.train.finishedrun import FinishedRun
 from pathseg.train.metrics import Scores, constant_answer
-from pathseg.train.runs import FinishedRun, PartScores, RunFolder
+from pathseg.train.partscores import PartScores
+from pathseg.train.runs import RunFolder
 from pathseg.train.tables import DASH, Table
 
 GOOD = np.array([[50, 10], [20, 20]])

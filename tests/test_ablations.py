@@ -9,8 +9,10 @@ import pytest
 from pathseg.store.blocks import BLOCKS
 from pathseg.train.ablations import Repeat, Spread, block_label, described, repeats, seeds_label, sweeps, twins
 from pathseg.train.config import HeadConfig
+from pathseg.train.finishedrun import FinishedRun
 from pathseg.train.metrics import Scores
-from pathseg.train.runs import FinishedRun, PartScores, RunFolder
+from pathseg.train.partscores import PartScores
+from pathseg.train.runs import RunFolder
 
 DATA = {
     "store": "/s.zarr", "key": "k", "dataset": "glas", "classes": ["background", "gland"], "ignore": None,

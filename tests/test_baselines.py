@@ -6,8 +6,9 @@ import torchvision
 from pathseg.store.grid import PatchGrid
 from pathseg.train.baselines import BASELINES, VGG16FCN8, ResUNet, network_input, settle_weights
 from pathseg.train.config import IMAGE, BaselineConfig
+from pathseg.train.finishedrun import FinishedRun
 from pathseg.train.loop import train_heads
-from pathseg.train.runs import FinishedRun, RunFolder
+from pathseg.train.runs import RunFolder
 from pathseg.train.summary import commands, summary
 
 CONFIG = BaselineConfig(weights="none", epochs=1, lr=1e-3)

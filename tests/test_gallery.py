@@ -11,9 +11,11 @@ from pathseg.store.features import FeatureStore
 from pathseg.store.key import StoreKey
 from pathseg.store.size import BlockShape
 from pathseg.store.writer import StoreWriter
+from pathseg.train.finishedrun import FinishedRun
 from pathseg.train.gallery import Lost, Picture, Stores, pictures, spread, worst_first
 from pathseg.train.metrics import Scores, confusion
-from pathseg.train.runs import FinishedRun, PartScores, RunFolder
+from pathseg.train.partscores import PartScores
+from pathseg.train.runs import RunFolder
 
 IDS = ("test_1", "test_2", "test_10")
 SIDE = 256

@@ -8,10 +8,11 @@ from PIL import Image
 
 from pathseg.store.writer import StoreWriter
 from pathseg.train.config import HeadConfig
+from pathseg.train.finishedrun import FinishedRun
 from pathseg.train.instances import image_sums, scored_class
 from pathseg.train.loop import train_heads
 from pathseg.train.objects import ObjectSums, components, object_scores
-from pathseg.train.runs import FinishedRun, RunFolder
+from pathseg.train.runs import RunFolder
 
 QUICK = HeadConfig(blocks=(4,), head="linear", lr=1e-2, epochs=1)
 

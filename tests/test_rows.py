@@ -7,7 +7,8 @@ import pytest
 from click.testing import CliRunner
 
 from pathseg.cli import main
-from pathseg.train.runs import FinishedRun, list_runs
+from pathseg.train.finishedrun import FinishedRun
+from pathseg.train.runs import list_runs
 
 FILES = runpy.run_path(str(Path(__file__).parent / "golden/files.py"))
 

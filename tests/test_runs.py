@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pathseg.train.runs import FinishedRun, RunFolder, list_runs, natural_order
+from pathseg.train.finishedrun import FinishedRun
+from pathseg.train.runs import RunFolder, list_runs, natural_order
 
 CONFIG = {
     "head": {"lr": 0.0001, "blocks": [4, 5, 6]},

@@ -12,8 +12,10 @@ from pathseg.cli import main
 from pathseg.extract import glas, synthetic
 from pathseg.store.blocks import BLOCKS
 from pathseg.train.config import LEARNING, HeadConfig
+from pathseg.train.finishedrun import FinishedRun
 from pathseg.train.metrics import Scores, constant_answer
-from pathseg.train.runs import FinishedRun, PartScores, RunFolder
+from pathseg.train.partscores import PartScores
+from pathseg.train.runs import RunFolder
 from pathseg.train.summary import NOT_RECORDED, SIDES, commands, data_facts, flat, run_facts, summary, untrained_warning
 
 GOOD, FAIR = np.array([[50, 10], [20, 20]]), np.array([[40, 20], [20, 20]])

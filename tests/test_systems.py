@@ -8,10 +8,12 @@ import pytest
 
 from pathseg.train.baselines import BASELINES
 from pathseg.train.config import BaselineConfig, HeadConfig
+from pathseg.train.finishedrun import FinishedRun
 from pathseg.train.metrics import Scores, constant_answer
 from pathseg.train.objects import ObjectSums
 from pathseg.train.papertables import systems_table, tissues_table
-from pathseg.train.runs import FinishedRun, PartScores, RunFolder
+from pathseg.train.partscores import PartScores
+from pathseg.train.runs import RunFolder
 from pathseg.train.systems import system_name, systems
 from pathseg.train.tables import DASH
 

@@ -7,9 +7,11 @@ import io
 import numpy as np
 import pytest
 
+from pathseg.train.finishedrun import FinishedRun
 from pathseg.train.metrics import Scores, constant_answer
 from pathseg.train.objects import ObjectSums
-from pathseg.train.runs import FinishedRun, PartScores, RunFolder
+from pathseg.train.partscores import PartScores
+from pathseg.train.runs import RunFolder
 from pathseg.train.tables import (
     DASH,
     SETTINGS,

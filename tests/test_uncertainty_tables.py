@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from pathseg.train.ablations import Repeat
+from pathseg.train.finishedrun import FinishedRun
 from pathseg.train.metrics import Scores, constant_answer
-from pathseg.train.runs import FinishedRun, PartScores, RunFolder
+from pathseg.train.partscores import PartScores
+from pathseg.train.runs import RunFolder
 from pathseg.train.systems import System
 from pathseg.train.uncertainty_tables import uncertainty_tables
 

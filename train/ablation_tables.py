@@ -19,7 +19,9 @@ from pathseg.train.ablations import (
     value_label,
 )
 from pathseg.train.cited import RATES
-from pathseg.train.runs import FinishedRun, PartScores, natural_order
+from pathseg.train.finishedrun import FinishedRun
+from pathseg.train.partscores import PartScores
+from pathseg.train.runs import natural_order
 from pathseg.train.tables import CITED, CONSTANT, DASH, Row, Table, number
 
 NAMES: dict[Metric, str] = {"accuracy": "accuracy", "dice": "Dice", "miou": "mIoU", "f1": "F1"}

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from pathseg.store.blocks import BLOCKS, format_blocks
 from pathseg.train.config import HeadConfig
-from pathseg.train.runs import FinishedRun, natural_order
+from pathseg.train.finishedrun import FinishedRun
+from pathseg.train.runs import natural_order
 
 Axis = Literal["t", "blocks", "lr"]
 Part = Literal["val", "test"]

@@ -8,8 +8,8 @@ from typing import Any
 from pathseg.train import figures
 from pathseg.train.edition import Edition
 from pathseg.train.encoding import jpeg, uri
+from pathseg.train.finishedrun import FinishedRun
 from pathseg.train.gallery import Lost, Picture, Stores, pictures, spread, worst_first
-from pathseg.train.runs import FinishedRun
 from pathseg.train.summary import commands, flat, run_facts
 from pathseg.train.tables import per_image
 

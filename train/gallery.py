@@ -11,7 +11,9 @@ from PIL import Image
 from pathseg.store.errors import StoreError
 from pathseg.store.features import FeatureStore
 from pathseg.train.figures import error_shares, legend, panels
-from pathseg.train.runs import FinishedRun, PartScores, natural_order
+from pathseg.train.finishedrun import FinishedRun
+from pathseg.train.partscores import PartScores
+from pathseg.train.runs import natural_order
 from pathseg.train.tables import number
 
 

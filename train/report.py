@@ -16,10 +16,11 @@ import jinja2
 from pathseg.train.article import SHEET_ROWS
 from pathseg.train.cited import PAPER, PAPER_LINK
 from pathseg.train.edition import Edition
+from pathseg.train.finishedrun import FinishedRun
 from pathseg.train.gallery import Stores
 from pathseg.train.metrics import DEFINITIONS
 from pathseg.train.objects import OBJECT_DEFINITIONS
-from pathseg.train.runs import FinishedRun, RunFolder, list_runs
+from pathseg.train.runs import RunFolder, list_runs
 from pathseg.train.section import ABLATIONS, Group, group_runs, image_tables_of, section_of, tables_of
 from pathseg.train.summary import NOT_RECORDED, untrained_warning
 from pathseg.train.tables import SETTINGS

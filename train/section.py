@@ -15,9 +15,10 @@ from pathseg.train.article import article_of
 from pathseg.train.cited import cited_scores
 from pathseg.train.edition import Edition
 from pathseg.train.encoding import uri
+from pathseg.train.finishedrun import FinishedRun
 from pathseg.train.gallery import Stores
 from pathseg.train.papertables import systems_table, tissues_table
-from pathseg.train.runs import FinishedRun, natural_order
+from pathseg.train.runs import natural_order
 from pathseg.train.sidebyside import side_by_side
 from pathseg.train.summary import data_facts, summary
 from pathseg.train.systems import System, systems

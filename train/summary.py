@@ -10,7 +10,7 @@ from typing import Any
 from pathseg.store.blocks import format_blocks
 from pathseg.train.cited import cited_scores
 from pathseg.train.expected import WHOLES
-from pathseg.train.runs import FinishedRun
+from pathseg.train.finishedrun import FinishedRun
 from pathseg.train.tables import number
 
 SIDES = {"glas": 768, "synthetic": 512}  # px that stage one brings a data set to without --resize

@@ -16,11 +16,12 @@ from pathseg.store.blocks import BLOCKS
 from pathseg.store.features import FeatureStore
 from pathseg.train.batches import KEEP_SHARE, free_memory
 from pathseg.train.config import BaselineConfig, Config, HeadConfig
+from pathseg.train.finishedrun import FinishedRun
 from pathseg.train.loop import OnEpoch, train_heads
 from pathseg.train.parts import incomplete_images, lacking_images, require_stored, split_images
 from pathseg.train.pixels import PixelEnsemble
 from pathseg.train.pool import pool_bytes
-from pathseg.train.runs import FinishedRun, RunFolder
+from pathseg.train.runs import RunFolder
 from pathseg.train.trainee import build_head
 
 COPIES = 4  # of a head's weights in training: themselves, the gradient, Adam's two moments

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pathseg.train.ablations import Repeat, repeats
-from pathseg.train.runs import FinishedRun
+from pathseg.train.finishedrun import FinishedRun
 
 # a head other than the paper's makes a system of its own, whatever features it reads
 HEADS = {

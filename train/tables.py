@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 from pathseg.store.blocks import format_blocks
 from pathseg.train.cited import RATES
+from pathseg.train.finishedrun import FinishedRun
 from pathseg.train.metrics import Scores
 from pathseg.train.objects import ObjectScores, mean_scores
-from pathseg.train.runs import FinishedRun, PartScores
+from pathseg.train.partscores import PartScores
 
 DASH = "–"
 GROUPED = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?")  # a number with thousands separators

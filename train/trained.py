@@ -17,10 +17,11 @@ from pathseg.store.grid import PatchGrid
 from pathseg.store.key import StoreKey
 from pathseg.store.sampling import Sampling
 from pathseg.train.config import HeadConfig
+from pathseg.train.finishedrun import FinishedRun
 from pathseg.train.heads import HEADS
 from pathseg.train.native import Features
 from pathseg.train.pixels import PixelEnsemble
-from pathseg.train.runs import FinishedRun, RunFolder
+from pathseg.train.runs import RunFolder
 from pathseg.train.trainee import predict
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pathseg.train.runs import FinishedRun
+from pathseg.train.finishedrun import FinishedRun
 from pathseg.train.systems import System
 from pathseg.train.tables import DASH, Row, Table, by_dice, difference
 from pathseg.train.uncertainty import Samples, interval, method, paired, resamples
