@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from pathseg.store.writer import StoreWriter
-from pathseg.train import batches
-from pathseg.train.batches import FeatureReader, class_pixels, rooms
+from pathseg.train import memory
+from pathseg.train.batches import FeatureReader, class_pixels
 
 CPU = torch.device("cpu")
 
@@ -20,7 +20,7 @@ def test_batches_come_in_the_order_given_with_what_the_store_holds(toy_store):
 
 @pytest.mark.parametrize(("free", "reads"), [(2**40, 2), (0, 6)])
 def test_an_image_is_read_once_where_it_fits_into_memory(toy_store, monkeypatch, free, reads):
-    monkeypatch.setattr(batches, "free_memory", lambda device: free)
+    monkeypatch.setattr(memory, "free_memory", lambda device: free)
     read, count = toy_store.read, []
     monkeypatch.setattr(toy_store, "read", lambda index, **kw: count.append(index) or read(index, **kw))
     reader = FeatureReader(toy_store, {50: (4,)}, device=CPU)
@@ -42,19 +42,6 @@ def test_memory_can_be_capped_and_what_was_read_is_counted(toy_store):
         assert len(list(reader.batches([0, 1, 2], 1))) == 3
     assert reader.kept == 2
     assert reader.bytes_read == 4 * one
-
-
-@pytest.mark.parametrize(
-    ("allowed", "gpu", "machine"), [(None, 50, 500), (30, 30, 0), (80, 50, 30), (0, 0, 0)], ids=str
-)
-def test_a_gpu_is_filled_first_and_never_by_more_than_half(monkeypatch, allowed, gpu, machine):
-    monkeypatch.setattr(batches, "free_memory", lambda device: 100 if device.type == "cuda" else 1000)
-    assert rooms(torch.device("cuda"), allowed) == {torch.device("cuda"): gpu, CPU: machine}
-
-
-def test_a_cpu_may_be_given_more_than_half(monkeypatch):
-    monkeypatch.setattr(batches, "free_memory", lambda device: 1000)
-    assert (rooms(CPU, None), rooms(CPU, 900)) == ({CPU: 500}, {CPU: 900})
 
 
 def test_ignored_pixels_are_of_no_class(tmp_path, toy_contents):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,9 +11,7 @@ import torch
 
 from pathseg.store.features import FeatureStore
 from pathseg.train.config import IMAGE
-
-CPU = torch.device("cpu")
-KEEP_SHARE = 0.5  # of the memory that is free at the start
+from pathseg.train.memory import CPU, rooms
 
 
 @dataclass(frozen=True)
@@ -101,30 +98,6 @@ class FeatureReader:
             patches = self.store.contents.grid.cut(self.store.image(index))  # (P, 256, 256, 3)
             return {IMAGE: torch.from_numpy(patches).permute(0, 3, 1, 2).contiguous()}
         return {b: torch.from_numpy(m) for b, m in self.store.read(index, t=t, blocks=blocks).items()}
-
-
-def rooms(device: torch.device, memory_bytes: int | None) -> dict[torch.device, int]:
-    """Bytes that may be kept in each place, the first to fill first: half of what is free there, or so many in all.
-
-    A GPU's memory is never filled by more than half, whatever is allowed: the heads need the rest.
-    """
-    machine = int(free_memory(CPU) * KEEP_SHARE) if memory_bytes is None else memory_bytes
-    if device.type != "cuda":  # what other devices have is the machine's memory
-        return {device: machine}
-    gpu = int(free_memory(device) * KEEP_SHARE)
-    if memory_bytes is None:
-        return {device: gpu, CPU: machine}
-    return {device: min(gpu, machine), CPU: max(0, machine - gpu)}
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes of the device's memory that are free, as far as the system says."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        return 4 * 2**30  # a system that does not say: assume a small one
 
 
 def class_pixels(store: FeatureStore, indices: Sequence[int]) -> np.ndarray:

@@ -14,9 +14,9 @@ import torch
 
 from pathseg.store.blocks import BLOCKS
 from pathseg.store.features import FeatureStore
-from pathseg.train.batches import KEEP_SHARE, free_memory
 from pathseg.train.config import BaselineConfig, Config, HeadConfig
 from pathseg.train.loop import OnEpoch, train_heads
+from pathseg.train.memory import KEEP_SHARE, free_memory
 from pathseg.train.parts import incomplete_images, lacking_images, split_images
 from pathseg.train.pixels import PixelEnsemble
 from pathseg.train.pool import pool_bytes
