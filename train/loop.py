@@ -56,15 +56,15 @@ def train_heads(
     reader = FeatureReader(store, wanted, device=target, memory_bytes=memory_bytes)
     trainees = [_prepare(store, config, run, parts, pixels, device=target) for config, run in runs]
 
-    for epoch in range(1, max(config.epochs for config in configs) + 1):
-        drawn = draw_views(store, parts.train, seed=shared.split_seed, epoch=epoch)
-        order = np.random.default_rng([shared.split_seed, epoch]).permutation(drawn).tolist()
+    epochs = max(config.epochs for config in configs)
+    for epoch in range(1, epochs + 1):
         learning = [trainee for trainee in trainees if trainee.learning and trainee.epoch < epoch]
         if not learning:
             continue
         for trainee in learning:
             trainee.losses.clear()
-        for step, batch in enumerate(reader.batches(order, shared.batch_size)):
+        reader.expect(parts.val, 1)
+        for step, batch in enumerate(reader.batches(_order(store, parts, shared, epoch), shared.batch_size)):
             for trainee in learning:
                 if trainee.failure is None:
                     started = time.perf_counter()
@@ -74,6 +74,10 @@ def train_heads(
             if isinstance(trainee.head, PixelEnsemble) and trainee.failure is None:
                 _finish_pixels(trainee, epoch)
         learning = [trainee for trainee in learning if trainee.failure is None]
+        if epoch < epochs:
+            reader.expect(_order(store, parts, shared, epoch + 1), shared.batch_size)
+        else:
+            reader.expect(next(iter(parts.tests.values())), 1)
         for trainee, (val_loss, matrices) in zip(learning, evaluate(learning, reader, parts.val), strict=True):
             line = _close_epoch(trainee, epoch, val_loss, Scores.of(sum(matrices.values()), store.ignore))
             on_epoch(trainee.run, line)
@@ -83,6 +87,12 @@ def train_heads(
         load_best(trainee)
     write_results(finished, reader, parts, answer=int(pixels.argmax()))
     return trainees
+
+
+def _order(store: FeatureStore, parts: Parts, config: Config, epoch: int) -> list[int]:
+    """Indices of the images that an epoch learns from, in its order."""
+    drawn = draw_views(store, parts.train, seed=config.split_seed, epoch=epoch)
+    return np.random.default_rng([config.split_seed, epoch]).permutation(drawn).tolist()
 
 
 def _prepare(
