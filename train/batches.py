@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
@@ -13,6 +13,7 @@ import torch
 from pathseg.store.ahead import HELD_BYTES
 from pathseg.store.features import FeatureStore
 from pathseg.train.buffers import Buffer, Values, copy_image, image_bytes, own_copy, read_image, stacked
+from pathseg.train.config import Config
 from pathseg.train.memory import rooms
 
 Group = tuple[int, ...]  # the images of a batch
@@ -188,6 +189,14 @@ class FeatureReader:
         while len(self._handed) > 1:
             if (buffer := self._handed.popleft()) is not None:
                 self._free.append(buffer)
+
+
+def wanted_by(configs: Iterable[Config]) -> dict[int | None, tuple[int, ...]]:
+    """What heads that are trained together read: timestep (None: the image) -> blocks."""
+    blocks: dict[int | None, set[int]] = {}
+    for config in configs:
+        blocks.setdefault(config.t, set()).update(config.blocks)
+    return {t: tuple(sorted(blocks[t])) for t in sorted(blocks)}
 
 
 def places(

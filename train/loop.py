@@ -13,7 +13,7 @@ import torch
 from pathseg.store.features import FeatureStore
 from pathseg.train.augment import symmetry, turn, turn_features
 from pathseg.train.baselines import start_from_imagenet
-from pathseg.train.batches import Batch, FeatureReader, class_pixels
+from pathseg.train.batches import Batch, FeatureReader, class_pixels, wanted_by
 from pathseg.train.config import Config
 from pathseg.train.evaluate import evaluate, pixel_loss
 from pathseg.train.metrics import Scores
@@ -49,11 +49,10 @@ def train_heads(
     Raises Incomplete when the store lacks features, ValueError when its images cannot be split.
     """
     configs = [config for config, _ in runs]
-    wanted = {t: sorted({b for c in configs if c.t == t for b in c.blocks}) for t in sorted({c.t for c in configs})}
     shared, target = configs[0], torch.device(device)
     parts = split_images(store, val_fraction=shared.val_fraction, seed=shared.split_seed, without=without)
     pixels = class_pixels(store, first_views(store, parts.train))
-    reader = FeatureReader(store, wanted, device=target, memory_bytes=memory_bytes)
+    reader = FeatureReader(store, wanted_by(configs), device=target, memory_bytes=memory_bytes)
     trainees = [_prepare(store, config, run, parts, pixels, device=target) for config, run in runs]
 
     epochs = max(config.epochs for config in configs)
