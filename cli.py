@@ -163,7 +163,7 @@ def train(opener: Callable, store: Any, configs: Any, flags: dict[str, Any]) -> 
     with wrong_flags():
         folders = sweep.run_folders(store, configs, places.heads_path(flags["workspace"]), name=flags["name"])
     with trainers(opener, store, scheduler=flags["scheduler"], device_name=flags["device"]) as (train, place):
-        click.echo(sweep.announcement(store, configs, folders, **place), err=True)
+        click.echo(sweep.announcement(store, configs, folders, memory_bytes=flags["memory_bytes"], **place), err=True)
         with tqdm(**sweep.epochs(store, configs, folders), unit="epoch") as bar:
             options = {name: flags[name] for name in ("memory_bytes", "complete_only")}
             failures = train(configs, folders, on_epoch=partial(show_epoch, bar), **options)

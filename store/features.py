@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 
 import numpy as np
 import zarr
@@ -98,10 +99,14 @@ class FeatureStore:
         entry = self.contents.images[index]
         return self._read("instances", index, PIXELS)[: entry.height, : entry.width]
 
-    def read(self, index: int, t: int = 50, blocks: Iterable[int] = ()) -> dict[int, np.ndarray]:
+    def read(
+        self, index: int, t: int = 50, blocks: Iterable[int] = (), *, out: Mapping[int, np.ndarray] | None = None
+    ) -> dict[int, np.ndarray]:
         """Features of one image as stored: {block: (P, C, h, w)}; without `blocks` all that are there.
 
-        Raises Incomplete when one is not in the store yet, Damaged when the bytes are not those that were written.
+        out: an array in C order for each block, to be filled and returned instead of a new one: fresh memory costs as
+        much as reading. Raises Incomplete when a block is not in the store yet, Damaged when the bytes are not those
+        that were written, ValueError when an array of `out` is of another shape or type.
         """
         blocks, parts = tuple(blocks) or self.stored_blocks(t), {}
         for block in blocks:
@@ -112,10 +117,11 @@ class FeatureStore:
             parts[array_name(t, block)] = part
         for part in set(parts.values()):
             self.records.read(part, index // self.contents.images_per_unit)  # once, and not in each thread
-        worth = self.image_bytes(blocks) >= self.location.worth_bytes
-        with ThreadPoolExecutor(self.location.at_once) as pool:
-            each = pool.map if worth else map
-            return dict(zip(blocks, each(lambda name: self._read(name, index, parts[name]), parts), strict=True))
+        worth = len(blocks) > 1 and self.image_bytes(blocks) >= self.location.worth_bytes
+        into = [None if out is None else out[block] for block in blocks]
+        each = self._threads.map if worth else map
+        values = each(lambda name, own: self._read(name, index, parts[name], own), parts, into)
+        return dict(zip(blocks, values, strict=True))
 
     def image_bytes(self, blocks: Iterable[int]) -> int:
         """What these blocks of one image take at one timestep."""
@@ -155,19 +161,26 @@ class FeatureStore:
             self._arrays[name] = self._group[name]
         return self._arrays[name]
 
-    def _read(self, name: str, index: int, part: str) -> np.ndarray:
+    @cached_property
+    def _threads(self) -> ThreadPoolExecutor:
+        """Of all reads: several images that are read at once do not take more of the disk or network than one."""
+        return ThreadPoolExecutor(self.location.at_once)
+
+    def _read(self, name: str, index: int, part: str, out: np.ndarray | None = None) -> np.ndarray:
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} is not within 0..{len(self) - 1}")
         if not self.records.done(part, index):
             raise Incomplete(f"{self.location} has no {name} of {self.ids[index]} yet; run pathseg extract again")
         stored, array = self.records.expected(part, name, index), self.array(name)
+        if out is not None and (out.shape, out.dtype, out.flags.c_contiguous) != (array.shape[1:], array.dtype, True):
+            raise ValueError(f"{name} is {array.dtype} {array.shape[1:]} an image, but out is {out.dtype} {out.shape}")
         cached = f"{self._make}/{name}/{index}"
         if self._cache is not None:
             values = self._cache.get(cached, stored, shape=array.shape[1:], dtype=array.dtype)
             if values is not None:
-                return values
+                return values if out is None else _copied(values, out)
         try:
-            values, computed = self._values(name, index)
+            values, computed = self._values(name, index, out)
         except (ValueError, RuntimeError, KeyError, FileNotFoundError) as e:
             raise self._damaged(name, index, str(e)) from e
         if stored != computed:
@@ -176,15 +189,15 @@ class FeatureStore:
             self._cache.put(cached, stored, values)
         return values
 
-    def _values(self, name: str, index: int) -> tuple[np.ndarray, int]:
-        """One image of an array and the CRC-32C of its bytes."""
+    def _values(self, name: str, index: int, out: np.ndarray | None) -> tuple[np.ndarray, int]:
+        """One image of an array, in `out` where there is one, and the CRC-32C of its bytes."""
         array = self.array(name)
         if name not in self._kinds:
             self._kinds[name] = "chunks" if is_plain(array) else "shards" if is_plain_shards(array) else "other"
         if self._kinds[name] == "other":
-            values = np.asarray(array[index])
+            values = np.asarray(array[index]) if out is None else _copied(array[index], out)
             return values, checksum(values)
-        values = np.empty(array.shape[1:], array.dtype.newbyteorder("<"))
+        values = np.empty(array.shape[1:], array.dtype.newbyteorder("<")) if out is None else out
         files = [f"{name}/{chunk}" for chunk in chunk_names(array, index, 1)]
         if self._kinds[name] == "chunks":
             return values, read_chunks(self.location, files, values)
@@ -195,3 +208,8 @@ class FeatureStore:
             f"{name} of {self.ids[index]} in {self.location} is damaged: {why}; "
             f"pathseg verify --repair drops it, pathseg extract makes it again"
         )
+
+
+def _copied(values: np.ndarray, out: np.ndarray) -> np.ndarray:
+    out[...] = values
+    return out

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import zarr
 
+from pathseg.store.cache import ReadCache
 from pathseg.store.errors import Damaged, Incomplete, StoreError
 from pathseg.store.features import FeatureStore
 from pathseg.store.writer import StoreWriter
@@ -75,3 +76,37 @@ def test_a_description_that_changed_is_damage(toy_store, name):
 
 def test_without_a_choice_all_stored_blocks_are_read(toy_store):
     assert list(toy_store.read(0)) == [0, 4, 5, 9]
+
+
+@pytest.mark.parametrize("packing", ["none", "lossless"])
+@pytest.mark.parametrize("images_per_unit", [1, 2])
+def test_arrays_that_are_given_are_filled(tmp_path, toy_contents, toy_key, fill_store, packing, images_per_unit):
+    contents = toy_contents(key=toy_key(packing=packing), images_per_unit=images_per_unit)
+    store = fill_store(StoreWriter(tmp_path / "a.zarr", contents))
+    out = {4: np.full((2, 6, 16, 16), np.nan, np.float16), 9: np.full((2, 3, 64, 64), np.nan, np.float16)}
+    read = store.read(3, t=50, blocks=(4, 9), out=out)
+    assert all(read[block] is out[block] for block in out)
+    group = zarr.open_group(str(store.location), mode="r")
+    assert all(np.array_equal(out[block], group[f"t50/block0{block}"][3]) for block in out)
+
+
+def test_arrays_that_are_given_are_filled_from_the_cache(toy_store, tmp_path):
+    for _ in range(2):  # from the store, then from the cache
+        cached = FeatureStore.open(toy_store.location.root, cache=ReadCache(tmp_path / "cache"))
+        out = {4: np.full((2, 6, 16, 16), np.nan, np.float16)}
+        assert cached.read(3, t=50, blocks=(4,), out=out)[4] is out[4]
+        assert np.array_equal(out[4], toy_store.read(3, t=50, blocks=(4,))[4])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        np.empty((2, 6, 16, 15), np.float16),
+        np.empty((2, 6, 16, 16), np.float32),
+        np.empty((2, 6, 16, 32), "f2")[..., ::2],
+    ],
+    ids=["shape", "type", "order"],
+)
+def test_an_array_that_does_not_fit_is_not_filled(toy_store, wrong):
+    with pytest.raises(ValueError, match=r"t50/block04 is float16 \(2, 6, 16, 16\) an image, but out is"):
+        toy_store.read(3, t=50, blocks=(4,), out={4: wrong})

@@ -7,10 +7,21 @@ import torch
 from pathseg.store.errors import Incomplete
 from pathseg.store.features import FeatureStore
 from pathseg.store.writer import StoreWriter
-from pathseg.train import sweep
-from pathseg.train.config import HeadConfig
+from pathseg.train import memory, sweep
+from pathseg.train.batches import FeatureReader
+from pathseg.train.config import BaselineConfig, HeadConfig
 from pathseg.train.runs import RunFolder
-from pathseg.train.sweep import combinations, epochs, head_bytes, passes, run_folders, summary, train_sweep
+from pathseg.train.sweep import (
+    announcement,
+    combinations,
+    epochs,
+    head_bytes,
+    keeping,
+    passes,
+    run_folders,
+    summary,
+    train_sweep,
+)
 from pathseg.train.trainee import new_trainee, save_last
 
 CPU = torch.device("cpu")
@@ -186,3 +197,55 @@ def test_a_run_that_did_without_an_image_is_not_taken_for_one_on_all(toy_store, 
     record.write_bytes(kept)
     with pytest.raises(ValueError, match="images is 4 there, 5 asked for"):
         train_sweep(FeatureStore.open(tmp_path / "toy.zarr"), [QUICK], folders)
+
+
+# of one image: blocks 4 and 9 of 2 patches in float16, 6 x 16 x 16 and 3 x 64 x 64, and its mask of 256 x 512 bytes
+ONE = 2 * 2 * (6 * 16 * 16 + 3 * 64 * 64) + 256 * 512
+
+
+@pytest.mark.parametrize(
+    ("memory_bytes", "said"),
+    [
+        (5 * ONE, "features of 5 of 5 images (932 kB) stay in memory"),
+        (2 * ONE + 9, "features of 2 of 5 images (373 kB) stay in memory, "
+         "of 3 of 5 images (559 kB) are read anew each epoch (--memory caps this)"),
+        (0, "features of 5 of 5 images (932 kB) are read anew each epoch (--memory caps this)"),
+    ],
+)  # fmt: skip
+def test_a_training_says_how_much_it_will_keep(toy_store, tmp_path, memory_bytes, said):
+    config = dataclasses.replace(QUICK, blocks=(4, 9))
+    told = announcement(toy_store, [config], [tmp_path / "run"], memory_bytes=memory_bytes)
+    assert told == f"1 linear in 1 pass over the store, 5 of 5 images complete; {said}"
+    reader = FeatureReader(toy_store, {50: (4, 9)}, device=CPU, memory_bytes=memory_bytes)
+    list(reader.batches(range(5), 1))
+    assert reader.kept == memory_bytes // ONE
+
+
+def test_what_a_gpu_and_the_machine_keep_is_told_apart(toy_store, monkeypatch):
+    free = {"cuda": 4 * ONE, "cpu": 2 * ONE}  # half of each may be filled
+    monkeypatch.setattr(memory, "free_memory", lambda device: free[device.type])
+    config = dataclasses.replace(QUICK, blocks=(4, 9))
+    said = keeping(toy_store, [config], 5, device=torch.device("cuda"), memory_bytes=None)
+    assert said == (
+        "features of 2 of 5 images (373 kB) stay in GPU memory, of 1 of 5 images (186 kB) stay in memory, "
+        "of 2 of 5 images (373 kB) are read anew each epoch (more does not fit into half of what is free)"
+    )
+
+
+def test_a_baseline_says_how_many_pixels_it_will_keep(toy_store, tmp_path):
+    # five images of 256 x 512 px, three colours and a mask: 2.6 MB
+    told = announcement(toy_store, [BaselineConfig()], [tmp_path / "run"], memory_bytes=2**30)
+    assert told.endswith("; pixels of 5 of 5 images (2.6 MB) stay in memory")
+
+
+def test_of_several_passes_the_largest_is_told(toy_store, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "free_memory", lambda device: 0)  # a pass for each head
+    configs = [QUICK, dataclasses.replace(QUICK, blocks=(4, 9))]
+    told = announcement(toy_store, configs, [tmp_path / "a", tmp_path / "b"], memory_bytes=4 * ONE)
+    assert "in 2 passes over the store" in told
+    assert "; in the largest pass features of 4 of 5 images (745 kB) stay in memory, of 1" in told
+
+
+def test_what_the_workers_of_a_cluster_keep_is_not_said(toy_store, tmp_path):
+    told = announcement(toy_store, [QUICK], [tmp_path / "run"], workers=3)
+    assert told == "1 linear on 1 worker, each with its own pass over the store, 5 of 5 images complete"

@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from pathseg.store.ahead import HELD_BYTES
 from pathseg.store.features import FeatureStore
-from pathseg.train.config import IMAGE
+from pathseg.train.buffers import Buffer, Values, copy_image, image_bytes, own_copy, read_image, stacked
+from pathseg.train.config import Config
+from pathseg.train.memory import rooms
 
-CPU = torch.device("cpu")
-KEEP_SHARE = 0.5  # of the memory that is free at the start
+Group = tuple[int, ...]  # the images of a batch
 
 
 @dataclass(frozen=True)
-class Batch:
+class Batch(Values):
     """Features {t: {block: (N, P, C, h, w)}} as stored, class codes (N, H, W) uint8, and the images' indices.
 
-    At t None the only block is IMAGE: the image itself, RGB uint8 (N, P, 3, 256, 256).
+    At t None the only block is IMAGE: the image itself, RGB uint8 (N, P, 3, 256, 256). The tensors are to be read only,
+    and hold these images until the batch after the next is asked for: then their memory is filled again.
     """
 
-    features: dict[int | None, dict[int, torch.Tensor]]
-    masks: torch.Tensor
-    indices: tuple[int, ...]
+    indices: Group
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A batch that is being read; its futures give each image on the device, and what is to be kept of it."""
+
+    group: Group
+    buffer: Buffer | None
+    images: list[Future[tuple[Values, Values | None]]]
+    size_bytes: int
 
 
 class FeatureReader:
@@ -48,83 +59,160 @@ class FeatureReader:
         self.store, self.device = store, device
         self.wanted = {t: tuple(blocks) for t, blocks in wanted.items()}
         self.bytes_read = 0
-        self._kept: dict[int, tuple[dict[int | None, dict[int, torch.Tensor]], torch.Tensor]] = {}
-        self._rooms = rooms(device, memory_bytes)
+        self._image_bytes = image_bytes(store, self.wanted)
+        self._places = places(store, self.wanted, device=device, memory_bytes=memory_bytes)  # what is left of them
+        self._kept: dict[int, Values] = {}
+        self._keeping: set[int] = set()  # those that are kept or on their way there
+        self._threads = ThreadPoolExecutor(store.location.at_once)
+        self._expected: list[Group] = []
+        self._begun: deque[_Begun] = deque()
+        self._handed: deque[Buffer | None] = deque()  # of the batches last given away
+        self._free: list[Buffer] = []
 
     @property
     def kept(self) -> int:
         """Number of images whose features are in memory."""
         return len(self._kept)
 
+    def expect(self, indices: Sequence[int], batch_size: int) -> None:
+        """Say what the call of `batches` after the next will ask for: it is begun while the next comes to its end.
+
+        When something else is asked for after all, what was begun is in vain.
+        """
+        self._expected = _groups(indices, batch_size)
+
     def batches(self, indices: Sequence[int], batch_size: int) -> Iterator[Batch]:
-        """The images in the order given, on the device; while one batch is used the next is being read."""
-        groups = [tuple(indices[i : i + batch_size]) for i in range(0, len(indices), batch_size)]
-        with ThreadPoolExecutor(max_workers=1) as pool:
-            ahead = None
-            for group in groups:
-                current, ahead = ahead, pool.submit(self._batch, group)
-                if current is not None:
-                    yield current.result()
-            if ahead is not None:
-                yield ahead.result()
+        """The images in the order given, on the device; while one batch is used the next ones are being read."""
+        groups = _groups(indices, batch_size)
+        if [begun.group for begun in self._begun] != groups[: len(self._begun)]:
+            self._drop()
+        waiting = deque(groups[len(self._begun) :])
+        for _ in groups:
+            self._release()
+            if not self._begun:
+                self._begin(waiting.popleft())
+            current = self._begun.popleft()
+            self._begin_more(waiting)
+            yield self._end(current)
 
-    def _batch(self, group: tuple[int, ...]) -> Batch:
-        images = [self._image(index) for index in group]
-        features = {
-            t: {b: torch.stack([self._here(maps[t][b]) for maps, _ in images]) for b in blocks}
-            for t, blocks in self.wanted.items()
-        }
-        return Batch(features, torch.stack([self._here(mask) for _, mask in images]), group)
+    def _begin_more(self, waiting: deque[Group]) -> None:
+        """Begin what comes next, and after it what is expected: one batch, more while they are small."""
+        while True:
+            if not waiting:
+                waiting.extend(self._expected)
+                self._expected = []
+            under_way = sum(len(begun.group) for begun in self._begun)
+            if not waiting or len(self._begun) >= self.store.location.at_once:
+                return
+            if self._begun and (under_way + len(waiting[0])) * self._image_bytes > HELD_BYTES:
+                return
+            self._begin(waiting.popleft())
 
-    def _here(self, values: torch.Tensor) -> torch.Tensor:
-        if self.device.type == "cuda" and values.device == CPU:  # from pinned memory the GPU fetches it while it works
-            return values.pin_memory().to(self.device, non_blocking=True)
-        return values.to(self.device)
+    @torch.inference_mode(False)  # whoever asks may not learn from what he gets, but the next one may
+    def _begin(self, group: Group) -> None:
+        straight = len(group) == 1 or self.device.type != "cpu"  # what is kept on the device is not copied first
+        kept = [self._kept.get(index) for index in group]
+        ready = [straight and k is not None and k.masks.device.type == self.device.type for k in kept]
+        buffer = None if all(ready) else self._buffer(len(group))
+        images = []
+        for n, (index, own) in enumerate(zip(group, kept, strict=True)):
+            if ready[n]:
+                images.append(Future())
+                images[n].set_result((own, None))
+            else:
+                slot = buffer.values.each(lambda values, n=n: values[n])
+                place = self._place(index) if own is None else None
+                images.append(self._threads.submit(self._image, index, slot, own, place))
+        self._begun.append(_Begun(group, buffer, images, kept.count(None) * self._image_bytes))
 
-    def _image(self, index: int) -> tuple[dict[int | None, dict[int, torch.Tensor]], torch.Tensor]:
-        if index in self._kept:
-            return self._kept[index]
-        maps = {t: self._maps(index, t, blocks) for t, blocks in self.wanted.items()}
-        mask = torch.from_numpy(self.store.mask(index))
-        size_bytes = sum(m.nbytes for blocks in maps.values() for m in blocks.values()) + mask.nbytes
-        self.bytes_read += size_bytes
-        place = next((place for place, room in self._rooms.items() if size_bytes <= room), None)
-        if place is not None:
-            self._rooms[place] -= size_bytes
-            on_place = {t: {b: m.to(place) for b, m in blocks.items()} for t, blocks in maps.items()}
-            self._kept[index] = on_place, mask.to(place)
-            return self._kept[index]
-        return maps, mask
+    def _end(self, begun: _Begun) -> Batch:
+        """Wait for a batch and give it away."""
+        images = self._wait(begun)
+        self._handed.append(begun.buffer)
+        if begun.buffer is not None and self.device.type == "cpu":
+            found = begun.buffer.values.each(lambda values: values[: len(images)])
+        else:
+            found = stacked(images)
+        return Batch(found.features, found.masks, begun.group)
 
-    def _maps(self, index: int, t: int | None, blocks: Sequence[int]) -> dict[int, torch.Tensor]:
-        if t is None:
-            patches = self.store.contents.grid.cut(self.store.image(index))  # (P, 256, 256, 3)
-            return {IMAGE: torch.from_numpy(patches).permute(0, 3, 1, 2).contiguous()}
-        return {b: torch.from_numpy(m) for b, m in self.store.read(index, t=t, blocks=blocks).items()}
+    def _wait(self, begun: _Begun) -> list[Values]:
+        images = [image.result() for image in begun.images]
+        self.bytes_read += begun.size_bytes
+        self._kept |= {i: keep for i, (_, keep) in zip(begun.group, images, strict=True) if keep is not None}
+        if begun.buffer is not None:
+            begun.buffer.all_asked_for()
+        return [here for here, _ in images]
+
+    def _drop(self) -> None:
+        """Let go what nobody asks for, errors in it too."""
+        while self._begun:
+            begun = self._begun.popleft()
+            wait(begun.images)
+            if not any(image.exception() for image in begun.images):
+                self._wait(begun)
+                self._free += [begun.buffer] if begun.buffer is not None else []
+
+    def _image(
+        self, index: int, slot: Values, kept: Values | None, place: torch.device | None
+    ) -> tuple[Values, Values | None]:
+        """Fill a slot from what is kept or from the store; the image on the device, and a copy to keep at a place."""
+        if kept is None:
+            read_image(self.store, index, slot)
+        else:
+            copy_image(kept, slot)
+        on_gpu, here = self.device.type == "cuda", slot
+        if self.device.type != "cpu":
+            here = slot.each(lambda values: values.to(self.device, non_blocking=on_gpu))
+        if place is None:
+            return here, None
+        return here, slot.each(own_copy) if place.type == "cpu" else here
+
+    def _place(self, index: int) -> torch.device | None:
+        """Where an image is to be kept, if it has not got a place yet and there is one."""
+        place = next((place for place, left in self._places.items() if left), None)
+        if place is None or index in self._keeping:
+            return None
+        self._places[place] -= 1
+        self._keeping.add(index)
+        return place
+
+    def _buffer(self, images: int) -> Buffer:
+        buffer = next((free for free in self._free if free.images >= images), None)
+        if buffer is None:
+            return Buffer(self.store, self.wanted, images, device=self.device)
+        self._free.remove(buffer)
+        buffer.wait()
+        return buffer
+
+    def _release(self) -> None:
+        """Let the memory of the batches given away be filled again, but for the last one's."""
+        while len(self._handed) > 1:
+            if (buffer := self._handed.popleft()) is not None:
+                self._free.append(buffer)
 
 
-def rooms(device: torch.device, memory_bytes: int | None) -> dict[torch.device, int]:
-    """Bytes that may be kept in each place, the first to fill first: half of what is free there, or so many in all.
-
-    A GPU's memory is never filled by more than half, whatever is allowed: the heads need the rest.
-    """
-    machine = int(free_memory(CPU) * KEEP_SHARE) if memory_bytes is None else memory_bytes
-    if device.type != "cuda":  # what other devices have is the machine's memory
-        return {device: machine}
-    gpu = int(free_memory(device) * KEEP_SHARE)
-    if memory_bytes is None:
-        return {device: gpu, CPU: machine}
-    return {device: min(gpu, machine), CPU: max(0, machine - gpu)}
+def wanted_by(configs: Iterable[Config]) -> dict[int | None, tuple[int, ...]]:
+    """What heads that are trained together read: timestep (None: the image) -> blocks."""
+    blocks: dict[int | None, set[int]] = {}
+    for config in configs:
+        blocks.setdefault(config.t, set()).update(config.blocks)
+    return {t: tuple(sorted(blocks[t])) for t in sorted(blocks)}
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes of the device's memory that are free, as far as the system says."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        return 4 * 2**30  # a system that does not say: assume a small one
+def places(
+    store: FeatureStore,
+    wanted: Mapping[int | None, Sequence[int]],
+    *,
+    device: torch.device,
+    memory_bytes: int | None = None,
+) -> dict[torch.device, int]:
+    """How many images' features a FeatureReader may keep in each place, the first to fill first."""
+    one = image_bytes(store, wanted)
+    return {place: room // one for place, room in rooms(device, memory_bytes).items()}
+
+
+def _groups(indices: Sequence[int], batch_size: int) -> list[Group]:
+    return [tuple(indices[i : i + batch_size]) for i in range(0, len(indices), batch_size)]
 
 
 def class_pixels(store: FeatureStore, indices: Sequence[int]) -> np.ndarray:

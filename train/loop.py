@@ -13,7 +13,7 @@ import torch
 from pathseg.store.features import FeatureStore
 from pathseg.train.augment import symmetry, turn, turn_features
 from pathseg.train.baselines import start_from_imagenet
-from pathseg.train.batches import Batch, FeatureReader, class_pixels
+from pathseg.train.batches import Batch, FeatureReader, class_pixels, wanted_by
 from pathseg.train.config import Config
 from pathseg.train.evaluate import evaluate, pixel_loss
 from pathseg.train.metrics import Scores
@@ -49,14 +49,14 @@ def train_heads(
     Raises Incomplete when the store lacks features, ValueError when its images cannot be split.
     """
     configs = [config for config, _ in runs]
-    wanted = {t: sorted({b for c in configs if c.t == t for b in c.blocks}) for t in sorted({c.t for c in configs})}
     shared, target = configs[0], torch.device(device)
     parts = split_images(store, val_fraction=shared.val_fraction, seed=shared.split_seed, without=without)
     pixels = class_pixels(store, parts.train)
-    reader = FeatureReader(store, wanted, device=target, memory_bytes=memory_bytes)
+    reader = FeatureReader(store, wanted_by(configs), device=target, memory_bytes=memory_bytes)
     trainees = [_prepare(store, config, run, parts, pixels, device=target) for config, run in runs]
 
-    for epoch in range(1, max(config.epochs for config in configs) + 1):
+    epochs = max(config.epochs for config in configs)
+    for epoch in range(1, epochs + 1):
         if not any(trainee.learning for trainee in trainees):
             break
         learning = [trainee for trainee in trainees if trainee.learning and trainee.epoch < epoch]
@@ -64,9 +64,8 @@ def train_heads(
             continue
         for trainee in learning:
             trainee.losses.clear()
-        drawn = draw_views(store, parts.train, seed=shared.split_seed, epoch=epoch)
-        order = np.random.default_rng([shared.split_seed, epoch]).permutation(drawn).tolist()
-        for step, batch in enumerate(reader.batches(order, shared.batch_size)):
+        reader.expect(parts.val, 1)
+        for step, batch in enumerate(reader.batches(_order(store, parts, shared, epoch), shared.batch_size)):
             for trainee in learning:
                 started = time.perf_counter()
                 _step(trainee, batch, store, epoch=epoch, step=step)
@@ -78,8 +77,13 @@ def train_heads(
             if isinstance(trainee.head, PixelEnsemble):
                 _finish_pixels(trainee, epoch)
         learning = [trainee for trainee in learning if trainee.failure is None]
-        judged = evaluate(learning, reader, parts.val) if learning else []
-        for trainee, (val_loss, matrices) in zip(learning, judged, strict=True):
+        if not learning:
+            continue
+        if epoch < epochs:
+            reader.expect(_order(store, parts, shared, epoch + 1), shared.batch_size)
+        else:
+            reader.expect(next(iter(parts.tests.values())), 1)
+        for trainee, (val_loss, matrices) in zip(learning, evaluate(learning, reader, parts.val), strict=True):
             if not (np.isfinite(val_loss) or isinstance(trainee.head, PixelEnsemble)):  # whose log of 0 is no failure
                 trainee.failure = _diverged(val_loss, epoch)
                 continue
@@ -93,6 +97,12 @@ def train_heads(
     if finished:
         write_results(finished, reader, parts, answer=int(pixels.argmax()))
     return trainees
+
+
+def _order(store: FeatureStore, parts: Parts, config: Config, epoch: int) -> list[int]:
+    """Indices of the images that an epoch learns from, in its order."""
+    drawn = draw_views(store, parts.train, seed=config.split_seed, epoch=epoch)
+    return np.random.default_rng([config.split_seed, epoch]).permutation(drawn).tolist()
 
 
 def _prepare(

@@ -14,10 +14,13 @@ import torch
 
 from pathseg.store.blocks import BLOCKS
 from pathseg.store.features import FeatureStore
-from pathseg.train.batches import KEEP_SHARE, free_memory
+from pathseg.store.size import human
+from pathseg.train.batches import places, wanted_by
+from pathseg.train.buffers import image_bytes
 from pathseg.train.config import BaselineConfig, Config, HeadConfig
 from pathseg.train.finishedrun import FinishedRun
 from pathseg.train.loop import OnEpoch, train_heads
+from pathseg.train.memory import KEEP_SHARE, free_memory
 from pathseg.train.parts import incomplete_images, lacking_images, require_stored, split_images
 from pathseg.train.pixels import PixelEnsemble
 from pathseg.train.pool import pool_bytes
@@ -189,21 +192,47 @@ def announcement(
     folders: Sequence[Path],
     *,
     device: str = "cpu",
+    memory_bytes: int | None = None,
     workers: int = 0,
 ) -> str:
-    """What a sweep is about to do, in one line: heads to train, passes over the store, images left out.
+    """What a sweep is about to do, in one line: heads to train, passes over the store, images left out, what is kept.
 
-    workers: of a cluster, 0 for training in this process.
+    workers: of a cluster, 0 for training in this process; what memory they have is not known here.
     """
     waiting = [config for config, _ in unfinished(store, configs, folders)]
     if not waiting:
         return f"all {len(configs)} runs are finished"
-    count = min(workers, len(waiting)) or len(passes(store, waiting, device=torch.device(device)))
+    groups = passes(store, waiting, device=torch.device(device))
+    count = min(workers, len(waiting)) or len(groups)
     kind = f"worker{'s' * (count > 1)}, each with its own pass" if workers else f"pass{'es' * (count > 1)}"
     lacking = {i for c in waiting for i in lacking_images(store, t=c.t, blocks=c.blocks)}
     heads = f"{len(waiting)} {waiting[0].head}{'s' * (len(waiting) > 1)}"
     heads += f" {'on' if workers else 'in'} {count} {kind} over the store"
-    return f"{heads}, {len(store) - len(lacking)} of {len(store)} images complete"
+    images = len(store) - len(lacking)
+    said = f"{heads}, {images} of {len(store)} images complete"
+    if workers or not images:
+        return said
+    largest = max(groups, key=lambda group: image_bytes(store, wanted_by(group)))
+    kept = keeping(store, largest, images, device=torch.device(device), memory_bytes=memory_bytes)
+    return f"{said}; {'in the largest pass ' if count > 1 else ''}{kept}"
+
+
+def keeping(
+    store: FeatureStore, configs: Sequence[Config], images: int, *, device: torch.device, memory_bytes: int | None
+) -> str:
+    """How much of what heads read together stays in memory, of so many images, by the FeatureReader's own rule."""
+    wanted = wanted_by(configs)
+    told, left, one = [], images, image_bytes(store, wanted)
+    for place, room in places(store, wanted, device=device, memory_bytes=memory_bytes).items():
+        kept = min(left, room)
+        left -= kept
+        if kept:
+            stay = "stay in GPU memory" if place.type == "cuda" else "stay in memory"
+            told.append(f"{kept} of {images} images ({human(kept * one)}) {stay}")
+    if left:
+        why = "more does not fit into half of what is free" if memory_bytes is None else "--memory caps this"
+        told.append(f"{left} of {images} images ({human(left * one)}) are read anew each epoch ({why})")
+    return f"{'pixels' if tuple(wanted) == (None,) else 'features'} of " + ", of ".join(told)
 
 
 def train_sweep(
