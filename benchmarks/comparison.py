@@ -7,7 +7,7 @@
     python benchmarks/comparison.py --dataset synthetic --model mini --resize 256 --limit 6 --epochs 1 --pixels 64
 
 Prints each command line before it runs it. All runs lie in one workspace and take the same images, validation split,
-epochs and seeds; only the pixel ensemble ends by its own rule. Run again, it goes on where it stopped.
+epochs and seeds; the pixel ensemble may end earlier by its own rule. Run again, it goes on where it stopped.
 """
 
 import argparse
@@ -26,9 +26,16 @@ def command_lines(arguments: argparse.Namespace) -> list[list[object]]:
     ours = [*data, "--model", arguments.model, *given(arguments, "blocks"), "--layout", arguments.layout]
     hipt = HIPT_OF.get(arguments.model, "hipt")
     ldm, without, tokens = (f"{store}-{name}.zarr" for name in ("ldm", "ldm-uncond", "tokens"))
-    learn = ["--seed", arguments.seeds, "--device", arguments.device, *given(arguments, "class-weights"), *where]
-    epochs = ["--epochs", arguments.epochs, *learn]
-    pixels = [*given(arguments, "pixels"), *learn]
+    epochs = [
+        "--epochs",
+        arguments.epochs,
+        "--seed",
+        arguments.seeds,
+        "--device",
+        arguments.device,
+        *given(arguments, "class-weights"),
+        *where,
+    ]
     return [
         [*ours, "--store", ldm],
         [*ours, "--condition", "none", "--store", without],
@@ -37,7 +44,7 @@ def command_lines(arguments: argparse.Namespace) -> list[list[object]]:
         ["train-head", "--store", without, *epochs],
         ["train-head", "--store", tokens, *epochs],
         ["train-head", "--store", ldm, "--head", "linear", *epochs],
-        ["train-head", "--store", ldm, "--head", "pixel-ensemble", *pixels],
+        ["train-head", "--store", ldm, "--head", "pixel-ensemble", *given(arguments, "pixels"), *epochs],
         ["train-baseline", "--store", ldm, "--model", "res-unet", *epochs],
         ["train-baseline", "--store", ldm, "--model", "vgg16-fcn8", *epochs],
         ["report", *where],
