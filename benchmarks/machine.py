@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gc
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
+import resource
 import shutil
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,6 +22,8 @@ import torch.nn.functional as F
 
 from pathseg.store.size import human
 
+PARTS = ("pathseg", "torch", "diffusers", "timm", "zarr", "numcodecs", "numpy")
+
 
 def machine(folder: Path) -> dict[str, object]:
     """Processor, memory, file system of `folder`, GPU if there is one, releases."""
@@ -26,12 +31,14 @@ def machine(folder: Path) -> dict[str, object]:
     lines = info.read_text().splitlines() if info.exists() else []
     cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     flags = next((line.split(":")[1].split() for line in lines if line.startswith("flags")), [])
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "zarr", "numcodecs", "numpy")}
+    versions = {name: importlib.metadata.version(name) for name in PARTS if importlib.util.find_spec(name)}
     return {
         "cpu": cpu,
         "matrix_units": [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags],
         "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu_memory": human(torch.cuda.mem_get_info()[1]) if torch.cuda.is_available() else None,
         "load_at_start": round(os.getloadavg()[0], 2),
         "memory": human(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")),
         "system": platform.platform(),
@@ -74,15 +81,26 @@ def ratio(numerator: list[float], denominator: list[float]) -> float:
     return statistics.median(n / d for n, d in zip(numerator, denominator, strict=True))
 
 
-def matrix_rate(device: str, dtype: torch.dtype, side: int = 2048) -> float:
+def matrix_rate(device: str, dtype: torch.dtype) -> float:
     """Floating-point operations a second of a large matrix product: the best of ten, by the faster of two libraries.
 
     On a CPU torch gives products and convolutions to different ones, of which one may not know the processor.
     """
+    side = 2048 if device == "cpu" else 8192
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     cells, kernel = a.view(1, 1, side, side).permute(0, 3, 1, 2), b.view(side, side, 1, 1)  # channels last
     taken = in_turn({"product": lambda: a @ b, "convolution": lambda: F.conv2d(cells, kernel)}, 10)
     return 2 * side**3 / min(map(min, taken.values()))
+
+
+def peak_bytes() -> int:
+    """The largest memory of this process so far; on Linux without what its parent once had."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        unit = 1 if sys.platform == "darwin" else 2**10
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 2**10
 
 
 def keep(path: Path, part: str, rows: list[dict[str, object]], *, about: dict[str, object]) -> None:

@@ -1,19 +1,24 @@
-"""The same training epoch fed in four ways, at the paper's shapes: the model online, .pt files, this store, raw memory.
+"""The same training epoch fed in several ways, at the paper's shapes: model online, .pt files, this store, raw memory.
 
-    python benchmarks/peers.py [--images 4] [--release DIR] [--out benchmarks/results/peers.json]
+    python benchmarks/peers.py [--images 6] [--release DIR] [--device cpu] [--out benchmarks/results/peers.json]
 
-online   The frozen model runs in every epoch, float32; measured on a few patches and scaled to the images. Its
-         features go to the same native head as the store's.
-pt       One .pt file for each patch, float16 at native resolution, read by a DataLoader without worker processes (so
-         not ahead, as the store's are), upsampled, stacked, plain head. By kaiko-eva's own writer and data set where
-         that package is installed (`writer` says which), else in the same format, written here.
-store    This package: a Zarr store in native layout, `FeatureReader` with nothing kept in memory, native head.
-memmap   The native float16 bytes as one raw memory-mapped file for each block, native head: the physical limit.
+online     The frozen model runs in every epoch, float32, on one image; its features go to the native head. With
+           --release, a release folder of the paper's size (benchmarks/full_size_release.py makes one with random
+           weights).
+pt         One .pt file for each patch, float16 at native resolution, read by a DataLoader, upsampled, stacked, plain
+           head. By kaiko-eva's own writer and data set where that package is installed (`writer` says which), else in
+           the same format, written here.
+pt-workers The same with a worker process a core, kept from epoch to epoch.
+store      This package: a Zarr store in native layout, `FeatureReader` with nothing kept in memory, native head.
+memmap     The native float16 bytes as one raw memory-mapped file for each block, native head, nothing read ahead: the
+           physical limit of reading without it.
 
-For each: bytes on disk; seconds to write an image's features, as a share of the forward passes that made them; images
-a second into the head's input; seconds of an epoch (loading, forward, backward, Adam); peak memory of that epoch's
-process. Values are random, 768 px images, FCN head, blocks 4-6 and all. --release: a release folder of the paper's size
-(benchmarks/full_size_release.py makes one with random weights); without it `online` is left out.
+For each: bytes of features on disk; seconds to write an image's features, and as a share of the forward pass that made
+them; images a second into the head's input; seconds of an epoch (loading, forward, backward, Adam) an image; peak
+memory of that epoch's process above what it has after its imports (mapped files count, as far as the system holds
+them). Each way runs in a process of its own: a whole pass and a step warm up, then whole passes are timed, median of
+three for loading, one for training. All was written just before, so files come from the system's cache. Writing of
+`pt` includes its masks (4 %). Values are random, 768 px images, FCN head, blocks 4-6 and all.
 """
 
 from __future__ import annotations
@@ -21,31 +26,36 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import queue
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from free import FULL
-from heads import GRID, model_seconds, plain_head, stack, training_step
-from machine import keep, machine, seconds
+from heads import GRID, plain_head, stack
+from machine import keep, machine, peak_bytes, seconds
 from random_store import random_contents
 from torch.utils.data import DataLoader, Dataset
 
+from pathseg.extract.models import load_model
 from pathseg.store.features import FeatureStore
 from pathseg.store.writer import StoreWriter
 from pathseg.train.batches import FeatureReader
 from pathseg.train.heads import FCNHead
 
 SETS = {"4-6": (4, 5, 6), "all": tuple(FULL)}
+WAYS = ("online", "pt", "pt-workers", "store", "memmap")
+TURNS = 3
 Maps = dict[int, torch.Tensor]  # block -> (1, P, C, h, w)
+Pass = Callable[[], Iterator[tuple[Any, torch.Tensor]]]  # gives what the head takes, and the mask, image after image
 
 
 class PatchFiles(Dataset):
@@ -97,60 +107,98 @@ def write_by_eva(writer: type, folder: Path, images: list[tuple[Maps, torch.Tens
     return seconds(work) / len(images)
 
 
-def patch_batches(folder: Path, images: int, workers: int) -> Iterator[tuple[Maps, torch.Tensor]]:
-    """The patches of one image after another, through a DataLoader."""
-    if (classes := eva_classes()) is not None:
-        data = classes[1](root=str(folder), manifest_file="manifest.csv", split="train")
-        data.setup()
-    else:
-        data = PatchFiles(folder, images * GRID.patches)
-    for features, mask in DataLoader(data, batch_size=GRID.patches, num_workers=workers):
-        yield {b: f[None] for b, f in enumerate(features)}, mask
-
-
 def whole_mask(patches: torch.Tensor) -> torch.Tensor:
     """(P, 256, 256) -> (1, 768, 768)."""
     return GRID.stitch(patches[None, :, None].float())[:, 0].long()
 
 
-def inputs(way: str, folder: Path, blocks: tuple[int, ...], images: int) -> Iterator[tuple[object, torch.Tensor]]:
-    """What the head takes, and the mask, image after image."""
-    if way == "pt":
-        for maps, mask in patch_batches(folder / "pt", images, workers=0):
-            yield stack(maps), whole_mask(mask)
-    elif way == "store":
-        reader = FeatureReader(
-            FeatureStore.open(folder / "store.zarr"), {50: blocks}, device=torch.device("cpu"), memory_bytes=0
-        )
+def patch_pass(folder: Path, images: int, device: str, workers: int) -> Pass:
+    """The patches of one image after another, through a DataLoader, as the stack in float32."""
+    if (classes := eva_classes()) is not None:
+        data = classes[1](root=str(folder), manifest_file="manifest.csv", split="train")
+        data.setup()
+    else:
+        data = PatchFiles(folder, images * GRID.patches)
+    loader = DataLoader(data, batch_size=GRID.patches, num_workers=workers, persistent_workers=workers > 0)
+
+    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for features, mask in loader:
+            yield stack({b: f[None].to(device) for b, f in enumerate(features)}), whole_mask(mask).to(device)
+
+    return batches
+
+
+def store_pass(folder: Path, blocks: tuple[int, ...], images: int, device: str) -> Pass:
+    store = FeatureStore.open(folder)
+    reader = FeatureReader(store, {50: blocks}, device=torch.device(device), memory_bytes=0)
+
+    def batches() -> Iterator[tuple[Maps, torch.Tensor]]:
         for batch in reader.batches(range(images), 1):
             yield {b: m.float() for b, m in batch.features[50].items()}, batch.masks.long()
-    else:
-        shapes = {b: (images, GRID.patches, FULL[b][0], *2 * FULL[b][1:]) for b in blocks}
-        maps = {b: np.memmap(folder / f"memmap/{b}", np.float16, "r", shape=shapes[b]) for b in blocks}
-        masks = np.load(folder / "memmap/masks.npy", mmap_mode="r")
+
+    return batches
+
+
+def memmap_pass(folder: Path, blocks: tuple[int, ...], images: int, device: str) -> Pass:
+    shapes = {b: (images, GRID.patches, FULL[b][0], *2 * FULL[b][1:]) for b in blocks}
+    maps = {b: np.memmap(folder / f"{b}", np.float16, "r", shape=shapes[b]) for b in blocks}
+    masks = np.load(folder / "masks.npy", mmap_mode="r")
+
+    def batches() -> Iterator[tuple[Maps, torch.Tensor]]:
         for index in range(images):
             floats = {b: torch.from_numpy(m[index : index + 1].astype(np.float32)) for b, m in maps.items()}
-            yield floats, torch.from_numpy(masks[index : index + 1].astype(np.int64))
+            mask = torch.from_numpy(masks[index : index + 1].astype(np.int64))
+            yield {b: values.to(device) for b, values in floats.items()}, mask.to(device)
+
+    return batches
 
 
-def epoch(way: str, folder: Path, blocks: tuple[int, ...], images: int) -> dict[str, float]:
-    """One pass that only loads, one that trains; both after a first image that warms up."""
+def online_pass(release: Path, blocks: tuple[int, ...], device: str) -> Pass:
+    """One image, anew in every pass."""
+    model = load_model(release, device=device)
+    patches = np.random.default_rng(0).integers(0, 256, (GRID.patches, 256, 256, 3), np.uint8)
+    mask = torch.zeros(1, 768, 768, dtype=torch.long, device=device)
+
+    def batches() -> Iterator[tuple[Maps, torch.Tensor]]:
+        yield {b: maps[None].clone() for b, maps in model.features(patches, t=50, blocks=blocks).items()}, mask
+
+    return batches
+
+
+def epoch(arguments: argparse.Namespace) -> dict[str, float]:
+    """What a way takes to load and to train, an image, and the memory of it."""
+    way, folder, blocks, device = arguments.epoch, arguments.folder, SETS[arguments.set], arguments.device
     torch.manual_seed(0)
-    head = FCNHead({b: FULL[b][0] for b in blocks}, 2)
-    if way == "pt":
-        head = plain_head(head)
-    taken = {}
-    for task in ("load", "train"):
-        start = None
-        for number, (given, mask) in enumerate(inputs(way, folder, blocks, images)):
-            if task == "train":
-                scores = (lambda g=given: head(g)) if way == "pt" else (lambda g=given: head(g, (3, 3)))
-                training_step(head, scores, mask)()
-            if number == 0:
-                start = time.perf_counter()
-        taken[task] = (time.perf_counter() - start) / (images - 1)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"load_s_per_image": taken["load"], "epoch_s_per_image": taken["train"], "peak_bytes": peak}
+    head = FCNHead({b: FULL[b][0] for b in blocks}, 2).to(device)
+    plain, imported, images = plain_head(head), peak_bytes(), 1 if way == "online" else arguments.images
+    passes = {
+        "online": lambda: online_pass(arguments.release, blocks, device),
+        "pt": lambda: patch_pass(folder / "pt", images, device, 0),
+        "pt-workers": lambda: patch_pass(folder / "pt", images, device, os.cpu_count() or 1),
+        "store": lambda: store_pass(folder / "store.zarr", blocks, images, device),
+        "memmap": lambda: memmap_pass(folder / "memmap", blocks, images, device),
+    }
+    batches = passes[way]()
+    module = plain if way.startswith("pt") else head
+    optimizer = torch.optim.Adam(module.parameters(), lr=1e-4)
+
+    def load() -> None:
+        for given, _ in batches():
+            del given
+
+    def train(most: int = images) -> None:
+        for given, mask in islice(batches(), most):
+            scores = module(given) if module is plain else module(given, (3, 3))
+            loss = torch.nn.functional.cross_entropy(scores, mask)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    load()
+    train(1)
+    loads = [seconds(load) / images for _ in range(1 if way == "online" else TURNS)]
+    row = {"load_s_per_image": statistics.median(loads), "epoch_s_per_image": seconds(train) / images}
+    return row | {"load_turns": loads, "peak_bytes": peak_bytes() - imported}
 
 
 def write_all(folder: Path, blocks: tuple[int, ...], images: int) -> dict[str, dict[str, object]]:
@@ -168,6 +216,8 @@ def write_all(folder: Path, blocks: tuple[int, ...], images: int) -> dict[str, d
     eva = eva_classes()
     rows: dict[str, dict[str, object]] = {"pt": {"writer": "kaiko-eva" if eva else "written here"}}
     if eva:
+        (folder / "warm").mkdir()
+        write_by_eva(eva[0], folder / "warm", [(made[0], mask)])
         rows["pt"]["write_s_per_image"] = write_by_eva(eva[0], folder / "pt", [(maps, mask) for maps in made])
     else:
         taken = [seconds(lambda i=i, m=m: write_patches(folder / "pt", i * 9, m, mask)) for i, m in enumerate(made)]
@@ -186,8 +236,9 @@ def write_all(folder: Path, blocks: tuple[int, ...], images: int) -> dict[str, d
     rows["memmap"] = {"write_s_per_image": statistics.median(taken)}
     np.save(folder / "memmap/masks.npy", np.stack([flat] * images))
     for way, place in (("pt", "pt"), ("store", "store.zarr/t50"), ("memmap", "memmap")):
-        rows[way]["bytes"] = sum(p.stat().st_size for p in (folder / place).rglob("*") if p.is_file())
-    return rows
+        files = [p for p in (folder / place).rglob("*") if p.is_file() and "mask" not in p.name]
+        rows[way]["bytes"] = sum(p.stat().st_size for p in files) / images
+    return rows | {"pt-workers": rows["pt"], "online": {"bytes": 0, "write_s_per_image": 0.0}}
 
 
 def append(path: Path, values: torch.Tensor) -> None:
@@ -195,49 +246,47 @@ def append(path: Path, values: torch.Tensor) -> None:
         file.write(values.numpy())
 
 
-def compare(name: str, blocks: tuple[int, ...], folder: Path, images: int, release: Path | None) -> list[dict]:
-    written = write_all(folder, blocks, images)
-    forward = model_seconds(release, blocks, "cpu") if release else None
+def compare(name: str, folder: Path, arguments: argparse.Namespace) -> list[dict]:
+    written = write_all(folder, SETS[name], arguments.images)
     rows = []
-    for way in ("pt", "store", "memmap"):
-        command = [sys.executable, __file__, "--epoch", way, "--set", name, "--folder", folder, "--images", images]
-        said = subprocess.run([str(word) for word in command], check=True, capture_output=True, text=True).stdout
-        row = {"blocks": name, "way": way, "images": images, **written[way], **json.loads(said)}
-        row["write_share_of_forward"] = forward and row["write_s_per_image"] / forward
-        rows.append(row)
-    if forward:
-        step = rows[1]["epoch_s_per_image"] - rows[1]["load_s_per_image"]
-        rows.insert(0, {"blocks": name, "way": "online", "load_s_per_image": forward, "bytes": 0})
-        rows[0]["epoch_s_per_image"] = forward + step
-    ours = next(row for row in rows if row["way"] == "store")
+    for way in WAYS if arguments.release else WAYS[1:]:
+        command = [sys.executable, __file__, "--epoch", way, "--set", name, "--folder", folder]
+        command += ["--images", arguments.images, "--device", arguments.device]
+        command += ["--release", arguments.release] if arguments.release else []
+        said = subprocess.run([str(word) for word in command], check=True, stdout=subprocess.PIPE, text=True).stdout
+        rows.append({"blocks": name, "way": way, "images": arguments.images, **written[way], **json.loads(said)})
+    by_way = {row["way"]: row for row in rows}
     for row in rows:
-        row["epoch_over_store"] = row["epoch_s_per_image"] / ours["epoch_s_per_image"]
-        peak = f", peak {row['peak_bytes'] / 1e9:.1f} GB" if "peak_bytes" in row else ""
+        row["epoch_over_store"] = row["epoch_s_per_image"] / by_way["store"]["epoch_s_per_image"]
+        if "online" in by_way:
+            row["write_share_of_forward"] = row["write_s_per_image"] / by_way["online"]["load_s_per_image"]
         print(
-            f"  blocks {name:>3} {row['way']:>6}: {row['bytes'] / 1e6 / images:7.1f} MB an image, "
-            f"{1 / row['load_s_per_image']:8.2f} images/s into the head, an epoch {row['epoch_s_per_image']:6.2f} s "
-            f"an image, {row['epoch_over_store']:.2f} times the store's{peak}"
+            f"  blocks {name:>3} {row['way']:>10}: {row['bytes'] / 1e6:6.1f} MB an image, written in "
+            f"{row['write_s_per_image']:.2f} s; {1 / row['load_s_per_image']:6.2f} images/s into the head, an epoch "
+            f"{row['epoch_s_per_image']:6.2f} s an image ({row['epoch_over_store']:.2f} times the store's), "
+            f"peak {row['peak_bytes'] / 1e9:.1f} GB"
         )
     return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=4, help="of 768 px")
+    parser.add_argument("--images", type=int, default=6, help="of 768 px")
     parser.add_argument("--release", type=Path, help="a release folder of the paper's size, for `online`")
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="with 2 GB free")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="with 4 GB free")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/peers.json")
     parser.add_argument("--epoch", help=argparse.SUPPRESS)  # one way's epoch, in its own process
     parser.add_argument("--set", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     if arguments.epoch:
-        print(json.dumps(epoch(arguments.epoch, arguments.folder, SETS[arguments.set], arguments.images)))
+        print(json.dumps(epoch(arguments)))
         return
-    for name, blocks in SETS.items():
+    for name in SETS:
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
             about = machine(Path(folder))
-            rows = compare(name, blocks, Path(folder), arguments.images, arguments.release)
-            keep(arguments.out, name, rows, about=about)
+            keep(arguments.out, name, compare(name, Path(folder), arguments), about=about)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Whether predicting a slide takes more memory the larger the slide is.
 
-    python benchmarks/predict.py [--out results.json]
+    python benchmarks/predict.py [--sides 5000,50000] [--out benchmarks/results/predict.json]
 
-Draws tiled TIFFs of 5,000 and 50,000 px a side, the same four pieces of tissue on glass, trains a linear head on the
+Draws tiled TIFFs of so many px a side, the same four pieces of tissue on glass, trains a linear head on the
 bundled model for one epoch, and predicts each slide by the command line with all formats in a process of its own.
 Printed is the largest resident size of that process.
 """
@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 import tifffile
+from machine import keep, machine
 
 from pathseg.extract.tissue import draw_tissue
 
-SIDES = (5_000, 50_000)  # px
 TILE, PIECE = 512, 200  # px: of the file; of a piece of tissue, which one window sees whole
 GLASS, MPP = 243, 0.5
 LEVELS = (1, 4, 16)  # downsamples
@@ -77,8 +77,10 @@ def pathseg(*arguments):
 def main():
     """Measure each side and print a line for it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path)
-    out, results = parser.parse_args().out, {}
+    parser.add_argument("--sides", default="5000,50000", help="px, a comma list")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/predict.json")
+    arguments, rows = parser.parse_args(), []
+    about = machine(Path(tempfile.gettempdir()))
     with tempfile.TemporaryDirectory() as place:
         work = ("--workspace", place)
         pathseg("extract", "--dataset", "synthetic", "--model", "mini", "--resize", 256, "--limit", 3, "--blocks", "4",
@@ -86,17 +88,16 @@ def main():
         pathseg(
             "train-head", "--blocks", "4", "--head", "linear", "--epochs", 1, "--lr", "1e-2", "--name", "head", *work
         )
-        for side in SIDES:
+        for side in map(int, arguments.sides.split(",")):
             slide = Path(place) / f"slide-{side}.tif"
             draw_slide(slide, side)
             peak = pathseg("predict", slide, "--run", "head", "--out", Path(place) / "out", "--format",
                            "mask,overlay,geojson,probabilities", *work)  # fmt: skip
             record = json.loads((Path(place) / "out" / "_done" / f"{slide.stem}.json").read_text())
             windows = [record["windows"], record["windows_in_all"]]
-            results[side] = {"peak_mb": round(peak), "windows": windows}
+            rows.append({"side_px": side, "peak_mb": round(peak), "windows": windows})
             print(f"{side} x {side} px: {peak:.0f} MB at most, {windows[0]} of {windows[1]} windows")
-    if out:
-        out.write_text(json.dumps(results, indent=2) + "\n")
+    keep(arguments.out, "memory", rows, about=about)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How much memory reading regions takes: whether it grows with their number, and how with the size of the largest.
 
-    python benchmarks/regions.py
+    python benchmarks/regions.py [--out benchmarks/results/regions.json]
 
 Draws regions in BCSS's layout into a temporary folder, then lists them and reads every view in a process of its own for
 each number and size of regions; the peak is what Linux says of that process, less what it has after its imports.
@@ -10,12 +10,15 @@ So memory does not grow with their number, but by 5 bytes a pixel of the largest
 it, 1 for what is kept of image and mask at 0.5 um/px.
 """
 
+import argparse
+import json
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
+from machine import keep, machine, peak_bytes
 from PIL import Image
 
 from pathseg.extract.datasets import DatasetOptions, open_dataset
@@ -39,28 +42,35 @@ def draw(root: Path, regions: int, size: tuple[int, int]) -> None:
         mask.save(root / "masks" / name)
 
 
-def peak_mb() -> float:
-    """The largest memory of this process so far."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
-
-
-def read(root: Path, what: str) -> None:
-    """List and read the data set; prints what it is, views and peaks."""
-    before = peak_mb()
+def read(root: Path) -> dict[str, int]:
+    """List and read the data set: views, and peaks above what this process has after its imports."""
+    before = peak_bytes()
     dataset = open_dataset("bcss", DatasetOptions(root=root))
-    listed = peak_mb()
+    listed = peak_bytes()
     for sample in dataset.samples:
         dataset.load(sample)
-    print(f"{what}, {len(dataset.samples)} views: listing takes {listed - before:.0f} MB, "
-          f"reading {peak_mb() - before:.0f} MB at most")  # fmt: skip
+    return {"views": len(dataset.samples), "list_bytes": listed - before, "read_bytes": peak_bytes() - before}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/regions.json")
+    parser.add_argument("--read", type=Path, help=argparse.SUPPRESS)  # one data set, in its own process
+    arguments = parser.parse_args()
+    if arguments.read:
+        print(json.dumps(read(arguments.read)))
+        return
+    about, rows = machine(Path(tempfile.gettempdir())), []
+    for count, megapixels in CASES:
+        with tempfile.TemporaryDirectory() as folder:
+            draw(Path(folder), count, SIZES[megapixels])
+            command = [sys.executable, __file__, "--read", folder]
+            said = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+        rows.append({"regions": count, "megapixels": megapixels, **said})
+        print(f"  {count} regions of {megapixels} Mpx, {said['views']} views: listing takes "
+              f"{said['list_bytes'] / 1e6:.0f} MB, reading {said['read_bytes'] / 1e6:.0f} MB at most")  # fmt: skip
+    keep(arguments.out, "memory", rows, about=about)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        read(Path(sys.argv[1]), sys.argv[2])
-    else:
-        for count, megapixels in CASES:
-            with tempfile.TemporaryDirectory() as folder:
-                draw(Path(folder), count, SIZES[megapixels])
-                subprocess.run([sys.executable, __file__, folder, f"{count} regions of {megapixels} Mpx"], check=True)
+    main()

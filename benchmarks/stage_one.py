@@ -1,6 +1,7 @@
 """What the forward pass of stage one costs, how near it runs to the machine's arithmetic, and where its time goes.
 
-    python benchmarks/stage_one.py [--model DIR] [--only speed,variants,agreement,profile] [--device cpu] [--out FILE]
+    python benchmarks/stage_one.py [--model DIR] [--only speed,variants,waiting,agreement,profile] [--device cpu]
+                                   [--out FILE]
 
 speed      Patches a second of the whole of stage one's arithmetic (ViT, first stage, all 13 blocks, features brought
            back to the host as float16) for each precision and batch size, and the share of the rate of a large matrix
@@ -8,6 +9,8 @@ speed      Patches a second of the whole of stage one's arithmetic (ViT, first s
 variants   The same batch with one thing changed at a time, float32: weights channels-last, attention as plain products
            instead of PyTorch's fused one, residual and transformer blocks compiled by `torch.compile`, and only up to
            block 6 instead of 12. Seconds against those of the network as it is, and how far its features move.
+waiting    A whole extraction to a local disk (native layout; bfloat16 on a GPU): the share of its time in which no
+           forward pass runs, from decoding, copying to the host or writing; and the same without writing.
 agreement  Features in bfloat16 and float16 against float32: relative error of each block (norm of the difference by
            norm), on generated tissue with the run's own noise.
 profile    The operators that take the time, by torch's profiler, of stage one and of a step of the FCN head.
@@ -21,8 +24,9 @@ import argparse
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -32,12 +36,19 @@ from diffusers.models.resnet import ResnetBlock2D
 from free import FULL
 from heads import operations, training_step
 from machine import in_turn, keep, machine, matrix_rate, ratio, seconds
+from torch.autograd import DeviceType
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 
+from pathseg.extract.config import ExtractConfig
 from pathseg.extract.datasets import DatasetOptions, open_dataset
 from pathseg.extract.models import FeatureModel, load_model
+from pathseg.extract.pipeline import extract, prepare_store
+from pathseg.extract.unit import compute_unit
 from pathseg.store.grid import PatchGrid
+from pathseg.store.writer import StoreWriter
 from pathseg.train.heads import FCNHead
+from store import picture_folder
 
 TURNS = 3
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -68,7 +79,9 @@ def measure_speed(model: FeatureModel) -> Rows:
     device, rows = model.device.type, []
     wanted = list(PRECISIONS) if device == "cuda" else ["float32", "bfloat16"]
     images = patches(max(BATCHES[device]))
-    count = operations(lambda: forward(model, images[:1], "float32"))
+    with sdpa_kernel(SDPBackend.MATH):  # a fused attention on a CPU is not counted
+        count = operations(lambda: forward(model, images[:1], "float32"))
+    peaks = {precision: matrix_rate(device, PRECISIONS[precision]) for precision in wanted}
     ways = {
         (precision, batch): to_host(model, images[:batch], precision)
         for precision in wanted
@@ -77,7 +90,7 @@ def measure_speed(model: FeatureModel) -> Rows:
     taken = in_turn(ways, TURNS)
     for (precision, batch), times in taken.items():
         rate = batch / statistics.median(times)
-        peak = matrix_rate(device, PRECISIONS[precision], side=2048 if device == "cpu" else 8192)
+        peak = peaks[precision]
         row = {"precision": precision, "batch": batch, "patches_per_s": rate, "gflop_per_patch": count / 1e9}
         row |= {"matrix_gflops": peak / 1e9, "of_rate": rate * count / peak}
         row["times"] = statistics.median(taken["float32", 1]) * rate  # against float32, one patch at a time
@@ -105,6 +118,7 @@ def plain_attention(model: FeatureModel) -> Iterator[None]:
 @contextmanager
 def compiled(model: FeatureModel) -> Iterator[None]:
     """Block by block, so that features are still seen from outside."""
+    torch._dynamo.config.recompile_limit = 256  # the blocks share their code and differ in their shapes
     blocks = [module for module in model._unet.modules() if isinstance(module, ResnetBlock2D | BasicTransformerBlock)]
     for block in blocks:
         block.forward = torch.compile(block.forward)
@@ -129,14 +143,19 @@ def measure_variants(model: FeatureModel) -> Rows:
     taken = in_turn({"as it is": work} | short, TURNS)
     rows.append({"variant": "up to block 6", "of_time": ratio(taken["up to block 6"], taken["as it is"])})
     for name, variant in VARIANTS.items():
-        with variant(model):
-            start = seconds(work)  # compiles
-            changed = forward(model, images, "float32")
-            times = [seconds(work) for _ in range(TURNS)]
+        try:
+            with variant(model):
+                start = seconds(work)  # compiles
+                changed = forward(model, images, "float32")
+                times = [seconds(work) for _ in range(TURNS)]
+        except RuntimeError as e:  # no compiler, say
+            rows.append({"variant": name, "failed": str(e).splitlines()[0]})
+            print(f"  {name}: failed ({rows[-1]['failed']})")
+            continue
         usual = [seconds(work) for _ in range(TURNS + 1)][1:]
         moved = max(((changed[b] - exact[b]).norm() / exact[b].norm()).item() for b in exact)
         rows.append({"variant": name, "of_time": ratio(times, usual), "first_call_s": start, "moved": moved})
-    for row in rows:
+    for row in (row for row in rows if "failed" not in row):
         print(f"  {row['variant']}: {row['of_time']:.2f} of the time" + (
             f", features move by {row['moved']:.0e}, first call {row['first_call_s']:.1f} s" if "moved" in row else ""
         ))  # fmt: skip
@@ -172,6 +191,8 @@ def measure_profile(model: FeatureModel) -> Rows:
             work()
         own = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
         events = sorted(taken.key_averages(), key=lambda event: -getattr(event, own))
+        if device == "cuda":  # kernels alone: the operators that start them are listed with the same time
+            events = [event for event in events if event.device_type == DeviceType.CUDA]
         total = sum(getattr(event, own) for event in events)
         for event in events[:10]:
             share = getattr(event, own) / total
@@ -180,9 +201,38 @@ def measure_profile(model: FeatureModel) -> Rows:
     return rows
 
 
+def measure_waiting(model: FeatureModel) -> Rows:
+    device = model.device.type
+    images = 40 if device == "cuda" else 8 if model.name == "mini" else 2
+    config = ExtractConfig(layout="native", precision="bfloat16" if device == "cuda" else "float32")
+    rows, busy = [], [0.0]
+
+    def timed(*arguments: object) -> object:
+        found: list[object] = []
+        busy[0] += seconds(lambda: found.append(compute_unit(*arguments)))
+        return found[0]
+
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = picture_folder(Path(folder) / "tissue", images)
+        for number, written in enumerate((True, True, False)):  # the first warms up
+            writer, busy[0] = prepare_store(Path(folder) / f"{number}.zarr", dataset, model, config), 0.0
+            with ExitStack() as stack:
+                stack.enter_context(patch("pathseg.extract.pipeline.compute_unit", timed))
+                if not written:
+                    stack.enter_context(patch.object(StoreWriter, "write_features", lambda *a, **more: list(more)))
+                wall = seconds(lambda w=writer: extract(w, dataset, model, config))
+            row = {"written": written, "images": images, "precision": config.precision}
+            rows.append(row | {"seconds": wall, "forward_s": busy[0], "waiting_share": 1 - busy[0] / wall})
+    for row in rows[1:]:
+        print(f"  {images} images, {config.precision}, {'with' if row['written'] else 'without'} writing: "
+              f"{row['seconds']:.1f} s, {row['waiting_share']:.1%} without a forward pass")  # fmt: skip
+    return rows[1:]
+
+
 PARTS = {
     "speed": measure_speed,
     "variants": measure_variants,
+    "waiting": measure_waiting,
     "agreement": measure_agreement,
     "profile": measure_profile,
 }

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import shutil
 import statistics
 import subprocess
@@ -28,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from free import FULL, TINY, FreeModel, blank_dataset
-from machine import machine, seconds
+from machine import machine, peak_bytes, seconds
 from PIL import Image
 from random_store import random_contents
 
@@ -221,7 +220,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.free:
         run_free(arguments.folder, arguments.free)
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        print(peak_bytes())
         return
     result = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
