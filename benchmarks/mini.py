@@ -31,7 +31,7 @@ from pathseg.extract.mini import MINI_PARAMS, MINI_VIT
 from pathseg.extract.release import CONDITIONING, FIRST_STAGE, UNET
 
 FIELDS, HELD = 6144, 256  # of 256 px, to train on and held out
-ENCODED = 4096  # of the fields, as latents for the denoiser
+ENCODED = 3072  # of the fields, as latents for the denoiser
 MEETING = "replicas"  # the file through which replicas find each other
 
 
@@ -128,7 +128,7 @@ def main() -> None:
     )
     parser.add_argument("--first-stage-steps", type=int, default=2400)
     parser.add_argument("--vit-steps", type=int, default=2000)
-    parser.add_argument("--denoiser-steps", type=int, default=6000)
+    parser.add_argument("--denoiser-steps", type=int, default=2600)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
     arguments.pictures = arguments.pictures or arguments.out

@@ -26,7 +26,7 @@ BATCH = 16
 RATE = 1e-3
 DROPPED = 0.1  # share of samples without an embedding, as the paper's model was trained
 DECAY = 0.998  # of the averaged weights
-FLOOR = 0.05  # least share of signal that a loss is measured against; below it (t above 550) weights stay the same
+FLOOR = 0.01  # least share of signal that a loss is measured against; below it (t above 735) weights stay the same
 TOGETHER = 10  # steps after which replicas take the mean of their weights
 
 

@@ -29,6 +29,7 @@ def draw_curves(out: Path, path: Path) -> None:
     figure = Figure(figsize=(9, 2.8), layout="constrained")
     for axis, (name, value) in zip(figure.subplots(1, 3), CURVES.items(), strict=True):
         lines = [json.loads(line) for line in (out / f"{name}.jsonl").read_text().splitlines()]
+        lines = lines[len(lines) // 20 :]  # the fall at the very start would hide all else
         axis.plot([line["step"] for line in lines], [line[value] for line in lines])
         axis.set(title=name, xlabel="step", ylabel={"psnr": "PSNR, dB"}.get(value, value))
         axis.grid(alpha=0.3)

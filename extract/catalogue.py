@@ -11,7 +11,7 @@ from typing import Literal
 import platformdirs
 
 HIPT_FILE = "vit256_small_dino.pth"  # HIPT's own name
-VIT_DIGEST = "5ec4d1b1490c785d35945bbe0097fec683c890bac3ae2f5638a04502416859b7"  # of mini's ViT, which two models share
+VIT_DIGEST = "d9d09b434c2c8179e1d6246470d9ef1067130e8e5084ea5f62eb7b0f79055f57"  # of mini's ViT, which two models share
 BUNDLED = Path(__file__).parent / "weights"  # what pathseg ships, with a model card
 HIPT_SOURCE = f"HIPT_4K/Checkpoints/{HIPT_FILE} in the GitHub repository mahmoodlab/HIPT"
 
@@ -48,7 +48,7 @@ MODELS: dict[str, ModelRecord] = {
         licence="Apache-2.0; learned from BreCaHAD (Aksac et al. 2019, figshare 7379186, CC BY 4.0) and CC0 images",
         source="bundled; made by benchmarks/mini.py",
         files={
-            "mini.safetensors": "bf25e6731b123518047f77c9d0bcdf080ad80c81fdac92545aa11c57c681a144",
+            "mini.safetensors": "b3be8da7d5e5e7392698b4cca58b3d09b7d289ce47503172be65761018a2bada",
             "mini-vit.safetensors": VIT_DIGEST,
         },
     ),
