@@ -58,7 +58,7 @@ def test_twelve_blocks_may_be_three_levels_of_four():
 
 def test_heads_follow_from_their_width():
     params = changed("unet_config/params/num_heads", -1)
-    params["unet_config"]["params"]["num_head_channels"] = 32
+    params["unet_config"]["params"] |= {"num_head_channels": 32, "model_channels": 32, "channel_mult": [1, 2, 2, 2]}
     assert unet_design(params).heads == (1, 2, 2, 2)
 
 

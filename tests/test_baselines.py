@@ -115,7 +115,7 @@ def run(toy_store, tmp_path, monkeypatch):
 
 def test_a_baselines_run_folder_is_that_of_a_head_and_no_features_are_read(run):
     assert {path.name for path in run.folder.path.iterdir()} == {
-        "config.json", "head.safetensors", "history.jsonl", "metrics.json", "predictions"
+        "config.json", "head.safetensors", "head-last.safetensors", "history.jsonl", "metrics.json", "predictions"
     }  # fmt: skip
     assert run.head["head"] == "res-unet"
     assert run.head["weights"] == "none"
