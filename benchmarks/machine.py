@@ -45,7 +45,17 @@ def machine(folder: Path) -> dict[str, object]:
         "file_system": file_system(folder),
         "python": platform.python_version(),
         **versions,
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "commit": commit(),
     }
+
+
+def commit() -> str | None:
+    """The commit that is measured, with a plus where files differ from it; None outside a git checkout."""
+    if shutil.which("git") is None:
+        return None
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--exclude=*", "--dirty=+"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
 
 
 def file_system(folder: Path) -> str:

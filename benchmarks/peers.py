@@ -17,8 +17,10 @@ For each: bytes of features on disk; seconds to write an image's features, and a
 them; images a second into the head's input; seconds of an epoch (loading, forward, backward, Adam) an image; peak
 memory of that epoch's process above what it has after its imports (mapped files count, as far as the system holds
 them). Each way runs in a process of its own: a whole pass and a step warm up, then whole passes are timed, median of
-three for loading, one for training. All was written just before, so files come from the system's cache. Writing of
-`pt` includes its masks (4 %). Values are random, 768 px images, FCN head, blocks 4-6 and all.
+three for loading, one for training. All was written just before, so files come from the system's cache; `cold` is one
+loading pass after the system was told to drop them (Linux), as when features exceed memory. On a CPU the online model
+runs on two threads, as always. Writing of `pt` includes its masks (4 %). Values are random, 768 px images, FCN head,
+blocks 4-6 and all.
 """
 
 from __future__ import annotations
@@ -27,7 +29,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import queue
 import statistics
 import subprocess
 import sys
@@ -42,74 +43,18 @@ import torch
 from free import FULL
 from heads import GRID, plain_head, stack
 from machine import keep, machine, peak_bytes, seconds
-from random_store import random_contents
-from torch.utils.data import DataLoader, Dataset
+from peer_files import PLACES, Maps, PatchFiles, eva_classes, forget, whole_mask, write_all
+from torch.utils.data import DataLoader
 
 from pathseg.extract.models import load_model
 from pathseg.store.features import FeatureStore
-from pathseg.store.writer import StoreWriter
 from pathseg.train.batches import FeatureReader
 from pathseg.train.heads import FCNHead
 
 SETS = {"4-6": (4, 5, 6), "all": tuple(FULL)}
 WAYS = ("online", "pt", "pt-workers", "store", "memmap")
 TURNS = 3
-Maps = dict[int, torch.Tensor]  # block -> (1, P, C, h, w)
 Pass = Callable[[], Iterator[tuple[Any, torch.Tensor]]]  # gives what the head takes, and the mask, image after image
-
-
-class PatchFiles(Dataset):
-    """Patches as .pt files: a list of maps (C, h, w), one a block, beside a mask; what kaiko-eva writes and reads."""
-
-    def __init__(self, folder: Path, count: int) -> None:
-        self.folder, self.count = folder, count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> tuple[list[torch.Tensor], torch.Tensor]:
-        return torch.load(self.folder / f"{index}-0.pt"), torch.load(self.folder / f"{index}-0-mask.pt").long()
-
-
-def eva_classes() -> tuple[type, type] | None:
-    """kaiko-eva's writer and data set, or None where it is not installed."""
-    try:
-        from eva.core.callbacks.writers.embeddings.segmentation import SegmentationEmbeddingsWriter
-        from eva.vision.data.datasets.segmentation.embeddings import EmbeddingsSegmentationDataset
-    except ImportError:
-        return None
-    return SegmentationEmbeddingsWriter, EmbeddingsSegmentationDataset
-
-
-def write_patches(folder: Path, first: int, maps: Maps, mask: torch.Tensor) -> None:
-    """The patches of one image as .pt files."""
-    for patch in range(GRID.patches):
-        features = [values[0, patch].clone() for values in maps.values()]
-        torch.save(features, folder / f"{first + patch}-0.pt")
-        torch.save(mask[patch].clone(), folder / f"{first + patch}-0-mask.pt")
-
-
-def write_by_eva(writer: type, folder: Path, images: list[tuple[Maps, torch.Tensor]]) -> float:
-    """All patches through kaiko-eva's writer; its process's work is done in this one. Gives seconds an image."""
-    from eva.core.callbacks.writers.embeddings.base import _as_io_buffers
-    from eva.core.callbacks.writers.embeddings.typings import QUEUE_ITEM
-
-    def work() -> None:
-        items: queue.Queue = queue.Queue()
-        for number, (maps, mask) in enumerate(images):
-            for patch in range(GRID.patches):
-                name = f"{number * GRID.patches + patch}"
-                buffers = _as_io_buffers([values[0, patch] for values in maps.values()], mask[patch])
-                items.put(QUEUE_ITEM(*buffers, name + ".png", name + ".pt", "train", None))
-        items.put(None)
-        writer._process_write_queue(items, str(folder), [], 1)
-
-    return seconds(work) / len(images)
-
-
-def whole_mask(patches: torch.Tensor) -> torch.Tensor:
-    """(P, 256, 256) -> (1, 768, 768)."""
-    return GRID.stitch(patches[None, :, None].float())[:, 0].long()
 
 
 def patch_pass(folder: Path, images: int, device: str, workers: int) -> Pass:
@@ -194,56 +139,17 @@ def epoch(arguments: argparse.Namespace) -> dict[str, float]:
             loss.backward()
             optimizer.step()
 
+    def cold() -> float | None:
+        if way == "online" or not forget(folder / PLACES[way].split("/")[0]):
+            return None
+        return seconds(load) / images
+
     load()
     train(1)
     loads = [seconds(load) / images for _ in range(1 if way == "online" else TURNS)]
     row = {"load_s_per_image": statistics.median(loads), "epoch_s_per_image": seconds(train) / images}
-    return row | {"load_turns": loads, "peak_bytes": peak_bytes() - imported}
-
-
-def write_all(folder: Path, blocks: tuple[int, ...], images: int) -> dict[str, dict[str, object]]:
-    """The same images in each form: seconds an image and bytes on disk."""
-    rng = np.random.default_rng(0)
-    mask = torch.zeros(GRID.patches, 256, 256, dtype=torch.uint8)
-    mask[:, :, 100:] = 1
-    random = [
-        {b: torch.from_numpy(rng.standard_normal((1, 9, c, s, s), np.float32)).half() for b, (c, s) in FULL.items()}
-        for _ in range(images)
-    ]
-    made = [{b: maps[b] for b in blocks} for maps in random]
-    for way in ("pt", "memmap"):
-        (folder / way).mkdir()
-    eva = eva_classes()
-    rows: dict[str, dict[str, object]] = {"pt": {"writer": "kaiko-eva" if eva else "written here"}}
-    if eva:
-        (folder / "warm").mkdir()
-        write_by_eva(eva[0], folder / "warm", [(made[0], mask)])
-        rows["pt"]["write_s_per_image"] = write_by_eva(eva[0], folder / "pt", [(maps, mask) for maps in made])
-    else:
-        taken = [seconds(lambda i=i, m=m: write_patches(folder / "pt", i * 9, m, mask)) for i, m in enumerate(made)]
-        rows["pt"]["write_s_per_image"] = statistics.median(taken)
-    contents = random_contents(["train"] * images, blocks={b: FULL[b] for b in blocks})
-    writer = StoreWriter(folder / "store.zarr", contents)
-    writer.add_arrays([50], blocks)
-    flat = whole_mask(mask)[0].numpy().astype(np.uint8)
-    taken = []
-    for unit, maps in enumerate(made):
-        writer.write_pixels(unit, [(np.zeros((768, 768, 3), np.uint8), flat, None)])
-        pairs = [(b, [m[0].numpy()]) for b, m in maps.items()]
-        taken.append(seconds(lambda u=unit, p=pairs: writer.write_features(u, t=50, features=p)))
-    rows["store"] = {"write_s_per_image": statistics.median(taken)}
-    taken = [seconds(lambda m=maps: [append(folder / f"memmap/{b}", v) for b, v in m.items()]) for maps in made]
-    rows["memmap"] = {"write_s_per_image": statistics.median(taken)}
-    np.save(folder / "memmap/masks.npy", np.stack([flat] * images))
-    for way, place in (("pt", "pt"), ("store", "store.zarr/t50"), ("memmap", "memmap")):
-        files = [p for p in (folder / place).rglob("*") if p.is_file() and "mask" not in p.name]
-        rows[way]["bytes"] = sum(p.stat().st_size for p in files) / images
-    return rows | {"pt-workers": rows["pt"], "online": {"bytes": 0, "write_s_per_image": 0.0}}
-
-
-def append(path: Path, values: torch.Tensor) -> None:
-    with path.open("ab", buffering=0) as file:
-        file.write(values.numpy())
+    row |= {"load_turns": loads, "peak_bytes": peak_bytes() - imported}
+    return row | {"cold_load_s_per_image": cold()}
 
 
 def compare(name: str, folder: Path, arguments: argparse.Namespace) -> list[dict]:
@@ -262,7 +168,8 @@ def compare(name: str, folder: Path, arguments: argparse.Namespace) -> list[dict
             row["write_share_of_forward"] = row["write_s_per_image"] / by_way["online"]["load_s_per_image"]
         print(
             f"  blocks {name:>3} {row['way']:>10}: {row['bytes'] / 1e6:6.1f} MB an image, written in "
-            f"{row['write_s_per_image']:.2f} s; {1 / row['load_s_per_image']:6.2f} images/s into the head, an epoch "
+            f"{row['write_s_per_image']:.2f} s; {1 / row['load_s_per_image']:6.2f} images/s into the head"
+            f"{f' ({1 / cold:.2f} cold)' if (cold := row['cold_load_s_per_image']) else ''}, an epoch "
             f"{row['epoch_s_per_image']:6.2f} s an image ({row['epoch_over_store']:.2f} times the store's), "
             f"peak {row['peak_bytes'] / 1e9:.1f} GB"
         )

@@ -6,9 +6,10 @@
 speed      Patches a second of the whole of stage one's arithmetic (ViT, first stage, all 13 blocks, features brought
            back to the host as float16) for each precision and batch size, and the share of the rate of a large matrix
            product of that precision in the same run. Operations are counted by torch. Float32 takes no TF32.
-variants   The same batch with one thing changed at a time, float32: weights channels-last, attention as plain products
-           instead of PyTorch's fused one, residual and transformer blocks compiled by `torch.compile`, and only up to
-           block 6 instead of 12. Seconds against those of the network as it is, and how far its features move.
+variants   The same batch with one thing changed at a time, float32: weights channels-last; linear layers as 1x1
+           convolutions; these two together; attention as plain products instead of PyTorch's fused one; residual and
+           transformer blocks compiled by `torch.compile`; and only up to block 6 instead of 12. Seconds against those
+           of the network as it is, and how far its features move.
 waiting    A whole extraction to a local disk (native layout; bfloat16 on a GPU): the share of its time in which no
            forward pass runs, from decoding, copying to the host or writing; and the same without writing.
 agreement  Features in bfloat16 and float16 against float32: relative error of each block (norm of the difference by
@@ -25,11 +26,13 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.resnet import ResnetBlock2D
@@ -127,8 +130,34 @@ def compiled(model: FeatureModel) -> Iterator[None]:
         del block.forward
 
 
+@contextmanager
+def linear_as_convolution(model: FeatureModel) -> Iterator[None]:
+    """On a CPU torch gives products and convolutions to different libraries."""
+    layers = [module for module in model._unet.modules() if isinstance(module, torch.nn.Linear)]
+    for layer in layers:
+        layer.forward = partial(_convolved, layer)
+    yield
+    for layer in layers:
+        del layer.forward
+
+
+def _convolved(layer: torch.nn.Linear, tokens: torch.Tensor) -> torch.Tensor:
+    if tokens.ndim != 3:
+        return F.linear(tokens, layer.weight, layer.bias)
+    found = F.conv2d(tokens[:, :, None].permute(0, 3, 1, 2), layer.weight[:, :, None, None], layer.bias)
+    return found.permute(0, 2, 3, 1)[:, :, 0]
+
+
+@contextmanager
+def both(model: FeatureModel) -> Iterator[None]:
+    with channels_last(model), linear_as_convolution(model):
+        yield
+
+
 VARIANTS: dict[str, Callable[[FeatureModel], AbstractContextManager]] = {
     "channels-last": channels_last,
+    "linear layers as convolutions": linear_as_convolution,
+    "these two": both,
     "plain attention": plain_attention,
     "compiled": compiled,
 }
