@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from mini_denoiser import Denoiser, Latents, encode, train_denoiser, unet_state
+from mini_denoiser import Denoiser, Latents, Phase, encode, train_denoiser, unet_state
 from mini_fields import draw_fields
 from mini_first_stage import Autoencoder, encoder_state, train_first_stage, whiten
 from mini_sheet import draw_curves, draw_sheet
@@ -77,16 +77,21 @@ def replica(rank: int, arguments: argparse.Namespace) -> None:
 
 
 def finish_denoiser(latents: Latents, arguments: argparse.Namespace) -> Denoiser:
-    """The denoiser and the conditioning stage."""
-    return train_denoiser(
-        latents,
-        new_denoiser(latents, arguments.seed),
-        schedule_of(MINI_PARAMS).alpha_bars(),
-        arguments.out,
-        steps=arguments.denoiser_steps,
-        seed=arguments.seed,
-        device=torch.device(arguments.device),
+    """The denoiser and the conditioning stage.
+
+    By itself the loss is nearly all from small t, where most of it cannot be learned, and nearly none from large t,
+    where the context helps. So at first all timesteps count alike, and the context is found; then each for what it is,
+    and features at the small timesteps, where they are taken, become better.
+    """
+    model, bars = new_denoiser(latents, arguments.seed), schedule_of(MINI_PARAMS).alpha_bars()
+    phases = (
+        Phase("denoiser", 3, arguments.denoiser_steps, floor=0.01),
+        Phase("denoiser-plain", 4, arguments.plain_steps, floor=1),
     )
+    for phase in phases:
+        place = {"seed": arguments.seed, "device": torch.device(arguments.device)}
+        model = train_denoiser(latents, model, bars, phase, arguments.out, **place)
+    return model
 
 
 def train(arguments: argparse.Namespace) -> dict[str, Tensors]:
@@ -129,6 +134,7 @@ def main() -> None:
     parser.add_argument("--first-stage-steps", type=int, default=2400)
     parser.add_argument("--vit-steps", type=int, default=2000)
     parser.add_argument("--denoiser-steps", type=int, default=2600)
+    parser.add_argument("--plain-steps", type=int, default=2400, help="of the denoiser, after those")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
     arguments.pictures = arguments.pictures or arguments.out

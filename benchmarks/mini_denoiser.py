@@ -26,8 +26,21 @@ BATCH = 16
 RATE = 1e-3
 DROPPED = 0.1  # share of samples without an embedding, as the paper's model was trained
 DECAY = 0.998  # of the averaged weights
-FLOOR = 0.01  # least share of signal that a loss is measured against; below it (t above 735) weights stay the same
 TOGETHER = 10  # steps after which replicas take the mean of their weights
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the training: its file of checkpoints, of random numbers, how many steps, and how losses are weighed.
+
+    A sample's loss is divided by abar_t, or by `floor` where that is more: by abar_t a white signal of unit variance
+    would leave the same at every t; with a floor of 1 it is the plain loss.
+    """
+
+    name: str
+    stream: int
+    steps: int
+    floor: float
 
 
 @dataclass(frozen=True)
@@ -99,37 +112,37 @@ def train_denoiser(
     latents: Latents,
     model: Denoiser,
     alpha_bars: np.ndarray,
+    phase: Phase,
     out: Path,
     *,
-    steps: int,
     seed: int,
     device: torch.device,
 ) -> Denoiser:
-    """Train, or go on from the checkpoint in `out`; the averaged weights come back.
+    """Train a phase, or go on from its checkpoint in `out`; the averaged weights come back.
 
-    Half of the timesteps lie below 250, because features are taken where there is little noise. A sample's loss is
-    divided by abar_t, which is what a white signal of unit variance would leave, so that all timesteps count alike:
-    by itself the loss is nearly all from small t, where most of it cannot be learned, and nearly none from large t,
-    where the context helps. Every eighth step
+    Half of the timesteps lie below 250, because features are taken where there is little noise. Every eighth step
     sees whole fields, so that attention meets as many tokens as it will. In a process group every process trains a
     replica on its own batches (local SGD): on two cores quicker than two threads. Process 0 writes.
     """
     rank = dist.get_rank() if dist.is_initialized() else 0
-    model = model.to(device, memory_format=torch.channels_last).train()
+    model = model.to(device, memory_format=torch.channels_last).requires_grad_().train()
+    if dist.is_initialized():
+        take_mean(model)  # the phase before gave every replica an average of its own
     average = Average(model, DECAY)
     optimiser = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.99), weight_decay=0.01)
     bars = torch.from_numpy(alpha_bars).float()
-    path, log = out / "denoiser.pt", Log(out / "denoiser.jsonl", every=20)
+    path, log = out / f"{phase.name}.pt", Log(out / f"{phase.name}.jsonl", every=20)
 
     def restore(content: dict) -> None:
         model.load_state_dict(content["model"])
         average.restore(content["average"], content["step"])
         optimiser.load_state_dict(content["optimiser"])
 
-    for step in steps_from(path, steps, restore):
-        rng, generator = np.random.default_rng([seed, 3, step, rank]), torch.Generator().manual_seed(2 * step + rank)
+    for step in steps_from(path, phase.steps, restore):
+        rng = np.random.default_rng([seed, phase.stream, step, rank])
+        generator = torch.Generator().manual_seed(2 * step + rank)
         for group in optimiser.param_groups:
-            group["lr"] = rate(step, steps, RATE)
+            group["lr"] = rate(step, phase.steps, RATE)
         z0, embeddings = windows(latents, rng, WINDOW if step % 8 else 2 * WINDOW)
         t = torch.from_numpy((len(bars) * rng.random(len(z0)) ** 2).astype(np.int64))
         bar = bars[t][:, None, None, None]
@@ -138,7 +151,7 @@ def train_denoiser(
         zt = (bar.sqrt() * z0 + (1 - bar).sqrt() * eps).contiguous(memory_format=torch.channels_last)
         found = model(zt.to(device), t.to(device), embeddings.to(device))
         losses = (found - eps.to(device)).square().mean((1, 2, 3))  # (N,)
-        loss = (losses / bar.flatten().clamp_min(FLOOR).to(device)).mean()
+        loss = (losses / bar.flatten().clamp_min(phase.floor).to(device)).mean()
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -149,7 +162,7 @@ def train_denoiser(
         if rank:
             continue
         log.add(step, {"loss": float(loss.detach()), "eps": float(losses.detach().mean())})
-        if (step + 1) % 100 == 0 or step + 1 == steps:
+        if (step + 1) % 100 == 0 or step + 1 == phase.steps:
             content = {"model": model.state_dict(), "average": average.weights, "optimiser": optimiser.state_dict()}
             save(path, {**content, "step": step + 1})
     model.load_state_dict(average.weights)

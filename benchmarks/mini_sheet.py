@@ -19,15 +19,15 @@ from pathseg.extract.mini import MINI_PARAMS
 
 SHOWN = (3, 40, 77, 114, 151, 188)  # held-out fields
 SAMPLER_STEPS = 50
-CURVES = {"first-stage": "psnr", "vit": "loss", "denoiser": "loss"}
+CURVES = {"first-stage": "psnr", "vit": "loss", "denoiser": "loss", "denoiser-plain": "loss"}
 
 
 def draw_curves(out: Path, path: Path) -> None:
-    """The curves of the three trainings, from their logs."""
+    """The curves of the trainings, from their logs."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 2.8), layout="constrained")
-    for axis, (name, value) in zip(figure.subplots(1, 3), CURVES.items(), strict=True):
+    figure = Figure(figsize=(12, 2.8), layout="constrained")
+    for axis, (name, value) in zip(figure.subplots(1, len(CURVES)), CURVES.items(), strict=True):
         lines = [json.loads(line) for line in (out / f"{name}.jsonl").read_text().splitlines()]
         lines = lines[len(lines) // 20 :]  # the fall at the very start would hide all else
         axis.plot([line["step"] for line in lines], [line[value] for line in lines])

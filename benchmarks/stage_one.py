@@ -6,10 +6,10 @@
 speed      Patches a second of the whole of stage one's arithmetic (ViT, first stage, all 13 blocks, features brought
            back to the host as float16) for each precision and batch size, and the share of the rate of a large matrix
            product of that precision in the same run. Operations are counted by torch. Float32 takes no TF32.
-variants   The same batch with one thing changed at a time, float32: weights channels-last; linear layers as 1x1
-           convolutions; these two together; attention as plain products instead of PyTorch's fused one; residual and
-           transformer blocks compiled by `torch.compile`; and only up to block 6 instead of 12. Seconds against those
-           of the network as it is, and how far its features move.
+variants   The same batch with one thing changed at a time, float32: the UNet's weights channels first on a CPU, last on
+           a GPU; its linear layers as 1x1 convolutions; attention as plain products instead of PyTorch's fused one;
+           residual and transformer blocks compiled by `torch.compile`; and only up to block 6 instead of 12. Seconds
+           against those of the network as it is, and how far its features move.
 waiting    A whole extraction to a local disk (native layout; bfloat16 on a GPU): the share of its time in which no
            forward pass runs, from decoding, copying to the host or writing; and the same without writing.
 agreement  Features in bfloat16 and float16 against float32: relative error of each block (norm of the difference by
@@ -104,10 +104,13 @@ def measure_speed(model: FeatureModel) -> Rows:
 
 
 @contextmanager
-def channels_last(model: FeatureModel) -> Iterator[None]:
-    model._unet.to(memory_format=torch.channels_last)
+def other_format(model: FeatureModel) -> Iterator[None]:
+    """Channels first on a CPU, last on a GPU."""
+    last, first = torch.channels_last, torch.contiguous_format
+    cpu = model.device.type == "cpu"
+    model._unet.to(memory_format=first if cpu else last)
     yield
-    model._unet.to(memory_format=torch.contiguous_format)
+    model._unet.to(memory_format=last if cpu else first)
 
 
 @contextmanager
@@ -148,16 +151,9 @@ def _convolved(layer: torch.nn.Linear, tokens: torch.Tensor) -> torch.Tensor:
     return found.permute(0, 2, 3, 1)[:, :, 0]
 
 
-@contextmanager
-def both(model: FeatureModel) -> Iterator[None]:
-    with channels_last(model), linear_as_convolution(model):
-        yield
-
-
 VARIANTS: dict[str, Callable[[FeatureModel], AbstractContextManager]] = {
-    "channels-last": channels_last,
+    "the other memory format": other_format,
     "linear layers as convolutions": linear_as_convolution,
-    "these two": both,
     "plain attention": plain_attention,
     "compiled": compiled,
 }
