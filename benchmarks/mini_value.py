@@ -184,7 +184,7 @@ def draw(result: dict, folder: Path) -> None:
     saved.set(title="denoising loss, held-out patches", xlabel="timestep", ylabel="% above the own embedding's")
     for axis in (over_t, per_block, saved):
         axis.grid(alpha=0.3)
-        axis.legend()
+        axis.legend(loc="upper left" if axis is saved else "best")
     figure.savefig(folder / "mini-value.png", dpi=90)
 
 
