@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +121,15 @@ def train(arguments: argparse.Namespace) -> dict[str, Tensors]:
     return {"mini.safetensors": named, "mini-vit.safetensors": vit}
 
 
+def require_same(arguments: argparse.Namespace) -> None:
+    """Keep the settings in the folder. Raises SystemExit when what lies there was trained with others."""
+    names = ("seed", "replicas", "first_stage_steps", "vit_steps", "denoiser_steps", "plain_steps")
+    settings, path = {name: getattr(arguments, name) for name in names}, arguments.out / "settings.json"
+    if path.exists() and (there := json.loads(path.read_text())) != settings:
+        sys.exit(f"{arguments.out} holds a training with {there}, not {settings}; give another --out")
+    path.write_text(json.dumps(settings))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with brecahad/, slides/ and bcss/")
@@ -128,8 +139,8 @@ def main() -> None:
     parser.add_argument(
         "--replicas",
         type=int,
-        default=2,
-        help="processes of one thread each that train the denoiser together, after two for the other parts; 1 on a GPU",
+        help="processes of one thread each that train the denoiser together, after two for the other parts "
+        "(default 2, on a GPU 1)",
     )
     parser.add_argument("--first-stage-steps", type=int, default=2400)
     parser.add_argument("--vit-steps", type=int, default=2000)
@@ -138,7 +149,9 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
     arguments.pictures = arguments.pictures or arguments.out
+    arguments.replicas = arguments.replicas or (2 if arguments.device == "cpu" else 1)
     arguments.out.mkdir(parents=True, exist_ok=True)
+    require_same(arguments)
     for name, tensors in train(arguments).items():
         path = arguments.out / name
         save_file({key: tensor.half().contiguous() for key, tensor in tensors.items()}, path)

@@ -26,6 +26,7 @@ BATCH = 16
 RATE = 1e-3
 DROPPED = 0.1  # share of samples without an embedding, as the paper's model was trained
 DECAY = 0.998  # of the averaged weights
+SEEDS_APART = 1_000_003  # between the noise of one seed and of the next
 TOGETHER = 10  # steps after which replicas take the mean of their weights
 
 
@@ -126,8 +127,7 @@ def train_denoiser(
     """
     rank = dist.get_rank() if dist.is_initialized() else 0
     model = model.to(device, memory_format=torch.channels_last).requires_grad_().train()
-    if dist.is_initialized():
-        take_mean(model)  # the phase before gave every replica an average of its own
+    agree(model, mean=False)  # the phase before gave every replica an average of its own
     average = Average(model, DECAY)
     optimiser = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.99), weight_decay=0.01)
     bars = torch.from_numpy(alpha_bars).float()
@@ -136,11 +136,11 @@ def train_denoiser(
     def restore(content: dict) -> None:
         model.load_state_dict(content["model"])
         average.restore(content["average"], content["step"])
-        optimiser.load_state_dict(content["optimiser"])
+        optimiser.load_state_dict(content["optimisers"][rank])
 
-    for step in steps_from(path, phase.steps, restore):
+    for step in steps_from(path, phase.steps, restore, log):
         rng = np.random.default_rng([seed, phase.stream, step, rank])
-        generator = torch.Generator().manual_seed(2 * step + rank)
+        generator = torch.Generator().manual_seed(SEEDS_APART * seed + 2 * step + rank)
         for group in optimiser.param_groups:
             group["lr"] = rate(step, phase.steps, RATE)
         z0, embeddings = windows(latents, rng, WINDOW if step % 8 else 2 * WINDOW)
@@ -156,26 +156,42 @@ def train_denoiser(
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
-        if dist.is_initialized() and (step + 1) % TOGETHER == 0:
-            take_mean(model)
+        if (step + 1) % TOGETHER == 0:
+            agree(model, mean=True)
         average.update(model)
-        if rank:
-            continue
-        log.add(step, {"loss": float(loss.detach()), "eps": float(losses.detach().mean())})
+        if not rank:
+            log.add(step, {"loss": float(loss.detach()), "eps": float(losses.detach().mean())})
         if (step + 1) % 100 == 0 or step + 1 == phase.steps:
-            content = {"model": model.state_dict(), "average": average.weights, "optimiser": optimiser.state_dict()}
-            save(path, {**content, "step": step + 1})
+            states = of_all_replicas(optimiser.state_dict())
+            content = {"model": model.state_dict(), "average": average.weights, "optimisers": states}
+            if not rank:
+                save(path, {**content, "step": step + 1})
     model.load_state_dict(average.weights)
     return model.cpu().eval().requires_grad_(False)
 
 
+def of_all_replicas(state: dict) -> list[dict]:
+    """The states of all replicas, in their order, on replica 0; a list of this one's without others."""
+    if not dist.is_initialized():
+        return [state]
+    states = [None] * dist.get_world_size()
+    dist.gather_object(state, states if dist.get_rank() == 0 else None)
+    return states
+
+
 @torch.no_grad()
-def take_mean(model: nn.Module) -> None:
-    """Every replica gets the mean of all replicas' weights."""
+def agree(model: nn.Module, *, mean: bool) -> None:
+    """Every replica gets the mean of all replicas' weights, or those of replica 0."""
+    if not dist.is_initialized():
+        return
     parameters = list(model.parameters())
     together = torch.cat([parameter.flatten() for parameter in parameters])
-    dist.all_reduce(together)
-    parts = (together / dist.get_world_size()).split([parameter.numel() for parameter in parameters])
+    if mean:
+        dist.all_reduce(together)
+        together /= dist.get_world_size()
+    else:
+        dist.broadcast(together, src=0)
+    parts = together.split([parameter.numel() for parameter in parameters])
     for parameter, part in zip(parameters, parts, strict=True):
         parameter.copy_(part.view(parameter.shape))
 

@@ -1,7 +1,7 @@
 """The fields that `mini` learns from: 256 px cuts of free images and of generated tissue, turned, scaled and restained.
 
 Every field is drawn from (seed, part, its number), so it is the same whatever the number of processes. The scale runs
-from about 40x to 10x, with the two sides scaled up to 1.4 times differently, because images are often made square
+from about 30x to 10x, with the two sides scaled up to 1.4 times differently, because images are often made square
 before they are cut.
 
 Sources: BreCaHAD (Aksac et al. 2019, figshare 7379186, CC BY 4.0), a slide region of OpenSlide's test data (CC0), two

@@ -129,9 +129,10 @@ def train_first_stage(
     def restore(content: dict) -> None:
         model.load_state_dict(content["model"])
         optimiser.load_state_dict(content["optimiser"])
+        used.copy_(content["used"])
 
     used = torch.zeros(CODES, device=device)
-    for step in steps_from(path, steps, restore):
+    for step in steps_from(path, steps, restore, log):
         rng = np.random.default_rng([seed, 1, step])
         for group in optimiser.param_groups:
             group["lr"] = rate(step, steps, RATE)
@@ -155,7 +156,8 @@ def train_first_stage(
         shown = {"loss": loss, "commit": commitment, "psnr": psnr, "spread": spread}
         log.add(step, {name: float(value.detach()) for name, value in shown.items()})
         if (step + 1) % 100 == 0 or step + 1 == steps:
-            save(path, {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1})
+            content = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "used": used}
+            save(path, {**content, "step": step + 1})
     return model.eval().requires_grad_(False)
 
 

@@ -75,6 +75,12 @@ class Log:
     def __init__(self, path: Path, every: int = 50) -> None:
         self._path, self._every, self._seen, self._start = path, every, [], time.process_time()
 
+    def cut(self, step: int) -> None:
+        """Drop what was logged after a step: the training goes on from there."""
+        if self._path.exists():
+            lines = [line for line in self._path.read_text().splitlines() if json.loads(line)["step"] <= step]
+            self._path.write_text("".join(line + "\n" for line in lines))
+
     def add(self, step: int, losses: Mapping[str, float]) -> None:
         """The losses of a step; a line is written when enough have been seen."""
         self._seen.append(dict(losses))
@@ -93,11 +99,12 @@ def save(path: Path, content: dict[str, Any]) -> None:
     path.with_suffix(".partial").rename(path)
 
 
-def steps_from(path: Path, steps: int, restore: Callable[[dict[str, Any]], None]) -> Iterator[int]:
-    """The steps that are still to do; `restore` gets the checkpoint where there is one."""
+def steps_from(path: Path, steps: int, restore: Callable[[dict[str, Any]], None], log: Log) -> Iterator[int]:
+    """The steps that are still to do; `restore` gets the checkpoint where there is one, the log ends where it ends."""
     done = 0
     if path.exists():
         content = torch.load(path, map_location="cpu", weights_only=True)
         restore(content)
         done = content["step"]
+    log.cut(done)
     yield from range(done, steps)

@@ -5,8 +5,9 @@
 Features: `pathseg extract` and `pathseg train-head` on the GlaS images in DATA/glas_sample (16 to train on, 4 + 4 to
 test on), 512 px, the same linear head and budget for the trained model and for a release folder of the same
 architecture whose weights are drawn from a seed. Dice: the unweighted mean of both classes over all pixels of a test
-part, then the mean of the two parts. Conditioning: the denoising loss on held-out patches of BreCaHAD with the patch's
-own embedding, another patch's, and zeros. Writes benchmarks/results/mini.json and benchmarks/pictures/mini-value.png.
+part, then the mean of the two parts. Beside it a linear probe that is taken to its end (mini_probe.py). Conditioning:
+the denoising loss on held-out patches of BreCaHAD with the patch's own embedding, another patch's, and zeros. Writes
+benchmarks/results/mini.json and benchmarks/pictures/mini-value.png.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 import yaml
 from machine import machine
 from mini_fields import draw_fields
+from mini_probe import probe
 from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -38,6 +40,7 @@ from pathseg.extract.release import CONDITIONING, FIRST_STAGE, UNET
 from pathseg.extract.shapes import conditioning_shapes, encoder_shapes, unet_shapes, vit_shapes
 from pathseg.extract.threads import CPU_THREADS
 from pathseg.extract.unet import build_unet
+from pathseg.store.features import FeatureStore
 
 HERE = Path(__file__).parent
 TIMESTEPS = (0, 10, 50, 100, 200, 400, 800)
@@ -181,6 +184,7 @@ def draw(result: dict, folder: Path) -> None:
         saved.errorbar(range(len(lines)), more, error, fmt="o-", label=label, capsize=2)
     saved.axhline(0, color="grey", lw=0.8)
     saved.set_xticks(range(len(TIMESTEPS)), TIMESTEPS)
+    saved.margins(y=0.35)
     saved.set(title="denoising loss, held-out patches", xlabel="timestep", ylabel="% above the own embedding's")
     for axis in (over_t, per_block, saved):
         axis.grid(alpha=0.3)
@@ -211,6 +215,10 @@ def main() -> None:
         "budget": BUDGET,
         "seconds": took,
         "cost_a_patch": cost,
+        "probe": {
+            kind: probe(FeatureStore.open(arguments.workspace / kind / f"glas-{name}.zarr"))
+            for kind, name in MODELS.items()
+        },
         **tables,
     }
     result |= {"conditioning": conditioning, "runs": lines}

@@ -89,7 +89,7 @@ def train_vit(
         optimiser.load_state_dict(content["optimiser"])
         center.copy_(content["center"])
 
-    for step in steps_from(path, steps, restore):
+    for step in steps_from(path, steps, restore, log):
         rng = np.random.default_rng([seed, 2, step])
         for group in optimiser.param_groups:
             group["lr"] = rate(step, steps, RATE)

@@ -72,7 +72,7 @@ def draw(results: dict, path: Path) -> bool:
         for offset, (blocks, part) in zip((-0.2, 0.2), peers.items(), strict=True):
             places = [place + offset for place in range(len(part["rows"]))]
             bars = panel.barh(places, [value(row) for row in part["rows"]], height=0.38, label=f"blocks {blocks}")
-            panel.bar_label(bars, fmt="%.3g", padding=2, fontsize=8)
+            panel.bar_label(bars, fmt="%.2g", padding=2, fontsize=8)
         panel.set_yticks(range(len(part["rows"])), [row["way"] for row in part["rows"]])
         panel.set(title=title, xscale="log" if "second" in title else "linear")
         panel.margins(x=0.25)
@@ -85,7 +85,7 @@ def draw(results: dict, path: Path) -> bool:
         axes[3].bar_label(bars, fmt="%.1f", padding=2, fontsize=8)
         axes[3].set_yticks(range(3), names.values())
     axes[3].axvline(1, color="grey", lw=0.8)
-    axes[3].set(title="FCN head: times as fast as plain layers")
+    axes[3].set(title="FCN head, times as fast as plain")
     axes[3].margins(x=0.15)
     axes[3].invert_yaxis()
     figure.savefig(path, dpi=100)

@@ -24,9 +24,10 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -53,7 +54,7 @@ from pathseg.store.writer import StoreWriter
 from pathseg.train.heads import FCNHead
 from store import picture_folder
 
-TURNS = 3
+TURNS = 5
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BATCHES = {"cpu": (1, 3, 9), "cuda": (1, 9, 36, 72)}
 Rows = list[dict[str, object]]
@@ -127,7 +128,7 @@ def compiled(model: FeatureModel) -> Iterator[None]:
     torch._dynamo.config.recompile_limit = 256  # the blocks share their code and differ in their shapes
     blocks = [module for module in model._unet.modules() if isinstance(module, ResnetBlock2D | BasicTransformerBlock)]
     for block in blocks:
-        block.forward = torch.compile(block.forward)
+        block.forward = _compiled(block)
     yield
     for block in blocks:
         del block.forward
@@ -151,6 +152,11 @@ def _convolved(layer: torch.nn.Linear, tokens: torch.Tensor) -> torch.Tensor:
     return found.permute(0, 2, 3, 1)[:, :, 0]
 
 
+@cache
+def _compiled(block: torch.nn.Module) -> Callable[..., object]:
+    return torch.compile(block.forward)
+
+
 VARIANTS: dict[str, Callable[[FeatureModel], AbstractContextManager]] = {
     "the other memory format": other_format,
     "linear layers as convolutions": linear_as_convolution,
@@ -160,7 +166,7 @@ VARIANTS: dict[str, Callable[[FeatureModel], AbstractContextManager]] = {
 
 
 def measure_variants(model: FeatureModel) -> Rows:
-    """One change after another against the network as it is, in turns right before and after the change."""
+    """One change after another against the network as it is, in turns."""
     images, rows = patches(3 if model.device.type == "cpu" else 36), []
     work = to_host(model, images, "float32")
     exact = forward(model, images, "float32")
@@ -172,12 +178,15 @@ def measure_variants(model: FeatureModel) -> Rows:
             with variant(model):
                 start = seconds(work)  # compiles
                 changed = forward(model, images, "float32")
-                times = [seconds(work) for _ in range(TURNS)]
         except RuntimeError as e:  # no compiler, say
             rows.append({"variant": name, "failed": str(e).splitlines()[0]})
             print(f"  {name}: failed ({rows[-1]['failed']})")
             continue
-        usual = [seconds(work) for _ in range(TURNS + 1)][1:]
+        times, usual = [], []
+        for _ in range(TURNS):
+            usual.append(seconds(work))
+            with variant(model):
+                times.append(seconds(work))
         moved = max(((changed[b] - exact[b]).norm() / exact[b].norm()).item() for b in exact)
         rows.append({"variant": name, "of_time": ratio(times, usual), "first_call_s": start, "moved": moved})
     for row in (row for row in rows if "failed" not in row):
@@ -233,9 +242,12 @@ def measure_waiting(model: FeatureModel) -> Rows:
     rows, busy = [], [0.0]
 
     def timed(*arguments: object) -> object:
-        found: list[object] = []
-        busy[0] += seconds(lambda: found.append(compute_unit(*arguments)))
-        return found[0]
+        start = time.perf_counter()  # not `seconds`: it collects garbage, which would count as waiting
+        found = compute_unit(*arguments)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
+        busy[0] += time.perf_counter() - start
+        return found
 
     with tempfile.TemporaryDirectory() as folder:
         dataset = picture_folder(Path(folder) / "tissue", images)
