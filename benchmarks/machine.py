@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
@@ -22,7 +21,7 @@ import torch.nn.functional as F
 
 from pathseg.store.size import human
 
-PARTS = ("pathseg", "torch", "diffusers", "timm", "zarr", "numcodecs", "numpy")
+PARTS = ("pathseg", "torch", "diffusers", "timm", "zarr", "numcodecs", "numpy", "kaiko-eva")
 
 
 def machine(folder: Path) -> dict[str, object]:
@@ -31,7 +30,7 @@ def machine(folder: Path) -> dict[str, object]:
     lines = info.read_text().splitlines() if info.exists() else []
     cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     flags = next((line.split(":")[1].split() for line in lines if line.startswith("flags")), [])
-    versions = {name: importlib.metadata.version(name) for name in PARTS if importlib.util.find_spec(name)}
+    versions = {name: importlib.metadata.version(name) for name in PARTS if installed(name)}
     return {
         "cpu": cpu,
         "matrix_units": [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags],
@@ -56,6 +55,15 @@ def commit() -> str | None:
         return None
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--exclude=*", "--dirty=+"]
     return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
+
+
+def installed(name: str) -> bool:
+    """Whether a distribution is there."""
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def file_system(folder: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import statistics
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -35,11 +36,13 @@ class PatchFiles(Dataset):
 
 
 def eva_classes() -> tuple[type, type] | None:
-    """kaiko-eva's writer and data set, or None where it is not installed."""
+    """kaiko-eva's writer and data set, or None where it is not installed (`kaiko-eva[vision]`)."""
     try:
         from eva.core.callbacks.writers.embeddings.segmentation import SegmentationEmbeddingsWriter
         from eva.vision.data.datasets.segmentation.embeddings import EmbeddingsSegmentationDataset
-    except ImportError:
+    except ImportError as e:
+        said = str(e).strip().splitlines()[-1:]
+        print(f"  .pt files are written here, in kaiko-eva's format ({' '.join(said)})", file=sys.stderr)
         return None
     return SegmentationEmbeddingsWriter, EmbeddingsSegmentationDataset
 

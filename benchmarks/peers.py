@@ -6,7 +6,7 @@ online     The frozen model runs in every epoch, float32, on one image; its feat
            --release, a release folder of the paper's size (benchmarks/full_size_release.py makes one with random
            weights).
 pt         One .pt file for each patch, float16 at native resolution, read by a DataLoader, upsampled, stacked, plain
-           head. By kaiko-eva's own writer and data set where that package is installed (`writer` says which), else in
+           head. By kaiko-eva's own writer and data set where `kaiko-eva[vision]` is installed (`writer` says), else in
            the same format, written here.
 pt-workers The same with a worker process a core, kept from epoch to epoch.
 store      This package: a Zarr store in native layout, `FeatureReader` with nothing kept in memory, native head.
@@ -17,10 +17,12 @@ For each: bytes of features on disk; seconds to write an image's features, and a
 them; images a second into the head's input; seconds of an epoch (loading, forward, backward, Adam) an image; peak
 memory of that epoch's process above what it has after its imports (mapped files count, as far as the system holds
 them). Each way runs in a process of its own: a whole pass and a step warm up, then whole passes are timed, median of
-three for loading, one for training. All was written just before, so files come from the system's cache; `cold` is one
-loading pass after the system was told to drop them (Linux), as when features exceed memory. On a CPU the online model
-runs on two threads, as always. Writing of `pt` includes its masks (4 %). Values are random, 768 px images, FCN head,
-blocks 4-6 and all.
+three for loading, one for training. All was written just before, so files come from the system's cache; `cold` is the
+first loading pass of another process, before which the system was told to drop them (Linux), as when features exceed
+memory; what a disk or a host below this machine caches stays there. `pt-workers` gives the main process's memory alone.
+Loading of `pt` includes upsampling and stacking, that of the others nothing: the native head needs none. On a CPU the
+online model runs on two threads, as always. Writing of `pt` includes its masks (4 %). Values are random, 768 px images,
+FCN head, blocks 4-6 and all.
 """
 
 from __future__ import annotations
@@ -123,6 +125,8 @@ def epoch(arguments: argparse.Namespace) -> dict[str, float]:
         "store": lambda: store_pass(folder / "store.zarr", blocks, images, device),
         "memmap": lambda: memmap_pass(folder / "memmap", blocks, images, device),
     }
+    if arguments.cold and not forget(folder / PLACES[way].split("/")[0]):
+        return {"cold_load_s_per_image": None}
     batches = passes[way]()
     module = plain if way.startswith("pt") else head
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-4)
@@ -139,17 +143,13 @@ def epoch(arguments: argparse.Namespace) -> dict[str, float]:
             loss.backward()
             optimizer.step()
 
-    def cold() -> float | None:
-        if way == "online" or not forget(folder / PLACES[way].split("/")[0]):
-            return None
-        return seconds(load) / images
-
+    if arguments.cold:
+        return {"cold_load_s_per_image": seconds(load) / images}
     load()
     train(1)
     loads = [seconds(load) / images for _ in range(1 if way == "online" else TURNS)]
     row = {"load_s_per_image": statistics.median(loads), "epoch_s_per_image": seconds(train) / images}
-    row |= {"load_turns": loads, "peak_bytes": peak_bytes() - imported}
-    return row | {"cold_load_s_per_image": cold()}
+    return row | {"load_turns": loads, "peak_bytes": peak_bytes() - imported}
 
 
 def compare(name: str, folder: Path, arguments: argparse.Namespace) -> list[dict]:
@@ -159,8 +159,12 @@ def compare(name: str, folder: Path, arguments: argparse.Namespace) -> list[dict
         command = [sys.executable, __file__, "--epoch", way, "--set", name, "--folder", folder]
         command += ["--images", arguments.images, "--device", arguments.device]
         command += ["--release", arguments.release] if arguments.release else []
-        said = subprocess.run([str(word) for word in command], check=True, stdout=subprocess.PIPE, text=True).stdout
-        rows.append({"blocks": name, "way": way, "images": arguments.images, **written[way], **json.loads(said)})
+        row = {"blocks": name, "way": way, "images": arguments.images, **written[way]}
+        for more in ([], ["--cold"] if way != "online" else None):
+            if more is not None:
+                words = [str(word) for word in command + more]
+                row |= json.loads(subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout)
+        rows.append(row)
     by_way = {row["way"]: row for row in rows}
     for row in rows:
         row["epoch_over_store"] = row["epoch_s_per_image"] / by_way["store"]["epoch_s_per_image"]
@@ -169,7 +173,7 @@ def compare(name: str, folder: Path, arguments: argparse.Namespace) -> list[dict
         print(
             f"  blocks {name:>3} {row['way']:>10}: {row['bytes'] / 1e6:6.1f} MB an image, written in "
             f"{row['write_s_per_image']:.2f} s; {1 / row['load_s_per_image']:6.2f} images/s into the head"
-            f"{f' ({1 / cold:.2f} cold)' if (cold := row['cold_load_s_per_image']) else ''}, an epoch "
+            f"{f' ({1 / cold:.2f} cold)' if (cold := row.get('cold_load_s_per_image')) else ''}, an epoch "
             f"{row['epoch_s_per_image']:6.2f} s an image ({row['epoch_over_store']:.2f} times the store's), "
             f"peak {row['peak_bytes'] / 1e9:.1f} GB"
         )
@@ -185,6 +189,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/peers.json")
     parser.add_argument("--epoch", help=argparse.SUPPRESS)  # one way's epoch, in its own process
     parser.add_argument("--set", help=argparse.SUPPRESS)
+    parser.add_argument("--cold", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     if arguments.epoch:

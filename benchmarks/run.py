@@ -60,7 +60,7 @@ def draw(results: dict, path: Path) -> bool:
     from matplotlib import pyplot
 
     peers, heads = results.get("peers"), results.get("heads", {}).get("step")
-    if not peers or not heads:
+    if not peers or len(peers) < 2 or not heads:
         return False
     figure, axes = pyplot.subplots(1, 4, figsize=(15, 3.4), layout="constrained")
     panels = {
@@ -71,8 +71,9 @@ def draw(results: dict, path: Path) -> bool:
     for panel, (title, value) in zip(axes, panels.items(), strict=False):
         for offset, (blocks, part) in zip((-0.2, 0.2), peers.items(), strict=True):
             places = [place + offset for place in range(len(part["rows"]))]
-            bars = panel.barh(places, [value(row) for row in part["rows"]], height=0.38, label=f"blocks {blocks}")
-            panel.bar_label(bars, fmt="%.2g", padding=2, fontsize=8)
+            values = [value(row) for row in part["rows"]]
+            bars = panel.barh(places, values, height=0.38, label=f"blocks {blocks}")
+            panel.bar_label(bars, [f"{v:.0f}" if v >= 10 else f"{v:.2g}" for v in values], padding=2, fontsize=8)
         panel.set_yticks(range(len(part["rows"])), [row["way"] for row in part["rows"]])
         panel.set(title=title, xscale="log" if "second" in title else "linear")
         panel.margins(x=0.25)

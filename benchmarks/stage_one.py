@@ -6,8 +6,8 @@
 speed      Patches a second of the whole of stage one's arithmetic (ViT, first stage, all 13 blocks, features brought
            back to the host as float16) for each precision and batch size, and the share of the rate of a large matrix
            product of that precision in the same run. Operations are counted by torch. Float32 takes no TF32.
-variants   The same batch with one thing changed at a time, float32: the UNet's weights channels first on a CPU, last on
-           a GPU; its linear layers as 1x1 convolutions; attention as plain products instead of PyTorch's fused one;
+variants   The same batch with one thing changed at a time, float32: the UNet's weights channels-last; its linear
+           layers as 1x1 convolutions; attention as plain products instead of PyTorch's fused one;
            residual and transformer blocks compiled by `torch.compile`; and only up to block 6 instead of 12. Seconds
            against those of the network as it is, and how far its features move.
 waiting    A whole extraction to a local disk (native layout; bfloat16 on a GPU): the share of its time in which no
@@ -105,13 +105,11 @@ def measure_speed(model: FeatureModel) -> Rows:
 
 
 @contextmanager
-def other_format(model: FeatureModel) -> Iterator[None]:
-    """Channels first on a CPU, last on a GPU."""
-    last, first = torch.channels_last, torch.contiguous_format
-    cpu = model.device.type == "cpu"
-    model._unet.to(memory_format=first if cpu else last)
+def channels_last(model: FeatureModel) -> Iterator[None]:
+    """The UNet's weights; what goes through it lies so already, as the first stage gives it."""
+    model._unet.to(memory_format=torch.channels_last)
     yield
-    model._unet.to(memory_format=last if cpu else first)
+    model._unet.to(memory_format=torch.contiguous_format)
 
 
 @contextmanager
@@ -158,7 +156,7 @@ def _compiled(block: torch.nn.Module) -> Callable[..., object]:
 
 
 VARIANTS: dict[str, Callable[[FeatureModel], AbstractContextManager]] = {
-    "the other memory format": other_format,
+    "channels-last weights": channels_last,
     "linear layers as convolutions": linear_as_convolution,
     "plain attention": plain_attention,
     "compiled": compiled,
@@ -235,6 +233,12 @@ def measure_profile(model: FeatureModel) -> Rows:
     return rows
 
 
+def only_made(writer: StoreWriter, unit: int, *, t: int, features: Iterator[tuple[int, object]]) -> None:
+    """In place of `write_features`: maps come to their layout, type and the host, and are dropped."""
+    for _ in features:
+        pass
+
+
 def measure_waiting(model: FeatureModel) -> Rows:
     device = model.device.type
     images = 40 if device == "cuda" else 8 if model.name == "mini" else 2
@@ -256,7 +260,7 @@ def measure_waiting(model: FeatureModel) -> Rows:
             with ExitStack() as stack:
                 stack.enter_context(patch("pathseg.extract.pipeline.compute_unit", timed))
                 if not written:
-                    stack.enter_context(patch.object(StoreWriter, "write_features", lambda *a, **more: list(more)))
+                    stack.enter_context(patch.object(StoreWriter, "write_features", only_made))
                 wall = seconds(lambda w=writer: extract(w, dataset, model, config))
             row = {"written": written, "images": images, "precision": config.precision}
             rows.append(row | {"seconds": wall, "forward_s": busy[0], "waiting_share": 1 - busy[0] / wall})

@@ -115,7 +115,7 @@ class _ByTaps(torch.autograd.Function):
 
     Every patch is brought to its 64 cells and one more on each side, which its taps reach in its neighbours. Each
     product finds what it sums over side by side in memory, forward and backward, and patch after patch goes through
-    the same few buffers: fresh memory for all of them costs a CPU as much as the products. Features get no gradient.
+    little memory: fresh memory for all of them at once costs a CPU as much as the products. Features get no gradient.
     """
 
     @staticmethod
