@@ -28,7 +28,9 @@ class ExtractConfig:
         "none", "; ".join(f"{k}: {v.summary}" for k, v in PACKINGS.items()) + "."
     )
     precision: Literal["float32", "bfloat16", "float16"] = _flag(
-        "float32", "Arithmetic of the forward pass; the two halves pay on a GPU. Part of the store's key."
+        "float32",
+        "Arithmetic of the forward pass; the halves pay on a GPU, bfloat16 on a CPU with units for it too. Part of the "
+        "store's key.",
     )
     seed: int = _flag(0, "Of the noise and of generated tissue.")
     batch_size: int = _flag(9, "Patches a forward pass, never across images; 9 = one 768 px image.")
