@@ -4,10 +4,10 @@
 
 step       One 768 px image, block shapes of the paper's model: forward, backward and Adam of the FCN head on native
            features, against the same head as plain layers on the upsampled float32 stack, which lies ready in memory.
-           The first layer alone too; the native head with the tail in PyTorch's own layers and usual memory format,
-           and with its tail compiled by `torch.compile`. Floating-point operations are counted by torch; the matrix
-           rate is that of a large float32 product in the same run. Bytes held, for it (VQ-f4) and for a KL-f8 model's
-           shapes.
+           The first layer alone too, and with `torch.mm` in place of its 1x1 convolutions; the native head with the
+           tail in PyTorch's own layers and usual memory format, and with its tail compiled by `torch.compile`.
+           Floating-point operations are counted by torch; the matrix rate is that of a large float32 product in the
+           same run. Bytes held, for it (VQ-f4) and for a KL-f8 model's shapes.
 sweep      Thirteen heads, each on one block, trained together and one after the other: bytes read, seconds, and what
            the heads themselves took. From a local disk with room to keep images, and where reading dominates: from an
            S3 server on this machine without a cache and without room (`linear` heads).
@@ -116,9 +116,17 @@ def step_row(device: str, name: str, shapes: dict[int, tuple[int, int]], blocks:
         with torch.autocast(device, torch.bfloat16):
             return head(maps, (3, 3))
 
+    def native_first() -> None:
+        native_convolution(maps, head.first.weight, head.first.bias, GRID).sum().backward()
+
+    def products_first() -> None:
+        with patch("pathseg.train.native._product", lambda a, b, rows: a @ b.T):
+            native_first()
+
     first = {
         "plain_first": lambda: plain[0](whole).sum().backward(),
-        "native_first": lambda: native_convolution(maps, head.first.weight, head.first.bias, GRID).sum().backward(),
+        "native_first": native_first,
+        "products_first": products_first,
     }
     steps = {
         "plain": training_step(plain, lambda: plain(whole), mask),
@@ -131,6 +139,7 @@ def step_row(device: str, name: str, shapes: dict[int, tuple[int, int]], blocks:
     row = {"model": name, "blocks": f"{blocks[0]}-{blocks[-1]}", "matrix_gflops": rate / 1e9}
     row |= {f"{way}_s": statistics.median(values) for way, values in taken.items()}
     row["first_times"] = ratio(taken["plain_first"], taken["native_first"])
+    row["products_first_times"] = ratio(taken["plain_first"], taken["products_first"])
     row |= {f"{way}_times": ratio(taken["plain"], taken[way]) for way in steps if way != "plain"}
     counted = {way: operations((first | steps)[way]) for way in (*first, "plain", "float32")}
     row |= {f"{way}_tflop": count / 1e12 for way, count in counted.items()}
@@ -138,7 +147,8 @@ def step_row(device: str, name: str, shapes: dict[int, tuple[int, int]], blocks:
     tail = counted["float32"] - counted["native_first"]
     row["tail_of_rate"] = tail / (row["float32_s"] - row["native_first_s"]) / rate
     print(
-        f"  {name} {row['blocks']:>4}: first layer {row['first_times']:.2f} times, whole step "
+        f"  {name} {row['blocks']:>4}: first layer {row['first_times']:.2f} times "
+        f"(with torch.mm {row['products_first_times']:.2f}), whole step "
         f"{row['float32_times']:.2f} (usual tail {row['usual_tail_times']:.2f}, compiled {row['compiled_times']:.2f}), "
         f"bfloat16 {row['bfloat16_times']:.2f}; "
         f"at {row['native_first_of_rate']:.2f} (first layer) and {row['tail_of_rate']:.2f} (rest) of the "

@@ -12,7 +12,18 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
-from mini_training import Average, Log, Tensors, as_input, device_of, rate, save, steps_from, under_compvis_names
+from mini_training import (
+    Average,
+    Log,
+    Tensors,
+    as_input,
+    device_of,
+    keep_now,
+    rate,
+    save,
+    steps_from,
+    under_compvis_names,
+)
 from torch import nn
 
 from pathseg.extract.architecture import ConditioningDesign, UNetDesign
@@ -161,7 +172,7 @@ def train_denoiser(
         average.update(model)
         if not rank:
             log.add(step, {"loss": float(loss.detach()), "eps": float(losses.detach().mean())})
-        if (step + 1) % 100 == 0 or step + 1 == phase.steps:
+        if keep_now(step, phase.steps):
             states = of_all_replicas(optimiser.state_dict())
             content = {"model": model.state_dict(), "average": average.weights, "optimisers": states}
             if not rank:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
-from mini_training import Log, Tensors, as_input, device_of, rate, save, steps_from, under_compvis_names
+from mini_training import Log, Tensors, as_input, device_of, keep_now, rate, save, steps_from, under_compvis_names
 from torch import nn
 
 from pathseg.extract.architecture import FirstStageDesign
@@ -20,6 +20,7 @@ CUT_PX = 64
 BATCH = 12
 RATE = 2e-3
 COMMIT = 0.25
+RESET_EVERY = 100  # steps, in the first half, after which codes that nothing chose are moved
 SPREAD = 0.02  # weight of `spread_loss`
 
 
@@ -138,7 +139,7 @@ def train_first_stage(
             group["lr"] = rate(step, steps, RATE)
         images = cuts(fields, rng, device).contiguous(memory_format=torch.channels_last)
         z = model.encoder(images)
-        if step % 100 == 0 and step < steps // 2:
+        if step % RESET_EVERY == 0 and step < steps // 2:
             reset_unused(model, z.detach(), used, rng)
             used.zero_()
         nearest, commitment, counts = model.quantise(z)
@@ -155,7 +156,7 @@ def train_first_stage(
         psnr = -10 * F.mse_loss(found.detach().clamp(-1, 1), images).div(4).log10()
         shown = {"loss": loss, "commit": commitment, "psnr": psnr, "spread": spread}
         log.add(step, {name: float(value.detach()) for name, value in shown.items()})
-        if (step + 1) % 100 == 0 or step + 1 == steps:
+        if keep_now(step, steps):
             content = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "used": used}
             save(path, {**content, "step": step + 1})
     return model.eval().requires_grad_(False)

@@ -16,6 +16,7 @@ from torch import nn
 from pathseg.extract.shapes import Shape
 
 Tensors = dict[str, torch.Tensor]
+KEPT_EVERY = 100  # steps between checkpoints
 
 
 def as_input(fields: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -97,6 +98,11 @@ def save(path: Path, content: dict[str, Any]) -> None:
     """A checkpoint that is whole or not there."""
     torch.save(content, path.with_suffix(".partial"))
     path.with_suffix(".partial").rename(path)
+
+
+def keep_now(step: int, steps: int) -> bool:
+    """Whether a checkpoint is due after a step."""
+    return (step + 1) % KEPT_EVERY == 0 or step + 1 == steps
 
 
 def steps_from(path: Path, steps: int, restore: Callable[[dict[str, Any]], None], log: Log) -> Iterator[int]:

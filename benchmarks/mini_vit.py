@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from mini_training import Log, Tensors, as_input, rate, save, steps_from
+from mini_training import Log, Tensors, as_input, keep_now, rate, save, steps_from
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -112,7 +112,7 @@ def train_vit(
         entropy = -(soft * soft.clamp_min(1e-9).log()).sum(-1).mean()
         spread = -(soft.mean(0) * soft.mean(0).clamp_min(1e-9).log()).sum()  # falls to the entropy on a collapse
         log.add(step, {"loss": float(loss.detach()), "entropy": float(entropy), "spread": float(spread)})
-        if (step + 1) % 100 == 0 or step + 1 == steps:
+        if keep_now(step, steps):
             save(
                 path,
                 {
