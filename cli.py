@@ -13,15 +13,15 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from pathseg.extract.catalogue import DEFAULT_MODEL, MODELS
 from pathseg.extract.config import ExtractConfig
-from pathseg.extract.datasets import DATASETS, DatasetOptions, check_options, open_dataset
-from pathseg.store import workspace as places
+from pathseg.extract.datasets.registry import DATASETS, DatasetOptions, check_options, open_dataset
+from pathseg.extract.models.registry import DEFAULT_MODEL, MODELS
 from pathseg.store.errors import StoreError
-from pathseg.store.flags import PATH, device_option, flags_of, workspace_option, wrong_flags
+from pathseg.store.runtime import workspace as places
+from pathseg.store.runtime.flags import PATH, device_option, flags_of, workspace_option, wrong_flags
 from pathseg.train.config import BaselineConfig, HeadConfig
 from pathseg.train.flags import training_flags
-from pathseg.train.prediction import PredictConfig, predict_options
+from pathseg.train.predict.config import PredictConfig, predict_options
 
 
 class Door(click.Group):
@@ -74,8 +74,8 @@ def extract_command(**flags: Any) -> None:
     kept. Later runs with other --t or --blocks add to the same store.
     """
     from pathseg.extract import pipeline
-    from pathseg.extract.models import load_model
-    from pathseg.store.device import device
+    from pathseg.extract.models.load import load_model
+    from pathseg.store.runtime.device import device
 
     with wrong_flags():
         config = ExtractConfig(**{name: flags[name] for name in ExtractConfig.__dataclass_fields__})
@@ -96,7 +96,7 @@ def extract_command(**flags: Any) -> None:
     left = pipeline.unfinished_images(writer, pipeline.wanted_blocks(model, config), config)
     with tqdm(total=left * patches, unit="patch", desc="extract", disable=not left) as bar:
         if spread:
-            from pathseg.extract.cluster import extract_spread
+            from pathseg.extract.dask_driver import extract_spread
 
             place = {name: flags[name] for name in ("workers", "scheduler", "device")}
             failures = extract_spread(writer, opener, loader, config, lambda n: bar.update(n * patches), **place)
@@ -117,7 +117,7 @@ def train_command(**flags: Any) -> None:
     epoch for all of them. A finished run is not trained again; one that was cut off goes on after its last epoch.
     Results lie in <workspace>/heads/<run>/.
     """
-    from pathseg.train import sweep
+    from pathseg.train.training import sweep
 
     opener = opener_of(flags)
     store = opener()
@@ -134,8 +134,8 @@ def baseline_command(**flags: Any) -> None:
     Validation, test images, scores and the run folder are those of train-head. Comma lists of --lr and --seed train
     every combination. Without ImageNet weights at hand it starts from random ones and says so.
     """
-    from pathseg.train import sweep
-    from pathseg.train.baselines import settle_weights
+    from pathseg.train.heads.baselines import settle_weights
+    from pathseg.train.training import sweep
 
     opener = opener_of(flags)
     store = opener()  # first: what is wrong with it should not wait for a download of weights
@@ -149,7 +149,7 @@ def baseline_command(**flags: Any) -> None:
 
 def opener_of(flags: dict[str, Any]) -> Callable:
     """What opens the store that a command is to train from."""
-    from pathseg.train.place import store_opener
+    from pathseg.train.training.place import store_opener
 
     path = flags["store"] or places.only_store(flags["workspace"])
     return store_opener(path, cache_dir=flags["cache_dir"], no_cache=flags["no_cache"])
@@ -157,8 +157,8 @@ def opener_of(flags: dict[str, Any]) -> Callable:
 
 def train(opener: Callable, store: Any, configs: Any, flags: dict[str, Any]) -> None:
     """Train what is not finished yet and say how it went; ends in an error if a run was given up."""
-    from pathseg.train import sweep
-    from pathseg.train.place import trainers
+    from pathseg.train.training import sweep
+    from pathseg.train.training.place import trainers
 
     with wrong_flags():
         folders = sweep.run_folders(store, configs, places.heads_path(flags["workspace"]), name=flags["name"])
@@ -176,7 +176,7 @@ def train(opener: Callable, store: Any, configs: Any, flags: dict[str, Any]) -> 
 @workspace_option
 def report_command(workspace: Path) -> None:
     """Collect the runs of the workspace into one page, tables and figures."""
-    from pathseg.train.report import build_report
+    from pathseg.train.report.build import build_report
 
     report = build_report(workspace)
     click.echo(f"{report.table}\n\n{report.path}")
@@ -196,9 +196,9 @@ def predict_command(images: tuple[str, ...], **flags: Any) -> None:
     Slides are read by region at the head's um/px; images are resized as those it was trained on were, or by --mpp.
     Memory does not grow with the slide. Run it again after an interruption: finished windows are kept.
     """
-    from pathseg.extract.pictures import list_pictures, open_picture
-    from pathseg.train.predict import predict_all, summary
-    from pathseg.train.progress import Progress
+    from pathseg.extract.inputs.images import list_pictures, open_picture
+    from pathseg.train.predict.predictor import predict_all, summary
+    from pathseg.train.predict.progress import Progress
 
     with wrong_flags():
         config = PredictConfig(**{name: flags[name] for name in PredictConfig.__dataclass_fields__})
@@ -267,13 +267,13 @@ def require_all(failures: Sequence[str], images: int) -> None:
 
 def make_predictor(config: PredictConfig, flags: dict[str, Any]) -> Any:
     """A run's head with the model that made its features, which is checked before anything runs."""
-    from pathseg.extract.live import live_features
-    from pathseg.extract.models import load_model
-    from pathseg.extract.pictures import truth_reader
-    from pathseg.store.device import device
-    from pathseg.train.predict import Predictor
-    from pathseg.train.trained import TrainedHead
-    from pathseg.train.truth import Truth
+    from pathseg.extract.inputs.images import truth_reader
+    from pathseg.extract.models.load import load_model
+    from pathseg.extract.online_features import live_features
+    from pathseg.store.runtime.device import device
+    from pathseg.train.predict.ground_truth import Truth
+    from pathseg.train.predict.predictor import Predictor
+    from pathseg.train.predict.trained_head import TrainedHead
 
     place, folder = device(flags["device"]), places.run_path(flags["workspace"], flags["run"])
     head = TrainedHead.load(folder, device=place, mpp=flags["trained_mpp"])

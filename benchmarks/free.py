@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from pathseg.extract.datasets import Dataset, Pixels, Sample
+from pathseg.extract.datasets.registry import Dataset, Pixels, Sample
 from pathseg.store.grid import PatchGrid
 
 FULL = {  # channels and side of each block of the paper's model: 12.1 MB a patch, native, float16

@@ -20,11 +20,17 @@ import numpy as np
 import torch
 import yaml
 
-from pathseg.extract.architecture import conditioning_design, first_stage_design, unet_design
-from pathseg.extract.catalogue import HIPT_FILE
-from pathseg.extract.mini import MINI_PARAMS, random_weights
-from pathseg.extract.release import CONDITIONING, EMA, FIRST_STAGE, UNET
-from pathseg.extract.shapes import conditioning_shapes, decoder_shapes, encoder_shapes, unet_shapes, vit_shapes
+from pathseg.extract.models.ldm.config import conditioning_design, first_stage_design, unet_design
+from pathseg.extract.models.ldm.release import CONDITIONING, EMA, FIRST_STAGE, UNET
+from pathseg.extract.models.ldm.shapes import (
+    conditioning_shapes,
+    decoder_shapes,
+    encoder_shapes,
+    unet_shapes,
+    vit_shapes,
+)
+from pathseg.extract.models.mini import MINI_PARAMS, random_weights
+from pathseg.extract.models.registry import HIPT_FILE
 
 VIT = (384, 12)  # width and depth of ViT-S/16
 

@@ -46,18 +46,18 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pathseg.extract.config import ExtractConfig
-from pathseg.extract.datasets import DatasetOptions, open_dataset
-from pathseg.extract.models import load_model
+from pathseg.extract.datasets.registry import DatasetOptions, open_dataset
+from pathseg.extract.models.load import load_model
 from pathseg.extract.pipeline import extract, prepare_store
 from pathseg.store.features import FeatureStore
+from pathseg.store.format.layout import resample
 from pathseg.store.grid import PatchGrid
-from pathseg.store.layout import resample
 from pathseg.train.config import HeadConfig
-from pathseg.train.evaluate import evaluate
-from pathseg.train.heads import HEADS, FCNHead
-from pathseg.train.loop import train_heads
-from pathseg.train.native import native_convolution
-from pathseg.train.runs import RunFolder
+from pathseg.train.heads.fcn import HEADS, FCNHead
+from pathseg.train.heads.native_conv import native_convolution
+from pathseg.train.runs.folder import RunFolder
+from pathseg.train.training.evaluation import evaluate
+from pathseg.train.training.loop import train_heads
 
 GRID, CLASSES, TURNS = PatchGrid(3, 3), 2, 2
 KL = {block: (channels, side // 2) for block, (channels, side) in FULL.items()}  # half the latent's side
@@ -120,7 +120,7 @@ def step_row(device: str, name: str, shapes: dict[int, tuple[int, int]], blocks:
         native_convolution(maps, head.first.weight, head.first.bias, GRID).sum().backward()
 
     def products_first() -> None:
-        with patch("pathseg.train.native._product", lambda a, b, rows: a @ b.T):
+        with patch("pathseg.train.heads.native_conv._product", lambda a, b, rows: a @ b.T):
             native_first()
 
     first = {
@@ -182,7 +182,7 @@ def judging() -> Iterator[list[float]]:
         taken.append(time.perf_counter() - start)
         return found
 
-    with patch("pathseg.train.loop.evaluate", timed), patch("pathseg.train.results.evaluate", timed):
+    with patch("pathseg.train.training.loop.evaluate", timed), patch("pathseg.train.training.results.evaluate", timed):
         yield taken
 
 

@@ -28,9 +28,9 @@ from mini_vit import train_vit
 from safetensors.torch import save_file
 from torch.multiprocessing import spawn
 
-from pathseg.extract.architecture import conditioning_design, first_stage_design, schedule_of, unet_design
-from pathseg.extract.mini import MINI_PARAMS, MINI_VIT
-from pathseg.extract.release import CONDITIONING, FIRST_STAGE, UNET
+from pathseg.extract.models.ldm.config import conditioning_design, first_stage_design, schedule_of, unet_design
+from pathseg.extract.models.ldm.release import CONDITIONING, FIRST_STAGE, UNET
+from pathseg.extract.models.mini import MINI_PARAMS, MINI_VIT
 
 FIELDS, HELD = 6144, 256  # of 256 px, to train on and held out
 ENCODED = 3072  # of the fields, as latents for the denoiser

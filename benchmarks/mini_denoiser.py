@@ -26,11 +26,11 @@ from mini_training import (
 )
 from torch import nn
 
-from pathseg.extract.architecture import ConditioningDesign, UNetDesign
-from pathseg.extract.conditioning import Conditioning
-from pathseg.extract.dino import build_vit, vit_tokens
-from pathseg.extract.shapes import unet_shapes
-from pathseg.extract.unet import empty_unet
+from pathseg.extract.models.dino_vit import build_vit, vit_tokens
+from pathseg.extract.models.ldm.conditioning import Conditioning
+from pathseg.extract.models.ldm.config import ConditioningDesign, UNetDesign
+from pathseg.extract.models.ldm.shapes import unet_shapes
+from pathseg.extract.models.ldm.unet import empty_unet
 
 WINDOW = 32  # cells of a latent that a step sees of a field's 64, four times as quick
 BATCH = 16

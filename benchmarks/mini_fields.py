@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pathseg.extract.tissue import STAINS, draw_tissue
+from pathseg.extract.datasets.synthetic.painting import STAINS, draw_tissue
 
 PX = 256
 HELD_OUT = 4  # the last images of BreCaHAD, for the measurements alone

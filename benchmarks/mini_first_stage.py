@@ -11,9 +11,9 @@ from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from mini_training import Log, Tensors, as_input, device_of, keep_now, rate, save, steps_from, under_compvis_names
 from torch import nn
 
-from pathseg.extract.architecture import FirstStageDesign
-from pathseg.extract.firststage import FirstStage
-from pathseg.extract.shapes import encoder_shapes
+from pathseg.extract.models.ldm.config import FirstStageDesign
+from pathseg.extract.models.ldm.first_stage import FirstStage
+from pathseg.extract.models.ldm.shapes import encoder_shapes
 
 CODES = 1024
 CUT_PX = 64

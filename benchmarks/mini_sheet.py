@@ -13,9 +13,9 @@ from mini_first_stage import Autoencoder
 from mini_training import as_input
 from PIL import Image
 
-from pathseg.extract.architecture import schedule_of
-from pathseg.extract.dino import build_vit, vit_tokens
-from pathseg.extract.mini import MINI_PARAMS
+from pathseg.extract.models.dino_vit import build_vit, vit_tokens
+from pathseg.extract.models.ldm.config import schedule_of
+from pathseg.extract.models.mini import MINI_PARAMS
 
 SHOWN = (3, 40, 77, 114, 151, 188)  # held-out fields
 SAMPLER_STEPS = 50

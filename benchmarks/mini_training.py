@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pathseg.extract.shapes import Shape
+from pathseg.extract.models.ldm.shapes import Shape
 
 Tensors = dict[str, torch.Tensor]
 KEPT_EVERY = 100  # steps between checkpoints

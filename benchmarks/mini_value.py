@@ -28,18 +28,18 @@ from mini_probe import probe
 from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from pathseg.extract.architecture import conditioning_design, first_stage_design, unet_design
-from pathseg.extract.conditioning import build_conditioning
-from pathseg.extract.dino import build_vit, vit_tokens
-from pathseg.extract.firststage import build_first_stage
-from pathseg.extract.mini import MINI_PARAMS, MINI_VIT, mini_release, mini_vit, random_weights
-from pathseg.extract.models import load_model
-from pathseg.extract.noise import add_noise
-from pathseg.extract.patches import network_input
-from pathseg.extract.release import CONDITIONING, FIRST_STAGE, UNET
-from pathseg.extract.shapes import conditioning_shapes, encoder_shapes, unet_shapes, vit_shapes
-from pathseg.extract.threads import CPU_THREADS
-from pathseg.extract.unet import build_unet
+from pathseg.extract.models.cpu_threads import CPU_THREADS
+from pathseg.extract.models.dino_vit import build_vit, vit_tokens
+from pathseg.extract.models.ldm.conditioning import build_conditioning
+from pathseg.extract.models.ldm.config import conditioning_design, first_stage_design, unet_design
+from pathseg.extract.models.ldm.first_stage import build_first_stage
+from pathseg.extract.models.ldm.release import CONDITIONING, FIRST_STAGE, UNET
+from pathseg.extract.models.ldm.shapes import conditioning_shapes, encoder_shapes, unet_shapes, vit_shapes
+from pathseg.extract.models.ldm.unet import build_unet
+from pathseg.extract.models.load import load_model
+from pathseg.extract.models.mini import MINI_PARAMS, MINI_VIT, mini_release, mini_vit, random_weights
+from pathseg.extract.models.noise import add_noise
+from pathseg.extract.models.patches import network_input
 from pathseg.store.features import FeatureStore
 
 HERE = Path(__file__).parent

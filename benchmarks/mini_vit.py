@@ -13,7 +13,7 @@ from mini_training import Log, Tensors, as_input, keep_now, rate, save, steps_fr
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from pathseg.extract.dino import HEAD_DIM
+from pathseg.extract.models.dino_vit import HEAD_DIM
 
 VIEW_PX = 128  # 8x8 tokens; on 256 px patches the positions are resized to 16x16, as HIPT's are from 14x14
 PROTOTYPES = 512

@@ -48,10 +48,10 @@ from machine import keep, machine, peak_bytes, seconds
 from peer_files import PLACES, Maps, PatchFiles, eva_classes, forget, whole_mask, write_all
 from torch.utils.data import DataLoader
 
-from pathseg.extract.models import load_model
+from pathseg.extract.models.load import load_model
 from pathseg.store.features import FeatureStore
-from pathseg.train.batches import FeatureReader
-from pathseg.train.heads import FCNHead
+from pathseg.train.data.reader import FeatureReader
+from pathseg.train.heads.fcn import FCNHead
 
 SETS = {"4-6": (4, 5, 6), "all": tuple(FULL)}
 WAYS = ("online", "pt", "pt-workers", "store", "memmap")

@@ -18,9 +18,9 @@ from machine import keep, machine, peak_bytes
 from random_store import random_store
 
 from pathseg.train.config import HeadConfig
-from pathseg.train.heads import HEADS
-from pathseg.train.loop import train_heads
-from pathseg.train.runs import RunFolder
+from pathseg.train.heads.fcn import HEADS
+from pathseg.train.runs.folder import RunFolder
+from pathseg.train.training.loop import train_heads
 
 SIZE = (768, 768)
 

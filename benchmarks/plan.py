@@ -29,10 +29,10 @@ from machine import machine
 from pathseg.extract.config import ExtractConfig
 from pathseg.extract.pipeline import contents_of, extract
 from pathseg.extract.unit import lacking_blocks
-from pathseg.store.arrays import CHUNK_BYTES
 from pathseg.store.blocks import format_blocks
+from pathseg.store.format.arrays import CHUNK_BYTES
+from pathseg.store.format.size import BlockShape, human, patch_bytes
 from pathseg.store.records import PIXELS, Records, features_part
-from pathseg.store.size import BlockShape, human, patch_bytes
 from pathseg.store.writer import StoreWriter
 
 SIZE = (768, 768)  # px of an image: 9 patches, as in the paper

@@ -20,7 +20,7 @@ import numpy as np
 import tifffile
 from machine import keep, machine
 
-from pathseg.extract.tissue import draw_tissue
+from pathseg.extract.datasets.synthetic.painting import draw_tissue
 
 TILE, PIECE = 512, 200  # px: of the file; of a piece of tissue, which one window sees whole
 GLASS, MPP = 243, 0.5

@@ -10,8 +10,8 @@ from free import FULL
 
 from pathseg.store.contents import Contents, ImageEntry
 from pathseg.store.features import FeatureStore
+from pathseg.store.format.size import BlockShape
 from pathseg.store.key import StoreKey
-from pathseg.store.size import BlockShape
 from pathseg.store.writer import StoreWriter
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from machine import keep, machine, peak_bytes
 from PIL import Image
 
-from pathseg.extract.datasets import DatasetOptions, open_dataset
+from pathseg.extract.datasets.registry import DatasetOptions, open_dataset
 
 SIZES = {24: (4000, 6000), 96: (8000, 12000)}  # Mpx -> px at 0.25 um/px: the mean of the data set, four times that
 CASES = ((2, 24), (8, 24), (2, 96))  # regions, Mpx of each

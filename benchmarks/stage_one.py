@@ -45,13 +45,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 
 from pathseg.extract.config import ExtractConfig
-from pathseg.extract.datasets import DatasetOptions, open_dataset
-from pathseg.extract.models import FeatureModel, load_model
+from pathseg.extract.datasets.registry import DatasetOptions, open_dataset
+from pathseg.extract.models.load import FeatureModel, load_model
 from pathseg.extract.pipeline import extract, prepare_store
 from pathseg.extract.unit import compute_unit
 from pathseg.store.grid import PatchGrid
 from pathseg.store.writer import StoreWriter
-from pathseg.train.heads import FCNHead
+from pathseg.train.heads.fcn import FCNHead
 from store import picture_folder
 
 TURNS = 5

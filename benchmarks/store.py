@@ -32,12 +32,12 @@ from PIL import Image
 from random_store import random_contents
 
 from pathseg.extract.config import ExtractConfig
-from pathseg.extract.datasets import Dataset, DatasetOptions, open_dataset
-from pathseg.extract.models import load_model
+from pathseg.extract.datasets.registry import Dataset, DatasetOptions, open_dataset
+from pathseg.extract.models.load import load_model
 from pathseg.extract.pipeline import contents_of, extract, prepare_store, unfinished_images, wanted_blocks
 from pathseg.extract.unit import compute_unit, load_unit
 from pathseg.store.features import FeatureStore
-from pathseg.store.size import human
+from pathseg.store.format.size import human
 from pathseg.store.writer import StoreWriter
 
 TURNS = 6  # store and raw, one after the other

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pathseg.store.blocks import BLOCKS
-from pathseg.store.codec import PACKINGS
+from pathseg.store.format.packing import PACKINGS
 from pathseg.store.key import LAYOUTS
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from pathseg.extract.config import ExtractConfig
-from pathseg.extract.datasets import Dataset
-from pathseg.extract.models import FeatureModel
+from pathseg.extract.datasets.registry import Dataset
+from pathseg.extract.models.load import FeatureModel
 from pathseg.extract.unit import (
     Failure,
     Wanted,
@@ -30,11 +30,11 @@ from pathseg.extract.unit import (
 from pathseg.store.blocks import BLOCKS, format_blocks
 from pathseg.store.contents import Contents, ImageEntry
 from pathseg.store.errors import StoreError
+from pathseg.store.format.manifest import NAME as MANIFEST
+from pathseg.store.format.size import BlockShape, fitting_layouts, human, images_per_unit, patch_bytes
 from pathseg.store.grid import PATCH_PX, PatchGrid
 from pathseg.store.key import StoreKey
-from pathseg.store.location import open_location
-from pathseg.store.manifest import NAME as MANIFEST
-from pathseg.store.size import BlockShape, fitting_layouts, human, images_per_unit, patch_bytes
+from pathseg.store.location.location import open_location
 from pathseg.store.writer import StoreWriter
 
 AHEAD = 2  # units that wait between reading, computing and writing

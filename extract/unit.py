@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from pathseg.extract.config import ExtractConfig
-from pathseg.extract.datasets import Dataset, Pixels
-from pathseg.extract.models import FeatureModel
-from pathseg.extract.noise import patch_noise
+from pathseg.extract.datasets.registry import Dataset, Pixels
+from pathseg.extract.models.load import FeatureModel
+from pathseg.extract.models.noise import patch_noise
 from pathseg.store.errors import StoreError
+from pathseg.store.format.layout import to_layout
 from pathseg.store.grid import PatchGrid
-from pathseg.store.layout import to_layout
 from pathseg.store.records import PIXELS, checksum, features_part
 from pathseg.store.writer import StoreWriter
 

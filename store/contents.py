@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pathseg.store.errors import Damaged, KeyMismatch, StoreError
+from pathseg.store.format.size import BlockShape
 from pathseg.store.grid import PatchGrid
 from pathseg.store.key import StoreKey
-from pathseg.store.size import BlockShape
 
 FORMAT = 1  # raised when a reader of this release could not read the store rightly
 CUT = {"source": None, "group": None, "view": 0}  # of images cut from larger ones; a store without is of whole images

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 
 from pathseg.store.blocks import format_blocks
-from pathseg.store.codec import PACKINGS
 from pathseg.store.features import FeatureStore
-from pathseg.store.size import human, patch_bytes
+from pathseg.store.format.packing import PACKINGS
+from pathseg.store.format.size import human, patch_bytes
 
 
 def describe(store: FeatureStore) -> str:

@@ -12,16 +12,16 @@ from functools import cached_property
 import numpy as np
 import zarr
 
-from pathseg.store.arrays import chunk_names
 from pathseg.store.blocks import array_name
-from pathseg.store.cache import ReadCache
-from pathseg.store.chunks import is_plain, is_plain_shards, read_chunks, read_from_shard
 from pathseg.store.contents import Contents
 from pathseg.store.errors import Damaged, Incomplete, StoreError
-from pathseg.store.location import Location, open_location
-from pathseg.store.manifest import read_manifest, require_intact
+from pathseg.store.format.arrays import chunk_names
+from pathseg.store.format.chunks import is_plain, is_plain_shards, read_chunks, read_from_shard
+from pathseg.store.format.manifest import read_manifest, require_intact
+from pathseg.store.format.size import patch_bytes
+from pathseg.store.location.cache import ReadCache
+from pathseg.store.location.location import Location, open_location
 from pathseg.store.records import PIXELS, Records, checksum
-from pathseg.store.size import patch_bytes
 
 
 class FeatureStore:

@@ -7,7 +7,7 @@ import os
 import dask.array
 
 from pathseg.store.features import FeatureStore
-from pathseg.store.location import Location
+from pathseg.store.location.location import Location
 
 
 def open_lazy(path: str | os.PathLike[str] | Location) -> dict[str, dask.array.Array]:

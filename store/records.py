@@ -12,7 +12,7 @@ import numpy as np
 
 from pathseg.store.blocks import format_blocks, parse_blocks
 from pathseg.store.errors import Damaged
-from pathseg.store.location import Location
+from pathseg.store.location.location import Location
 
 FOLDER = "_done"
 PIXELS = "pixels"

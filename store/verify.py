@@ -15,15 +15,15 @@ import zarr
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
-from pathseg.store.ahead import ahead
-from pathseg.store.arrays import chunk_names, descriptions
 from pathseg.store.blocks import array_name, parse_blocks
 from pathseg.store.contents import Contents
 from pathseg.store.errors import Damaged, StoreError
-from pathseg.store.location import Location, open_location
-from pathseg.store.manifest import NAME as MANIFEST
-from pathseg.store.manifest import read_manifest
+from pathseg.store.format.arrays import chunk_names, descriptions
+from pathseg.store.format.manifest import NAME as MANIFEST
+from pathseg.store.format.manifest import read_manifest
+from pathseg.store.location.location import Location, open_location
 from pathseg.store.records import PIXELS, RECORD, Records, checksum, seal
+from pathseg.store.runtime.prefetch import ahead
 
 OURS = re.compile(r"\.partial$|/c/\d|^t\d+(/block\d\d)?/zarr\.json$")  # what a killed run may leave behind
 

@@ -9,17 +9,17 @@ from contextlib import contextmanager
 import numpy as np
 import zarr
 
-from pathseg.store.ahead import ahead
-from pathseg.store.arrays import chunk_names, descriptions
 from pathseg.store.blocks import array_name
-from pathseg.store.chunks import all_finite, is_plain, is_plain_shards, write_chunks, write_shard
-from pathseg.store.codec import PACKINGS
 from pathseg.store.contents import Contents
 from pathseg.store.errors import Damaged, StoreError
 from pathseg.store.features import FeatureStore
-from pathseg.store.location import Location, open_location
-from pathseg.store.manifest import extend_manifest, read_manifest
+from pathseg.store.format.arrays import chunk_names, descriptions
+from pathseg.store.format.chunks import all_finite, is_plain, is_plain_shards, write_chunks, write_shard
+from pathseg.store.format.manifest import extend_manifest, read_manifest
+from pathseg.store.format.packing import PACKINGS
+from pathseg.store.location.location import Location, open_location
 from pathseg.store.records import PIXELS, Checksums, checksum, features_part
+from pathseg.store.runtime.prefetch import ahead
 
 OneImage = tuple[np.ndarray, np.ndarray, np.ndarray | None]  # image (H, W, 3), mask (H, W), instances (h0, w0)
 

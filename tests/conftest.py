@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from pathseg.extract.tissue import draw_tissue
+from pathseg.extract.datasets.synthetic.painting import draw_tissue
 from pathseg.store.contents import Contents, ImageEntry
 from pathseg.store.features import FeatureStore
+from pathseg.store.format.size import BlockShape
 from pathseg.store.key import StoreKey
-from pathseg.store.size import BlockShape
 from pathseg.store.writer import StoreWriter
 
 SHAPES = {0: BlockShape(8, 8), 4: BlockShape(6, 16), 5: BlockShape(4, 32), 9: BlockShape(3, 64)}
@@ -145,8 +145,8 @@ def colour_head():
     """A linear head whose answers are known by hand: class 1 where the mean red of a cell of 4 px is below 128."""
     from pathseg.store.sampling import Sampling
     from pathseg.train.config import HeadConfig
-    from pathseg.train.heads import LinearHead
-    from pathseg.train.trained import TrainedHead
+    from pathseg.train.heads.fcn import LinearHead
+    from pathseg.train.predict.trained_head import TrainedHead
 
     def make(*, size=(256, 256), classes=("background", "gland"), head=None, **changes):
         if head is None:

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 
 from pathseg.extract.config import ExtractConfig
-from pathseg.extract.datasets import Dataset, Pixels, Sample
+from pathseg.extract.datasets.registry import Dataset, Pixels, Sample
 from pathseg.extract.pipeline import contents_of, extract, prepare_store
 from pathseg.store.writer import StoreWriter
 

@@ -8,8 +8,8 @@ from PIL import Image
 
 from pathseg.cli import main
 from pathseg.store.features import FeatureStore
-from pathseg.store.workspace import store_path
-from pathseg.train.runs import RunFolder
+from pathseg.store.runtime.workspace import store_path
+from pathseg.train.runs.folder import RunFolder
 
 
 def run(*arguments):
@@ -140,7 +140,7 @@ def test_an_unreadable_image_is_set_aside_and_the_rest_is_done(glas, tmp_path):
 
 def test_what_does_not_fit_is_refused_with_a_layout_that_would(tmp_path, monkeypatch):
     # 4 patches of 3 blocks: 37.7 MB at most in layout image, 9.4 MB in grid, under 1 MB native, plus pixels
-    monkeypatch.setattr("pathseg.store.local.LocalFolder.free_bytes", lambda self: 11_000_000)
+    monkeypatch.setattr("pathseg.store.location.local.LocalFolder.free_bytes", lambda self: 11_000_000)
     result = run(*synthetic(tmp_path / "w", "--layout", "image"))
     assert result.exit_code == 1
     assert "--layout grid or --layout native would fit" in result.output

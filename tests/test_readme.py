@@ -12,9 +12,9 @@ import pytest
 from click.testing import CliRunner
 
 from pathseg.cli import main
-from pathseg.extract.catalogue import DEFAULT_MODEL
-from pathseg.extract.datasets import DatasetOptions, check_options
-from pathseg.store.workspace import DEFAULT, store_path
+from pathseg.extract.datasets.registry import DatasetOptions, check_options
+from pathseg.extract.models.registry import DEFAULT_MODEL
+from pathseg.store.runtime.workspace import DEFAULT, store_path
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```sh\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)

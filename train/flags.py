@@ -7,7 +7,7 @@ from functools import reduce
 
 import click
 
-from pathseg.store.flags import PATH, device_option, flags_of, workspace_option
+from pathseg.store.runtime.flags import PATH, device_option, flags_of, workspace_option
 
 
 def training_flags(config: type) -> Callable[[Callable], Callable]:

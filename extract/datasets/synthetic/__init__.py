@@ -1,0 +1,1 @@
+"""Generated H&E tissue with exact masks, as a data set."""

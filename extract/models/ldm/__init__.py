@@ -1,0 +1,1 @@
+"""Latent diffusion models in the CompVis layout: config, checkpoint, first stage, UNet and conditioning."""

@@ -1,0 +1,185 @@
+"""A latent-diffusion release as its authors publish it: a folder with a config and a checkpoint."""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from pathseg.extract.models.checkpoint import read_checkpoint
+from pathseg.extract.models.ldm.config import (
+    ConditioningDesign,
+    FirstStageDesign,
+    Schedule,
+    UNetDesign,
+    conditioning_design,
+    first_stage_design,
+    scale_factor_of,
+    schedule_of,
+    unet_design,
+    uses_ema,
+)
+from pathseg.extract.models.ldm.shapes import (
+    check_shapes,
+    conditioning_shapes,
+    encoder_shapes,
+    named_tensors,
+    unet_shapes,
+)
+
+LAYOUT = "configs/*-project.yaml and checkpoints/last.ckpt (or checkpoints/last.safetensors)"
+UNET, EMA, FIRST_STAGE, CONDITIONING = "model.diffusion_model.", "model_ema.", "first_stage_model.", "cond_stage_model."
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Release:
+    """A latent diffusion model: how its networks are made and their weights, under CompVis' names.
+
+    unet: the weights to use, so the EMA copy where the config says so. first_stage: encoder and quant_conv alone.
+    conditioning_design: None where the model has no conditioning stage, and then there are no tensors of one. Every
+    tensor has the shape that the designs ask for. source: where it was read from, for messages.
+    """
+
+    name: str
+    source: str
+    unet_design: UNetDesign
+    first_stage_design: FirstStageDesign
+    conditioning_design: ConditioningDesign | None
+    schedule: Schedule
+    scale_factor: float
+    unet: Tensors
+    first_stage: Tensors
+    conditioning: Tensors
+
+
+def read_release(folder: str | Path) -> Release:
+    """Read a release folder; nothing in it is executed. Of several configs the last by name (the newest) counts.
+
+    Raises FileNotFoundError where the folder or a file of it is missing; ValueError where config and checkpoint do
+    not fit each other or ask for a network that is not supported.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no release folder {folder}; a folder with {LAYOUT} is needed")
+    configs = sorted(folder.glob("configs/*-project.yaml"))
+    checkpoints = sorted(folder.glob("checkpoints/last.ckpt")) + sorted(folder.glob("checkpoints/last.safetensors"))
+    for found, what in ((configs, "config"), (checkpoints, "checkpoint")):
+        if not found:
+            raise FileNotFoundError(f"release folder {folder} has no {what}; {LAYOUT} are needed")
+    params = _read_config(configs[-1])
+    content = read_checkpoint(checkpoints[0])
+    state = content.get("state_dict", content) if isinstance(content, dict) else content
+    if not isinstance(state, dict):
+        raise ValueError(f"{checkpoints[0]} holds no state_dict, so it is no checkpoint of a latent diffusion model")
+    try:
+        return release_from(params, state, name=folder.resolve().name, source=str(checkpoints[0]))
+    except _ConfigError as e:
+        raise ValueError(f"{configs[-1]}: {e}") from e
+
+
+class _ConfigError(ValueError):
+    """The config asks for what is not supported."""
+
+
+def release_from(params: dict[str, Any], state: Mapping[str, Any], *, name: str, source: str) -> Release:
+    """A release from the `model.params` of its config and the state dict of its checkpoint.
+
+    Raises ValueError where the config is not supported, a tensor is missing, unexpected or of another shape, or two
+    statements disagree.
+    """
+    try:
+        unet, first_stage = unet_design(params), first_stage_design(params)
+        conditioning, schedule = conditioning_design(params), schedule_of(params)
+        scale_factor, use_ema = scale_factor_of(params), uses_ema(params)
+    except ValueError as e:
+        raise _ConfigError(*e.args) from e
+    if unet.in_channels != first_stage.embed_dim:
+        raise _ConfigError(f"the unet takes {unet.in_channels} channels, the first stage gives {first_stage.embed_dim}")
+    tensors = named_tensors(state, source)
+    release = Release(
+        name=name,
+        source=source,
+        unet_design=unet,
+        first_stage_design=first_stage,
+        conditioning_design=conditioning,
+        schedule=schedule,
+        scale_factor=_stored_scale(tensors["scale_factor"], source) if "scale_factor" in tensors else scale_factor,
+        unet=_unet_tensors(tensors, unet, use_ema=use_ema),
+        first_stage=_below(tensors, FIRST_STAGE + "encoder.", FIRST_STAGE + "quant_conv."),
+        conditioning=_below(tensors, CONDITIONING),
+    )
+    check_shapes(release.unet, unet_shapes(unet), f"{source} (unet)")
+    check_shapes(release.first_stage, encoder_shapes(first_stage), f"{source} (first stage)")
+    check_shapes(release.conditioning, conditioning_shapes(conditioning, unet.context_dim), f"{source} (conditioning)")
+    _check_schedule(tensors, schedule, source)
+    return release
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as e:  # ValueError: no UTF-8, or a date that does not exist
+        raise ValueError(f"{path} is no YAML: {str(e).splitlines()[0]}") from e
+    model = config.get("model") if isinstance(config, dict) else config
+    params = model.get("params") if isinstance(model, dict) else model
+    if not isinstance(params, dict):
+        raise ValueError(
+            f"{path} has no model.params with options, got {reprlib.repr(params)}; a CompVis *-project.yaml is needed"
+        )
+    return params
+
+
+def _below(tensors: Tensors, *prefixes: str) -> Tensors:
+    """The tensors whose names start so, named from after the part's own prefix."""
+    part = len(prefixes[0].split(".")[0]) + 1
+    return {name[part:]: tensor for name, tensor in tensors.items() if name.startswith(prefixes)}
+
+
+def _unet_tensors(tensors: Tensors, design: UNetDesign, *, use_ema: bool) -> Tensors:
+    """The EMA copy when the config uses one; where the file has none it was pruned, and its live weights are it.
+
+    CompVis names the copy's tensors by dropping the dots, so the names are recognised from the design.
+    """
+    averaged = _below(tensors, EMA)
+    if use_ema and averaged:
+        named = {f"diffusion_model.{name}".replace(".", ""): name for name in unet_shapes(design)}
+        counters = ("decay", "num_updates")
+        return {named.get(key, key): tensor for key, tensor in averaged.items() if key not in counters}
+    prefix = len(UNET)
+    return {name[prefix:]: tensor for name, tensor in tensors.items() if name.startswith(UNET)}
+
+
+def _stored_scale(tensor: torch.Tensor, source: str) -> float:
+    value = float(tensor) if tensor.numel() == 1 and not tensor.is_complex() else math.nan
+    if not 0 < value < math.inf:
+        found = f"shape {tuple(tensor.shape)}" if tensor.numel() != 1 else f"{tensor.item()}"
+        raise ValueError(f"{source}: scale_factor must be one finite number above 0, got {found}; save it as a scalar")
+    return value
+
+
+def _check_schedule(tensors: Tensors, schedule: Schedule, source: str) -> None:
+    """The schedule is computed from the config; a checkpoint that carries another one is refused."""
+    if "alphas_cumprod" not in tensors:
+        return
+    buffer, computed = tensors["alphas_cumprod"], schedule.alpha_bars()
+    if tuple(buffer.shape) != computed.shape or not buffer.is_floating_point():
+        raise ValueError(
+            f"{source}: alphas_cumprod must hold the {computed.size} floating-point numbers of its config's timesteps, "
+            f"got {buffer.dtype} of shape {tuple(buffer.shape)}; give the config that belongs to the checkpoint"
+        )
+    stored = buffer.double().numpy()
+    rounding = torch.finfo(buffer.dtype).eps  # coarser than the usual tolerance in a buffer saved in half precision
+    if not np.allclose(stored, computed, rtol=max(1e-4, rounding), atol=1e-7):
+        raise ValueError(
+            f"{source} has a noise schedule of {stored.size} steps that ends at alpha_bar {stored[-1]:.4g}, but its "
+            f"config one of {computed.size} steps that ends at {computed[-1]:.4g}; give the config that belongs to it"
+        )

@@ -1,0 +1,152 @@
+"""The frozen latent diffusion model as a source of features: equations 1 to 3 of the paper and one denoiser pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import torch
+
+from pathseg.extract.models.cpu_threads import fixed_threads
+from pathseg.extract.models.digest import weights_digest
+from pathseg.extract.models.dino_vit import build_vit, vit_tokens
+from pathseg.extract.models.hooks import captured
+from pathseg.extract.models.ldm.conditioning import build_conditioning
+from pathseg.extract.models.ldm.first_stage import build_first_stage
+from pathseg.extract.models.ldm.release import Release
+from pathseg.extract.models.ldm.unet import build_unet
+from pathseg.extract.models.noise import add_noise, patch_noise
+from pathseg.extract.models.patches import network_input
+from pathseg.store.blocks import BLOCKS
+
+Images = np.ndarray | torch.Tensor
+
+
+class DiffusionFeatures:
+    """A release and its ViT, ready to run; see `models.FeatureModel` for what each name means."""
+
+    def __init__(
+        self,
+        release: Release,
+        vit: Mapping[str, torch.Tensor] | None,
+        *,
+        name: str,
+        trained: bool,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        """Without `vit` the model is unconditional: its patch embedding is zeros, if it has a conditioning stage.
+
+        Raises ValueError when the ViT's width is not the one that the conditioning stage takes, or there is none.
+        """
+        self.name, self.trained = name, trained
+        self.device = torch.device(device)
+        self.condition = "none" if vit is None else "ssl"
+        self.first_stage = release.first_stage_design.name
+        self.latent_shape = release.first_stage_design.latent_shape
+        self.blocks = release.unet_design.blocks(self.latent_shape[1])
+        self.timesteps = release.schedule.timesteps
+        self.digest = _digest(release, vit)
+        if vit is not None:
+            _require_fit(release, vit)
+        self._vit = None if vit is None else build_vit(vit).to(self.device)
+        self._encoder = build_first_stage(release).to(self.device)
+        conditioning = build_conditioning(release)
+        self._conditioning = None if conditioning is None else conditioning.to(self.device)
+        self._unet = build_unet(release).to(self.device)
+        self._scale_factor = release.scale_factor
+        self._alpha_bars = release.schedule.alpha_bars()
+
+    @torch.inference_mode()
+    def embed(self, images: Images) -> torch.Tensor:
+        """Equation 1: (N, D). Raises ValueError without a ViT."""
+        if self._vit is None:
+            raise ValueError(f"model {self.name} was loaded with condition 'none' and has no ViT; use condition 'ssl'")
+        with fixed_threads(self.device):
+            return vit_tokens(self._vit, network_input(images, self.device))[1]
+
+    @torch.inference_mode()
+    def encode(self, images: Images) -> torch.Tensor:
+        """Equation 2: (N, z, h, w), scale factor applied."""
+        with fixed_threads(self.device):
+            return self._encoder(network_input(images, self.device)) * self._scale_factor
+
+    @torch.inference_mode()
+    def prepare(self, images: Images) -> tuple[torch.Tensor, torch.Tensor]:
+        """z0 (N, z, h, w) and the context tokens (N, L, c), L = 0 without a conditioning stage."""
+        z0 = self.encode(images)
+        if self._conditioning is None:
+            return z0, z0.new_zeros(len(z0), 0, 0)
+        if self._vit is None:
+            embedding = torch.zeros(len(z0), self._conditioning.design.patch_embed_dim, device=self.device)
+        else:
+            embedding = self.embed(images)
+        with fixed_threads(self.device):
+            return z0, self._conditioning(embedding)
+
+    @torch.inference_mode()
+    def denoise(
+        self, z0: torch.Tensor, context: torch.Tensor, t: int, blocks: Iterable[int], noise: Images | None
+    ) -> dict[int, torch.Tensor]:
+        """Equation 3 and one pass of the denoiser up to the last wanted block: block -> (N, C, h, w)."""
+        wanted = self._check(t, blocks)
+        eps = torch.as_tensor(self._noise(len(z0), t) if noise is None else noise).to(self.device, torch.float32)
+        if eps.shape != z0.shape:
+            raise ValueError(f"noise must have the latents' shape {tuple(z0.shape)}, got {tuple(eps.shape)}")
+        zt = add_noise(z0, eps, float(self._alpha_bars[t]))
+        with fixed_threads(self.device), captured(self._unet, wanted) as features:
+            self._unet(zt, t, *([] if self._conditioning is None else [context]))
+        return features
+
+    def features(
+        self, images: Images, t: int = 50, blocks: Iterable[int] = BLOCKS, noise: Images | None = None
+    ) -> dict[int, torch.Tensor]:
+        """`denoise` of `prepare`: block -> (N, C, h, w)."""
+        wanted = self._check(t, blocks)  # before the work, not after
+        return self.denoise(*self.prepare(images), t, wanted, noise)
+
+    def _noise(self, patches: int, t: int) -> torch.Tensor:
+        rule = (patch_noise(self.latent_shape, seed=0, image_id="array", patch=i, t=t) for i in range(patches))
+        return torch.stack(list(rule))  # (N, z, h, w)
+
+    def _check(self, t: int, blocks: Iterable[int]) -> list[int]:
+        """The wanted blocks, ascending and each once."""
+        if not isinstance(t, int | np.integer) or not 0 <= t < self.timesteps:
+            raise ValueError(f"t must be a whole number within 0-{self.timesteps - 1}, got {t}")
+        wanted = sorted(set(blocks))
+        unknown = [block for block in wanted if block not in self.blocks]
+        if unknown or not wanted:
+            what = f"has no block {unknown[0]}" if unknown else "was asked for no block"
+            raise ValueError(f"model {self.name} {what}; its blocks are 0-{max(self.blocks)}")
+        return wanted
+
+
+def _require_fit(release: Release, vit: Mapping[str, torch.Tensor]) -> None:
+    design, width = release.conditioning_design, vit["pos_embed"].shape[-1]
+    if design is None:
+        raise ValueError(f"{release.source} has no conditioning stage, so it takes no ViT; use condition 'none'")
+    if width != design.patch_embed_dim:
+        raise ValueError(
+            f"the ViT gives embeddings of {width}, but the conditioning stage of {release.source} takes "
+            f"{design.patch_embed_dim}; pass the ViT that this release was trained with as --hipt"
+        )
+
+
+def _digest(release: Release, vit: Mapping[str, torch.Tensor] | None) -> str:
+    parts = {"unet": release.unet, "first_stage": release.first_stage, "conditioning": release.conditioning}
+    tensors = {
+        f"{part}.{name}": tensor
+        for part, named in {**parts, "vit": vit or {}}.items()
+        for name, tensor in named.items()
+    }
+    schedule = release.schedule
+    settings = {
+        "first_stage": release.first_stage_design.name,
+        "scale_factor": release.scale_factor,
+        "schedule": [schedule.linear_start, schedule.linear_end, schedule.timesteps],
+        "heads": release.unet_design.heads,
+    }
+    if release.conditioning_design is None:
+        settings["new_attention_order"] = release.unet_design.new_attention_order
+    else:
+        settings["normalize"] = release.conditioning_design.normalize
+    return weights_digest(tensors, settings)

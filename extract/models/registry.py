@@ -1,0 +1,119 @@
+"""The models that have a name: what they are and where to get them. Imports no torch, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import platformdirs
+
+HIPT_FILE = "vit256_small_dino.pth"  # HIPT's own name
+VIT_DIGEST = "d9d09b434c2c8179e1d6246470d9ef1067130e8e5084ea5f62eb7b0f79055f57"  # of mini's ViT, which two models share
+BUNDLED = Path(__file__).parents[1] / "weights"  # what pathseg ships, with a model card
+HIPT_SOURCE = f"HIPT_4K/Checkpoints/{HIPT_FILE} in the GitHub repository mahmoodlab/HIPT"
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """A named model.
+
+    trained: whether its weights have learned anything. files: of a bundled model, file name -> SHA-256 in hex.
+    """
+
+    name: str
+    kind: Literal["latent-diffusion", "vit"]
+    description: str
+    licence: str
+    source: str
+    trained: bool = True
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+MODELS: dict[str, ModelRecord] = {
+    "brca-hipt-20x": ModelRecord(
+        name="brca-hipt-20x",
+        kind="latent-diffusion",
+        description="the paper's model: SSL-guided latent diffusion, TCGA-BRCA at 20x, conditioned on HIPT",
+        licence="the release states none",
+        source="the BRCA 20x folder that the README of the GitHub repository "
+        "cvlab-stonybrook/Large-Image-Diffusion links under pretrained models",
+    ),
+    "mini": ModelRecord(
+        name="mini",
+        kind="latent-diffusion",
+        description="the same make in small, bundled, trained on a few free images: for trying things out",
+        licence="Apache-2.0; learned from BreCaHAD (Aksac et al. 2019, figshare 7379186, CC BY 4.0) and CC0 images",
+        source="bundled; made by benchmarks/mini.py",
+        files={
+            "mini.safetensors": "63546cd91790086b3c96101cba54ca83636c4ba467b817d7c3a6e5a7cf2d576f",
+            "mini-vit.safetensors": VIT_DIGEST,
+        },
+    ),
+    "hipt": ModelRecord(
+        name="hipt",
+        kind="vit",
+        description="baseline: the patch tokens of HIPT's ViT-S/16 as the only block",
+        licence="Apache-2.0 with Commons Clause",
+        source=HIPT_SOURCE,
+    ),
+    "mini-hipt": ModelRecord(
+        name="mini-hipt",
+        kind="vit",
+        description="that baseline for mini: the patch tokens of its ViT",
+        licence="as mini",
+        source="bundled; made by benchmarks/mini.py",
+        files={"mini-vit.safetensors": VIT_DIGEST},
+    ),
+}
+
+DEFAULT_MODEL = "brca-hipt-20x"  # the paper's
+
+
+def models_folder() -> Path:
+    """Where named models are looked for: `<user data dir>/pathseg/models`."""
+    return platformdirs.user_data_path("pathseg", appauthor=False) / "models"
+
+
+def find_release(name: str) -> Path:
+    """The folder of a named latent diffusion model. Raises FileNotFoundError saying where to get it."""
+    record, folder = MODELS[name], models_folder() / name
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"model {name} is not at {folder}; get {record.source}, so that configs/*-project.yaml and "
+            f"checkpoints/last.ckpt lie in there, and beside them {HIPT_SOURCE}; "
+            "to try things without it use --model mini (small, bundled)"
+        )
+    return folder
+
+
+def bundled_file(name: str, file: str) -> Path:
+    """A file of a bundled model, its digest checked against the record's.
+
+    Raises FileNotFoundError where the installation lacks it, ValueError where it holds something else.
+    """
+    path, way = BUNDLED / file, "install pathseg again"
+    if not path.is_file():
+        raise FileNotFoundError(f"model {name} is bundled, but its file {path} is missing; {way}")
+    expected, found = MODELS[name].files[file], hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != expected:
+        raise ValueError(f"{path} has the SHA-256 {found}, but model {name} has {expected}; {way}")
+    return path
+
+
+def find_hipt(release: Path | None = None) -> Path:
+    """HIPT's ViT: `vit256*.pth` in a release folder, in its parent, or in the models folder or a model's folder there.
+
+    Raises FileNotFoundError naming the places and where to get the file.
+    """
+    beside = [] if release is None else [release, release.resolve().parent]
+    places = [*beside, models_folder(), models_folder() / "brca-hipt-20x", models_folder() / "hipt"]
+    for place in places:
+        if found := sorted(place.glob("vit256*.pth")):
+            return found[0]
+    raise FileNotFoundError(
+        f"no vit256*.pth in {', '.join(str(place) for place in dict.fromkeys(places))}; "
+        f"get {HIPT_SOURCE}, or pass --hipt FILE"
+    )

@@ -1,0 +1,65 @@
+"""The baseline: a ViT's patch tokens as features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NoReturn
+
+import torch
+
+from pathseg.extract.models.cpu_threads import fixed_threads
+from pathseg.extract.models.digest import weights_digest
+from pathseg.extract.models.dino_vit import build_vit, vit_tokens
+from pathseg.extract.models.ldm_features import Images
+from pathseg.extract.models.patches import network_input
+from pathseg.store.grid import PATCH_PX
+
+
+class TokenFeatures:
+    """A ViT alone, ready to run; see `models.FeatureModel` for what each name means.
+
+    Block 0 is the map of its normed patch tokens. It has no latents, so t and noise change nothing.
+    """
+
+    first_stage = "none"
+    condition = "none"
+    latent_shape = None
+    timesteps = None
+
+    def __init__(
+        self, vit: Mapping[str, torch.Tensor], *, name: str, trained: bool, device: str | torch.device = "cpu"
+    ) -> None:
+        self.name, self.trained = name, trained
+        self.device = torch.device(device)
+        dim, patch = vit["pos_embed"].shape[-1], vit["patch_embed.proj.weight"].shape[-1]
+        self.blocks = {0: (dim, PATCH_PX // patch)}
+        self.digest = weights_digest(vit, {})
+        self._vit = build_vit(vit).to(self.device)
+
+    def embed(self, images: Images) -> torch.Tensor:
+        """The normed class token: (N, D)."""
+        return self.prepare(images)[1]
+
+    def encode(self, images: Images) -> NoReturn:
+        """Raises ValueError: there are no latents."""
+        raise ValueError(f"model {self.name} is a ViT and has no latents; use embed or features")
+
+    @torch.inference_mode()
+    def prepare(self, images: Images) -> tuple[torch.Tensor, torch.Tensor]:
+        """The patch tokens as a map (N, D, g, g) and the embeddings (N, D)."""
+        with fixed_threads(self.device):
+            return vit_tokens(self._vit, network_input(images, self.device))
+
+    def denoise(
+        self, z0: torch.Tensor, context: torch.Tensor, t: int, blocks: Iterable[int], noise: Images | None
+    ) -> dict[int, torch.Tensor]:
+        """The patch tokens that `prepare` gave, as block 0."""
+        if set(wanted := list(blocks)) != {0}:
+            raise ValueError(f"model {self.name} has its patch tokens as block 0 and no other, got blocks {wanted}")
+        return {0: z0}
+
+    def features(
+        self, images: Images, t: int = 50, blocks: Iterable[int] = (0,), noise: Images | None = None
+    ) -> dict[int, torch.Tensor]:
+        """{0: patch tokens (N, D, g, g)}; t and noise are ignored."""
+        return self.denoise(*self.prepare(images), t, blocks, noise)

@@ -1,0 +1,43 @@
+"""Features of patches that are used at once and never stored, made exactly as those of a store were."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from pathseg.extract.config import ExtractConfig
+from pathseg.extract.models.load import FeatureModel
+from pathseg.extract.unit import compute_patches
+from pathseg.store.blocks import format_blocks
+from pathseg.store.key import StoreKey
+
+LiveFeatures = Callable[[np.ndarray, Sequence[int], str], dict[int, torch.Tensor]]
+
+
+def live_features(
+    model: FeatureModel, key: StoreKey, t: int, blocks: Sequence[int], *, batch_size: int
+) -> LiveFeatures:
+    """A function from patches (P, 256, 256, 3) uint8, their indices and the image's id to {block: (P, C, h, w)}.
+
+    The forward pass ends after the last of `blocks`. Noise, arithmetic and rounding are those of the store with this
+    key, so a head sees what it was trained on; what a lossy `packing` did to stored values is not repeated.
+
+    Raises ValueError, naming both digests, when the model's weights are not those that made the store's features.
+    """
+    if model.digest != key.model_digest:
+        raise ValueError(
+            f"the head was trained on features of {key.model} with the weights {key.model_digest}, but "
+            f"{model.name} as loaded has {model.digest}; pass the model of the training as --model (and --hipt)"
+        )
+    if lacking := [block for block in blocks if block not in model.blocks]:
+        raise ValueError(f"model {model.name} has blocks {format_blocks(model.blocks)}, not {format_blocks(lacking)}")
+    config = ExtractConfig(t=(t,), blocks=tuple(blocks), precision=key.precision, seed=key.seed, batch_size=batch_size)
+    dtype = getattr(torch, key.dtype)
+
+    def features(patches: np.ndarray, numbers: Sequence[int], image_id: str) -> dict[int, torch.Tensor]:
+        maps = compute_patches(model, patches, numbers, image_id, {t: config.blocks}, config)[t]
+        return {block: torch.cat(batches).to(dtype) for block, batches in maps.items()}
+
+    return features

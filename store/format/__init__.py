@@ -1,0 +1,1 @@
+"""The bytes of an array on disk: Zarr descriptions, chunks, packing, layouts and sizes."""

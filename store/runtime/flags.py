@@ -1,0 +1,107 @@
+"""Flags of the command line, made from a stage's configuration, so that a default and its reason are said once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import click
+
+from pathseg.store.blocks import format_blocks, parse_blocks
+from pathseg.store.runtime.workspace import DEFAULT
+
+PATH = click.Path(path_type=Path, resolve_path=True)
+
+workspace_option = click.option(
+    "--workspace", type=click.Path(path_type=Path), default=DEFAULT, help="Folder of stores, heads and the report."
+)
+device_option = click.option("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, mps.")
+
+
+class Parsed(click.ParamType):
+    """A flag read by a function of ours; what it refuses is a wrong flag."""
+
+    def __init__(self, name: str, read: Callable[[str], Any]) -> None:
+        self.name, self._read = name, read
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The value of a flag; a text that cannot be read is a usage error."""
+        try:
+            return self._read(value) if isinstance(value, str) else value
+        except ValueError as e:
+            self.fail(str(e), param, ctx)
+
+
+def numbers(text: str, *, kind: type) -> tuple:
+    """`10,50` -> (10, 50). Raises ValueError for what is no number, or twice the same."""
+    try:
+        values = tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        whole = "a whole number" if kind is int else "a number"
+        raise ValueError(f"{text!r} is not {whole} or a comma list of them") from None
+    if len(set(values)) != len(values):
+        raise ValueError(f"{text!r} names a number twice; name each once")
+    return values
+
+
+NUMBERS = Parsed("n[,n…]", partial(numbers, kind=int))
+RATES = Parsed("x[,x…]", partial(numbers, kind=float))
+BLOCKS = Parsed("blocks", parse_blocks)
+SELECTION = Parsed("blocks", lambda text: text if text == "each" else parse_blocks(text))
+NAMES = Parsed("name[,name…]", lambda text: tuple(part.strip() for part in text.split(",")))
+
+
+@contextmanager
+def wrong_flags() -> Iterator[None]:
+    """What a configuration refuses inside is a wrong flag: exit code 2."""
+    try:
+        yield
+    except ValueError as e:
+        raise click.UsageError(str(e)) from e
+
+
+def flags_of(config: type) -> Callable[[Callable], Callable]:
+    """A flag for each field of a configuration that has a help: name, type, default and help are said only there.
+
+    A default of None or () shows none; the help may say what it stands for.
+    """
+    kinds = get_type_hints(config)
+
+    def decorate(command: Callable) -> Callable:
+        for field in reversed(dataclasses.fields(config)):
+            if "help" not in field.metadata:
+                continue
+            kind, text, default = _given(kinds[field.name]), field.metadata["help"], field.default
+            shown = field.metadata.get("shown")  # of a default that hangs on another flag
+            sweep = field.metadata.get("sweep", False)
+            if get_origin(kind) is Literal:
+                kind = click.Choice(get_args(kind))
+            elif kind == tuple[str, ...]:
+                kind = NAMES
+            elif field.name == "blocks":
+                kind, shown = (SELECTION if sweep else BLOCKS), format_blocks(default)
+            elif sweep or get_origin(kind) is tuple:
+                default = (default,) if sweep else default
+                kind = RATES if kind is float else NUMBERS
+                shown = shown or ",".join(f"{value:g}" for value in default)
+            command = click.option(
+                field.metadata.get("flag", f"--{field.name.replace('_', '-')}"),
+                field.name,
+                type=kind,
+                default=default,
+                show_default=shown is None and default not in (None, ()),
+                help=text if shown is None else f"{text}  [default: {shown}]",
+            )(command)
+        return command
+
+    return decorate
+
+
+def _given(kind: Any) -> Any:
+    """The type of a value that is given: of `int | None` the int."""
+    parts = [part for part in get_args(kind) if part is not type(None)]
+    return parts[0] if type(None) in get_args(kind) else kind

@@ -1,0 +1,314 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pathseg.extract.datasets.registry import DatasetError, DatasetOptions, open_dataset
+
+IDS = [f"case {number}" for number in range(10)]
+
+
+def add(root, id_, *, codes=(0, 1), size=(256, 256), image_suffix=".png", mask_suffix=".png"):
+    """An image, and a mask with one stripe of each code."""
+    (root / "images").mkdir(exist_ok=True, parents=True)
+    (root / "masks").mkdir(exist_ok=True)
+    Image.fromarray(np.full((*size, 3), 200, np.uint8)).save(root / "images" / f"{id_}{image_suffix}")
+    mask = np.array(codes, np.uint8)[np.arange(size[1]) * len(codes) // size[1]]
+    Image.fromarray(np.tile(mask, (size[0], 1))).save(root / "masks" / f"{id_}{mask_suffix}")
+
+
+@pytest.fixture
+def root(tmp_path):
+    for id_ in IDS:
+        add(tmp_path, id_)
+    return tmp_path
+
+
+def listed(root, **options):
+    return open_dataset("folder", DatasetOptions(root=root, **options))
+
+
+def problems_of(root, **options):
+    with pytest.raises(DatasetError) as caught:
+        listed(root, **options)
+    return caught.value.problems
+
+
+def write_splits(root, *rows, header="id,split"):
+    (root / "splits.csv").write_text("\n".join([header, *rows]) + "\n")
+
+
+def test_the_id_is_the_name_without_its_suffix(root):
+    assert [sample.id for sample in listed(root).samples] == IDS
+
+
+def test_image_and_mask_may_have_other_types(tmp_path):
+    add(tmp_path, "a", image_suffix=".jpg", mask_suffix=".tif")
+    add(tmp_path, "b", image_suffix=".bmp")
+    assert len(listed(tmp_path).samples) == 2
+
+
+def test_the_split_comes_from_splits_csv(root):
+    write_splits(root, *(f"{id_},{'test' if id_ == IDS[3] else 'train'}" for id_ in IDS))
+    assert [sample.id for sample in listed(root).samples if sample.split == "test"] == [IDS[3]]
+
+
+def test_splits_csv_may_have_a_byte_order_mark_and_more_columns(root):
+    rows = "".join(f"x,{id_},{'test' if id_ == IDS[0] else 'val' if id_ == IDS[1] else 'train'}\n" for id_ in IDS)
+    (root / "splits.csv").write_text("patient,id,split\n" + rows, encoding="utf-8-sig")
+    assert {sample.split for sample in listed(root).samples} == {"train", "val", "test"}
+
+
+def test_without_splits_csv_there_are_both_splits(root):
+    assert {sample.split for sample in listed(root).samples} == {"train", "test"}
+
+
+def test_two_images_without_splits_csv_are_one_of_each(tmp_path):
+    add(tmp_path, "a")
+    add(tmp_path, "b")
+    assert sorted(sample.split for sample in listed(tmp_path).samples) == ["test", "train"]
+
+
+def test_further_images_leave_the_split_of_the_others(tmp_path):
+    for number in range(30):
+        add(tmp_path, f"n{number}", size=(256, 256))
+    before = {sample.id: sample.split for sample in listed(tmp_path).samples}
+    for number in range(30, 50):
+        add(tmp_path, f"n{number}", size=(256, 256))
+    after = {sample.id: sample.split for sample in listed(tmp_path).samples}
+    assert {id_: after[id_] for id_ in before} == before
+
+
+def test_a_split_by_hash_puts_about_a_fifth_into_test(tmp_path):
+    for number in range(100):
+        add(tmp_path, f"n{number}")
+    assert 10 <= sum(sample.split == "test" for sample in listed(tmp_path).samples) <= 30
+
+
+def test_a_mask_of_0_and_255_has_the_classes_0_and_1(tmp_path):
+    add(tmp_path, "a", codes=(0, 255))
+    add(tmp_path, "b", codes=(0, 255))
+    dataset = listed(tmp_path)
+    mask = dataset.load(dataset.samples[0]).mask
+    assert (mask.dtype, mask[0, 0], mask[0, -1], dataset.classes) == (np.uint8, 0, 1, ("code 0", "code 255"))
+
+
+def test_codes_that_only_one_mask_has_count_for_all(tmp_path):
+    add(tmp_path, "a", codes=(0, 9))
+    add(tmp_path, "b", codes=(0, 4))
+    dataset = listed(tmp_path)
+    assert dataset.load(dataset.samples[0]).mask[0, -1] == 2
+
+
+def test_a_limit_does_not_change_the_codes(tmp_path):
+    for id_, codes in (("a", (0, 9)), ("b", (0, 4)), ("c", (0, 7))):
+        add(tmp_path, id_, codes=codes)
+    assert len(listed(tmp_path, limit=2).classes) == 4
+
+
+def test_the_codes_are_stated(tmp_path):
+    add(tmp_path, "a", codes=(0, 255))
+    add(tmp_path, "b", codes=(0, 255))
+    assert listed(tmp_path).preprocessing == "mask codes 0, 255 are classes 0..1"
+
+
+def test_class_names_are_taken_in_the_order_of_codes(root):
+    assert listed(root, classes=("stroma", "tumor")).classes == ("stroma", "tumor")
+
+
+def test_a_code_without_a_class_name_is_named_with_its_file(root):
+    add(root, IDS[4], codes=(0, 1, 77))
+    (problem,) = problems_of(root, classes=("stroma", "tumor"))
+    assert f"77 (first in {IDS[4]}.png)" in problem and "stroma,tumor" in problem and "name 3" in problem
+
+
+def test_a_class_name_without_a_code_is_refused(root):
+    (problem,) = problems_of(root, classes=("stroma", "tumor", "fat"))
+    assert "the masks hold 2" in problem
+
+
+def test_equal_class_names_are_refused(root):
+    (problem,) = problems_of(root, classes=("stroma", "stroma"))
+    assert "class names must differ" in problem
+
+
+def test_masks_of_one_code_are_refused(tmp_path):
+    add(tmp_path, "a", codes=(0,))
+    add(tmp_path, "b", codes=(0,))
+    (problem,) = problems_of(tmp_path)
+    assert "all hold 0" in problem
+
+
+def test_a_mask_of_very_many_codes_is_refused_as_no_class_mask(root):
+    add(root, IDS[0], codes=tuple(range(200)))
+    (problem,) = problems_of(root)
+    assert f"{IDS[0]}.png" in problem and "holds 200" in problem
+
+
+def test_one_size_of_whole_patches_is_kept(tmp_path):
+    add(tmp_path, "a", size=(256, 512))
+    add(tmp_path, "b", size=(256, 512))
+    assert listed(tmp_path).size == (256, 512)
+
+
+def test_images_of_different_sizes_are_named(root):
+    add(root, IDS[2], size=(256, 512))
+    (problem,) = problems_of(root)
+    assert f"{IDS[2]}.png is 512x256 px (most are 256x256 px); pass --resize 256" in problem
+
+
+def test_a_size_that_is_no_multiple_of_the_patch_is_named(tmp_path):
+    add(tmp_path, "a", size=(700, 750))
+    add(tmp_path, "b", size=(700, 750))
+    (problem,) = problems_of(tmp_path)
+    assert "a.png is 750x700 px" in problem and problem.endswith("pass --resize 768")
+
+
+def test_resize_brings_all_to_one_size(root):
+    add(root, IDS[2], size=(300, 200))
+    dataset = listed(root, resize=512)
+    pixels = dataset.load(dataset.samples[2])
+    assert (pixels.image.shape, pixels.mask.shape, dataset.size) == ((512, 512, 3), (512, 512), (512, 512))
+
+
+def test_the_resize_is_stated(root):
+    assert "resized to 512x512 px" in listed(root, resize=512).preprocessing
+
+
+def test_there_are_no_instances(root):
+    dataset = listed(root)
+    assert not dataset.has_instances and dataset.load(dataset.samples[0]).instances is None
+
+
+def test_the_scale_is_the_one_given(root):
+    assert (listed(root, mpp=0.25).mpp, listed(root).mpp) == (0.25, None)
+
+
+@pytest.mark.parametrize("missing", ["images", "masks"])
+def test_a_missing_folder_says_which_layout_is_expected(tmp_path, missing):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / ("images" if missing == "masks" else "masks") / "a.png")
+    with pytest.raises(FileNotFoundError, match=rf"no image files in .*{missing}.*\n(.*\n)*.*masks/NAME\.png"):
+        listed(tmp_path)
+
+
+def test_an_image_without_mask_is_named(root):
+    (root / "masks" / f"{IDS[1]}.png").unlink()
+    (problem,) = problems_of(root)
+    assert f"{IDS[1]}.png: no mask" in problem
+
+
+def test_a_mask_without_image_is_named(root):
+    (root / "images" / f"{IDS[1]}.png").unlink()
+    (problem,) = problems_of(root)
+    assert str(Path("masks") / f"{IDS[1]}.png: no image") in problem
+
+
+def test_two_files_of_one_id_are_named(root):
+    Image.new("RGB", (256, 256)).save(root / "images" / f"{IDS[1]}.jpg")
+    (problem,) = problems_of(root)
+    assert f"{IDS[1]}.png: a second file" in problem and f"{IDS[1]}.jpg" in problem
+
+
+def test_a_mask_of_another_size_is_named(root):
+    Image.new("L", (200, 100)).save(root / "masks" / f"{IDS[1]}.png")
+    (problem,) = problems_of(root)
+    assert "200x100 px" in problem and "256x256 px" in problem
+
+
+def test_an_image_with_alpha_is_named_when_listing(root):
+    Image.new("RGBA", (256, 256)).save(root / "images" / f"{IDS[1]}.png")
+    (problem,) = problems_of(root)
+    assert f"{IDS[1]}.png: an image must be 8-bit RGB" in problem
+
+
+def test_files_in_a_folder_below_are_named(root):
+    (root / "images" / "more").mkdir()
+    Image.new("RGB", (256, 256)).save(root / "images" / "more" / f"{IDS[1]}.png")
+    assert "not in a folder below" in problems_of(root)[0]
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("ghost,train", "no image has the id 'ghost'"),
+        (f"{IDS[0]},train", f"a second row for '{IDS[0]}'"),
+    ],
+)
+def test_a_wrong_row_of_splits_csv_is_named_with_its_line(root, row, words):
+    write_splits(root, *(f"{id_},{'test' if id_ == IDS[9] else 'train'}" for id_ in IDS), row)
+    (problem,) = problems_of(root)
+    assert f"line 12: {words}" in problem
+
+
+def test_an_unknown_split_is_named(root):
+    write_splits(root, *(f"{id_},{'testing' if id_ == IDS[9] else 'training'}" for id_ in IDS))
+    assert "must be train, val or test..., got 'training'" in problems_of(root)[0]
+
+
+def test_an_image_without_a_row_in_splits_csv_is_named(root):
+    write_splits(root, *(f"{id_},{'test' if id_ == IDS[9] else 'train'}" for id_ in IDS[1:]))
+    (problem,) = problems_of(root)
+    assert f"no row for the image '{IDS[0]}'" in problem
+
+
+def test_a_splits_csv_without_header_is_refused(root):
+    write_splits(root, *(f"{id_},train" for id_ in IDS[1:]), header=f"{IDS[0]},train")
+    (problem,) = problems_of(root)
+    assert "must name the columns id,split" in problem
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_splits_csv_with_one_split_only_is_refused(root, split):
+    write_splits(root, *(f"{id_},{split}" for id_ in IDS))
+    (problem,) = problems_of(root)
+    assert f"no image is in a {'test' if split == 'train' else 'train'} split" in problem
+
+
+def test_one_image_alone_is_refused(tmp_path):
+    add(tmp_path, "a")
+    (problem,) = problems_of(tmp_path)
+    assert "two images are needed" in problem
+
+
+def test_results_are_quoted_on_test_where_there_are_several(root):
+    splits = {IDS[0]: "test", IDS[1]: "testB"}
+    write_splits(root, *(f"{id_},{splits.get(id_, 'train')}" for id_ in IDS))
+    assert listed(root).test_split == "test"
+
+
+def test_a_mask_that_changed_after_listing_is_refused_on_loading(root):
+    dataset = listed(root)
+    add(root, IDS[0], codes=(0, 8))
+    with pytest.raises(ValueError, match=r"case 0\.png: code 8 is none of the codes 0, 1"):
+        dataset.load(dataset.samples[0])
+
+
+@pytest.mark.parametrize("row", [f"{'x' * 140_000},train", f'"{IDS[0]},train' + "\n" * 140_000])
+def test_a_splits_csv_with_an_endless_field_is_refused(root, row):
+    write_splits(root, row)
+    (problem,) = problems_of(root)
+    assert f"{root / 'splits.csv'}: line " in problem and "field larger than field limit" in problem
+    assert "\n" not in problem
+
+
+def test_a_splits_csv_with_an_endless_header_is_refused(root):
+    write_splits(root, header="x" * 140_000)
+    (problem,) = problems_of(root)
+    assert "splits.csv: line " in problem and "field larger than field limit" in problem
+
+
+@pytest.mark.parametrize("place", ["images", "masks", "images/more"])
+def test_a_file_name_that_is_not_utf8_is_named(root, place):
+    (root / place).mkdir(exist_ok=True)
+    strange = os.fsdecode(b"caf\xe9.png")
+    try:
+        Image.new("L", (256, 256)).save(root / place / strange)
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    (problem,) = problems_of(root)
+    assert problem == f"{str(root / place / strange)!r}: a file name must be valid UTF-8; rename the file"
+    assert problem.isascii()

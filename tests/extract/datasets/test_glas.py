@@ -1,0 +1,220 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pathseg.extract.datasets.registry import DatasetError, DatasetOptions, open_dataset
+
+SHARED = Path(__file__).parents[4] / "shared" / "data" / "glas_sample"
+needs_sample = pytest.mark.skipif(not SHARED.is_dir(), reason="the GlaS sample (../shared/data/glas_sample) is absent")
+
+GLANDS = np.zeros((50, 70), np.uint8)
+GLANDS[5:20, 5:30] = 1
+GLANDS[25:45, 20:60] = 3  # ids need not be consecutive
+TISSUE = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+
+
+def add(folder, name, *, suffix=".bmp", mask_suffix=".bmp", mask=GLANDS, mask_name=None):
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(TISSUE).save(folder / f"{name}{suffix}")
+    Image.fromarray(mask).save(folder / f"{mask_name or name + '_anno'}{mask_suffix}")
+
+
+@pytest.fixture
+def release(tmp_path):
+    """The layout of the official release, with few images."""
+    folder = tmp_path / "Warwick QU Dataset (Released 2016_07_08)"
+    for name in ("train_1", "train_2", "train_10", "testA_3", "testB_4"):
+        add(folder, name)
+    (folder / "Grade.csv").write_text("name,patient ID,grade\n")
+    return tmp_path
+
+
+def listed(root, **options):
+    return open_dataset("glas", DatasetOptions(root=root, **options))
+
+
+def problems_of(root):
+    with pytest.raises(DatasetError) as caught:
+        listed(root)
+    return caught.value.problems
+
+
+def test_ids_are_the_official_names_in_natural_order(release):
+    assert [sample.id for sample in listed(release).samples] == ["train_1", "train_2", "train_10", "testA_3", "testB_4"]
+
+
+def test_the_folder_of_the_release_can_be_the_root(release):
+    assert len(listed(release / "Warwick QU Dataset (Released 2016_07_08)").samples) == 5
+
+
+def test_splits_are_the_parts_of_the_challenge(release):
+    assert [sample.split for sample in listed(release).samples] == ["train", "train", "train", "testA", "testB"]
+
+
+def test_results_are_quoted_on_test_b(release):
+    assert listed(release).test_split == "testB"
+
+
+def test_without_test_b_results_are_quoted_on_test_a(tmp_path):
+    add(tmp_path, "train_1")
+    add(tmp_path, "testA_1")
+    assert listed(tmp_path).test_split == "testA"
+
+
+def test_samples_have_their_original_size(release):
+    sample = listed(release).samples[0]
+    assert (sample.height, sample.width) == (50, 70)
+
+
+def test_images_and_masks_are_brought_to_768_px_as_in_the_paper(release):
+    dataset = listed(release)
+    pixels = dataset.load(dataset.samples[0])
+    assert (dataset.size, pixels.image.shape, pixels.mask.shape) == ((768, 768), (768, 768, 3), (768, 768))
+
+
+def test_another_size_can_be_asked_for(release):
+    dataset = listed(release, resize=256)
+    assert dataset.load(dataset.samples[0]).image.shape == (256, 256, 3)
+
+
+def test_the_mask_is_1_where_any_gland_is(release):
+    dataset = listed(release, resize=256)
+    mask = dataset.load(dataset.samples[0]).mask
+    expected = np.asarray(Image.fromarray((GLANDS > 0).astype(np.uint8)).resize((256, 256), Image.Resampling.NEAREST))
+    np.testing.assert_array_equal(mask, expected)
+
+
+def test_instances_keep_ids_and_size_of_the_file(release):
+    dataset = listed(release)
+    instances = dataset.load(dataset.samples[0]).instances
+    np.testing.assert_array_equal(instances, GLANDS)
+    assert instances.dtype == np.uint16
+
+
+def test_the_scale_is_that_of_the_release_and_the_resize_is_stated(release):
+    dataset = listed(release)
+    assert dataset.mpp == 0.62
+    assert "768x768" in dataset.preprocessing and "aspect ratio not kept" in dataset.preprocessing
+
+
+def test_a_mask_may_have_another_image_type(tmp_path):
+    add(tmp_path, "train_1", suffix=".jpg", mask_suffix=".png")
+    add(tmp_path, "testB_1", suffix=".tif", mask_suffix=".png")
+    assert len(listed(tmp_path).samples) == 2
+
+
+def test_a_reupload_split_in_folders_is_read(tmp_path):
+    for folder, name in (("train", "train_1"), ("test", "testA_1"), ("test", "testB_1")):
+        add(tmp_path / folder, name, suffix=".png", mask_suffix=".png")
+        masks = tmp_path / folder / "masks"
+        masks.mkdir(exist_ok=True)
+        (tmp_path / folder / f"{name}_anno.png").rename(masks / f"{name}.png")
+    assert [sample.split for sample in listed(tmp_path).samples] == ["train", "testA", "testB"]
+
+
+def test_an_image_without_mask_is_named(release):
+    next(release.rglob("train_2_anno.bmp")).unlink()
+    (problem,) = problems_of(release)
+    assert "train_2.bmp: no mask" in problem
+
+
+def test_a_mask_without_image_is_named(release):
+    next(release.rglob("train_2.bmp")).unlink()
+    (problem,) = problems_of(release)
+    assert "train_2_anno.bmp: a mask without image" in problem
+
+
+def test_an_id_that_comes_twice_is_named_with_both_files(release):
+    add(release / "copy", "train_2", suffix=".png", mask_name="train_02_anno")
+    problems = problems_of(release)
+    assert len(problems) == 2 and all("of train_2 beside" in problem for problem in problems)
+
+
+@pytest.mark.parametrize("name", ["slide_7", "train_86", "testB_21", "testC_1", "train_0"])
+def test_a_name_that_the_release_does_not_have_is_refused(release, name):
+    Image.fromarray(TISSUE).save(release / f"{name}.png")
+    (problem,) = problems_of(release)
+    assert f"{name}.png: no GlaS name" in problem
+
+
+def test_a_mask_of_another_size_is_named_with_both_sizes(release):
+    Image.fromarray(GLANDS[:, :60]).save(next(release.rglob("train_2_anno.bmp")))
+    (problem,) = problems_of(release)
+    assert "train_2_anno.bmp" in problem and "60x50 px" in problem and "70x50 px" in problem
+
+
+def test_all_problems_are_reported_together(release):
+    next(release.rglob("train_2_anno.bmp")).unlink()
+    next(release.rglob("testA_3.bmp")).unlink()
+    next(release.rglob("train_1.bmp")).write_bytes(b"no image")
+    with pytest.raises(DatasetError) as caught:
+        listed(release)
+    assert len(caught.value.problems) == len(str(caught.value).splitlines()) == 3
+
+
+def test_an_empty_folder_says_which_layout_is_expected(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no image in .*\n(.*\n)*.*train_1_anno\.bmp"):
+        listed(tmp_path)
+
+
+def test_a_release_without_train_part_is_refused(tmp_path):
+    add(tmp_path, "testB_1")
+    (problem,) = problems_of(tmp_path)
+    assert "train_1..85 are needed" in problem
+
+
+def test_a_release_without_test_part_is_refused(tmp_path):
+    add(tmp_path, "train_1")
+    (problem,) = problems_of(tmp_path)
+    assert "testB_1..20 are needed" in problem
+
+
+def test_a_mask_that_does_not_number_its_glands_is_refused_on_loading(release):
+    Image.fromarray((GLANDS > 0).astype(np.uint8) * 255).save(next(release.rglob("train_1_anno.bmp")))
+    dataset = listed(release)
+    with pytest.raises(ValueError, match=r"train_1_anno\.bmp: .*holds 255 alone.*; get the official masks"):
+        dataset.load(dataset.samples[0])
+
+
+def test_gland_ids_beyond_16_bit_are_refused_on_loading(tmp_path):
+    add(tmp_path, "train_1", mask=GLANDS.astype(np.int32) * 40000, mask_suffix=".tif")
+    add(tmp_path, "testB_1")
+    dataset = listed(tmp_path)
+    with pytest.raises(ValueError, match=r"train_1_anno\.tif: gland ids must be 0\.\.65535, found 0\.\.120000"):
+        dataset.load(dataset.samples[0])
+
+
+def test_a_truncated_image_is_named_on_loading_and_the_others_load(release):
+    path = next(release.rglob("train_2.bmp"))
+    path.write_bytes(path.read_bytes()[:3000])
+    dataset = listed(release)
+    with pytest.raises(ValueError, match=r"train_2\.bmp: the file is damaged or cut short"):
+        dataset.load(dataset.samples[1])
+    assert dataset.load(dataset.samples[0]).image.shape == (768, 768, 3)
+
+
+@needs_sample
+def test_the_real_sample_is_listed_whole():
+    splits = [sample.split for sample in listed(SHARED).samples]
+    assert [splits.count(split) for split in ("train", "testA", "testB")] == [16, 4, 4]
+
+
+@needs_sample
+def test_the_real_sizes_are_those_of_the_files():
+    sizes = {sample.id: (sample.width, sample.height) for sample in listed(SHARED).samples}
+    assert (sizes["train_1"], sizes["train_41"], sizes["testA_50"]) == ((775, 522), (567, 430), (574, 433))
+
+
+@needs_sample
+def test_real_instances_are_those_of_the_file():
+    dataset = listed(SHARED)
+    sample = next(sample for sample in dataset.samples if sample.id == "testB_7")
+    np.testing.assert_array_equal(dataset.load(sample).instances, np.asarray(Image.open(SHARED / "testB_7_anno.png")))
+
+
+@needs_sample
+def test_every_real_sample_loads_with_both_classes():
+    dataset = listed(SHARED, resize=256)
+    assert all(np.unique(dataset.load(sample).mask).tolist() == [0, 1] for sample in dataset.samples)

@@ -1,0 +1,193 @@
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pathseg.extract.datasets.image_files import (
+    image_size,
+    list_files,
+    mask_size,
+    paired_size,
+    read_image,
+    read_mask,
+    resize_image,
+    resize_mask,
+)
+
+RGB = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
+CODES = np.random.default_rng(1).integers(0, 5, (30, 40), np.uint8)
+
+
+def save(path, array, **kwargs):
+    Image.fromarray(array).save(path, **kwargs)
+    return path
+
+
+def save_rgb16(path):
+    """A 16-bit RGB png, which Pillow cannot write: header, one chunk of data, end."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = b"".join(b"\0" + np.arange(12, dtype=">u2").tobytes() for _ in range(4))
+    header = struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    )
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".png", ".tif"])
+def test_lossless_images_come_back_as_they_were_saved(tmp_path, suffix):
+    np.testing.assert_array_equal(read_image(save(tmp_path / f"a{suffix}", RGB)), RGB)
+
+
+def test_a_jpeg_is_read_as_an_image(tmp_path):
+    flat = np.full((16, 16, 3), (200, 100, 150), np.uint8)
+    assert np.abs(read_image(save(tmp_path / "a.jpg", flat, quality=95)).astype(int) - flat).max() <= 3
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".png", ".tif"])
+def test_masks_come_back_as_they_were_saved(tmp_path, suffix):
+    np.testing.assert_array_equal(read_mask(save(tmp_path / f"a{suffix}", CODES)), CODES)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_a_16_bit_mask_keeps_ids_above_255(tmp_path, suffix):
+    ids = CODES.astype(np.uint16) * 1000
+    mask = read_mask(save(tmp_path / f"a{suffix}", ids))
+    np.testing.assert_array_equal(mask, ids)
+    assert mask.dtype == np.uint16
+
+
+def test_a_palette_mask_gives_its_indices(tmp_path):
+    palette = Image.fromarray(CODES).convert("P")
+    palette.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255, 9, 9, 9, 1, 2, 3])
+    palette.putdata(CODES.ravel().tolist())
+    palette.save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.png"), CODES)
+
+
+def test_a_black_and_white_mask_gives_0_and_1(tmp_path):
+    mask = read_mask(save(tmp_path / "a.png", CODES > 2))
+    np.testing.assert_array_equal(mask, CODES > 2)
+    assert mask.dtype == np.uint8
+
+
+def test_sizes_are_read_without_decoding(tmp_path):
+    whole = save(tmp_path / "a.bmp", RGB).read_bytes()
+    (tmp_path / "cut.bmp").write_bytes(whole[:200])
+    assert image_size(tmp_path / "cut.bmp") == (30, 40)
+
+
+def test_mask_sizes_are_height_and_width(tmp_path):
+    assert mask_size(save(tmp_path / "a.png", CODES)) == (30, 40)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.png: no such file"):
+        read_image(tmp_path / "none.png")
+
+
+@pytest.mark.parametrize("read", [read_image, read_mask, image_size, mask_size])
+def test_a_file_that_is_no_image_is_named(tmp_path, read):
+    (tmp_path / "text.png").write_text("not an image")
+    with pytest.raises(ValueError, match=r"text\.png: not a readable image: .*; replace the file"):
+        read(tmp_path / "text.png")
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".png", ".jpg"])
+def test_a_truncated_image_is_named(tmp_path, suffix):
+    path = save(tmp_path / f"cut{suffix}", RGB)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * 0.6)])
+    with pytest.raises(ValueError, match=rf"cut\{suffix}: the file is damaged or cut short: .*; replace the file"):
+        read_image(path)
+
+
+@pytest.mark.parametrize(
+    ("mode", "words"),
+    [("RGBA", "alpha"), ("L", "grayscale"), ("LA", "alpha"), ("1", "black and white"), ("P", "palette")],
+)
+def test_an_image_that_is_not_rgb_is_refused_with_its_kind(tmp_path, mode, words):
+    Image.fromarray(RGB).convert(mode).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=rf"a\.png: an image must be 8-bit RGB, but this one .*{words}.*; convert it"):
+        read_image(tmp_path / "a.png")
+
+
+def test_a_16_bit_rgb_image_is_refused_and_not_cut_to_8_bit(tmp_path):
+    with pytest.raises(ValueError, match="8-bit RGB, but this one has 16 bits"):
+        read_image(save_rgb16(tmp_path / "a.png"))
+
+
+def test_a_16_bit_grayscale_image_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="8-bit RGB, but this one has 16 bits"):
+        read_image(save(tmp_path / "a.png", CODES.astype(np.uint16)))
+
+
+def test_the_size_of_an_image_that_is_not_rgb_is_refused_too(tmp_path):
+    with pytest.raises(ValueError, match="8-bit RGB"):
+        image_size(save(tmp_path / "a.png", CODES))
+
+
+def test_an_rgb_mask_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"a\.png: a mask must hold one integer code a pixel, but this one is RGB; "):
+        read_mask(save(tmp_path / "a.png", RGB))
+
+
+def test_a_floating_point_mask_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="one integer code a pixel, but this one is F; "):
+        read_mask(save(tmp_path / "a.tif", CODES.astype(np.float32)))
+
+
+def test_a_jpeg_mask_is_refused_because_jpeg_changes_codes(tmp_path):
+    with pytest.raises(ValueError, match=r"a\.jpg: .*JPEG changes codes; use a lossless type"):
+        read_mask(save(tmp_path / "a.jpg", CODES))
+
+
+def test_a_mask_of_another_size_than_its_image_prints_both(tmp_path):
+    image, mask = save(tmp_path / "a.png", RGB), save(tmp_path / "m.png", CODES[:, :20])
+    with pytest.raises(ValueError, match=r"m\.png: .* 20x30 px and a\.png is 40x30 px; "):
+        paired_size(image, mask)
+
+
+def test_an_image_beyond_the_limit_of_pillow_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    np.testing.assert_array_equal(read_image(save(tmp_path / "a.png", RGB)), RGB)
+
+
+def test_the_limit_of_pillow_is_as_before_after_reading(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    read_image(save(tmp_path / "a.png", RGB))
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+def test_images_are_resized_with_the_bicubic_filter_of_pillow():
+    expected = np.asarray(Image.fromarray(RGB).resize((64, 48), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(resize_image(RGB, (48, 64)), expected)
+
+
+def test_shrinking_averages_what_is_lost():
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2] = 255
+    assert np.abs(resize_image(stripes, (8, 8))[2:-2, 2:-2].astype(int) - 127).max() < 12
+
+
+@pytest.mark.parametrize("size", [(768, 768), (256, 512), (522, 775), (100, 90)])
+def test_masks_are_resized_as_pillow_does_with_nearest(size):
+    codes = np.random.default_rng(2).integers(0, 200, (522, 775), np.uint8)
+    expected = np.asarray(Image.fromarray(codes).resize(size[::-1], Image.Resampling.NEAREST))
+    np.testing.assert_array_equal(resize_mask(codes, size), expected)
+
+
+def test_a_resized_mask_keeps_its_dtype():
+    assert resize_mask(CODES.astype(np.uint16), (7, 9)).dtype == np.uint16
+
+
+def test_files_of_other_types_and_hidden_files_are_not_listed(tmp_path):
+    (tmp_path / "__MACOSX").mkdir()
+    (tmp_path / "deep").mkdir()
+    for name in ("b.PNG", "deep/a.tif", "Grade.csv", "._b.png", "__MACOSX/b.png"):
+        (tmp_path / name).touch()
+    assert [path.name for path in list_files(tmp_path)] == ["b.PNG", "a.tif"]

@@ -1,0 +1,377 @@
+"""Real Dask clusters of two processes: started, killed, poisoned, and compared byte by byte with one process."""
+
+import importlib
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from dask.system import CPU_COUNT
+from distributed import Client, LocalCluster
+from PIL import Image
+
+from pathseg.extract import dask_driver as cluster
+from pathseg.extract.config import ExtractConfig
+from pathseg.extract.dask_driver import RETRIES, extract_on_cluster, local_client
+from pathseg.extract.datasets.registry import DatasetOptions, open_dataset
+from pathseg.extract.models.load import load_model
+from pathseg.extract.pipeline import extract, prepare_store
+from pathseg.store.features import FeatureStore
+from pathseg.store.runtime import dask_client as scheduler
+from pathseg.store.runtime.dask_client import ClusterError, scheduler_client
+
+IMAGES = 6
+CONFIG = ExtractConfig(blocks=(4, 5, 6), layout="native")
+TISSUE = partial(open_dataset, "synthetic", DatasetOptions(limit=IMAGES, resize=256))
+MINI = partial(load_model, "mini")
+
+# A module of a user's own, on the path of driver and workers: one image ends the process that reads it.
+TRAPS = """
+import os
+from dataclasses import replace
+from functools import partial
+from pathseg.extract.datasets.registry import DatasetOptions, open_dataset
+from pathseg.extract.models.load import load_model
+
+def deadly(limit, ids):
+    dataset = open_dataset("synthetic", DatasetOptions(limit=limit, resize=256))
+    return replace(dataset, load=partial(load, dataset.load, ids))
+
+def load(inner, ids, sample):
+    if sample.id in ids:
+        os._exit(1)
+    return inner(sample)
+
+def broken(device):
+    model = load_model("mini", device=device)
+    model.prepare = fail
+    return model
+
+def fail(images):
+    raise RuntimeError("CUDA error: an illegal memory access")
+"""
+
+
+@pytest.fixture(scope="module")
+def traps(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("traps")
+    (folder / "pathseg_traps.py").write_text(TRAPS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)  # processes that are spawned later take it over
+        yield importlib.import_module("pathseg_traps")
+
+
+@pytest.fixture(scope="module")
+def client(traps):
+    with local_client(2) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def mini():
+    return load_model("mini")
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory, mini):
+    """The bytes of a store made in one process, with as many threads of torch as a worker has."""
+    usual = torch.get_num_threads()
+    torch.set_num_threads(max(1, CPU_COUNT // 2))
+    path = tmp_path_factory.mktemp("one") / "store.zarr"
+    assert extract(prepare_store(path, TISSUE(), mini, CONFIG), TISSUE(), mini, CONFIG) == ()
+    torch.set_num_threads(usual)
+    return tree(path)
+
+
+@pytest.fixture
+def writer(tmp_path, mini):
+    return prepare_store(tmp_path / "store.zarr", TISSUE(), mini, CONFIG)
+
+
+def run(writer, client, **changes):
+    return extract_on_cluster(writer, client, **({"dataset": TISSUE, "model": MINI, "config": CONFIG} | changes))
+
+
+def tree(path):
+    return {file.relative_to(path).as_posix(): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+def lacking(path):
+    store = FeatureStore.open(path)
+    return [store.ids[index] for index in store.unfinished(t=50, blocks=CONFIG.blocks)]
+
+
+def test_the_bytes_are_those_of_one_process(writer, client, one_process, tmp_path):
+    worked = []
+    assert run(writer, client, on_unit=worked.append) == ()
+    assert worked == [1] * IMAGES
+    assert tree(tmp_path / "store.zarr") == one_process
+
+
+def test_a_finished_store_is_left_alone(writer, client, tmp_path):
+    run(writer, client)
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "store.zarr").rglob("*") if file.is_file()}
+    worked, again = [], cluster.StoreWriter(tmp_path / "store.zarr", writer.store.contents)
+    assert run(again, client, on_unit=worked.append) == ()
+    assert worked == []
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "store.zarr").rglob("*") if file.is_file()} == before
+
+
+def test_an_image_that_cannot_be_read_is_named_as_in_one_process(client, tmp_path, mini):
+    rng = np.random.default_rng(0)
+    for kind, channels in (("images", (3,)), ("masks", ())):
+        (tmp_path / kind).mkdir()
+        for name in "abc":
+            pixels = rng.integers(0, 2, (256, 256, *channels), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / kind / f"{name}.png")
+    opening = partial(open_dataset, "folder", DatasetOptions(root=tmp_path))
+    dataset = opening()
+    whole = (tmp_path / "images/b.png").read_bytes()
+    (tmp_path / "images/b.png").write_bytes(whole[: len(whole) // 2])
+    there = prepare_store(tmp_path / "there.zarr", dataset, mini, CONFIG)
+    here = prepare_store(tmp_path / "here.zarr", dataset, mini, CONFIG)
+    failures = run(there, client, dataset=opening)
+    assert [failure.id for failure in failures] == ["b"]
+    assert failures == extract(here, dataset, mini, CONFIG)
+
+
+def test_a_model_that_cannot_be_loaded_is_one_line(writer, client):
+    with pytest.raises(ClusterError) as caught:
+        run(writer, client, model=partial(load_model, "no-such-model"))
+    assert "cannot open the model: no model no-such-model" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_with_other_weights_is_refused(writer, client):
+    with pytest.raises(ClusterError, match="its digest is"):
+        run(writer, client, model=partial(load_model, "mini", condition="none"))
+
+
+def test_another_data_set_on_the_worker_is_refused(writer, client):
+    other = partial(open_dataset, "synthetic", DatasetOptions(limit=IMAGES, resize=256, seed=1))
+    with pytest.raises(ClusterError, match=r"cannot open the store.*generated with seed 1"):
+        run(writer, client, dataset=other)
+
+
+def test_a_worker_that_does_not_see_the_store_makes_none(writer, client, tmp_path):
+    (tmp_path / "store.zarr").rename(tmp_path / "elsewhere.zarr")
+    with pytest.raises(ClusterError, match="is not there; all machines must see the same folder"):
+        run(writer, client)
+    assert not (tmp_path / "store.zarr/zarr.json").exists()
+
+
+def test_a_failure_of_the_model_names_worker_and_image(writer, client, traps):
+    with pytest.raises(ClusterError, match=r"^worker [01] at tcp://\S+ failed at tissue_\d: CUDA error"):
+        run(writer, client, model=traps.broken)
+
+
+def test_a_write_that_fails_ends_the_run_with_its_error(writer, client, one_process, tmp_path):
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    client.run(resource.setrlimit, resource.RLIMIT_FSIZE, (10_000, usual[1]))
+    with pytest.raises(OSError, match="File too large"):
+        run(writer, client)
+    client.run(resource.setrlimit, resource.RLIMIT_FSIZE, usual)
+    again = cluster.StoreWriter(tmp_path / "store.zarr", writer.store.contents)
+    assert run(again, client) == ()
+    assert tree(tmp_path / "store.zarr") == one_process
+
+
+def test_any_dask_scheduler_will_do(writer, client, one_process, tmp_path):
+    with scheduler_client(client.scheduler.address) as other:
+        assert run(writer, other) == ()
+    assert tree(tmp_path / "store.zarr") == one_process
+
+
+def test_the_threads_of_torch_are_shared_out(client):
+    assert set(client.run(torch.get_num_threads).values()) == {max(1, CPU_COUNT // 2)}
+
+
+def test_nothing_stays_on_the_workers(writer, client):
+    with pytest.raises(ClusterError):
+        run(writer, client, model=partial(load_model, "no-such-model"))
+    plugins = client.run(lambda dask_worker: [name for name in dask_worker.plugins if name.startswith("pathseg")])
+    assert list(plugins.values()) == [[], []]
+
+
+def test_a_module_that_the_workers_lack_is_named(writer, client, tmp_path, monkeypatch):
+    (tmp_path / "pathseg_late.py").write_text(TRAPS)
+    monkeypatch.syspath_prepend(tmp_path)  # of this process alone: the workers are running
+    late = importlib.import_module("pathseg_late")
+    with pytest.raises(ClusterError, match="cannot open the run: No module named 'pathseg_late'"):
+        run(writer, client, model=late.broken)
+
+
+def test_a_worker_that_is_killed_costs_only_time(writer, client, one_process, tmp_path):
+    worked = []
+
+    def kill_one(images):
+        worked.append(images)
+        if len(worked) == 2:
+            os.kill(next(iter(client.run(os.getpid).values())), signal.SIGKILL)
+
+    assert run(writer, client, on_unit=kill_one) == ()
+    assert len(worked) == IMAGES
+    assert tree(tmp_path / "store.zarr") == one_process
+
+
+@pytest.mark.parametrize("retries", [0, pytest.param(RETRIES, marks=pytest.mark.slow)])
+def test_a_unit_that_kills_its_workers_is_set_aside_and_the_rest_finishes(
+    retries, writer, client, traps, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(client.cluster.scheduler, "allowed_failures", retries)
+    failures = run(writer, client, dataset=partial(traps.deadly, IMAGES, ("tissue_2",)))
+    assert [failure.id for failure in failures] == ["tissue_2"]
+    assert lacking(tmp_path / "store.zarr") == ["tissue_2"]
+
+
+@pytest.mark.slow
+def test_a_run_in_which_every_unit_kills_its_worker_ends(writer, client, traps, monkeypatch):
+    monkeypatch.setattr(cluster, "HOPELESS", 2)
+    everything = partial(traps.deadly, IMAGES, tuple(f"tissue_{i}" for i in range(IMAGES)))
+    with pytest.raises(ClusterError, match="none was finished"):
+        run(writer, client, dataset=everything)
+
+
+@pytest.mark.slow
+def test_a_cluster_without_workers_is_named_and_one_that_joins_late_does_the_work(
+    writer, one_process, tmp_path, monkeypatch
+):
+    threads = str(max(1, CPU_COUNT // 2))
+    with (
+        LocalCluster(
+            n_workers=0,
+            threads_per_worker=1,
+            dashboard_address="127.0.0.1:0",
+            memory_limit=0,
+            env={"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
+        ) as late,
+        Client(late) as client,
+    ):
+        with monkeypatch.context() as patch, pytest.raises(ClusterError, match="no worker joined tcp://"):
+            patch.setattr(scheduler, "WAIT_S", 0.2)
+            run(writer, client)
+        late.scale(1)
+
+        def replace(images):  # by one that was not there when the run began
+            if not worked:
+                late.scale(2)
+                client.wait_for_workers(2)
+                client.retire_workers([next(iter(client.nthreads()))])
+            worked.append(images)
+
+        worked = []
+        assert run(writer, client, on_unit=replace) == ()
+        assert client.run(lambda dask_worker: dask_worker.name).values() != [0]
+    assert tree(tmp_path / "store.zarr") == one_process
+
+
+DRIVER = """
+import os, sys
+from functools import partial
+from pathseg.extract.dask_driver import extract_on_cluster, local_client
+from pathseg.extract.config import ExtractConfig
+from pathseg.extract.datasets.registry import DatasetOptions, open_dataset
+from pathseg.extract.models.load import load_model
+from pathseg.extract.pipeline import prepare_store
+
+if __name__ == "__main__":
+    config = ExtractConfig(blocks=(4, 5, 6), layout="native")
+    dataset = partial(open_dataset, "synthetic", DatasetOptions(limit=int(sys.argv[2]), resize=256))
+    model = partial(load_model, "mini")
+    writer = prepare_store(sys.argv[1], dataset(), model(), config)
+    with local_client(2) as client:
+        tell = lambda images: print(*client.run(os.getpid).values(), flush=True)
+        extract_on_cluster(writer, client, dataset=dataset, model=model, config=config, on_unit=tell)
+"""
+
+
+@pytest.fixture
+def driver(tmp_path):
+    """A process that extracts IMAGES images with two workers, and the pids of these, once it has done a unit."""
+    (tmp_path / "driver.py").write_text(DRIVER)
+    command = [sys.executable, str(tmp_path / "driver.py"), str(tmp_path / "store.zarr"), str(IMAGES)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        yield process, [int(pid) for pid in process.stdout.readline().split()]
+        process.kill()
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def seconds_until_gone(pids):
+    start = time.monotonic()
+    while any(map(alive, pids)):
+        assert time.monotonic() - start < 30
+        time.sleep(0.05)
+    return time.monotonic() - start
+
+
+@pytest.mark.slow
+def test_the_workers_go_with_a_driver_that_is_killed_and_the_next_run_goes_on(driver, client, one_process, tmp_path):
+    process, pids = driver
+    process.kill()
+    assert len(pids) == 2
+    assert seconds_until_gone(pids) < 15
+    assert lacking(tmp_path / "store.zarr")
+    writer = prepare_store(tmp_path / "store.zarr", TISSUE(), load_model("mini"), CONFIG)
+    assert run(writer, client) == ()
+    assert tree(tmp_path / "store.zarr") == one_process
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_driver_and_workers(driver):
+    process, pids = driver
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(30) != 0
+    assert seconds_until_gone(pids) < 15
+    told = process.stderr.read()
+    assert told.splitlines()[-1] == "KeyboardInterrupt"
+    assert told.count("Traceback") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_five_kills_at_random_moments_cost_only_time(seed, client, tmp_path, mini):
+    count, rng = 30, np.random.default_rng(seed)
+    dataset = partial(open_dataset, "synthetic", DatasetOptions(limit=count, resize=256))
+    here = prepare_store(tmp_path / "here.zarr", dataset(), mini, CONFIG)
+    there = prepare_store(tmp_path / "there.zarr", dataset(), mini, CONFIG)
+    usual = torch.get_num_threads()
+    torch.set_num_threads(max(1, CPU_COUNT // 2))
+    extract(here, dataset(), mini, CONFIG)
+    torch.set_num_threads(usual)
+    ended, kills = threading.Event(), []
+
+    def kill():
+        for pause in rng.uniform(0.5, 3, 5):
+            if ended.wait(pause):
+                return
+            pids = list(client.run(os.getpid, on_error="ignore").values())
+            if pids:
+                os.kill(int(rng.choice(pids)), signal.SIGKILL)
+                kills.append(pids)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    start = time.monotonic()
+    failures = run(there, client, dataset=dataset)
+    ended.set()
+    killer.join()
+    print(f"{len(kills)} kills in {time.monotonic() - start:.1f} s")
+    assert failures == ()
+    assert kills
+    assert tree(tmp_path / "there.zarr") == tree(tmp_path / "here.zarr")

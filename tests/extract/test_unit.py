@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+import torch
+
+from pathseg.extract.config import ExtractConfig
+from pathseg.extract.datasets.registry import DatasetOptions, open_dataset
+from pathseg.extract.models.load import load_model
+from pathseg.extract.models.noise import patch_noise
+from pathseg.extract.pipeline import extract, prepare_store
+from pathseg.store.features import FeatureStore
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model("mini")
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return open_dataset("synthetic", DatasetOptions(resize=512, limit=2))
+
+
+def stored(path, model, dataset, **settings):
+    """Block 4 and 9 of the first image after a run of stage one."""
+    config = ExtractConfig(**{"blocks": (4, 9), "layout": "native", **settings})
+    writer = prepare_store(path, dataset, model, config)
+    assert extract(writer, dataset, model, config) == ()
+    return FeatureStore.open(path).read(0, t=config.t[0], blocks=(4, 9))
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory, model, dataset):
+    return stored(tmp_path_factory.mktemp("a") / "a.zarr", model, dataset)
+
+
+def test_what_is_stored_is_what_the_model_gives_with_the_noise_of_the_rule(reference, model, dataset):
+    sample = dataset.samples[0]
+    patches = dataset.load(sample).image.reshape(2, 256, 2, 256, 3).swapaxes(1, 2).reshape(4, 256, 256, 3)
+    noise = torch.stack([patch_noise((3, 64, 64), seed=0, image_id=sample.id, patch=p, t=50) for p in range(4)])
+    for block, maps in model.features(patches, t=50, blocks=(4, 9), noise=noise).items():
+        assert np.array_equal(reference[block], maps.numpy().astype(np.float16))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_another_batch_size_changes_at_most_one_rounding_step(reference, tmp_path, model, dataset, batch_size):
+    for block, maps in stored(tmp_path / "b.zarr", model, dataset, batch_size=batch_size).items():
+        exact = reference[block].astype(np.float64)
+        scale = np.maximum(np.abs(exact), np.sqrt((exact**2).mean()))  # small values carry the noise of large ones
+        assert (np.abs(maps - exact) <= np.spacing(scale.astype(np.float16))).all()
+
+
+def test_several_timesteps_come_out_as_each_alone(reference, tmp_path, model, dataset):
+    stored(tmp_path / "c.zarr", model, dataset, t=(10, 50))
+    for block, maps in FeatureStore.open(tmp_path / "c.zarr").read(0, t=50).items():
+        assert np.array_equal(maps, reference[block])
+
+
+def test_the_grid_layout_is_the_native_one_upsampled(tmp_path, model, dataset):
+    native = stored(tmp_path / "n.zarr", model, dataset, dtype="float32")
+    grid = stored(tmp_path / "g.zarr", model, dataset, dtype="float32", layout="grid")
+    for block, maps in native.items():
+        fine = torch.nn.functional.interpolate(torch.from_numpy(maps), (64, 64), mode="bilinear")
+        assert np.allclose(grid[block], fine.numpy(), atol=1e-6)
+
+
+def test_half_precision_is_near_and_told_apart_in_the_key(reference, tmp_path, model):
+    small = open_dataset("synthetic", DatasetOptions(resize=256, limit=1))
+    exact = stored(tmp_path / "e.zarr", model, small)
+    half = stored(tmp_path / "h.zarr", model, small, precision="bfloat16")
+    for block, maps in half.items():
+        difference = np.linalg.norm(maps.astype(np.float32) - exact[block]) / np.linalg.norm(
+            exact[block].astype(np.float32)
+        )
+        assert 0 < difference < 0.05
+    keys = [FeatureStore.open(tmp_path / name).contents.key for name in ("e.zarr", "h.zarr")]
+    assert [key.precision for key in keys] == ["float32", "bfloat16"]

@@ -1,0 +1,56 @@
+import pytest
+
+from pathseg.store.errors import StoreError
+from pathseg.store.location import local
+from pathseg.store.location.local import LocalFolder
+from pathseg.store.location.location import open_location
+
+
+def test_a_file_is_whole_or_not_there(tmp_path, monkeypatch):
+    place = LocalFolder(tmp_path)
+    place.write("a/b.json", b"old")
+    monkeypatch.setattr("os.fsync", lambda fd: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space"):
+        place.write("a/b.json", b"new")
+    assert place.read("a/b.json") == b"old"
+    assert list(place.names()) == ["a/b.json"]
+
+
+def test_a_run_that_starts_sweeps_only_what_is_half_written(tmp_path):
+    place = LocalFolder(tmp_path)
+    place.write("keep", b"1")
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "0.abc.partial").write_bytes(b"half")
+    with place.writing() as alone:
+        assert alone
+        assert list(place.names()) == ["keep"]
+
+
+def test_a_second_writer_is_told_and_sweeps_nothing(tmp_path):
+    with LocalFolder(tmp_path).writing():
+        (tmp_path / "0.abc.partial").write_bytes(b"being written")
+        with LocalFolder(tmp_path).writing() as alone:
+            assert not alone
+        assert (tmp_path / "0.abc.partial").exists()
+    with LocalFolder(tmp_path).writing() as alone:
+        assert alone
+
+
+def test_free_bytes_are_known_before_the_folder_is_made(tmp_path):
+    assert LocalFolder(tmp_path / "not" / "yet").free_bytes() > 0
+
+
+def test_an_address_of_another_kind_is_refused():
+    with pytest.raises(StoreError, match="ftp://x"):
+        open_location("ftp://x")
+
+
+def test_where_folders_cannot_be_opened_a_store_is_written_without_locks(tmp_path, monkeypatch):
+    def refused(*arguments):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(local, "fcntl", None)  # as on Windows
+    monkeypatch.setattr(local.os, "open", refused)
+    with LocalFolder(tmp_path).writing() as alone, local.alone_in(tmp_path / "run") as held:
+        assert alone
+        assert held

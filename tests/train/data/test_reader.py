@@ -1,0 +1,164 @@
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from pathseg.store.errors import Damaged
+from pathseg.store.writer import StoreWriter
+from pathseg.train.config import IMAGE
+from pathseg.train.data import memory
+from pathseg.train.data import reader as batches
+from pathseg.train.data.reader import FeatureReader, class_pixels
+
+CPU = torch.device("cpu")
+
+
+def test_batches_come_in_the_order_given_with_what_the_store_holds(toy_store):
+    reader = FeatureReader(toy_store, {50: (4, 9)}, device=CPU)
+    seen = list(reader.batches([3, 0, 2], 2))
+    assert [batch.indices for batch in seen] == [(3, 0), (2,)]
+    assert seen[0].features[50][4].shape == (2, 2, 6, 16, 16)
+    assert np.array_equal(seen[0].features[50][9][1].numpy(), toy_store.read(0, t=50, blocks=(9,))[9])
+    assert np.array_equal(seen[1].masks[0].numpy(), toy_store.mask(2))
+
+
+@pytest.mark.parametrize(("free", "reads"), [(2**40, 2), (0, 6)])
+def test_an_image_is_read_once_where_it_fits_into_memory(toy_store, monkeypatch, free, reads):
+    monkeypatch.setattr(memory, "free_memory", lambda device: free)
+    read, count = toy_store.read, []
+    monkeypatch.setattr(toy_store, "read", lambda index, **kw: count.append(index) or read(index, **kw))
+    reader = FeatureReader(toy_store, {50: (4,)}, device=CPU)
+    for _ in range(3):
+        assert len(list(reader.batches([0, 1], 1))) == 2
+    assert len(count) == reads
+
+
+def test_class_pixels_are_those_of_the_masks(toy_store):
+    expected = np.bincount(np.stack([toy_store.mask(i) for i in (0, 1)]).ravel(), minlength=2)
+    assert class_pixels(toy_store, (0, 1)).tolist() == expected.tolist()
+
+
+def test_memory_can_be_capped_and_what_was_read_is_counted(toy_store):
+    # one image: block 4 of 2 patches * 6 channels * 16 * 16 cells * 2 bytes, and its mask of 256 * 512 bytes
+    one = 2 * 6 * 16 * 16 * 2 + 256 * 512
+    reader = FeatureReader(toy_store, {50: (4,)}, device=CPU, memory_bytes=2 * one + 5)
+    for _ in range(2):
+        assert len(list(reader.batches([0, 1, 2], 1))) == 3
+    assert reader.kept == 2
+    assert reader.bytes_read == 4 * one
+
+
+def values(batch, block=4):
+    return batch.features[50][block].numpy()
+
+
+def test_memory_is_filled_again_once_the_batch_after_the_next_is_asked_for(toy_store):
+    reader, stored = (
+        FeatureReader(toy_store, {50: (4,)}, device=CPU, memory_bytes=0),
+        [toy_store.read(i) for i in range(5)],
+    )
+    places, before = set(), None
+    for _ in range(4):
+        for batch in reader.batches(range(5), 1):
+            places.add(batch.features[50][4].data_ptr())
+            for held in filter(None, (before, batch)):
+                assert np.array_equal(values(held)[0], stored[held.indices[0]][4])
+            before = batch
+    # two given away, and as many as are read at once from a local folder: four
+    assert len(places) <= 2 + 4
+
+
+def test_what_is_too_large_to_wait_is_read_one_batch_ahead(toy_store, monkeypatch):
+    monkeypatch.setattr(batches, "HELD_BYTES", 0)
+    reader = FeatureReader(toy_store, {50: (4,)}, device=CPU, memory_bytes=0)
+    places = {batch.features[50][4].data_ptr() for _ in range(4) for batch in reader.batches(range(5), 1)}
+    assert len(places) == 3  # the last two given away, and the next
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_what_is_kept_has_memory_of_its_own(toy_store, batch_size):
+    reader, order = FeatureReader(toy_store, {50: (4, 9)}, device=CPU), [[0, 1, 2, 3, 4], [3, 0, 4, 1, 2]]
+    for indices in (*order, *order):
+        for batch in reader.batches(indices, batch_size):
+            for n, index in enumerate(batch.indices):
+                assert np.array_equal(values(batch, 9)[n], toy_store.read(index)[9])
+                assert np.array_equal(batch.masks[n].numpy(), toy_store.mask(index))
+    assert reader.kept == 5
+
+
+def test_a_batch_of_images_that_are_kept_and_others_is_whole(toy_store):
+    one = 2 * 6 * 16 * 16 * 2 + 256 * 512
+    reader = FeatureReader(toy_store, {50: (4,)}, device=CPU, memory_bytes=2 * one)
+    list(reader.batches([0, 1], 1))
+    (batch,) = reader.batches([2, 1, 3, 0], 4)
+    assert all(np.array_equal(values(batch)[n], toy_store.read(i)[4]) for n, i in enumerate(batch.indices))
+    assert reader.bytes_read == 4 * one
+
+
+def test_several_images_are_read_at_once(toy_store, monkeypatch):
+    read, meeting = toy_store.read, threading.Barrier(4, timeout=10)  # which nobody leaves before four are there
+    monkeypatch.setattr(toy_store, "read", lambda index, **kw: (index < 4 and meeting.wait(), read(index, **kw)))
+    reader = FeatureReader(toy_store, {50: (4,)}, device=CPU, memory_bytes=0)
+    assert len(list(reader.batches(range(5), 1))) == 5
+
+
+def test_what_is_expected_is_begun_before_it_is_asked_for(toy_store, monkeypatch):
+    read, begun = toy_store.read, threading.Event()
+    monkeypatch.setattr(toy_store, "read", lambda index, **kw: (index == 3 and begun.set(), read(index, **kw)))
+    reader = FeatureReader(toy_store, {50: (4,)}, device=CPU, memory_bytes=0)
+    reader.expect([3, 2], 1)
+    seen = list(reader.batches([0, 1], 1))
+    assert begun.wait(10)
+    seen += reader.batches([3, 2], 1)
+    assert [batch.indices for batch in seen] == [(0,), (1,), (3,), (2,)]
+    assert reader.bytes_read == 4 * (2 * 6 * 16 * 16 * 2 + 256 * 512)  # each but once
+
+
+def test_what_was_expected_in_vain_spoils_nothing(toy_store):
+    (toy_store.location.root / "t50/block04/c/3/0/0/0/0").unlink()
+    reader = FeatureReader(toy_store, {50: (4,)}, device=CPU)
+    reader.expect([2, 3, 1], 1)
+    (first,) = reader.batches([0], 1)
+    (other,) = reader.batches([4], 1)
+    assert np.array_equal(values(first)[0], toy_store.read(0)[4])
+    assert np.array_equal(values(other)[0], toy_store.read(4)[4])
+
+
+def test_an_error_is_raised_at_its_turn(toy_store):
+    (toy_store.location.root / "t50/block04/c/3/0/0/0/0").unlink()
+    reader = FeatureReader(toy_store, {50: (4,)}, device=CPU)
+    found = reader.batches([0, 3, 1], 1)
+    assert next(found).indices == (0,)
+    with pytest.raises(Damaged, match="t50/block04 of train_3"):
+        next(found)
+
+
+def test_what_is_begun_while_others_judge_can_be_learned_from(toy_store):
+    reader = FeatureReader(toy_store, {50: (9,)}, device=CPU, memory_bytes=0)
+    reader.expect([1], 1)
+    with torch.inference_mode():
+        list(reader.batches([0], 1))
+    (batch,) = reader.batches([1], 1)
+    weight = torch.ones(1, requires_grad=True)
+    (batch.features[50][9] * weight).sum().backward()
+    assert weight.grad.item() == pytest.approx(toy_store.read(1)[9].astype(np.float64).sum(), rel=1e-2)
+
+
+def test_images_are_read_as_patches(toy_store):
+    for room in (0, None):
+        reader = FeatureReader(toy_store, {None: (IMAGE,)}, device=CPU, memory_bytes=room)
+        for _ in range(2):
+            (batch,) = reader.batches([2, 0], 2)
+        assert batch.features[None][IMAGE].shape == (2, 2, 3, 256, 256)
+        right = batch.features[None][IMAGE][1, 1].permute(1, 2, 0).numpy()  # of image 0 the second patch
+        assert np.array_equal(right, toy_store.image(0)[:, 256:])
+
+
+def test_ignored_pixels_are_of_no_class(tmp_path, toy_contents):
+    writer = StoreWriter(tmp_path / "a.zarr", toy_contents(ignore=255))
+    masks = [np.array([[0, 1], [1, 255]], np.uint8).repeat(128, 0).repeat(256, 1), np.full((256, 512), 255, np.uint8)]
+    for unit, mask in enumerate(masks):
+        writer.write_pixels(unit, [(np.zeros((256, 512, 3), np.uint8), mask, np.zeros((200, 300), np.uint16))])
+    # quarters of 128x256 px: one background, two gland, one ignored
+    assert class_pixels(writer.store, (0, 1)).tolist() == [128 * 256, 2 * 128 * 256]

@@ -1,0 +1,144 @@
+import hashlib
+
+import pytest
+
+from pathseg.store.contents import ImageEntry
+from pathseg.store.errors import Incomplete
+from pathseg.store.features import FeatureStore
+from pathseg.store.writer import StoreWriter
+from pathseg.train.data.splits import draw_views, first_views, incomplete_images, split_images
+
+
+@pytest.fixture
+def parts_of(tmp_path, toy_contents):
+    def make(splits, **settings):
+        store = StoreWriter(tmp_path / "a.zarr", toy_contents(splits=splits)).store
+        return split_images(store, **({"val_fraction": 0.25, "seed": 0} | settings))
+
+    return make
+
+
+def test_validation_is_held_out_of_training(parts_of):
+    parts = parts_of(("train",) * 8 + ("testA", "testB", "testB"))
+    assert len(parts.val) == 2
+    assert sorted(parts.train + parts.val) == list(range(8))
+    assert parts.tests == {"testA": (8,), "testB": (9, 10)}
+
+
+def test_the_seed_chooses_the_validation_images(tmp_path, toy_contents):
+    store = StoreWriter(tmp_path / "a.zarr", toy_contents(splits=("train",) * 40 + ("test",))).store
+    chosen = [split_images(store, val_fraction=0.25, seed=seed).val for seed in (0, 0, 1)]
+    assert chosen[0] == chosen[1] != chosen[2]
+
+
+def test_a_val_split_of_the_data_set_is_taken_as_it_is(parts_of):
+    parts = parts_of(("train", "train", "val", "test"))
+    assert (parts.train, parts.val) == ((0, 1), (2,))
+
+
+@pytest.mark.parametrize(
+    ("splits", "words"),
+    [(("train", "train"), "no test split"), (("train", "test"), "at least 2"), (("val", "test"), "no training images")],
+)
+def test_splits_that_cannot_be_used_say_why(parts_of, splits, words):
+    with pytest.raises(ValueError, match=words):
+        parts_of(splits)
+
+
+def test_a_timestep_that_was_not_extracted_names_those_that_were(toy_store):
+    with pytest.raises(Incomplete, match=r"no features at t 10, only at t 50; run pathseg extract --t 10"):
+        incomplete_images(toy_store, t=10, blocks=(4,))
+
+
+def test_a_block_that_was_not_extracted_is_named(toy_store):
+    with pytest.raises(Incomplete, match=r"not \[6\]"):
+        incomplete_images(toy_store, t=50, blocks=(4, 6))
+
+
+def test_missing_images_are_named(toy_store):
+    (toy_store.location.root / "_done/t50/0,4-5,9/000003.json").unlink()
+    with pytest.raises(Incomplete, match=r"lacks features of 1 of 5 images \(train_3\)"):
+        incomplete_images(FeatureStore.open(toy_store.location.root), t=50, blocks=(4,))
+
+
+def test_missing_images_can_be_done_without(toy_store):
+    (toy_store.location.root / "_done/t50/0,4-5,9/000003.json").unlink()
+    store = FeatureStore.open(toy_store.location.root)
+    lacking = incomplete_images(store, t=50, blocks=(4,), allowed=True)
+    assert lacking == (3,)
+    parts = split_images(store, val_fraction=0.3, seed=0, without=lacking)
+    assert sorted(parts.train + parts.val) == [0, 1, 2]
+
+
+@pytest.fixture
+def patches(tmp_path, toy_contents):
+    """Ten training regions of two patches with three views each, a test patch with its centre."""
+    images = [
+        ImageEntry(f"{region}{patch}v{view}", "train", 256, 512, f"r{region}", f"r{region}p{patch}", view)
+        for region in range(10)
+        for patch in range(2)
+        for view in (1, 0, 2)
+    ]
+    images.append(ImageEntry("test", "test", 256, 512, "r10", "r10p0", 0))
+    return StoreWriter(tmp_path / "a.zarr", toy_contents(images=tuple(images))).store
+
+
+def regions(store, indices):
+    return {store.contents.images[index].source for index in indices}
+
+
+def test_no_region_is_on_both_sides_of_the_validation_split(patches):
+    parts = split_images(patches, val_fraction=0.3, seed=0)
+    assert len(regions(patches, parts.val)) == 3
+    assert not regions(patches, parts.train) & regions(patches, parts.val)
+    assert len(parts.train) == 7 * 2 * 3
+
+
+def test_validation_sees_the_centre_of_each_patch(patches):
+    parts = split_images(patches, val_fraction=0.3, seed=0)
+    assert len(parts.val) == 3 * 2
+    assert {patches.contents.images[index].view for index in parts.val} == {0}
+
+
+def test_one_region_cannot_be_split(tmp_path, toy_contents):
+    images = (*(ImageEntry(f"v{v}", "train", 9, 9, "r", "p", v) for v in (0, 1)), ImageEntry("t", "test", 9, 9))
+    store = StoreWriter(tmp_path / "a.zarr", toy_contents(images=images)).store
+    with pytest.raises(ValueError, match="2 training images of a single region and no val split"):
+        split_images(store, val_fraction=0.5, seed=0)
+
+
+def test_an_epoch_draws_one_view_of_each_patch(patches):
+    drawn = draw_views(patches, range(60), seed=0, epoch=1)
+    assert [patches.contents.images[index].group for index in drawn] == [f"r{r}p{p}" for r in range(10) for p in (0, 1)]
+
+
+def test_a_draw_is_that_of_the_rule(patches):
+    (drawn,) = draw_views(patches, (3, 4, 5), seed=7, epoch=2)
+    digest = hashlib.sha256(b"7/r0p1/epoch 2").digest()
+    assert patches.contents.images[drawn].view == int.from_bytes(digest[:8], "big") % 3
+
+
+def test_a_draw_does_not_depend_on_the_order_or_on_other_patches(patches):
+    among = set(draw_views(patches, range(60)[::-1], seed=0, epoch=5))
+    alone = {
+        index for start in range(0, 60, 3) for index in draw_views(patches, range(start, start + 3), seed=0, epoch=5)
+    }
+    assert among == alone
+
+
+def test_epochs_and_seeds_draw_anew(patches):
+    draws = {draw_views(patches, range(60), seed=seed, epoch=epoch) for seed in (0, 1) for epoch in (1, 2, 3)}
+    assert len(draws) == 6
+
+
+def test_over_epochs_every_view_is_seen(patches):
+    seen = {index for epoch in range(40) for index in draw_views(patches, range(60), seed=0, epoch=epoch)}
+    assert seen == set(range(60))
+
+
+def test_a_patch_that_lacks_its_centre_has_another_view(patches):
+    assert first_views(patches, (2, 0)) == (0,)  # views 2 and 1 of the first patch
+
+
+def test_images_that_are_no_views_are_all_taken(toy_store):
+    assert first_views(toy_store, (3, 1)) == draw_views(toy_store, (3, 1), seed=0, epoch=1) == (3, 1)

@@ -1,0 +1,55 @@
+import numpy as np
+import openslide
+import pytest
+import tifffile
+
+from pathseg.train.predict.mosaic import Canvas
+from pathseg.train.predict.pyramid_tiff import write_pyramid
+
+COLOURS = ("#8A8A8A", "#009E73")
+
+
+@pytest.fixture
+def codes():
+    codes = np.zeros((1300, 1700), np.uint8)
+    codes[200:900, 300:1500] = 1
+    codes[1000:, 1000:] = 255
+    return codes
+
+
+@pytest.fixture
+def path(tmp_path, codes):
+    canvas = Canvas(None, codes.shape, empty=255)
+    canvas.codes[0][:] = codes
+    canvas.thin()
+    write_pyramid(canvas, tmp_path / "mask.tif", mpp=0.5, colours=COLOURS, legend="0: background, 1: gland")
+    return tmp_path / "mask.tif"
+
+
+def test_the_codes_are_read_back_at_every_level(path, codes):
+    with tifffile.TiffFile(path) as file:
+        for level, page in enumerate(file.pages):
+            np.testing.assert_array_equal(page.asarray(), codes[:: 2**level, :: 2**level])
+        assert file.pages[0].description == "0: background, 1: gland"
+        assert len(file.pages) == 3
+
+
+def test_openslide_opens_it_with_levels_and_um_per_px(path):
+    with openslide.OpenSlide(path) as slide:
+        assert slide.dimensions == (1700, 1300)
+        assert slide.level_count == 3
+        assert float(slide.properties["openslide.mpp-x"]) == pytest.approx(0.5, rel=1e-3)
+
+
+def test_classes_are_seen_in_their_colours(path):
+    with openslide.OpenSlide(path) as slide:
+        seen = [slide.read_region(place, 0, (1, 1)).getpixel((0, 0)) for place in ((0, 0), (400, 300), (1600, 1200))]
+    assert seen == [(0x8A, 0x8A, 0x8A, 255), (0, 0x9E, 0x73, 255), (255, 255, 255, 255)]
+
+
+def test_the_same_canvas_gives_the_same_bytes(path, codes, tmp_path):
+    canvas = Canvas(None, codes.shape, empty=255)
+    canvas.codes[0][:] = codes
+    canvas.thin()
+    write_pyramid(canvas, tmp_path / "again.tif", mpp=0.5, colours=COLOURS, legend="0: background, 1: gland")
+    assert (tmp_path / "again.tif").read_bytes() == path.read_bytes()

@@ -1,0 +1,269 @@
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pathseg.store.contents import ImageEntry
+from pathseg.store.writer import StoreWriter
+from pathseg.train.config import HeadConfig
+from pathseg.train.heads.fcn import HEADS
+from pathseg.train.runs.folder import RunFolder
+from pathseg.train.training import loop
+from pathseg.train.training.loop import class_weights, train_heads
+
+CONFIG = HeadConfig(blocks=(4, 9), lr=1e-3, epochs=3)
+QUICK = HeadConfig(blocks=(4,), head="linear", lr=1e-2, epochs=2)
+
+
+def train(store, folder, config=CONFIG, **more):
+    """One head alone; its run."""
+    (trainee,) = train_heads(store, [(config, RunFolder(folder))], **more)
+    assert trainee.failure is None
+    return trainee.run
+
+
+def weights(run):
+    return load_file(run.weights)
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_head_learns_what_the_features_say(toy_store, tmp_path):
+    part = train(toy_store, tmp_path / "run").read_metrics()["splits"]["test"]
+    assert part["scores"]["dice"] > 0.9 > part["constant"]["scores"]["dice"]
+
+
+@pytest.mark.parametrize("head", list(HEADS))
+def test_the_same_seed_gives_the_same_head(toy_store, tmp_path, head):
+    config = HeadConfig(blocks=(4,), head=head, epochs=1, seed=3)
+    a, b = (train(toy_store, tmp_path / name, config) for name in "ab")
+    assert same(weights(a), weights(b))
+
+
+def test_another_seed_gives_another_head(toy_store, tmp_path):
+    a, b = (
+        train(toy_store, tmp_path / str(seed), HeadConfig(blocks=(4,), head="linear", seed=seed)) for seed in (0, 1)
+    )
+    assert not same(weights(a), weights(b))
+
+
+def test_training_leaves_the_global_generator_alone(toy_store, tmp_path):
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    train(toy_store, tmp_path / "run", QUICK)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_the_run_folder_holds_all_that_was_promised_and_no_more(toy_store, tmp_path):
+    run = train(toy_store, tmp_path / "run")
+    assert {path.name for path in run.path.iterdir()} == {
+        "config.json", "head.safetensors", "head-last.safetensors", "history.jsonl", "metrics.json", "predictions"
+    }  # fmt: skip
+    assert [line["epoch"] for line in run.read_history()] == [1, 2, 3]
+    assert HeadConfig.from_dict(run.read_config()["head"]) == CONFIG
+    assert run.read_prediction("test_4").shape == (256, 512)
+
+
+def test_the_metrics_are_those_of_the_predictions(toy_store, tmp_path):
+    run = train(toy_store, tmp_path / "run")
+    right = run.read_prediction("test_4") == toy_store.mask(4)
+    assert run.read_metrics()["splits"]["test"]["scores"]["accuracy"] == pytest.approx(right.mean())
+
+
+def test_the_best_epoch_is_kept(toy_store, tmp_path):
+    run = train(toy_store, tmp_path / "run")
+    dices = [line["val_dice"] for line in run.read_history()]
+    assert run.read_metrics()["best_epoch"] == 1 + int(np.argmax(dices))
+
+
+SWEEP = [
+    HeadConfig(blocks=(4,), epochs=2, lr=1e-3),
+    HeadConfig(blocks=(4, 9), epochs=1, seed=5),
+    HeadConfig(blocks=(0,), epochs=2, head="linear", lr=1e-2, augment="flips"),
+]
+
+
+def test_heads_trained_together_come_out_as_if_trained_alone(toy_store, tmp_path):
+    runs = [(config, RunFolder(tmp_path / f"together{i}")) for i, config in enumerate(SWEEP)]
+    train_heads(toy_store, runs)
+    for (config, together), number in zip(runs, range(3), strict=True):
+        alone = train(toy_store, tmp_path / f"alone{number}", config)
+        assert same(weights(together), weights(alone))
+        assert together.read_metrics()["splits"] == alone.read_metrics()["splits"]
+
+
+def test_an_image_is_read_once_an_epoch_for_all_heads(toy_store, tmp_path, monkeypatch):
+    read, seen = toy_store.read, []
+    monkeypatch.setattr(toy_store, "read", lambda index, **kw: seen.append(index) or read(index, **kw))
+    runs = [(HeadConfig(blocks=(b,), head="linear", epochs=2), RunFolder(tmp_path / str(b))) for b in (0, 4, 5, 9)]
+    train_heads(toy_store, runs, memory_bytes=0)
+    assert sorted(seen) == sorted([*range(4)] * 2 + [4])  # train and validation in each epoch, then the test image
+
+
+def cut_after(store, folder, config, epochs, monkeypatch):
+    """Train until an epoch has ended, then be interrupted in the middle of the next one."""
+    step, calls = loop._step, []
+
+    def interrupted(*arguments, epoch, **more):
+        if epoch > epochs and len(calls) > 0:
+            raise KeyboardInterrupt
+        calls.append(epoch > epochs) if epoch > epochs else None
+        return step(*arguments, epoch=epoch, **more)
+
+    monkeypatch.setattr(loop, "_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_heads(store, [(config, RunFolder(folder))])
+    monkeypatch.setattr(loop, "_step", step)
+
+
+@pytest.mark.parametrize("epochs", [0, 1, 2])
+def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(toy_store, tmp_path, monkeypatch, epochs):
+    config = HeadConfig(blocks=(4, 9), head="linear", lr=1e-2, epochs=3, augment="flips")
+    whole = train(toy_store, tmp_path / "whole", config)
+    cut_after(toy_store, tmp_path / "cut", config, epochs, monkeypatch)
+    again = train(toy_store, tmp_path / "cut", config)
+    assert same(weights(whole), weights(again))
+    assert whole.read_metrics()["splits"] == again.read_metrics()["splits"]
+    losses = [[line["train_loss"] for line in run.read_history()] for run in (whole, again)]
+    assert losses[0] == losses[1]
+
+
+def test_an_unfinished_run_of_other_settings_is_not_taken_up(toy_store, tmp_path, monkeypatch):
+    cut_after(toy_store, tmp_path / "cut", QUICK, 1, monkeypatch)
+    with pytest.raises(ValueError, match="unfinished run of other settings"):
+        train(toy_store, tmp_path / "cut", HeadConfig(blocks=(4,), head="linear", lr=1e-3, epochs=2))
+
+
+def test_patience_ends_a_head_that_no_longer_gets_better(toy_store, tmp_path):
+    config = HeadConfig(blocks=(4,), head="linear", lr=1e-9, epochs=20, patience=2)
+    metrics = train(toy_store, tmp_path / "run", config).read_metrics()
+    assert metrics["epochs"] < 20
+    assert metrics["epochs"] == metrics["best_epoch"] + 2
+
+
+def test_the_last_weights_are_kept_beside_the_best(toy_store, tmp_path):
+    # an epoch too many at a rate that spoils the head: what came before it is the best, and both can be looked at
+    run = train(toy_store, tmp_path / "run", HeadConfig(blocks=(4,), head="linear", lr=1e-2, epochs=3))
+    best = run.read_metrics()["best_epoch"]
+    same_as_best = same(load_file(run.last_weights), weights(run))
+    assert same_as_best == (best == 3)
+    two = train(toy_store, tmp_path / "two", HeadConfig(blocks=(4,), head="linear", lr=1e-2, epochs=2))
+    assert not same(load_file(run.last_weights), load_file(two.last_weights))
+
+
+@pytest.mark.parametrize(("head", "lr"), [("fcn", 1e20), ("linear", 1e37)])
+def test_a_head_that_the_last_step_ruins_is_given_up_too(toy_store, tmp_path, head, lr):
+    (trainee,) = train_heads(
+        toy_store, [(HeadConfig(blocks=(4,), head=head, lr=lr, epochs=1), RunFolder(tmp_path / "run"))], without=(1, 2)
+    )
+    assert "training diverged; pass a smaller --lr" in trainee.failure
+    assert not trainee.run.finished
+
+
+def test_nothing_is_read_any_more_when_every_head_was_given_up(toy_store, tmp_path, monkeypatch):
+    seen, read = [], toy_store.read
+    monkeypatch.setattr(toy_store, "read", lambda index, **kw: seen.append(index) or read(index, **kw))
+    wild = HeadConfig(blocks=(4,), head="linear", lr=1e37, epochs=50)
+    train_heads(toy_store, [(wild, RunFolder(tmp_path / "wild"))], memory_bytes=0)
+    assert len(seen) <= 5  # one epoch at the most; never the test image
+    assert 4 not in seen
+
+
+def test_a_head_that_diverges_is_given_up_and_the_others_go_on(toy_store, tmp_path):
+    wild = HeadConfig(blocks=(4,), head="linear", lr=1e37, epochs=5)
+    trained = train_heads(toy_store, [(wild, RunFolder(tmp_path / "wild")), (QUICK, RunFolder(tmp_path / "tame"))])
+    assert "training diverged; pass a smaller --lr" in trained[0].failure
+    assert not trained[0].run.finished
+    assert same(weights(trained[1].run), weights(train(toy_store, tmp_path / "alone", QUICK)))
+
+
+def test_mixed_precision_learns_as_well(toy_store, tmp_path):
+    config = HeadConfig(blocks=(4, 9), lr=1e-3, epochs=3, precision="bfloat16")
+    assert train(toy_store, tmp_path / "run", config).read_metrics()["splits"]["test"]["scores"]["dice"] > 0.9
+
+
+def test_class_weights_are_the_papers():
+    # 1 - N_c / N by hand for 10, 30 and 60 of 100 pixels and none; 0 for "don't care"
+    assert class_weights(np.array([10, 30, 60, 0]), None).tolist() == pytest.approx([0.9, 0.7, 0.4, 1.0])
+    assert class_weights(np.array([10, 30, 60, 0]), 255).tolist() == pytest.approx([0.9, 0.7, 0.4, 1.0])
+    assert class_weights(np.array([0, 30, 60, 10]), 0).tolist() == pytest.approx([0.0, 0.7, 0.4, 0.9])
+
+
+@pytest.fixture
+def view_store(tmp_path, toy_contents, fill_store):
+    """Three training patches of three views, of a region each; a validation and a test patch of one."""
+    images = [
+        ImageEntry(f"p{patch}_v{view}", "train", 256, 512, f"r{patch}", f"p{patch}", view)
+        for patch in range(3)
+        for view in range(3)
+    ]
+    images += [ImageEntry(f"{split}_v0", split, 256, 512, split, split, 0) for split in ("val", "test")]
+    return fill_store(StoreWriter(tmp_path / "views.zarr", toy_contents(images=tuple(images))))
+
+
+def views_read(store, folder, config, monkeypatch):
+    """What each epoch of a run reads, in order."""
+    read, seen = store.read, []
+    monkeypatch.setattr(store, "read", lambda index, **kw: seen.append(store.ids[index]) or read(index, **kw))
+    train(store, folder, config, memory_bytes=0)
+    return [seen[start : start + 4] for start in range(0, 4 * config.epochs, 4)], seen[4 * config.epochs :]
+
+
+def test_an_epoch_reads_one_view_of_each_patch_then_the_centre_of_the_validation_patch(
+    view_store, tmp_path, monkeypatch
+):
+    config = HeadConfig(blocks=(4,), head="linear", epochs=6)
+    epochs, rest = views_read(view_store, tmp_path / "run", config, monkeypatch)
+    for epoch in epochs:
+        assert sorted(name.split("_")[0] for name in epoch[:3]) == ["p0", "p1", "p2"]
+        assert epoch[3] == "val_v0"
+    assert rest == ["test_v0"]
+    assert len({name for epoch in epochs for name in epoch[:3]}) > 3
+
+
+def test_heads_of_one_split_seed_see_the_same_views_in_the_same_order(view_store, tmp_path, monkeypatch):
+    runs = [
+        views_read(view_store, tmp_path / str(number), config, monkeypatch)
+        for number, config in enumerate(
+            HeadConfig(blocks=(4,), head="linear", epochs=4, seed=seed, split_seed=split_seed)
+            for seed, split_seed in ((0, 0), (1, 0), (0, 1))
+        )
+    ]
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_a_run_on_views_that_was_cut_off_ends_as_if_it_had_not_been(view_store, tmp_path, monkeypatch):
+    config = HeadConfig(blocks=(4,), head="linear", lr=1e-2, epochs=3)
+    whole = train(view_store, tmp_path / "whole", config)
+    cut_after(view_store, tmp_path / "cut", config, 1, monkeypatch)
+    assert same(weights(whole), weights(train(view_store, tmp_path / "cut", config)))
+
+
+def test_class_weights_count_all_views_that_training_draws_from(view_store, tmp_path):
+    config = HeadConfig(blocks=(4,), head="linear", epochs=1, class_weights="balanced")
+    (trainee,) = train_heads(view_store, [(config, RunFolder(tmp_path / "run"))])
+    glands = sum(int((view_store.mask(index) == 1).sum()) for index in range(9))
+    share = glands / (9 * 256 * 512)
+    assert trainee.weights.tolist() == pytest.approx([share, 1 - share])  # 1 - N_c / N of two classes
+
+
+def test_metrics_name_what_an_image_was_cut_from(view_store, toy_store, tmp_path):
+    config = HeadConfig(blocks=(4,), head="linear", epochs=1)
+    for store, expected in ((view_store, [{"id": "test_v0", "source": "test"}]), (toy_store, [{"id": "test_4"}])):
+        run = train(store, tmp_path / store.ids[0], config)
+        said = run.read_metrics()["splits"]["test"]["per_image"]
+        assert [{name: one[name] for name in ("id", "source") if name in one} for one in said] == expected
+
+
+def test_an_unfinished_run_on_other_images_is_not_taken_up(toy_store, tmp_path):
+    def cut(run, line):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_heads(toy_store, [(QUICK, RunFolder(tmp_path / "run"))], without=(0,), on_epoch=cut)
+    with pytest.raises(ValueError, match="begun on other images"):
+        train(toy_store, tmp_path / "run", QUICK)
+    assert train(toy_store, tmp_path / "run", QUICK, without=(0,)).finished

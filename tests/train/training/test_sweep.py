@@ -1,0 +1,252 @@
+import dataclasses
+import weakref
+
+import pytest
+import torch
+
+from pathseg.store.errors import Incomplete
+from pathseg.store.features import FeatureStore
+from pathseg.store.writer import StoreWriter
+from pathseg.train.config import BaselineConfig, HeadConfig
+from pathseg.train.data import memory
+from pathseg.train.data.reader import FeatureReader
+from pathseg.train.runs.folder import RunFolder
+from pathseg.train.training import sweep
+from pathseg.train.training.checkpoint import new_trainee, save_last
+from pathseg.train.training.sweep import (
+    announcement,
+    combinations,
+    epochs,
+    head_bytes,
+    keeping,
+    passes,
+    run_folders,
+    summary,
+    train_sweep,
+)
+
+CPU = torch.device("cpu")
+QUICK = HeadConfig(blocks=(4,), head="linear", lr=1e-2, epochs=1)
+
+
+def settings(**changes):
+    lists = {"t": (50,), "lr": (1e-4,), "seed": (0,)}
+    return {**dataclasses.asdict(HeadConfig()), **lists, **changes}
+
+
+def test_lists_give_every_combination(toy_store):
+    configs = combinations(toy_store, settings(lr=(1e-3, 1e-4), seed=(0, 1, 2), blocks=(4, 9)))
+    assert {(c.lr, c.seed, c.blocks) for c in configs} == {(lr, s, (4, 9)) for lr in (1e-3, 1e-4) for s in range(3)}
+
+
+def test_each_means_every_stored_block_alone(toy_store):
+    assert [c.blocks for c in combinations(toy_store, settings(blocks="each"))] == [(0,), (4,), (5,), (9,)]
+
+
+def test_all_means_all_that_is_stored(toy_store):
+    assert [c.blocks for c in combinations(toy_store, settings())] == [(0, 4, 5, 9)]
+
+
+@pytest.mark.parametrize("blocks", ["each", HeadConfig().blocks])
+def test_a_timestep_that_the_store_lacks_is_named(toy_store, blocks):
+    with pytest.raises(Incomplete, match="no features at t 60, only at t 50; run pathseg extract --t 60"):
+        combinations(toy_store, settings(t=(50, 60), blocks=blocks))
+
+
+def test_two_runs_never_get_one_folder(toy_store, tmp_path):
+    configs = combinations(toy_store, settings(lr=(1e-4, 1.00000001e-4), blocks=(4,)))
+    with pytest.raises(ValueError, match="two of the runs would be named"):
+        run_folders(toy_store, configs, tmp_path)
+
+
+def test_the_epochs_of_an_interrupted_run_are_counted_as_done(toy_store, tmp_path):
+    def cut(run, line):
+        if line["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    config = dataclasses.replace(QUICK, epochs=5)
+    folders = [tmp_path / "run"]
+    assert epochs(toy_store, [config], folders) == {"initial": 0, "total": 5}
+    with pytest.raises(KeyboardInterrupt):
+        train_sweep(toy_store, [config], folders, on_epoch=cut)
+    assert epochs(toy_store, [config], folders) == {"initial": 2, "total": 5}
+
+
+def test_a_pass_begins_when_the_heads_of_the_last_one_are_gone(toy_store, tmp_path, monkeypatch):
+    heads, real = [], sweep.train_heads
+
+    def spy(*arguments, **options):
+        alive.append(sum(head() is not None for head in heads))
+        trained = real(*arguments, **options)
+        heads.extend(weakref.ref(trainee.head) for trainee in trained)
+        return trained
+
+    alive: list[int] = []
+    monkeypatch.setattr(sweep, "train_heads", spy)
+    monkeypatch.setattr(sweep, "passes", lambda store, configs, **place: [[config] for config in configs])
+    configs = [dataclasses.replace(QUICK, seed=seed) for seed in range(3)]
+    train_sweep(toy_store, configs, [tmp_path / str(seed) for seed in range(3)])
+    assert alive == [0, 0, 0]
+
+
+def test_a_name_is_for_one_run(toy_store, tmp_path):
+    configs = combinations(toy_store, settings(seed=(0, 1)))
+    with pytest.raises(ValueError, match="--name mine names one run, but 2 are asked for"):
+        run_folders(toy_store, configs, tmp_path, name="mine")
+    assert run_folders(toy_store, configs[:1], tmp_path, name="mine") == [tmp_path / "mine"]
+
+
+def test_stores_of_the_same_data_and_model_have_runs_of_their_own(tmp_path, toy_contents):
+    stores = [StoreWriter(tmp_path / name, toy_contents()).store for name in ("glas-mini.zarr", "glas-mini-grid.zarr")]
+    names = [folder.name for store in stores for folder in run_folders(store, [QUICK], tmp_path)]
+    assert names == ["glas-mini-t50-b4-linear-lr0.01-epochs1-s0", "glas-mini-grid-t50-b4-linear-lr0.01-epochs1-s0"]
+
+
+def test_a_run_on_a_store_in_s3_is_named_after_the_end_of_its_prefix(toy_store, tmp_path, monkeypatch):
+    monkeypatch.setattr(toy_store, "location", "s3://bucket/glas-mini.zarr")
+    (folder,) = run_folders(toy_store, [QUICK], tmp_path)
+    assert folder.name.startswith("glas-mini-t50-")
+
+
+def test_heads_too_large_for_memory_take_several_passes(toy_store, monkeypatch):
+    configs = [HeadConfig(blocks=(4,), seed=seed) for seed in range(5)]
+    one = head_bytes(toy_store, configs[0])
+    # first layer 6*256*9+256, the tail's 660k and so on: parameters of a head of six channels and two classes by hand
+    parameters = 6 * 256 * 9 + 256 + 512 + 256 * 128 * 16 + 128 + 256 + 128 * 64 * 16 + 64 + 128 + 64 * 2 * 9 + 2
+    assert one == parameters * 4 * 4
+    monkeypatch.setattr(sweep, "free_memory", lambda device: one * 2 * 4 + 4)  # a quarter of it holds two
+    assert [len(group) for group in passes(toy_store, configs, device=CPU)] == [2, 2, 1]
+
+
+def test_the_pixels_that_an_ensemble_learns_from_count_as_its_memory(toy_store):
+    config = HeadConfig(blocks=(4,), head="pixel-ensemble")
+    # ten networks of 6 -> 128 -> 32 -> 2 with two batch normalisations; 512 batches of 64 pixels, one draw, float16
+    parameters = 10 * (6 * 128 + 128 + 256 + 128 * 32 + 32 + 64 + 32 * 2 + 2)
+    assert head_bytes(toy_store, config) == parameters * 4 * 4 + (512 * 64 + 1024) * 6 * 2
+
+
+def test_a_finished_run_is_not_trained_again(toy_store, tmp_path):
+    train_sweep(toy_store, [QUICK], [tmp_path / "run"])
+    written = (tmp_path / "run" / "head.safetensors").stat().st_mtime_ns
+    assert train_sweep(toy_store, [QUICK], [tmp_path / "run"]) == {}
+    assert (tmp_path / "run" / "head.safetensors").stat().st_mtime_ns == written
+
+
+def test_a_finished_run_of_other_settings_is_not_overwritten(toy_store, tmp_path):
+    train_sweep(toy_store, [QUICK], [tmp_path / "run"])
+    other = dataclasses.replace(QUICK, lr=1e-3)
+    with pytest.raises(ValueError, match=r"lr is 0.01 there, 0.001 asked for; pass --name or another --workspace"):
+        train_sweep(toy_store, [other], [tmp_path / "run"])
+
+
+@pytest.mark.parametrize("change", ["masks", "images"])
+def test_a_finished_run_on_other_data_is_not_taken_for_this_one(tmp_path, toy_contents, fill_store, change):
+    first = fill_store(StoreWriter(tmp_path / "a.zarr", toy_contents()))
+    splits = toy_contents().images if change == "masks" else toy_contents().images[1:]
+    other = fill_store(StoreWriter(tmp_path / "b.zarr", toy_contents(splits=[i.split for i in splits])), seed=1)
+    assert first.contents.key == other.contents.key
+    train_sweep(first, [QUICK], [tmp_path / "run"])
+    with pytest.raises(ValueError, match=r"data is \w+ there, \w+ asked for"):
+        train_sweep(other, [QUICK], [tmp_path / "run"])
+
+
+def test_an_unfinished_run_on_other_data_is_not_taken_up(toy_store, tmp_path, toy_contents, fill_store):
+    other = fill_store(StoreWriter(tmp_path / "b.zarr", toy_contents()), seed=1)
+    begun = new_trainee(toy_store, QUICK, RunFolder(tmp_path / "run"), weights=None, device=CPU)
+    begun.run.path.mkdir()
+    save_last(begun)
+    with pytest.raises(ValueError, match="begun on other data"):
+        train_sweep(other, [QUICK], [tmp_path / "run"])
+
+
+def test_a_failed_head_is_named(toy_store, tmp_path):
+    wild = dataclasses.replace(QUICK, lr=1e37, epochs=5)
+    failures = train_sweep(toy_store, [wild, QUICK], [tmp_path / "wild", tmp_path / "tame"])
+    assert list(failures) == ["wild"]
+    assert "diverged" in failures["wild"]
+    assert RunFolder(tmp_path / "tame").finished
+
+
+def test_the_summary_gives_scores_beside_the_constant_answer(toy_store, tmp_path):
+    train_sweep(toy_store, [QUICK], [tmp_path / "run"])
+    text = summary([tmp_path / "run", tmp_path / "none"])
+    scores = RunFolder(tmp_path / "run").read_metrics()["splits"]["test"]
+    assert f"dice {scores['scores']['dice']:.3f}" in text
+    assert f"always {scores['constant']['class']}" in text
+
+
+def test_a_run_that_others_have_finished_meanwhile_is_not_trained_again(toy_store, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "free_memory", lambda device: 0)  # a pass for each head
+    configs, folders = [QUICK, dataclasses.replace(QUICK, seed=1)], [tmp_path / "first", tmp_path / "second"]
+    told = []
+
+    def meanwhile(run, line):
+        told.append(run.name)
+        train_sweep(toy_store, configs[1:], folders[1:])
+
+    assert train_sweep(toy_store, configs, folders, on_epoch=meanwhile) == {}
+    assert told == ["first"]
+
+
+def test_a_run_that_did_without_an_image_is_not_taken_for_one_on_all(toy_store, tmp_path):
+    record = next((tmp_path / "toy.zarr/_done/t50").rglob("000001.json"))
+    kept, folders = record.read_bytes(), [tmp_path / "run"]
+    record.unlink()
+    lacking = FeatureStore.open(tmp_path / "toy.zarr")
+    train_sweep(lacking, [QUICK], folders, complete_only=True)
+    assert train_sweep(lacking, [QUICK], folders, complete_only=True) == {}
+    record.write_bytes(kept)
+    with pytest.raises(ValueError, match="images is 4 there, 5 asked for"):
+        train_sweep(FeatureStore.open(tmp_path / "toy.zarr"), [QUICK], folders)
+
+
+# of one image: blocks 4 and 9 of 2 patches in float16, 6 x 16 x 16 and 3 x 64 x 64, and its mask of 256 x 512 bytes
+ONE = 2 * 2 * (6 * 16 * 16 + 3 * 64 * 64) + 256 * 512
+
+
+@pytest.mark.parametrize(
+    ("memory_bytes", "said"),
+    [
+        (5 * ONE, "features of 5 of 5 images (932 kB) stay in memory"),
+        (2 * ONE + 9, "features of 2 of 5 images (373 kB) stay in memory, "
+         "of 3 of 5 images (559 kB) are read anew each epoch (--memory caps this)"),
+        (0, "features of 5 of 5 images (932 kB) are read anew each epoch (--memory caps this)"),
+    ],
+)  # fmt: skip
+def test_a_training_says_how_much_it_will_keep(toy_store, tmp_path, memory_bytes, said):
+    config = dataclasses.replace(QUICK, blocks=(4, 9))
+    told = announcement(toy_store, [config], [tmp_path / "run"], memory_bytes=memory_bytes)
+    assert told == f"1 linear in 1 pass over the store, 5 of 5 images complete; {said}"
+    reader = FeatureReader(toy_store, {50: (4, 9)}, device=CPU, memory_bytes=memory_bytes)
+    list(reader.batches(range(5), 1))
+    assert reader.kept == memory_bytes // ONE
+
+
+def test_what_a_gpu_and_the_machine_keep_is_told_apart(toy_store, monkeypatch):
+    free = {"cuda": 4 * ONE, "cpu": 2 * ONE}  # half of each may be filled
+    monkeypatch.setattr(memory, "free_memory", lambda device: free[device.type])
+    config = dataclasses.replace(QUICK, blocks=(4, 9))
+    said = keeping(toy_store, [config], 5, device=torch.device("cuda"), memory_bytes=None)
+    assert said == (
+        "features of 2 of 5 images (373 kB) stay in GPU memory, of 1 of 5 images (186 kB) stay in memory, "
+        "of 2 of 5 images (373 kB) are read anew each epoch (more does not fit into half of what is free)"
+    )
+
+
+def test_a_baseline_says_how_many_pixels_it_will_keep(toy_store, tmp_path):
+    # five images of 256 x 512 px, three colours and a mask: 2.6 MB
+    told = announcement(toy_store, [BaselineConfig()], [tmp_path / "run"], memory_bytes=2**30)
+    assert told.endswith("; pixels of 5 of 5 images (2.6 MB) stay in memory")
+
+
+def test_of_several_passes_the_largest_is_told(toy_store, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "free_memory", lambda device: 0)  # a pass for each head
+    configs = [QUICK, dataclasses.replace(QUICK, blocks=(4, 9))]
+    told = announcement(toy_store, configs, [tmp_path / "a", tmp_path / "b"], memory_bytes=4 * ONE)
+    assert "in 2 passes over the store" in told
+    assert "; in the largest pass features of 4 of 5 images (745 kB) stay in memory, of 1" in told
+
+
+def test_what_the_workers_of_a_cluster_keep_is_not_said(toy_store, tmp_path):
+    told = announcement(toy_store, [QUICK], [tmp_path / "run"], workers=3)
+    assert told == "1 linear on 1 worker, each with its own pass over the store, 5 of 5 images complete"

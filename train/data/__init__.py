@@ -1,0 +1,1 @@
+"""Training data from the store: splits, the prefetching reader, augmentation."""

@@ -1,0 +1,5 @@
+"""Segmentation heads on cached features, and the baselines that read images."""
+
+from pathseg.train.heads.fcn import FCNHead, LinearHead
+
+__all__ = ["FCNHead", "LinearHead"]

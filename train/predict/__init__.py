@@ -1,0 +1,1 @@
+"""Prediction with a trained head: sliding windows, mosaics, masks, GeoJSON, pyramidal TIFF."""
