@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
+from pathseg.store.classes import background_code
 from pathseg.store.errors import Damaged, KeyMismatch, StoreError
 from pathseg.store.format.size import BlockShape
 from pathseg.store.grid import PatchGrid
 from pathseg.store.key import StoreKey
 
-FORMAT = 1  # raised when a reader of this release could not read the store rightly
-CUT = {"source": None, "group": None, "view": 0}  # of images cut from larger ones; a store without is of whole images
+FORMAT = 2  # raised when a reader of this release could not read the store rightly; format 1 is still read
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,11 @@ class ImageEntry:
 class Contents:
     """Everything stage two needs to know; it never asks the data set or the model.
 
-    classes name the mask codes 0..K-1, `ignore` is the code that counts nowhere. `blocks` are all blocks of the model
-    (stored ones are seen from the arrays). `made_by` is free text for people: versions, model card, licence.
+    classes name the mask codes 0..K-1. background is the code of the class that is no object, None where every class
+    is one. ignore is the code that counts in no loss, class weight or metric. test_split is the split that results are
+    quoted on. blocks are all blocks of the model (which of them are stored is seen from the arrays). made_by is free
+    text for people: versions, model card, licence. images_per_unit images are written and recorded together; above 1
+    they share shards.
     """
 
     key: StoreKey
@@ -48,7 +54,8 @@ class Contents:
     model_trained: bool
     has_instances: bool
     made_by: dict[str, str]
-    images_per_unit: int = 1  # images that are written and recorded together; above 1 they share shards
+    background: int | None = None
+    images_per_unit: int = 1
 
     @property
     def units(self) -> int:
@@ -61,17 +68,22 @@ class Contents:
         return PatchGrid.of(*self.key.size)
 
     def to_attributes(self) -> dict[str, Any]:
-        """Plain JSON values, one attribute a fact; sources, groups and views where there are any."""
+        """Plain JSON values, one attribute per fact; sources, groups and views where there are any."""
         cut = any(image.source is not None or image.group is not None for image in self.images)
-        views = {name + "s": [getattr(image, name) for image in self.images] for name in CUT} if cut else {}
+        listed = {
+            "sources": [image.source for image in self.images],
+            "groups": [image.group for image in self.images],
+            "views": [image.view for image in self.images],
+        }
         return {
             "pathseg_format": FORMAT,
-            "key": self.key.to_dict(),
+            "key": self.key.to_json(),
             "ids": [image.id for image in self.images],
             "splits": [image.split for image in self.images],
             "sizes": [[image.height, image.width] for image in self.images],
-            **views,
+            **(listed if cut else {}),
             "classes": list(self.classes),
+            "background": self.background,
             "ignore": self.ignore,
             "test_split": self.test_split,
             "mpp": self.key.mpp,
@@ -85,35 +97,37 @@ class Contents:
         }
 
     @classmethod
-    def from_attributes(cls, values: dict[str, Any], *, store: str) -> Contents:
-        """The inverse of `to_attributes`. Raises StoreError when they are of something else or newer."""
+    def from_attributes(cls, values: Mapping[str, Any], *, store: str) -> Contents:
+        """The inverse of `to_attributes`; also reads format 1.
+
+        Raises StoreError for attributes of something else or of a newer format, Damaged when one is missing or has
+        the wrong type.
+        """
         if "pathseg_format" not in values:
             raise StoreError(f"{store} is a Zarr group but no pathseg store; make one with pathseg extract")
-        if not isinstance(values["pathseg_format"], int):
-            raise Damaged(
-                f"the format of {store} is {values['pathseg_format']!r}, no number; run pathseg verify --repair"
-            )
-        if values["pathseg_format"] > FORMAT:
-            raise StoreError(
-                f"{store} has format {values['pathseg_format']}, this pathseg reads up to {FORMAT}; upgrade pathseg"
-            )
-        missing = sorted({"key", "ids", "splits", "sizes", "classes", "blocks", "images_per_unit"} - set(values))
-        if missing:
-            raise Damaged(f"the attributes of {store} lack {', '.join(missing)}; run pathseg verify --repair")
-        count = len(values["ids"])
-        cut = zip(*(values.get(name + "s", [default] * count) for name, default in CUT.items()), strict=True)
-        rows = zip(values["ids"], values["splits"], values["sizes"], cut, strict=True)
+        version = values["pathseg_format"]
+        if not isinstance(version, int):
+            raise Damaged(f"the format of {store} is {version!r}, no number; run pathseg verify --repair")
+        if version > FORMAT:
+            raise StoreError(f"{store} has format {version}, this pathseg reads up to {FORMAT}; upgrade pathseg")
+        try:
+            found = msgspec.convert(values, _Attributes, str_keys=True)
+            images = found.entries()
+            background = background_code(found.classes) if version == 1 else found.background
+        except (msgspec.ValidationError, ValueError) as e:
+            raise Damaged(f"the attributes of {store} are damaged: {e}; run pathseg verify --repair") from e
         return cls(
-            key=StoreKey.from_dict(values["key"]),
-            images=tuple(ImageEntry(i, split, *size, *views) for i, split, size, views in rows),
-            classes=tuple(values["classes"]),
-            ignore=values["ignore"],
-            test_split=values["test_split"],
-            blocks={int(b): BlockShape(*shape) for b, shape in values["blocks"].items()},
-            model_trained=values["model_trained"],
-            has_instances=values["has_instances"],
-            made_by=values["made_by"],
-            images_per_unit=values["images_per_unit"],
+            key=StoreKey.from_json(found.key),
+            images=images,
+            classes=found.classes,
+            ignore=found.ignore,
+            test_split=found.test_split,
+            blocks={block: BlockShape(*shape) for block, shape in found.blocks.items()},
+            model_trained=found.model_trained,
+            has_instances=found.has_instances,
+            made_by=found.made_by,
+            background=background,
+            images_per_unit=found.images_per_unit,
         )
 
     def require(self, wanted: Contents, *, store: str) -> None:
@@ -126,6 +140,35 @@ class Contents:
                     f"{store} was made for other {name}: {_difference(here[name], there[name])}; "
                     f"pass --store or --workspace for a new store"
                 )
+
+
+@dataclass(frozen=True)
+class _Attributes:
+    """The attributes of the root group as they are on disk, beside `pathseg_format` and copies of the key's fields."""
+
+    key: dict[str, Any]
+    ids: tuple[str, ...]
+    splits: tuple[str, ...]
+    sizes: tuple[tuple[int, int], ...]
+    classes: tuple[str, ...]
+    ignore: int | None
+    test_split: str
+    blocks: dict[int, tuple[int, int]]
+    model_trained: bool
+    has_instances: bool
+    made_by: dict[str, str]
+    images_per_unit: int
+    background: int | None = None
+    sources: tuple[str | None, ...] = field(default=())
+    groups: tuple[str | None, ...] = field(default=())
+    views: tuple[int, ...] = field(default=())
+
+    def entries(self) -> tuple[ImageEntry, ...]:
+        """One entry per image. Raises ValueError when the lists differ in length."""
+        count = len(self.ids)
+        sources, groups = self.sources or (None,) * count, self.groups or (None,) * count
+        rows = zip(self.ids, self.splits, self.sizes, sources, groups, self.views or (0,) * count, strict=True)
+        return tuple(ImageEntry(id_, split, *size, *cut) for id_, split, size, *cut in rows)
 
 
 def _difference(here: Any, there: Any) -> str:

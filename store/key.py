@@ -1,12 +1,16 @@
-"""Everything that changes a number in a store, and nothing else."""
+"""The key of a store: everything that changes a stored number, and nothing else."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
+
+import msgspec
 
 from pathseg.store.errors import KeyMismatch, StoreError
 from pathseg.store.grid import PATCH_PX
@@ -20,58 +24,154 @@ LAYOUTS: dict[str, str] = {
 DTYPES = ("float16", "float32")
 NOISE_RULE = "sha256(seed/image/patch/t)"  # the rule that INTERFACE fixes; its name changes if the rule ever does
 
+Setting = str | int | float | tuple[str | int | float, ...]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a data set does to the pixels before a model sees them.
+
+    resized: whole images were brought to the store's size (images bicubic, masks nearest), aspect ratio not kept.
+    settings: every other setting that changes a pixel or a mask code, by name: numbers, text or tuples of them.
+    """
+
+    resized: bool = False
+    settings: Mapping[str, Setting] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """One line for people: `resized, aspect ratio not kept; stride_px 600; views 2`."""
+        said = ["resized (images bicubic, masks nearest), aspect ratio not kept"] if self.resized else []
+        for name, value in self.settings.items():
+            said.append(f"{name} {', '.join(map(str, value)) if isinstance(value, tuple | list) else value}")
+        return "; ".join(said) or "none"
+
+    @classmethod
+    def from_sentence(cls, sentence: str) -> Preprocessing:
+        """Read the sentence that stores of format 1 hold in place of these fields.
+
+        Only the sentences that pathseg 0.1.0 wrote are understood; any other is kept whole as the setting `note`.
+        """
+        resized = sentence.startswith("resized to ")
+        rest = re.sub(r"^resized to [^;]*;? ?", "", sentence)
+        for pattern, read in _SENTENCES:
+            if found := re.fullmatch(pattern, rest):
+                return cls(resized, read(found))
+        return cls(resized, {"note": rest})
+
+
+def _mask_codes(found: re.Match) -> dict[str, Setting]:
+    return {"mask_codes": tuple(int(code) for code in found[1].split(", "))}
+
+
+def _regions(found: re.Match) -> dict[str, Setting]:
+    """Settings from the sentence of BCSS."""
+    drawn: dict[str, Setting] = {"view_seed": int(found["seed"])} if found["seed"] else {}
+    return {
+        "image_folder": found["folder"],
+        "file_mpp": tuple(float(mpp) for mpp in found["scales"].split(" and ")),
+        "target_mpp": float(found["target"]),
+        "patch_px": int(found["patch"]),
+        "stride_px": int(found["stride"]),
+        "drop_above_ignored": int(found["drop"]) / 100,
+        "view_px": int(found["view"]),
+        "views": 1 + int(found["drawn"] or 0),
+        **drawn,
+    }
+
+
+_SENTENCES = (
+    (r"(?:none)?", lambda found: {}),
+    (r"generated with seed (\d+)", lambda found: {"generator_seed": int(found[1])}),
+    (r"mask codes (\d+(?:, \d+)*) are classes 0\.\.\d+", _mask_codes),
+    (
+        r"regions of (?P<folder>\S+), (?P<scales>[\d.e+-]+(?: and [\d.e+-]+)*) um/px, brought to (?P<target>[\d.e+-]+) "
+        r"\(images by averaging areas, masks nearest\); (?P<patch>\d+) px patches every (?P<stride>\d+) px and flush "
+        r"with the edges, without those above (?P<drop>\d+)% ignored; smaller regions mirrored, what is added ignored; "
+        r"(?P<view>\d+) px views of each: the centre(?: and, to train on, (?P<drawn>\d+) drawn with seed "
+        r"(?P<seed>\d+))?",
+        _regions,
+    ),
+)
+
 
 @dataclass(frozen=True)
 class StoreKey:
-    """What made the features. Timesteps and blocks are not in it: a store can gain more of both later."""
+    """What made the features. Timesteps and blocks are not in it: a store can gain more of both later.
+
+    size: height and width of an image in px. mpp: um/px. model_digest: SHA-256 over all weights in use. first_stage:
+    `vq-f4`, `kl-f8`, None where the model has none. condition: `ssl` or `none`. seed: of the noise. precision:
+    arithmetic of the forward pass. packing: a name in `format.packing.PACKINGS`; rounding changes numbers.
+    """
 
     dataset: str
-    preprocessing: str  # everything done to the pixels, in words
-    size: tuple[int, int]  # height and width of an image in px
-    mpp: float | None  # um/px
+    preprocessing: Preprocessing
+    size: tuple[int, int]
+    mpp: float | None
     model: str
-    model_digest: str  # sha-256 over all weights in use
-    first_stage: str | None  # vq-f4, kl-f8; None where the model has none
-    condition: str  # ssl or none
-    seed: int  # of the noise
+    model_digest: str
+    first_stage: str | None
+    condition: str
+    seed: int
     layout: str
     dtype: str
     patch_px: int = PATCH_PX
     noise: str = NOISE_RULE
-    precision: str = "float32"  # arithmetic of the forward pass
-    packing: str = "none"  # a row of codec.PACKINGS; rounding changes numbers
+    precision: str = "float32"
+    packing: str = "none"
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {**dataclasses.asdict(self), "size": list(self.size)}
+        values: dict[str, Any] = msgspec.to_builtins(self)
+        return values
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> StoreKey:
-        """The inverse of `to_dict`; a field that an older release did not have takes its default.
+    def from_json(cls, values: Mapping[str, Any]) -> StoreKey:
+        """The inverse of `to_json`; also reads keys of format 1, whose `preprocessing` is a sentence.
 
-        Raises StoreError on an unknown field or one that is missing and has no default.
+        A field that an older release did not have takes its default. Raises StoreError on an unknown field, one that
+        is missing and has no default, or a value of the wrong type.
         """
-        fields = {field.name: field for field in dataclasses.fields(cls)}
-        needed = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
-        if odd := sorted((set(values) - set(fields)) | (needed - set(values))):
-            raise StoreError(
-                f"the store's key has other fields than this pathseg knows ({', '.join(odd)}); upgrade pathseg"
-            )
-        return cls(**{**values, "size": tuple(values["size"])})
+        if unknown := sorted(set(values) - {field.name for field in dataclasses.fields(cls)}):
+            raise StoreError(f"the store's key has fields that this pathseg does not know ({', '.join(unknown)}); "
+                             "upgrade pathseg")  # fmt: skip
+        if isinstance(sentence := values.get("preprocessing"), str):
+            values = {**values, "preprocessing": msgspec.to_builtins(Preprocessing.from_sentence(sentence))}
+        try:
+            return msgspec.convert(values, cls)
+        except msgspec.ValidationError as e:
+            raise StoreError(f"the store's key cannot be read: {e}; upgrade pathseg, or extract the store anew") from e
 
     @property
     def digest(self) -> str:
         """64 hex digits that stand for the whole key."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
     def require(self, wanted: StoreKey, *, store: str) -> None:
         """Raise KeyMismatch, naming both values of each differing field, unless `wanted` is this key."""
-        here, there = self.to_dict(), wanted.to_dict()
         differing = [
-            f"{name} is {here[name]!r} there, {there[name]!r} asked for" for name in here if here[name] != there[name]
+            f"{name} is {_shown(here)} there, {_shown(asked)} asked for"
+            for name, here, asked in _flat_pairs(self, wanted)
+            if here != asked
         ]
         if differing:
             raise KeyMismatch(
                 f"{store} holds features made in another way: {'; '.join(differing)}; "
                 f"pass --store or --workspace for a new store"
             )
+
+
+def _flat_pairs(here: StoreKey, wanted: StoreKey) -> list[tuple[str, Any, Any]]:
+    """(name, value here, value wanted) of every field, the settings of the preprocessing one by one."""
+    pairs = [
+        (field.name, getattr(here, field.name), getattr(wanted, field.name))
+        for field in dataclasses.fields(StoreKey)
+        if field.name != "preprocessing"
+    ]
+    mine, theirs = here.preprocessing, wanted.preprocessing
+    pairs.append(("preprocessing.resized", mine.resized, theirs.resized))
+    names = dict.fromkeys([*mine.settings, *theirs.settings])
+    return pairs + [(f"preprocessing.{name}", mine.settings.get(name), theirs.settings.get(name)) for name in names]
+
+
+def _shown(value: Any) -> str:
+    return "not set" if value is None else repr(value)

@@ -1,0 +1,60 @@
+"""A finished run read back: its three files as typed records, checked against each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pathseg.train.config import Config
+from pathseg.train.runs.folder import RunFolder
+from pathseg.train.runs.record import Epoch, Metrics, RunConfig, RunData, SplitScores
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run that was trained to its end and scored: folder, config.json, history.jsonl and metrics.json."""
+
+    folder: RunFolder
+    config: RunConfig
+    history: tuple[Epoch, ...]
+    metrics: Metrics
+
+    @classmethod
+    def read(cls, folder: RunFolder) -> FinishedRun:
+        """Read all files of a run but its weights and predictions.
+
+        Raises FileNotFoundError where the run is unfinished, ValueError (naming the file and the field) where a file
+        is damaged or the files do not fit each other.
+        """
+        config, metrics, history = folder.read_config(), folder.read_metrics(), folder.read_history()
+        metrics.require_classes(config.data.classes, source=str(folder.path / "metrics.json"))
+        return cls(folder, config, history, metrics)
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        return self.folder.name
+
+    @property
+    def settings(self) -> Config:
+        """The settings it was trained with."""
+        return self.config.settings
+
+    @property
+    def data(self) -> RunData:
+        """What it was trained on."""
+        return self.config.data
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether it learned from the images themselves, not from features."""
+        return self.config.kind == "baseline"
+
+    @property
+    def quoted(self) -> SplitScores:
+        """The scores of the test split that results are quoted on."""
+        return self.metrics.splits[self.metrics.test_split]
+
+    @property
+    def best_val_dice(self) -> float | None:
+        """The validation Dice of the epoch that was kept, None where it is not known."""
+        return next((epoch.val_dice for epoch in self.history if epoch.epoch == self.metrics.best_epoch), None)

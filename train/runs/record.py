@@ -1,0 +1,327 @@
+"""The files of a run folder as typed records: config.json, history.jsonl and metrics.json.
+
+Whoever writes or reads one of these files uses the records here. Files that release 0.1.0 wrote are read too: its
+config.json called the settings `head`, told a baseline by its settings and held the preprocessing as a sentence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+from pathseg.store.classes import background_code
+from pathseg.store.errors import StoreError
+from pathseg.store.key import StoreKey
+from pathseg.store.runtime.json_records import convert_json, decode_json, encode_json, encode_json_line
+from pathseg.store.sampling import Sampling
+from pathseg.train.config import BaselineConfig, Config, HeadConfig
+from pathseg.train.metrics.object import ObjectScores, ObjectSums
+from pathseg.train.metrics.pixel import Scores
+
+FORMAT = 2  # of config.json; 0.1.0 wrote none
+Kind = Literal["head", "baseline"]
+SETTINGS: Mapping[Kind, type] = {"head": HeadConfig, "baseline": BaselineConfig}
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a run was trained on.
+
+    store: path or URL. digest: of the store's description and pixels, as `FeatureStore.digest` gives it. key: what made
+    the features. model_trained: whether the frozen model has learned anything. background, ignore: codes in `classes`,
+    None where there is none. channels: of each block that a head reads, empty for a baseline. test_split: the split
+    that results are quoted on. images: ids of every split, held-out validation images under `val`.
+    """
+
+    store: str
+    digest: str
+    key: StoreKey
+    model_trained: bool
+    classes: tuple[str, ...]
+    background: int | None
+    ignore: int | None
+    sampling: Sampling
+    channels: dict[int, int]
+    test_split: str
+    images: dict[str, tuple[str, ...]]
+
+    @property
+    def dataset(self) -> str:
+        """Name of the data set."""
+        return self.key.dataset
+
+    @property
+    def size_text(self) -> str:
+        """Width and height of the images, `512x256 px`."""
+        height, width = self.key.size
+        return f"{width}x{height} px"
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """config.json: the settings of a run, the data it saw, its number of parameters, what ran and on which device."""
+
+    settings: Config
+    data: RunData
+    parameters: int
+    versions: dict[str, str]
+    device: str
+
+    @property
+    def kind(self) -> Kind:
+        """`head`: learned from features. `baseline`: learned from the images themselves."""
+        return "baseline" if isinstance(self.settings, BaselineConfig) else "head"
+
+    def to_json(self) -> bytes:
+        """The content of config.json."""
+        rest = {name: getattr(self, name) for name in ("settings", "data", "parameters", "versions", "device")}
+        return encode_json({"format": FORMAT, "kind": self.kind, **rest})
+
+    @classmethod
+    def from_json(cls, content: bytes, *, source: str) -> RunConfig:
+        """The inverse of `to_json`; also reads what 0.1.0 wrote. Raises ValueError naming `source` and the field."""
+        values = decode_json(content, dict, source=source)
+        if "format" not in values:
+            values = _from_format_1(values, source=source)
+        file = convert_json(values, _ConfigFile, source=source)
+        if file.format > FORMAT:
+            raise ValueError(f"{source} has format {file.format}, this pathseg reads up to {FORMAT}; upgrade pathseg")
+        settings = convert_json(file.settings, SETTINGS[file.kind], source=f"{source}: settings")
+        return cls(settings, file.data, file.parameters, file.versions, file.device)
+
+
+class _ConfigFile(msgspec.Struct, frozen=True):
+    format: int
+    kind: Kind
+    settings: dict[str, Any]
+    data: RunData
+    parameters: int
+    versions: dict[str, str] = {}
+    device: str = "not recorded"
+
+
+def _from_format_1(values: dict[str, Any], *, source: str) -> dict[str, Any]:
+    """config.json of 0.1.0 with the names of today."""
+    old = convert_json(values, _ConfigFormat1, source=source)
+    kind: Kind = "baseline" if "weights" in old.head else "head"
+    settings = {name: value for name, value in old.head.items() if name != "head"}
+    settings["network" if kind == "baseline" else "head_type"] = old.head.get("head")
+    try:
+        key = StoreKey.from_json(old.data.features)
+    except StoreError as e:
+        raise ValueError(f"{source} is damaged: {e}") from e
+    data = msgspec.to_builtins(old.data) | {
+        "key": key.to_json(),
+        "model_trained": (old.data.store_model or old.data.model).trained,
+        "background": background_code(old.data.classes),
+    }
+    return {**values, "format": FORMAT, "kind": kind, "settings": settings, "data": data}
+
+
+class _ModelFormat1(msgspec.Struct, frozen=True):
+    trained: bool
+
+
+class _DataFormat1(msgspec.Struct, frozen=True):
+    store: str
+    features: dict[str, Any]
+    model: _ModelFormat1
+    classes: tuple[str, ...]
+    ignore: int | None
+    sampling: Sampling
+    test_split: str
+    images: dict[str, tuple[str, ...]]
+    digest: str = ""
+    channels: dict[str, int] = {}
+    store_model: _ModelFormat1 | None = None  # of a baseline, whose `model` said "images"
+
+
+class _ConfigFormat1(msgspec.Struct, frozen=True):
+    head: dict[str, Any]
+    data: _DataFormat1
+
+
+class Epoch(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One line of history.jsonl: mean losses of an epoch, scores on the validation images, seconds trained so far.
+
+    None where a value is not finite or not defined.
+    """
+
+    epoch: int
+    train_loss: float | None = None
+    val_loss: float | None = None
+    val_accuracy: float | None = None
+    val_dice: float | None = None
+    val_miou: float | None = None
+    val_f1: float | None = None
+    seconds: float | None = None
+
+    def to_json(self) -> bytes:
+        """One line of history.jsonl, line end included."""
+        return encode_json_line(self)
+
+    @classmethod
+    def from_json(cls, line: bytes, *, source: str) -> Epoch:
+        """The inverse of `to_json`. Raises ValueError naming `source` and the field."""
+        return decode_json(line, cls, source=source)
+
+
+class Constant(msgspec.Struct, frozen=True):
+    """The scores of predicting one class everywhere: the class that is most frequent in the training pixels."""
+
+    class_name: str = msgspec.field(name="class")
+    scores: Scores
+
+
+class ObjectRules(msgspec.Struct, frozen=True):
+    """How predicted objects of a test split were counted, and the object scores of all its images.
+
+    connectivity: `8` or `4`. min_object_px: predicted objects under so many px of the original image were dropped.
+    resized: resampling that brought the predicted codes to the original size. pooled, mean: names of `ObjectScores`
+    -> value over all objects of all images, and the mean of each image's own scores. hausdorff_left_out: images
+    without a Hausdorff distance (objects on one side only).
+    """
+
+    connectivity: str
+    min_object_px: int
+    resized: str
+    pooled: dict[str, float | None]
+    mean: dict[str, float | None]
+    hausdorff_left_out: int
+
+    def __str__(self) -> str:
+        least = f"at least {self.min_object_px} px" if self.min_object_px else "any size"
+        return f"{self.connectivity}-connected, of {least}"
+
+
+class ImageObjects(msgspec.Struct, frozen=True):
+    """The object scores of one image, and the sums that the scores of several images follow from."""
+
+    tp: float
+    fp: float
+    fn: float
+    f1: float
+    dice: float
+    hausdorff: float | None
+    sums: ObjectSums
+
+    @classmethod
+    def of(cls, sums: ObjectSums) -> ImageObjects:
+        """The record of an image with these sums."""
+        return cls(**sums.scores()._asdict(), sums=sums)
+
+
+class ImageScores(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The scores of one test image.
+
+    confusion: (K, K) pixels, rows = ground truth. source: the slide or region it was cut from. uncertainty: mean of
+    its most uncertain tenth of pixels, in nats, of a head that gives one.
+    """
+
+    id: str
+    scores: Scores
+    confusion: tuple[tuple[int, ...], ...]
+    source: str | None = None
+    objects: ImageObjects | None = None
+    uncertainty: float | None = None
+
+
+class SplitScores(msgspec.Struct, frozen=True, omit_defaults=True, dict=True):
+    """The scores of one test split: all its images pooled, each image alone, and the constant prediction.
+
+    objects is None where the data set has no object masks.
+    """
+
+    images: int
+    scores: Scores
+    confusion: tuple[tuple[int, ...], ...]
+    constant: Constant
+    per_image: tuple[ImageScores, ...]
+    objects: ObjectRules | None = None
+
+    @cached_property
+    def matrix(self) -> np.ndarray:
+        """The confusion matrix (K, K) int64 of all images, rows = ground truth."""
+        return np.array(self.confusion, dtype=np.int64)
+
+    @cached_property
+    def by_image(self) -> dict[str, ImageScores]:
+        """The scores of each image by its id."""
+        return {image.id: image for image in self.per_image}
+
+    @cached_property
+    def matrices(self) -> dict[str, np.ndarray]:
+        """The confusion matrix (K, K) int64 of each image by its id, rows = ground truth."""
+        return {image.id: np.array(image.confusion, dtype=np.int64) for image in self.per_image}
+
+    @cached_property
+    def object_sums(self) -> dict[str, ObjectSums]:
+        """The object sums of each image by its id; empty where there are none."""
+        return {image.id: image.objects.sums for image in self.per_image if image.objects is not None}
+
+    @property
+    def pooled_objects(self) -> ObjectScores | None:
+        """The object scores of all images pooled; None where there are none."""
+        whole = len(self.object_sums) == self.images > 0
+        return ObjectSums.total(self.object_sums.values()).scores() if whole else None
+
+    @cached_property
+    def groups(self) -> tuple[tuple[str, ...], ...]:
+        """The ids of each slide's or region's images together, in a fixed order; an image without a source is alone."""
+        found: dict[tuple[str, str], list[str]] = {}
+        for image in sorted(self.per_image, key=lambda one: one.id):
+            key = ("image", image.id) if image.source is None else ("source", image.source)
+            found.setdefault(key, []).append(image.id)
+        return tuple(tuple(found[key]) for key in sorted(found))
+
+    @property
+    def by_region(self) -> bool:
+        """Whether several images are of one slide or region, so that these and not the images are independent."""
+        return len(self.groups) < len(self.per_image)
+
+
+class Metrics(msgspec.Struct, frozen=True, omit_defaults=True):
+    """metrics.json: how training ended and the scores of every test split. Written last: it finishes a run.
+
+    seconds: of training steps. bytes_read: from the store, by the pass over it that heads_from_one_read heads shared.
+    """
+
+    best_epoch: int
+    epochs: int
+    seconds: float
+    test_split: str
+    splits: dict[str, SplitScores]
+    bytes_read: int | None = None
+    heads_from_one_read: int | None = None
+
+    def to_json(self) -> bytes:
+        """The content of metrics.json."""
+        return encode_json(self)
+
+    @classmethod
+    def from_json(cls, content: bytes, *, source: str) -> Metrics:
+        """The inverse of `to_json`. Raises ValueError naming `source` and the field."""
+        return decode_json(content, cls, source=source)
+
+    def require_classes(self, classes: Sequence[str], *, source: str) -> None:
+        """Raise ValueError unless the quoted split is there and every score and matrix is of so many classes."""
+        if self.test_split not in self.splits:
+            raise ValueError(
+                f"{source} has scores of {', '.join(self.splits) or 'no split'} but none of its "
+                f"test split {self.test_split!r}"
+            )
+        count = len(classes)
+        for name, split in self.splits.items():
+            if len(split.scores.classes) != count:
+                raise ValueError(
+                    f"{source} is damaged: splits.{name} has scores of {len(split.scores.classes)} classes, "
+                    f"config.json names {count}"
+                )
+            for matrix in (split.confusion, *(image.confusion for image in split.per_image)):
+                if len(matrix) != count or any(len(row) != count for row in matrix):
+                    raise ValueError(f"{source} is damaged: a confusion matrix in splits.{name} is not {count}x{count}")
