@@ -13,7 +13,7 @@ from pathseg.extract.datasets.synthetic.painting import draw_tissue
 from pathseg.store.contents import Contents, ImageEntry
 from pathseg.store.features import FeatureStore
 from pathseg.store.format.size import BlockShape
-from pathseg.store.key import StoreKey
+from pathseg.store.key import Preprocessing, StoreKey
 from pathseg.store.writer import StoreWriter
 
 SHAPES = {0: BlockShape(8, 8), 4: BlockShape(6, 16), 5: BlockShape(4, 32), 9: BlockShape(3, 64)}
@@ -22,7 +22,7 @@ SHAPES = {0: BlockShape(8, 8), 4: BlockShape(6, 16), 5: BlockShape(4, 32), 9: Bl
 def key(**changes) -> StoreKey:
     values = {
         "dataset": "toy",
-        "preprocessing": "none",
+        "preprocessing": Preprocessing(),
         "size": (256, 512),
         "mpp": 0.5,
         "model": "toy-model",
@@ -157,7 +157,7 @@ def colour_head():
                 head.scores.weight[1, 0], head.scores.bias[1] = -20.0, 10.0  # 20 (0.5 - red)
         values = {
             "name": "by-colour",
-            "config": HeadConfig(blocks=(0,), head="linear"),
+            "config": HeadConfig(blocks=(0,), head_type="linear"),
             "head": head.eval(),
             "key": key(size=size, dtype="float32"),
             "sampling": Sampling(size=size, mpp=0.5, resized=False, original_px=size),
