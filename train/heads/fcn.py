@@ -103,11 +103,3 @@ class LinearHead(nn.Module):
 
 
 HEADS = {"fcn": FCNHead, "linear": LinearHead, "pixel-ensemble": PixelEnsemble}
-
-
-def classify(scores: torch.Tensor, ignore: int | None) -> torch.Tensor:
-    """(N, K, H, W) scores -> (N, H, W) uint8 class codes; a class that is ignored in training is never answered."""
-    if ignore is not None and ignore < scores.shape[1]:
-        scores = scores.clone()
-        scores[:, ignore] = -torch.inf
-    return scores.argmax(dim=1).to(torch.uint8)

@@ -18,11 +18,11 @@ from pathseg.store.key import StoreKey
 from pathseg.store.sampling import Sampling
 from pathseg.train.config import HeadConfig
 from pathseg.train.heads.fcn import HEADS
+from pathseg.train.heads.inference import class_probabilities, predict
 from pathseg.train.heads.native_conv import Features
 from pathseg.train.heads.pixel_ensemble import PixelEnsemble
 from pathseg.train.runs.finished import FinishedRun
 from pathseg.train.runs.folder import RunFolder
-from pathseg.train.training.checkpoint import predict
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,13 @@ class TrainedHead:
         uncertainty (N, H, W), in nats, is one more map behind the classes.
         """
         on_device: Features = {block: maps.to(self.device) for block, maps in features.items()}
-        answer = predict(self, on_device, grid, ignore=self.ignore)
-        if answer.shares is not None and answer.uncertainty is not None:
-            return torch.cat([answer.shares, answer.uncertainty[:, None]], dim=1).float()
-        scores = answer.scores.float()
-        if self.ignore is not None and self.ignore < scores.shape[1]:
-            scores = scores.index_fill(1, torch.tensor([self.ignore], device=self.device), -torch.inf)
-        return scores.softmax(dim=1)
+        config = self.config
+        prediction = predict(
+            self.head, on_device, grid, blocks=config.blocks, precision=config.precision, ignore=self.ignore
+        )
+        if prediction.shares is not None and prediction.uncertainty is not None:
+            return torch.cat([prediction.shares, prediction.uncertainty[:, None]], dim=1).float()
+        return class_probabilities(prediction.scores, self.ignore)
 
 
 def _load_weights(head: nn.Module, path: Path) -> None:

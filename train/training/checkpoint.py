@@ -6,7 +6,6 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,8 +15,9 @@ from torch import nn
 from pathseg.store.features import FeatureStore
 from pathseg.store.grid import PatchGrid
 from pathseg.train.config import IMAGE, Config
+from pathseg.train.heads import inference
 from pathseg.train.heads.baselines import BASELINES
-from pathseg.train.heads.fcn import HEADS, classify
+from pathseg.train.heads.fcn import HEADS
 from pathseg.train.heads.native_conv import Features
 from pathseg.train.heads.pixel_ensemble import PixelEnsemble, Prediction
 from pathseg.train.heads.pixel_pool import PixelPool
@@ -72,28 +72,18 @@ def new_trainee(
     return Trainee(config, run, head, torch.optim.Adam(head.parameters(), lr=config.lr), weights, store.digest())
 
 
-class Scorer(Protocol):
-    """What scores pixels: a head and the settings it is trained with."""
-
-    config: Config
-    head: nn.Module
-
-
-def score(trainee: Scorer, features: Features, grid: PatchGrid) -> torch.Tensor:
-    """The head's scores (N, K, H, W) for its own blocks out of {block: (N, P, C, h, w)} of its timestep."""
-    mixed = trainee.config.precision == "bfloat16"
-    own = {block: features[block] for block in trainee.config.blocks}
-    with torch.autocast(features[trainee.config.blocks[0]].device.type, dtype=torch.bfloat16, enabled=mixed):
-        return trainee.head(own, (grid.rows, grid.cols)).float()
+def score(trainee: Trainee, features: Features, grid: PatchGrid) -> torch.Tensor:
+    """Return the scores of a head in training; see `inference.score`."""
+    config = trainee.config
+    return inference.score(trainee.head, features, grid, blocks=config.blocks, precision=config.precision)
 
 
-def predict(trainee: Scorer, features: Features, grid: PatchGrid, *, ignore: int | None) -> Prediction:
-    """What the head answers for {block: (N, P, C, h, w)} of its timestep; the class `ignore` is never answered."""
-    if isinstance(trainee.head, PixelEnsemble):
-        own = {block: features[block] for block in trainee.config.blocks}
-        return trainee.head.predict(own, (grid.rows, grid.cols), ignore=ignore)
-    scores = score(trainee, features, grid)
-    return Prediction(classify(scores, ignore), scores)
+def predict(trainee: Trainee, features: Features, grid: PatchGrid, *, ignore: int | None) -> Prediction:
+    """Return the prediction of a head in training; see `inference.predict`."""
+    config = trainee.config
+    return inference.predict(
+        trainee.head, features, grid, blocks=config.blocks, precision=config.precision, ignore=ignore
+    )
 
 
 def save_weights(trainee: Trainee, path: Path) -> None:

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from pathseg.train.heads import native_conv as native
-from pathseg.train.heads.fcn import Doubling, FCNHead, LinearHead, classify
+from pathseg.train.heads.fcn import Doubling, FCNHead, LinearHead
 
 # the thirteen blocks of the full-size model, FACTS of the paper's Table 1
 CHANNELS = dict(enumerate((960, 960, 960, 960, 576, 576, 576, 384, 384, 384, 192, 192, 192)))
@@ -106,13 +106,6 @@ def test_other_blocks_than_the_heads_own_are_refused(shapes, words):
 def test_another_number_of_patches_is_refused():
     with pytest.raises(ValueError, match="2 patches, but a 2x2 grid has 4"):
         FCNHead({4: 6}, 2)(features({4: (6, 16)}), (2, 2))
-
-
-def test_an_ignored_class_is_never_answered():
-    scores = torch.tensor([3.0, 1.0, 2.0]).reshape(1, 3, 1, 1)
-    assert classify(scores, None).item() == 0
-    assert classify(scores, 0).item() == 2
-    assert classify(scores, 255).item() == 0
 
 
 def test_a_doubling_layer_is_the_transposed_convolution():

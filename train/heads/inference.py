@@ -1,0 +1,66 @@
+"""Apply a head to features: class scores, class codes and probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from pathseg.store.grid import PatchGrid
+from pathseg.train.heads.native_conv import Features
+from pathseg.train.heads.pixel_ensemble import PixelEnsemble, Prediction
+
+
+def score(
+    head: nn.Module, features: Features, grid: PatchGrid, *, blocks: Sequence[int], precision: str = "float32"
+) -> torch.Tensor:
+    """Return a head's class scores before the softmax, (N, K, H, W) float32, H = 256 * rows.
+
+    features: {block: (N, P, C, h, w)} with at least the head's own `blocks`. precision: `float32`, or `bfloat16` for
+    mixed precision (autocast). Gradients flow unless the caller turns them off.
+    """
+    own = {block: features[block] for block in blocks}
+    device = own[blocks[0]].device.type
+    with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+        return head(own, (grid.rows, grid.cols)).float()
+
+
+def predict(
+    head: nn.Module,
+    features: Features,
+    grid: PatchGrid,
+    *,
+    blocks: Sequence[int],
+    precision: str = "float32",
+    ignore: int | None = None,
+) -> Prediction:
+    """Return class codes and scores of {block: (N, P, C, h, w)}; the class `ignore` is never predicted.
+
+    A pixel ensemble votes, and its prediction carries its uncertainty and the shares of its votes as well; it computes
+    in float32 whatever the precision.
+    """
+    if isinstance(head, PixelEnsemble):
+        own = {block: features[block] for block in blocks}
+        return head.predict(own, (grid.rows, grid.cols), ignore=ignore)
+    scores = score(head, features, grid, blocks=blocks, precision=precision)
+    return Prediction(class_codes(scores, ignore), scores)
+
+
+def class_codes(scores: torch.Tensor, ignore: int | None) -> torch.Tensor:
+    """Return the class of the largest score, (N, K, H, W) -> (N, H, W) uint8, never the class `ignore`."""
+    return _without(scores, ignore).argmax(dim=1).to(torch.uint8)
+
+
+def class_probabilities(scores: torch.Tensor, ignore: int | None) -> torch.Tensor:
+    """Return the softmax over the classes, (N, K, H, W) -> (N, K, H, W) float32, 0 for the class `ignore`."""
+    return _without(scores.float(), ignore).softmax(dim=1)
+
+
+def _without(scores: torch.Tensor, ignore: int | None) -> torch.Tensor:
+    """Scores (N, K, H, W) with -inf for the class `ignore`, which may lie outside 0..K-1 (then nothing changes)."""
+    if ignore is None or ignore >= scores.shape[1]:
+        return scores
+    scores = scores.clone()
+    scores[:, ignore] = -torch.inf
+    return scores
