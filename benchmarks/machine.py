@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from pathseg.store.format.size import human
+from pathseg.store.format.size import format_bytes
 
 PARTS = ("pathseg", "torch", "diffusers", "timm", "zarr", "numcodecs", "numpy", "kaiko-eva")
 
@@ -37,9 +37,9 @@ def machine(folder: Path) -> dict[str, object]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "gpu_memory": human(torch.cuda.mem_get_info()[1]) if torch.cuda.is_available() else None,
+        "gpu_memory": format_bytes(torch.cuda.mem_get_info()[1]) if torch.cuda.is_available() else None,
         "load_at_start": round(os.getloadavg()[0], 2),
-        "memory": human(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")),
+        "memory": format_bytes(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")),
         "system": platform.platform(),
         "file_system": file_system(folder),
         "python": platform.python_version(),

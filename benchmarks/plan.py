@@ -31,7 +31,7 @@ from pathseg.extract.pipeline import contents_of, extract
 from pathseg.extract.unit import lacking_blocks
 from pathseg.store.blocks import format_blocks
 from pathseg.store.format.arrays import CHUNK_BYTES
-from pathseg.store.format.size import BlockShape, human, patch_bytes
+from pathseg.store.format.size import BlockShape, format_bytes, patch_bytes
 from pathseg.store.records import PIXELS, Records, features_part
 from pathseg.store.writer import StoreWriter
 
@@ -158,7 +158,7 @@ def as_markdown(result: dict) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {row['blocks']} | {row['layout']} | {human(row['bytes'])} | {row['files']:,} | "
+        f"| {row['blocks']} | {row['layout']} | {format_bytes(row['bytes'])} | {row['files']:,} | "
         f"{row['files_in_shards']:,} | "
         f"{row['gpu_hours']:.1f} | {row['write_mb_s_per_gpu']:,.0f} |"
         for row in result["costs"]
@@ -166,7 +166,7 @@ def as_markdown(result: dict) -> str:
     lines += ["", "| images a unit | units | opening | resume | driver memory |", "|---|---|---|---|---|"]
     lines += [
         f"| {row['images_per_unit']} | {row['units']:,} | {row['open_s']:.2f} s | {row['resume_s']:.2f} s | "
-        f"{human(row['driver_bytes'])} |"
+        f"{format_bytes(row['driver_bytes'])} |"
         for row in result["resume"]
     ]
     free, dask = result["overhead"], result["dask"]
@@ -174,7 +174,7 @@ def as_markdown(result: dict) -> str:
     if dask:
         lines.append(
             f"Dask: {dask['seconds_a_task'] * 1e3:.2f} ms a task over {dask['tasks']:,} tasks, {WINDOW} in flight; the "
-            f"driver grew by {human(dask['driver_bytes'])}, scheduler included."
+            f"driver grew by {format_bytes(dask['driver_bytes'])}, scheduler included."
         )
     about = result["machine"]
     lines += ["", f"Measured on {about['cores']} cores of {about['cpu']}, load {about['load_at_start']}."]

@@ -37,7 +37,7 @@ from pathseg.extract.models.load import load_model
 from pathseg.extract.pipeline import contents_of, extract, prepare_store, unfinished_images, wanted_blocks
 from pathseg.extract.unit import compute_unit, load_unit
 from pathseg.store.features import FeatureStore
-from pathseg.store.format.size import human
+from pathseg.store.format.size import format_bytes
 from pathseg.store.writer import StoreWriter
 
 TURNS = 6  # store and raw, one after the other
@@ -112,7 +112,9 @@ def measure_io(folder: Path) -> list[dict[str, object]]:
         for packing, per_unit in (("none", 1), ("none", IO_IMAGES), ("lossless", 1), ("rounded", 1)):
             row = {"blocks": name, **io_case(folder, blocks, packing, per_unit)}
             rows.append(row)
-            print(f"  {name} {human(row['image_bytes']):>8} an image, {packing:>8}, {per_unit} a unit: {text(row)}")
+            print(
+                f"  {name} {format_bytes(row['image_bytes']):>8} an image, {packing:>8}, {per_unit} a unit: {text(row)}"
+            )
     return rows
 
 
@@ -174,7 +176,7 @@ def measure_memory(folder: Path) -> list[dict[str, object]]:
         peak = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
         written = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
         rows.append({"images": images, "peak_bytes": peak, "written_bytes": written})
-        print(f"  {images:>5} images, {human(written)} written: peak memory {human(peak)}")
+        print(f"  {images:>5} images, {format_bytes(written)} written: peak memory {format_bytes(peak)}")
         shutil.rmtree(place)
     return rows
 

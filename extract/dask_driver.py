@@ -127,7 +127,7 @@ def extract_on_cluster(
                 )
         return lost
 
-    with store.location.writing(), _benches(client, job) as bench:
+    with store.location.writer_lock(), _benches(client, job) as bench:
         todo = (u for u in range(store.contents.units) if work_left(writer, u, blocks, config))
         for unit in run(run(todo, IN_FLIGHT), 1):
             failures += [Failure(store.ids[i], "its worker died, each time it was tried") for i in writer.images(unit)]

@@ -31,7 +31,7 @@ from pathseg.store.blocks import BLOCKS, format_blocks
 from pathseg.store.contents import Contents, ImageEntry
 from pathseg.store.errors import StoreError
 from pathseg.store.format.manifest import NAME as MANIFEST
-from pathseg.store.format.size import BlockShape, fitting_layouts, human, images_per_unit, patch_bytes
+from pathseg.store.format.size import BlockShape, fitting_layouts, format_bytes, images_per_unit, patch_bytes
 from pathseg.store.grid import PATCH_PX, PatchGrid
 from pathseg.store.key import StoreKey
 from pathseg.store.location.location import open_location
@@ -115,16 +115,16 @@ def size_table(dataset: Dataset, model: FeatureModel, config: ExtractConfig, pat
     size, counts = size_of(dataset, model, config), Counter(sample.split for sample in dataset.samples)
     free = open_location(path).free_bytes()
     grid = PatchGrid.of(*dataset.size)
-    blocks = ", ".join(f"block {block} {human(bytes_)}" for block, bytes_ in size.per_block.items())
+    blocks = ", ".join(f"block {block} {format_bytes(bytes_)}" for block, bytes_ in size.per_block.items())
     splits = ", ".join(f"{split} {count}" for split, count in counts.items())
     rows = {
         "images": f"{len(dataset.samples)} of {dataset.name} ({splits}), {dataset.size[1]}x{dataset.size[0]} px",
         "model": f"{model.name}{'' if model.trained else ' (UNTRAINED: random weights)'}",
-        "patches": f"{size.patches}, each {human(sum(size.per_block.values()))} in {config.layout} {config.dtype}",
+        "patches": f"{size.patches}, each {format_bytes(sum(size.per_block.values()))} in {config.layout} {config.dtype}",
         "a patch": blocks,
-        "an image": f"{human(sum(size.per_block.values()) * grid.patches)} ({grid.patches} patches) at each timestep",
-        "total": f"{human(size.features)} of features for {size.timesteps} timestep{'s' * (size.timesteps > 1)}",
-        "free": f"{'no limit known' if free is None else human(free)} at {path}",
+        "an image": f"{format_bytes(sum(size.per_block.values()) * grid.patches)} ({grid.patches} patches) at each timestep",
+        "total": f"{format_bytes(size.features)} of features for {size.timesteps} timestep{'s' * (size.timesteps > 1)}",
+        "free": f"{'no limit known' if free is None else format_bytes(free)} at {path}",
     }
     if dataset.left_out:
         rows["left out"] = dataset.left_out
@@ -164,7 +164,7 @@ def _require_space(size: Size, share: float, model: FeatureModel, config: Extrac
         " or ".join(f"--layout {name}" for name in fitting) + " would fit" if fitting else "take fewer --blocks or --t"
     )
     raise StoreError(
-        f"the features take {human(needed)} in layout {config.layout}, but {human(free_bytes)} are free; {way}"
+        f"the features take {format_bytes(needed)} in layout {config.layout}, but {format_bytes(free_bytes)} are free; {way}"
     )
 
 
@@ -183,7 +183,7 @@ def extract(
     A second run on the same store takes units from the other end and skips what the first has finished.
     """
     blocks, store, failures = wanted_blocks(model, config), writer.store, []
-    with store.location.writing() as alone, ThreadPoolExecutor(1) as reader, _saver() as saver:
+    with store.location.writer_lock() as alone, ThreadPoolExecutor(1) as reader, _saver() as saver:
         units = range(store.contents.units) if alone else reversed(range(store.contents.units))
         loading, saving = deque(), deque()
         todo = _todo(writer, units, blocks, config)

@@ -7,7 +7,7 @@ from collections import Counter
 from pathseg.store.blocks import format_blocks
 from pathseg.store.features import FeatureStore
 from pathseg.store.format.packing import PACKINGS
-from pathseg.store.format.size import human, patch_bytes
+from pathseg.store.format.size import format_bytes, patch_bytes
 
 
 def describe(store: FeatureStore) -> str:
@@ -15,10 +15,10 @@ def describe(store: FeatureStore) -> str:
     contents, key = store.contents, store.contents.key
     splits = ", ".join(f"{name} {count}" for name, count in Counter(store.splits).items())
     rows = {
-        "store": f"{store.location} ({human(sum(store.location.sizes().values()))}, key {key.digest[:12]})",
+        "store": f"{store.location} ({format_bytes(sum(store.location.sizes().values()))}, key {key.digest[:12]})",
         "images": f"{len(store)} of {key.dataset} ({splits}), {key.size[1]}x{key.size[0]} px, "
         f"{contents.grid.rows}x{contents.grid.cols} patches, {mpp_text(key.mpp)}",
-        "pixels": key.preprocessing,
+        "pixels": str(key.preprocessing),
         "classes": ", ".join(contents.classes)
         + (f" (ignored code {contents.ignore})" if contents.ignore is not None else ""),
         "model": f"{key.model}{'' if contents.model_trained else ' (UNTRAINED: random weights)'}, "
@@ -45,9 +45,9 @@ def _completeness(store: FeatureStore) -> list[str]:
         state = "complete" if not unfinished else f"{len(store) - len(unfinished)} of {len(store)} images"
         lines.append(f"{f't {t}':>8}  blocks {format_blocks(stored)}: {state}")
     stored = sorted({block for t in store.timesteps() for block in store.stored_blocks(t)})
-    per_block = patch_bytes({b: blocks[b] for b in stored}, layout=key.layout, dtype=key.dtype)
+    per_block = patch_bytes({b: blocks[b] for b in stored}, layout=key.layout, dtype=key.dtype, packing=key.packing)
     for block, size_bytes in per_block.items():
         c, h, w = blocks[block].stored(key.layout)
-        per_image = human(size_bytes * store.contents.grid.patches)
+        per_image = format_bytes(size_bytes * store.contents.grid.patches, packing=key.packing)
         lines.append(f"{f'block {block}':>8}  {c} channels, {h}x{w} cells a patch, {per_image} an image and timestep")
     return lines or [f"{'features':>8}  none yet"]

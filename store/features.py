@@ -117,7 +117,7 @@ class FeatureStore:
             parts[array_name(t, block)] = part
         for part in set(parts.values()):
             self.records.read(part, index // self.contents.images_per_unit)  # once, and not in each thread
-        worth = len(blocks) > 1 and self.image_bytes(blocks) >= self.location.worth_bytes
+        worth = len(blocks) > 1 and self.image_bytes(blocks) >= self.location.min_concurrent_bytes
         into = [None if out is None else out[block] for block in blocks]
         each = self._threads.map if worth else map
         values = each(lambda name, own: self._read(name, index, parts[name], own), parts, into)
@@ -164,7 +164,7 @@ class FeatureStore:
     @cached_property
     def _threads(self) -> ThreadPoolExecutor:
         """Of all reads: several images that are read at once do not take more of the disk or network than one."""
-        return ThreadPoolExecutor(self.location.at_once)
+        return ThreadPoolExecutor(self.location.concurrency)
 
     def _read(self, name: str, index: int, part: str, out: np.ndarray | None = None) -> np.ndarray:
         if not 0 <= index < len(self):

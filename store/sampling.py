@@ -1,4 +1,4 @@
-"""How the images of a store were taken, and what a new image is once it was brought to the same."""
+"""Size and resolution of a store's images, and the interface of new images that are read at that resolution."""
 
 from __future__ import annotations
 
@@ -6,21 +6,20 @@ import math
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from pathseg.store.contents import Contents
 
-RESIZED = "resized to "  # how a data set's `preprocessing` begins when whole images were brought to one size
-
 
 @dataclass(frozen=True)
 class Sampling:
-    """size: height and width in px of what a head sees at once. mpp: um/px at that size, None where nobody knows.
+    """Size and resolution of the images that a head is trained on.
 
-    resized: whether whole images were brought to that size, aspect ratio not kept. original_px: their height and width
-    before that (medians).
+    size: height and width in px, as the head sees them. mpp: um/px at that size, None where it is unknown. resized:
+    whether whole images were resized to that size, aspect ratio not kept. original_px: median height and width of the
+    image files in px.
     """
 
     size: tuple[int, int]
@@ -30,36 +29,20 @@ class Sampling:
 
     @classmethod
     def of(cls, contents: Contents) -> Sampling:
-        """Of a store's images. After a resize um/px is the geometric mean of both axes."""
-        heights, widths = ([getattr(image, side) for image in contents.images] for side in ("height", "width"))
-        original = int(statistics.median(heights)), int(statistics.median(widths))
-        size, mpp = contents.key.size, contents.key.mpp
-        resized = contents.key.preprocessing.startswith(RESIZED)
+        """Derive the sampling from a store's contents. After a resize, mpp is the geometric mean of both axes."""
+        original = _median([image.height for image in contents.images]), _median([i.width for i in contents.images])
+        size, mpp, resized = contents.key.size, contents.key.mpp, contents.key.preprocessing.resized
         if resized and mpp is not None:
             mpp *= math.sqrt(math.prod(original) / math.prod(size))
-        return cls(tuple(size), mpp, resized, original)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {
-            "size": list(self.size),
-            "mpp": self.mpp,
-            "resized": self.resized,
-            "original_px": list(self.original_px),
-        }
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Sampling:
-        """The inverse of `to_dict`. Raises KeyError for what is missing."""
-        return cls(tuple(values["size"]), values["mpp"], values["resized"], tuple(values["original_px"]))
+        return cls(size, mpp, resized, original)
 
 
-class Picture(Protocol):
-    """An image or slide at the resolution a head was trained at.
+class InputImage(Protocol):
+    """An image file or whole slide, read at the resolution that a head was trained at.
 
-    id: the file's stem. size: (H, W) at that resolution. file_px: (h0, w0) of the file. scale: px of the file in one px
-    here, (down, across). mpp: um/px here, None where nobody knows. slide: whether it is one, read by region.
-    digest: of the file's content, to know it from another of the same name.
+    id: stem of the file name. size: (H, W) in px at that resolution. file_px: (h0, w0) in px of the file. scale: px of
+    the file per px at that resolution, (vertical, horizontal). mpp: um/px at that resolution, None where it is unknown.
+    slide: whether it is a whole slide, which is read by region. digest: SHA-256 of the file's content.
     """
 
     id: str
@@ -72,13 +55,17 @@ class Picture(Protocol):
     digest: str
 
     def read(self, y: int, x: int, height: int, width: int) -> np.ndarray:
-        """A region, (height, width, 3) uint8 RGB; white beyond the edges. Raises ValueError for a damaged file."""
+        """Return a region, (height, width, 3) uint8 RGB, white beyond the edges. Raises ValueError if damaged."""
 
     def overview(self, longest_px: int) -> np.ndarray:
-        """The whole in the file's own aspect ratio, (h, w, 3) uint8, its longer side at most so many px."""
+        """Return the whole image in the file's aspect ratio, (h, w, 3) uint8, longer side at most `longest_px`."""
 
     def tissue(self) -> np.ndarray | None:
-        """(h, w) bool over the whole, True where there is tissue; None for an image, which is tissue throughout."""
+        """Return the tissue mask of the whole slide, (h, w) bool; None for an image, which is all tissue."""
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
+
+
+def _median(values: list[int]) -> int:
+    return int(statistics.median(values))

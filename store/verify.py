@@ -23,7 +23,7 @@ from pathseg.store.format.manifest import NAME as MANIFEST
 from pathseg.store.format.manifest import read_manifest
 from pathseg.store.location.location import Location, open_location
 from pathseg.store.records import PIXELS, RECORD, Records, checksum, seal
-from pathseg.store.runtime.prefetch import ahead
+from pathseg.store.runtime.prefetch import prefetch_map
 
 OURS = re.compile(r"\.partial$|/c/\d|^t\d+(/block\d\d)?/zarr\.json$")  # what a killed run may leave behind
 
@@ -69,7 +69,7 @@ class Verification:
         self._check_descriptions()
         ours = {(p, u) for p, u in self.records.committed() if u < self.contents.units and self._has_arrays(p)}
         pieces = ((part, unit, array) for part, unit in sorted(ours) for array in _arrays_of(part, self.contents))
-        fetched = ahead(self._fetch, pieces, at_once=self.location.at_once, size_bytes=self._size_bytes)
+        fetched = prefetch_map(self._fetch, pieces, threads=self.location.concurrency, size_bytes=self._size_bytes)
         for part, unit in self.records.committed():
             if (part, unit) in ours:
                 self._check_unit(part, unit, fetched)
@@ -88,7 +88,7 @@ class Verification:
         Looks at everything again first, while no other run writes. Chunks that a sound record names and foreign files
         are left alone. Raises StoreError when another run is writing.
         """
-        with self.location.writing() as alone:
+        with self.location.writer_lock() as alone:
             if not alone:
                 raise StoreError(f"another run is writing to {self.location}; repair when it has ended")
             now = Verification(self.location)
@@ -141,7 +141,7 @@ class Verification:
 
     def _check_descriptions(self) -> None:
         there = [name for name in self.manifest if name in self.files]
-        texts = ahead(self.location.read, there, at_once=self.location.at_once, size_bytes=lambda name: 0)
+        texts = prefetch_map(self.location.read, there, threads=self.location.concurrency, size_bytes=lambda name: 0)
         for name, text in self.manifest.items():
             if name not in self.files:
                 self._find("missing", name, "the description of a part of the store")

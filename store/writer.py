@@ -19,7 +19,7 @@ from pathseg.store.format.manifest import extend_manifest, read_manifest
 from pathseg.store.format.packing import PACKINGS
 from pathseg.store.location.location import Location, open_location
 from pathseg.store.records import PIXELS, Checksums, checksum, features_part
-from pathseg.store.runtime.prefetch import ahead
+from pathseg.store.runtime.prefetch import prefetch_map
 
 OneImage = tuple[np.ndarray, np.ndarray, np.ndarray | None]  # image (H, W, 3), mask (H, W), instances (h0, w0)
 
@@ -38,7 +38,7 @@ class StoreWriter:
         """
         location = open_location(path)
         _require_ours(location)
-        with location.changing():
+        with location.metadata_lock():
             if read_manifest(location):
                 FeatureStore.open(location).contents.require(contents, store=str(location))
             else:
@@ -55,7 +55,7 @@ class StoreWriter:
         fresh = {t: [block for block in blocks if block not in self.store.stored_blocks(t)] for t in timesteps}
         parts = [features_part(t, lacking) for t, lacking in fresh.items() if lacking]
         if parts:
-            with location.changing():
+            with location.metadata_lock():
                 _describe(location, self.store.contents, parts)
             self.store.manifest.update(read_manifest(location))
 
@@ -106,10 +106,10 @@ class StoreWriter:
         self, unit: int, arrays: Iterable[tuple[str, Sequence[np.ndarray | None]]]
     ) -> dict[str, list[int | None]]:
         """Write a unit of several arrays; by name the CRC-32C per image."""
-        written = ahead(
+        written = prefetch_map(
             lambda item: (item[0], self._write(item[0], unit, item[1])),
             arrays,
-            at_once=self.store.location.at_once,
+            threads=self.store.location.concurrency,
             size_bytes=lambda item: sum(image.nbytes for image in item[1] if image is not None),
         )
         return dict(written)

@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from pathseg.extract.config import ExtractConfig
 from pathseg.extract.datasets.registry import Dataset, Pixels, Sample
 from pathseg.extract.pipeline import contents_of, extract, prepare_store
+from pathseg.store.key import Preprocessing
 from pathseg.store.writer import StoreWriter
 
 
@@ -74,7 +75,7 @@ def dataset(images: int) -> Dataset:
         size=(256, 512),
         test_split="test",
         mpp=0.5,
-        preprocessing="none",
+        preprocessing=Preprocessing(),
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from pathseg.extract.datasets.image_files import IMAGE_SUFFIXES, list_files, read_image, read_mask, resize_image
-from pathseg.store.sampling import Picture, Sampling
+from pathseg.store.sampling import InputImage, Sampling
 
 SLIDE_SUFFIXES = frozenset({".bif", ".czi", ".dcm", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide", ".vms", ".vmu"})
 MASK_ENDINGS = ("", "_anno", "_mask")  # NAME_anno is how GlaS calls the mask of NAME
@@ -20,7 +20,7 @@ MOST_SHRUNK = 2.0  # times what a resize did to the training images: beyond it t
 
 
 class PlainPicture:
-    """An image file, decoded whole; a `sampling.Picture`."""
+    """An image file, decoded whole; a `sampling.InputImage`."""
 
     slide = False
 
@@ -67,7 +67,7 @@ class PlainPicture:
         """The file was closed when it had been decoded."""
 
 
-def open_picture(path: Path, sampling: Sampling, *, file_mpp: float | None = None) -> Picture:
+def open_picture(path: Path, sampling: Sampling, *, file_mpp: float | None = None) -> InputImage:
     """Open an image or a slide for a head that was trained on images of this sampling.
 
     A slide is read at the head's um/px, from the slide's own or from `file_mpp`. Raises ValueError, naming the file and

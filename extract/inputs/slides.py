@@ -27,7 +27,7 @@ def is_slide(path: Path) -> bool:
 
 
 class Slide:
-    """A whole slide brought to `mpp` um/px; a `sampling.Picture`.
+    """A whole slide brought to `mpp` um/px; a `sampling.InputImage`.
 
     Where a slide states the bounds of what was scanned (MRXS does), only that is read, and all coordinates count from
     there, as QuPath does it.

@@ -78,7 +78,7 @@ def create_feature_array(group: zarr.Group, contents: Contents, *, t: int, block
         compressors=PACKINGS[key.packing].codecs(key.dtype),
         config={"write_empty_chunks": True},
         dimension_names=("image", "patch", "channel", "y", "x"),
-        attributes=PACKINGS[key.packing].stated(),
+        attributes=PACKINGS[key.packing].attributes(),
         overwrite=True,
     )
     return array_name(t, block)

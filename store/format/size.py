@@ -1,4 +1,4 @@
-"""How many bytes features take, before any is made."""
+"""Expected sizes of features: bytes per patch and block, images per file, layouts that fit into the free space."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pathseg.store.format.packing import PACKINGS
 from pathseg.store.grid import HEAD_CELLS, PATCH_PX
 
-FEW = 2_000  # images that are kept in files of their own: a hundred thousand files at most
-SHARD_BYTES = 100 * 2**20  # beyond it a shard gains nothing and costs memory
+MAX_UNSHARDED_IMAGES = 2_000  # up to here each image is a file of its own: a hundred thousand files at most
+MAX_SHARD_BYTES = 100 * 2**20  # a larger shard is written no faster and costs memory
+MAX_IMAGES_PER_SHARD = 64
 CELLS = {"grid": HEAD_CELLS, "image": PATCH_PX}  # side of a stored map; native keeps the block's own
 
 
@@ -22,41 +24,53 @@ class BlockShape:
     side: int
 
     def stored(self, layout: str) -> tuple[int, int, int]:
-        """(C, h, w) of one patch as that layout keeps it."""
+        """Return (C, h, w) of one patch in a layout."""
         side = CELLS.get(layout, self.side)
         return self.channels, side, side
 
 
-def patch_bytes(shapes: Mapping[int, BlockShape], *, layout: str, dtype: str) -> dict[int, int]:
-    """Bytes of one patch at one timestep, per block."""
-    width = np.dtype(dtype).itemsize
-    return {block: int(np.prod(shape.stored(layout))) * width for block, shape in shapes.items()}
+def patch_bytes(shapes: Mapping[int, BlockShape], *, layout: str, dtype: str, packing: str = "none") -> dict[int, int]:
+    """Return the bytes of one patch at one timestep, per block.
+
+    With packing `none` they are exact, on disk as in memory; with a compressing one they are the size on disk to be
+    expected, from the measured `Packing.size_ratio`.
+    """
+    value_bytes = np.dtype(dtype).itemsize * PACKINGS[packing].size_ratio
+    return {block: round(int(np.prod(shape.stored(layout))) * value_bytes) for block, shape in shapes.items()}
 
 
 def images_per_unit(images: int, largest_bytes: int) -> int:
-    """How many images are written and recorded together: one, but for large sets as many as bound the files.
+    """Return how many images are written and recorded together: 1, or in large sets as many as fill a shard.
 
-    largest_bytes: of one image's largest block. Above FEW images a shard of it grows to SHARD_BYTES.
+    largest_bytes: uncompressed bytes of one image's largest block.
     """
-    return 1 if images <= FEW else max(1, min(64, SHARD_BYTES // largest_bytes))
+    if images <= MAX_UNSHARDED_IMAGES:
+        return 1
+    return max(1, min(MAX_IMAGES_PER_SHARD, MAX_SHARD_BYTES // largest_bytes))
 
 
-def human(size_bytes: float) -> str:
-    """12345678 -> '12.3 MB' (decimal units, three digits)."""
+def format_bytes(size_bytes: float, *, packing: str = "none") -> str:
+    """Format a size in decimal units with three digits: 12345678 -> `12.3 MB`.
+
+    With a compressing packing, the size can only be expected: `about 12.3 MB`.
+    """
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if size_bytes < 999.5 or unit == "TB":
             break
         size_bytes /= 1000
     digits = 0 if unit == "B" or size_bytes >= 99.95 else 1
-    return f"{size_bytes:.{digits}f} {unit}"
+    return f"{'' if PACKINGS[packing].size_ratio == 1 else 'about '}{size_bytes:.{digits}f} {unit}"
 
 
 def fitting_layouts(
-    shapes: Mapping[int, BlockShape], *, layouts: Iterable[str], free_bytes: int, patches: int, dtype: str
+    shapes: Mapping[int, BlockShape],
+    *,
+    layouts: Iterable[str],
+    free_bytes: int,
+    patches: int,
+    dtype: str,
+    packing: str = "none",
 ) -> list[str]:
-    """The layouts in which that many patches (times timesteps) would fit into the free space."""
-    return [
-        layout
-        for layout in layouts
-        if sum(patch_bytes(shapes, layout=layout, dtype=dtype).values()) * patches <= free_bytes
-    ]
+    """Return the layouts in which `patches` patches (times timesteps) are expected to fit into the free space."""
+    sizes = {name: patch_bytes(shapes, layout=name, dtype=dtype, packing=packing) for name in layouts}
+    return [name for name, per_block in sizes.items() if sum(per_block.values()) * patches <= free_bytes]

@@ -26,7 +26,7 @@ PARTIAL = ".partial"  # the suffix of what is being written, here and by zarr; n
 class LocalFolder:
     """A `Location` on a local (or mounted) file system."""
 
-    at_once, worth_bytes = 4, 2**25  # below that, starting threads takes longer than they save
+    concurrency, min_concurrent_bytes = 4, 2**25  # below that, starting threads takes longer than they save
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.root = Path(path).expanduser().resolve()
@@ -90,18 +90,18 @@ class LocalFolder:
         return shutil.disk_usage(folder).free
 
     @contextmanager
-    def changing(self) -> Iterator[None]:
+    def metadata_lock(self) -> Iterator[None]:
         with _folder(self.root) as folder:
             _lock(folder)
             yield
 
     @contextmanager
-    def writing(self) -> Iterator[bool]:
+    def writer_lock(self) -> Iterator[bool]:
         """Kernel locks on folders: they go with the process, however that ends, and leave no file."""
         with _folder(self.root / RECORDS) as folder:
             alone = _lock(folder, wait=False)
             if alone:
-                with self.changing():
+                with self.metadata_lock():
                     self._sweep()
             _lock(folder, shared=True)
             yield alone is not False
@@ -121,7 +121,7 @@ def _new(path: Path) -> BufferedIOBase:
 
 
 @contextmanager
-def alone_in(path: Path) -> Iterator[bool]:
+def folder_lock(path: Path) -> Iterator[bool]:
     """Take a folder, which is made if need be, for a time; gives False when another process has it."""
     with _folder(path) as folder:
         yield _lock(folder, wait=False) is not False

@@ -16,11 +16,11 @@ from pathseg.store.errors import StoreError
 class Location(Protocol):
     """A place for files. Names are relative, with forward slashes; `str()` of it is what a user would write.
 
-    Reads and writes overlap well up to `at_once` of them, unless they are of less than `worth_bytes` together.
+    Reads and writes overlap well up to `concurrency` of them, unless they are of less than `min_concurrent_bytes` together.
     """
 
-    at_once: int
-    worth_bytes: int
+    concurrency: int
+    min_concurrent_bytes: int
 
     def zarr(self, *, read_only: bool) -> Store:
         """The Zarr store over it."""
@@ -58,10 +58,10 @@ class Location(Protocol):
     def free_bytes(self) -> int | None:
         """Free bytes, None where there is no such limit."""
 
-    def changing(self) -> AbstractContextManager[None]:
+    def metadata_lock(self) -> AbstractContextManager[None]:
         """For the short time in which the store's own description is changed: where it can be, by nobody else."""
 
-    def writing(self) -> AbstractContextManager[bool]:
+    def writer_lock(self) -> AbstractContextManager[bool]:
         """For the time of a run that writes: sweep what a killed run left. Gives False when another run is writing."""
 
 

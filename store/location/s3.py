@@ -39,7 +39,7 @@ class S3Prefix:
     in the middle of a put of several parts, a run leaves parts that no listing shows: let the bucket expire those.
     """
 
-    at_once, worth_bytes = 16, 0  # whatever the size: each request is waited for
+    concurrency, min_concurrent_bytes = 16, 0  # whatever the size: each request is waited for
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -132,12 +132,12 @@ class S3Prefix:
         return None
 
     @contextmanager
-    def changing(self) -> Iterator[None]:
+    def metadata_lock(self) -> Iterator[None]:
         """S3 knows no locks; what several change, `update` changes."""
         yield
 
     @contextmanager
-    def writing(self) -> Iterator[bool]:
+    def writer_lock(self) -> Iterator[bool]:
         """S3 knows no locks and shows nothing that is half written; two runs write the same bytes."""
         yield True
 

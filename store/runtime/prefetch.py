@@ -1,4 +1,4 @@
-"""Work that waits for a disk or a network, several pieces of it at once, with a bound on the memory it holds."""
+"""Prefetching: map a function over items in several threads, with a bound on the bytes that are held in memory."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
-HELD_BYTES = 2**28  # of what waits; one item may be larger and then goes alone
+PREFETCH_BYTES = 2**28  # of items in flight; a larger item is processed alone
 
 
-def ahead(
-    call: Callable[[Item], Result], items: Iterable[Item], *, at_once: int, size_bytes: Callable[[Item], int]
+def prefetch_map(
+    call: Callable[[Item], Result], items: Iterable[Item], *, threads: int, size_bytes: Callable[[Item], int]
 ) -> Iterator[Result]:
-    """`map(call, items)`, in order, in up to `at_once` threads that run ahead of whoever takes the results.
+    """Yield `call(item)` for each item, in order, computed in up to `threads` threads before it is requested.
 
-    Items are taken one at a time, in the caller's thread, the next one only while those under way stay below HELD_BYTES
-    by `size_bytes`. An error of a call is raised at its turn; calls that have begun are waited for.
+    Items are taken from the iterable one at a time, in the caller's thread, while the total `size_bytes` of items in
+    flight stays below PREFETCH_BYTES. An exception of a call is raised when its result is due; running calls are
+    waited for.
     """
-    waiting: deque[tuple[Future[Result], int]] = deque()
-    with ThreadPoolExecutor(at_once) as pool:
+    pending: deque[tuple[Future[Result], int]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
         for item in items:
             size = size_bytes(item)
-            while waiting and (len(waiting) >= at_once or sum(s for _, s in waiting) + size > HELD_BYTES):
-                yield waiting.popleft()[0].result()
-            waiting.append((pool.submit(call, item), size))
-        while waiting:
-            yield waiting.popleft()[0].result()
+            while pending and (len(pending) >= threads or sum(s for _, s in pending) + size > PREFETCH_BYTES):
+                yield pending.popleft()[0].result()
+            pending.append((pool.submit(call, item), size))
+        while pending:
+            yield pending.popleft()[0].result()

@@ -7,7 +7,7 @@ import pytest
 import zarr
 
 from pathseg.store.features import FeatureStore
-from pathseg.store.key import StoreKey
+from pathseg.store.key import Preprocessing, StoreKey
 from pathseg.store.verify import Verification
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -62,7 +62,7 @@ def test_what_the_store_says_of_itself_is_understood(path):
     contents, rounded = store.contents, path.name.endswith("shards")
     assert contents.key == StoreKey(
         dataset="fixture",
-        preprocessing="resized to 256x256",
+        preprocessing=Preprocessing(resized=True),
         size=(256, 256),
         mpp=0.5,
         model="ramp",

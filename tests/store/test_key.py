@@ -4,11 +4,11 @@ import json
 import pytest
 
 from pathseg.store.errors import KeyMismatch, StoreError
-from pathseg.store.key import StoreKey
+from pathseg.store.key import Preprocessing, StoreKey
 
 OTHER = {
     "dataset": "glas",
-    "preprocessing": "resized",
+    "preprocessing": Preprocessing(resized=True),
     "size": (512, 512),
     "mpp": None,
     "model": "other",
@@ -23,32 +23,61 @@ OTHER = {
     "precision": "bfloat16",
     "packing": "rounded",
 }
+BCSS = Preprocessing(settings={"image_folder": "images", "file_mpp": (0.25,), "patch_px": 800, "views": 3})
 
 
-def test_every_field_is_in_this_test(toy_key):
+def test_every_field_is_in_this_test():
     assert set(OTHER) == {field.name for field in dataclasses.fields(StoreKey)}
 
 
-def test_a_key_comes_back_equal_through_json(toy_key):
-    assert StoreKey.from_dict(json.loads(json.dumps(toy_key().to_dict()))) == toy_key()
+@pytest.mark.parametrize("preprocessing", [Preprocessing(), OTHER["preprocessing"], BCSS])
+def test_a_key_comes_back_equal_through_json(toy_key, preprocessing):
+    key = toy_key(preprocessing=preprocessing)
+    assert StoreKey.from_json(json.loads(json.dumps(key.to_json()))) == key
 
 
-@pytest.mark.parametrize("name", list(OTHER))
+@pytest.mark.parametrize("name", [name for name in OTHER if name != "preprocessing"])
 def test_a_differing_field_is_refused_with_both_values(toy_key, name):
     other = toy_key(**{name: OTHER[name]})
-    here, there = toy_key().to_dict()[name], other.to_dict()[name]
     with pytest.raises(KeyMismatch) as caught:
         toy_key().require(other, store="a.zarr")
-    assert f"{name} is {here!r} there, {there!r} asked for" in str(caught.value)
+    message = str(caught.value)
+    for value in (getattr(toy_key(), name), getattr(other, name)):
+        assert ("not set" if value is None else repr(value)) in message
+    assert name in message and "a.zarr" in message and "--store" in message
     assert toy_key().digest != other.digest
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "words"),
+    [(OTHER["preprocessing"], ["preprocessing.resized", "False", "True"]), (BCSS, ["preprocessing.views", "3"])],
+)
+def test_a_differing_setting_of_the_preprocessing_is_named(toy_key, preprocessing, words):
+    with pytest.raises(KeyMismatch) as caught:
+        toy_key().require(toy_key(preprocessing=preprocessing), store="a.zarr")
+    assert [word for word in words if word not in str(caught.value)] == []
 
 
 def test_an_unknown_field_is_refused(toy_key):
     with pytest.raises(StoreError, match="stain"):
-        StoreKey.from_dict(toy_key().to_dict() | {"stain": "macenko"})
+        StoreKey.from_json(toy_key().to_json() | {"stain": "macenko"})
 
 
 def test_a_field_that_an_older_release_did_not_know_takes_its_default(toy_key):
-    values = toy_key().to_dict()
+    values = toy_key().to_json()
     del values["packing"]
-    assert StoreKey.from_dict(values) == toy_key(packing="none")
+    assert StoreKey.from_json(values) == toy_key(packing="none")
+
+
+@pytest.mark.parametrize(
+    ("sentence", "preprocessing"),
+    [
+        ("none", Preprocessing()),
+        ("resized to 768x768 px (images bicubic, masks nearest), aspect ratio not kept", Preprocessing(resized=True)),
+        ("generated with seed 5", Preprocessing(settings={"generator_seed": 5})),
+        ("mask codes 0, 255 are classes 0..1", Preprocessing(settings={"mask_codes": (0, 255)})),
+        ("painted by hand", Preprocessing(settings={"note": "painted by hand"})),
+    ],
+)
+def test_the_sentences_of_format_1_become_fields(toy_key, sentence, preprocessing):
+    assert StoreKey.from_json(toy_key().to_json() | {"preprocessing": sentence}).preprocessing == preprocessing

@@ -3,6 +3,8 @@ import math
 import pytest
 
 from pathseg.store.contents import ImageEntry
+from pathseg.store.key import Preprocessing
+from pathseg.store.runtime.json_records import decode_json, encode_json
 from pathseg.store.sampling import Sampling
 
 
@@ -13,7 +15,7 @@ def test_without_a_resize_the_resolution_is_that_of_the_images(toy_contents):
 
 def test_after_a_resize_it_is_the_mean_of_both_axes(toy_contents, toy_key):
     # GlaS as the paper takes it: 775x522 px of 0.62 um brought to 768x768 px: 0.6257 across, 0.4214 down
-    resized = toy_key(size=(768, 768), mpp=0.62, preprocessing="resized to 768x768 px (images bicubic, ...)")
+    resized = toy_key(size=(768, 768), mpp=0.62, preprocessing=Preprocessing(resized=True))
     images = tuple(ImageEntry(f"{part}_1", part, 522, 775) for part in ("train", "test"))
     sampling = Sampling.of(toy_contents(key=resized, images=images))
     assert sampling.mpp == pytest.approx(math.sqrt(0.62567 * 0.42141), rel=1e-4)
@@ -21,9 +23,9 @@ def test_after_a_resize_it_is_the_mean_of_both_axes(toy_contents, toy_key):
 
 
 def test_an_unknown_resolution_stays_unknown(toy_contents, toy_key):
-    assert Sampling.of(toy_contents(key=toy_key(mpp=None, preprocessing="resized to 8x8 px"))).mpp is None
+    assert Sampling.of(toy_contents(key=toy_key(mpp=None, preprocessing=Preprocessing(resized=True)))).mpp is None
 
 
-def test_it_comes_back_from_json_as_it_was(toy_contents):
+def test_a_sampling_comes_back_from_json_as_it_was(toy_contents):
     sampling = Sampling.of(toy_contents())
-    assert Sampling.from_dict(sampling.to_dict()) == sampling
+    assert decode_json(encode_json(sampling), Sampling, source="config.json") == sampling

@@ -174,7 +174,7 @@ def test_repair_waits_for_no_running_extraction(toy_store):
     whole = files_of(toy_store.location.root)
     check = Verification(toy_store.location.root)
     check.run()
-    with toy_store.location.writing(), pytest.raises(StoreError, match="another run is writing"):
+    with toy_store.location.writer_lock(), pytest.raises(StoreError, match="another run is writing"):
         check.repair()
     assert files_of(toy_store.location.root) == whole
 

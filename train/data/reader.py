@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from pathseg.store.features import FeatureStore
-from pathseg.store.runtime.prefetch import HELD_BYTES
+from pathseg.store.runtime.prefetch import PREFETCH_BYTES
 from pathseg.train.config import Config
 from pathseg.train.data.buffers import Buffer, Values, copy_image, image_bytes, own_copy, read_image, stacked
 from pathseg.train.data.memory import rooms
@@ -63,7 +63,7 @@ class FeatureReader:
         self._places = places(store, self.wanted, device=device, memory_bytes=memory_bytes)  # what is left of them
         self._kept: dict[int, Values] = {}
         self._keeping: set[int] = set()  # those that are kept or on their way there
-        self._threads = ThreadPoolExecutor(store.location.at_once)
+        self._threads = ThreadPoolExecutor(store.location.concurrency)
         self._expected: list[Group] = []
         self._begun: deque[_Begun] = deque()
         self._handed: deque[Buffer | None] = deque()  # of the batches last given away
@@ -102,9 +102,9 @@ class FeatureReader:
                 waiting.extend(self._expected)
                 self._expected = []
             under_way = sum(len(begun.group) for begun in self._begun)
-            if not waiting or len(self._begun) >= self.store.location.at_once:
+            if not waiting or len(self._begun) >= self.store.location.concurrency:
                 return
-            if self._begun and (under_way + len(waiting[0])) * self._image_bytes > HELD_BYTES:
+            if self._begun and (under_way + len(waiting[0])) * self._image_bytes > PREFETCH_BYTES:
                 return
             self._begin(waiting.popleft())
 

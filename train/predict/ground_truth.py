@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pathseg.store.sampling import Picture
+from pathseg.store.sampling import InputImage
 from pathseg.train.metrics.pixel import Scores, confusion, constant_answer
 from pathseg.train.predict.mosaic import Canvas, nearest
 from pathseg.train.predict.trained_head import TrainedHead
@@ -45,7 +45,7 @@ class Truth:
         return mask
 
 
-def digest_for(mask: np.ndarray, picture: Picture) -> str:
+def digest_for(mask: np.ndarray, picture: InputImage) -> str:
     """Hex SHA-256 of a mask's codes, so that scores by a mask that was changed since are not taken for scores by it.
 
     A mask may be of any resolution. Raises ValueError for one of another aspect ratio (beyond a rounding of its sides)

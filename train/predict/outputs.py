@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pathseg.store.sampling import Picture
+from pathseg.store.sampling import InputImage
 from pathseg.train.predict.config import NOT_COMPUTED, PredictConfig
 from pathseg.train.predict.geojson import Outlining, write_geojson
 from pathseg.train.predict.ground_truth import count
@@ -40,7 +40,7 @@ class Outputs:
     def __init__(
         self,
         out: Path,
-        picture: Picture,
+        picture: InputImage,
         head: TrainedHead,
         config: PredictConfig,
         formats: tuple[str, ...],

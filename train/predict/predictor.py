@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from pathseg.store.grid import PatchGrid
-from pathseg.store.sampling import Picture
+from pathseg.store.sampling import InputImage
 from pathseg.train.predict.config import PredictConfig
 from pathseg.train.predict.ground_truth import Truth, digest_for, score
 from pathseg.train.predict.outputs import Outputs
@@ -51,7 +51,7 @@ class Predictor:
         for side in self.head.sampling.size:
             Axis(side, side, self.config.overlap)
 
-    def predict(self, picture: Picture, on_window: OnWindow = lambda id_, done, total: None) -> dict[str, Any]:
+    def predict(self, picture: InputImage, on_window: OnWindow = lambda id_, done, total: None) -> dict[str, Any]:
         """Predict one picture and write what was asked for; gives the record of it, which is written last.
 
         What is there of the same making is not made again. A slide that was cut off goes on after its last finished
@@ -80,7 +80,7 @@ class Predictor:
         answers.remove()
         return record
 
-    def _answer(self, picture: Picture, plan: Plan, answers: Answers, on_window: OnWindow) -> None:
+    def _answer(self, picture: InputImage, plan: Plan, answers: Answers, on_window: OnWindow) -> None:
         """Compute the windows that are lacking in batches, which are the same however often a run was cut off."""
         each = max(1, self.config.batch_size // PatchGrid.of(*self.head.sampling.size).patches)
         batches = [range(i, min(i + each, len(plan.kept))) for i in range(0, len(plan.kept), each)]
@@ -94,7 +94,7 @@ class Predictor:
                 done += len(batch)
                 on_window(picture.id, done, len(plan.kept))
 
-    def _pixels(self, picture: Picture, plan: Plan, batch: Sequence[int]) -> np.ndarray:
+    def _pixels(self, picture: InputImage, plan: Plan, batch: Sequence[int]) -> np.ndarray:
         height, width = self.head.sampling.size
         return np.stack([picture.read(*plan.corner(plan.kept[i]), height, width) for i in batch])  # (N, H, W, 3)
 
@@ -107,7 +107,7 @@ class Predictor:
         unfolded = {block: values.unflatten(0, (len(numbers), grid.patches)) for block, values in maps.items()}
         return self.head.judge(unfolded, grid).cpu().numpy()
 
-    def _about(self, picture: Picture) -> dict[str, Any]:
+    def _about(self, picture: InputImage) -> dict[str, Any]:
         """All that the head's answers depend on."""
         return {
             "file": picture.path.name,
@@ -134,7 +134,7 @@ def _ahead(batches: Sequence[range], read: Callable[[range], np.ndarray]) -> Ite
 
 
 def predict_all(
-    predictor: Predictor, paths: Sequence[Path], opener: Callable[[Path], Picture], on_window: OnWindow
+    predictor: Predictor, paths: Sequence[Path], opener: Callable[[Path], InputImage], on_window: OnWindow
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Predict file after file: the records of those that could be, and a line for each that could not.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pathseg.store.blocks import format_blocks
-from pathseg.store.format.size import human
+from pathseg.store.format.size import format_bytes
 from pathseg.train.report.paper_scores import RATES
 from pathseg.train.report.sweeps import (
     AXES,
@@ -164,7 +164,7 @@ def _reading(run: FinishedRun) -> tuple[str, str, str]:
     if run.bytes_read is None or not run.heads_from_one_read:
         return DASH, DASH, DASH
     heads = run.heads_from_one_read
-    return human(run.bytes_read), str(heads), human(run.bytes_read / heads)
+    return format_bytes(run.bytes_read), str(heads), format_bytes(run.bytes_read / heads)
 
 
 def _on_cited_rates(sweep: Sweep) -> str:

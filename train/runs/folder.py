@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pathseg.store.location.local import alone_in
+from pathseg.store.location.local import folder_lock
 
 
 class RunFolder:
@@ -54,7 +54,7 @@ class RunFolder:
     @contextmanager
     def held(self) -> Iterator[None]:
         """For the time of training it. Raises ValueError when another process is at it."""
-        with alone_in(self.path) as alone:
+        with folder_lock(self.path) as alone:
             if not alone:
                 raise ValueError(f"{self.path} is being trained by another process; wait until that has ended")
             yield

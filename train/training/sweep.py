@@ -14,7 +14,7 @@ import torch
 
 from pathseg.store.blocks import BLOCKS
 from pathseg.store.features import FeatureStore
-from pathseg.store.format.size import human
+from pathseg.store.format.size import format_bytes
 from pathseg.train.config import BaselineConfig, Config, HeadConfig
 from pathseg.train.data.buffers import image_bytes
 from pathseg.train.data.memory import KEEP_SHARE, free_memory
@@ -228,10 +228,10 @@ def keeping(
         left -= kept
         if kept:
             stay = "stay in GPU memory" if place.type == "cuda" else "stay in memory"
-            told.append(f"{kept} of {images} images ({human(kept * one)}) {stay}")
+            told.append(f"{kept} of {images} images ({format_bytes(kept * one)}) {stay}")
     if left:
         why = "more does not fit into half of what is free" if memory_bytes is None else "--memory caps this"
-        told.append(f"{left} of {images} images ({human(left * one)}) are read anew each epoch ({why})")
+        told.append(f"{left} of {images} images ({format_bytes(left * one)}) are read anew each epoch ({why})")
     return f"{'pixels' if tuple(wanted) == (None,) else 'features'} of " + ", of ".join(told)
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from pathseg.store.format.size import BlockShape, fitting_layouts, human, patch_bytes
+from pathseg.store.format.size import BlockShape, fitting_layouts, format_bytes, patch_bytes
 
 CHANNELS = (960, 960, 960, 960, 576, 576, 576, 384, 384, 384, 192, 192, 192)
 SIDES = (8, 8, 8, 16, 16, 16, 32, 32, 32, 64, 64, 64, 64)  # the full-size model with the VQ-f4 first stage
@@ -34,4 +34,18 @@ def test_the_layouts_that_fit_are_named():
     ],
 )
 def test_sizes_are_written_short(size_bytes, text):
-    assert human(size_bytes) == text
+    assert format_bytes(size_bytes) == text
+
+
+def test_a_compressing_packing_takes_its_measured_share_and_says_about():
+    exact = sum(patch_bytes(FULL, layout="native", dtype="float16").values())
+    for packing, ratio in (("none", 1), ("lossless", 1.12), ("rounded", 1.77)):
+        expected = sum(patch_bytes(FULL, layout="native", dtype="float16", packing=packing).values())
+        assert expected == pytest.approx(exact / ratio, rel=1e-6)
+        assert format_bytes(expected, packing=packing).startswith("about ") == (packing != "none")
+
+
+def test_a_layout_that_fits_only_when_packed_is_named():
+    fit = {"layouts": ("grid",), "patches": 10, "dtype": "float16", "free_bytes": 500_000_000}
+    assert fitting_layouts(FULL, packing="rounded", **fit) == ["grid"]
+    assert fitting_layouts(FULL, packing="lossless", **fit) == []

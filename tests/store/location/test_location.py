@@ -21,18 +21,18 @@ def test_a_run_that_starts_sweeps_only_what_is_half_written(tmp_path):
     place.write("keep", b"1")
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "0.abc.partial").write_bytes(b"half")
-    with place.writing() as alone:
+    with place.writer_lock() as alone:
         assert alone
         assert list(place.names()) == ["keep"]
 
 
 def test_a_second_writer_is_told_and_sweeps_nothing(tmp_path):
-    with LocalFolder(tmp_path).writing():
+    with LocalFolder(tmp_path).writer_lock():
         (tmp_path / "0.abc.partial").write_bytes(b"being written")
-        with LocalFolder(tmp_path).writing() as alone:
+        with LocalFolder(tmp_path).writer_lock() as alone:
             assert not alone
         assert (tmp_path / "0.abc.partial").exists()
-    with LocalFolder(tmp_path).writing() as alone:
+    with LocalFolder(tmp_path).writer_lock() as alone:
         assert alone
 
 
@@ -51,6 +51,6 @@ def test_where_folders_cannot_be_opened_a_store_is_written_without_locks(tmp_pat
 
     monkeypatch.setattr(local, "fcntl", None)  # as on Windows
     monkeypatch.setattr(local.os, "open", refused)
-    with LocalFolder(tmp_path).writing() as alone, local.alone_in(tmp_path / "run") as held:
+    with LocalFolder(tmp_path).writer_lock() as alone, local.folder_lock(tmp_path / "run") as held:
         assert alone
         assert held

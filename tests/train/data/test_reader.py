@@ -70,7 +70,7 @@ def test_memory_is_filled_again_once_the_batch_after_the_next_is_asked_for(toy_s
 
 
 def test_what_is_too_large_to_wait_is_read_one_batch_ahead(toy_store, monkeypatch):
-    monkeypatch.setattr(batches, "HELD_BYTES", 0)
+    monkeypatch.setattr(batches, "PREFETCH_BYTES", 0)
     reader = FeatureReader(toy_store, {50: (4,)}, device=CPU, memory_bytes=0)
     places = {batch.features[50][4].data_ptr() for _ in range(4) for batch in reader.batches(range(5), 1)}
     assert len(places) == 3  # the last two given away, and the next
