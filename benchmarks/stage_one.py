@@ -46,7 +46,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from pathseg.extract.config import ExtractConfig
 from pathseg.extract.datasets.registry import DatasetOptions, open_dataset
-from pathseg.extract.models.load import FeatureModel, load_model
+from pathseg.extract.models import FeatureModel, load_model
 from pathseg.extract.pipeline import extract, prepare_store
 from pathseg.extract.unit import compute_unit
 from pathseg.store.grid import PatchGrid

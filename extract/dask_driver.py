@@ -19,7 +19,7 @@ from distributed.worker import Worker
 from pathseg.extract.config import ExtractConfig
 from pathseg.extract.dask_worker import Job, Workbench
 from pathseg.extract.datasets.registry import Dataset
-from pathseg.extract.models.load import FeatureModel
+from pathseg.extract.models.feature_model import FeatureModel
 from pathseg.extract.unit import Failure, work_left
 from pathseg.store.runtime.dask_client import ClusterError, first_line, require_workers, scheduler_client
 from pathseg.store.writer import StoreWriter

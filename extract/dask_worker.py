@@ -15,7 +15,7 @@ from distributed.worker import Worker
 
 from pathseg.extract.config import ExtractConfig
 from pathseg.extract.datasets.registry import Dataset
-from pathseg.extract.models.load import FeatureModel
+from pathseg.extract.models.feature_model import FeatureModel
 from pathseg.extract.pipeline import contents_of
 from pathseg.extract.unit import Failure, compute_unit, has_pixels, load_unit, still_lacking, write_unit
 from pathseg.store.errors import StoreError

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from pathseg.extract.config import ExtractConfig
-from pathseg.extract.models.load import FeatureModel
+from pathseg.extract.models.feature_model import FeatureModel
 from pathseg.extract.unit import compute_patches
 from pathseg.store.blocks import format_blocks
 from pathseg.store.key import StoreKey

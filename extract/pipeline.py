@@ -16,7 +16,7 @@ import torch
 
 from pathseg.extract.config import ExtractConfig
 from pathseg.extract.datasets.registry import Dataset
-from pathseg.extract.models.load import FeatureModel
+from pathseg.extract.models.feature_model import FeatureModel
 from pathseg.extract.unit import (
     Failure,
     Wanted,

@@ -11,7 +11,7 @@ import torch
 
 from pathseg.extract.config import ExtractConfig
 from pathseg.extract.datasets.registry import Dataset, Pixels
-from pathseg.extract.models.load import FeatureModel
+from pathseg.extract.models.feature_model import FeatureModel
 from pathseg.extract.models.noise import patch_noise
 from pathseg.store.errors import StoreError
 from pathseg.store.format.layout import to_layout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -17,13 +18,13 @@ from pathseg.extract.models.ldm.release import Release
 from pathseg.extract.models.ldm.unet import build_unet
 from pathseg.extract.models.noise import add_noise, patch_noise
 from pathseg.extract.models.patches import network_input
-from pathseg.store.blocks import BLOCKS
 
-Images = np.ndarray | torch.Tensor
+if TYPE_CHECKING:
+    from pathseg.extract.models.feature_model import Images
 
 
 class DiffusionFeatures:
-    """A release and its ViT, ready to run; see `models.FeatureModel` for what each name means."""
+    """A release and its ViT, ready to run; see `FeatureModel` for its attributes."""
 
     def __init__(
         self,
@@ -40,7 +41,7 @@ class DiffusionFeatures:
         """
         self.name, self.trained = name, trained
         self.device = torch.device(device)
-        self.condition = "none" if vit is None else "ssl"
+        self.condition: Literal["ssl", "none"] = "none" if vit is None else "ssl"
         self.first_stage = release.first_stage_design.name
         self.latent_shape = release.first_stage_design.latent_shape
         self.blocks = release.unet_design.blocks(self.latent_shape[1])
@@ -98,10 +99,10 @@ class DiffusionFeatures:
         return features
 
     def features(
-        self, images: Images, t: int = 50, blocks: Iterable[int] = BLOCKS, noise: Images | None = None
+        self, images: Images, t: int = 50, blocks: Iterable[int] | None = None, noise: Images | None = None
     ) -> dict[int, torch.Tensor]:
-        """`denoise` of `prepare`: block -> (N, C, h, w)."""
-        wanted = self._check(t, blocks)  # before the work, not after
+        """`denoise` of `prepare`, by default for all blocks: block -> (N, C, h, w)."""
+        wanted = self._check(t, self.blocks if blocks is None else blocks)  # before the work, not after
         return self.denoise(*self.prepare(images), t, wanted, noise)
 
     def _noise(self, patches: int, t: int) -> torch.Tensor:

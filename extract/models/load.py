@@ -1,72 +1,19 @@
-"""Frozen models by name or folder: `load_model` and what every model can do."""
+"""Load a frozen feature model by its name or from a release folder."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 
 from pathseg.extract.models.dino_vit import read_vit
+from pathseg.extract.models.feature_model import FeatureModel
 from pathseg.extract.models.ldm.release import LAYOUT, read_release
-from pathseg.extract.models.ldm_features import DiffusionFeatures, Images
+from pathseg.extract.models.ldm_features import DiffusionFeatures
 from pathseg.extract.models.mini import mini_release, mini_vit
 from pathseg.extract.models.registry import MODELS, find_hipt, find_release
 from pathseg.extract.models.vit_features import TokenFeatures
-
-
-class FeatureModel(Protocol):
-    """A frozen model that turns patches into feature blocks. Images are uint8 RGB (N, 256, 256, 3) throughout.
-
-    name, trained: of the record, or the folder's name. digest: hex SHA-256 of all weights and settings that change
-    numbers. first_stage: `vq-f4`, `kl-f8`, ... or `none`. condition: `ssl` or `none`. blocks: number -> (channels,
-    side). latent_shape: (z, h, w), or None for a model without latents. timesteps: t runs below it, or None.
-
-    Tensors come back float32 on `device`. Images of another type or shape raise ValueError.
-    """
-
-    name: str
-    trained: bool
-    digest: str
-    first_stage: str
-    condition: str
-    blocks: dict[int, tuple[int, int]]
-    device: torch.device
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int] | None:
-        """(z, h, w) of a patch, None without latents."""
-
-    @property
-    def timesteps(self) -> int | None:
-        """t runs from 0 to one below it; None where there is no noise."""
-
-    def embed(self, images: Images) -> torch.Tensor:
-        """y = SSL(x), equation 1: (N, D). Raises ValueError when the model was loaded without its ViT."""
-
-    def encode(self, images: Images) -> torch.Tensor:
-        """z0 = E(x), equation 2: (N, z, h, w), scale factor applied. Raises ValueError without latents."""
-
-    def prepare(self, images: Images) -> tuple[torch.Tensor, torch.Tensor]:
-        """What does not depend on t: z0 (N, z, h, w) and the context tokens (N, L, c), L = 0 without a conditioning
-        stage; of a ViT its patch tokens (N, D, h, w) and embeddings (N, D)."""
-
-    def denoise(
-        self, z0: torch.Tensor, context: torch.Tensor, t: int, blocks: Iterable[int], noise: Images | None
-    ) -> dict[int, torch.Tensor]:
-        """The rest of `features`, on what `prepare` gave: block -> (N, C, h, w)."""
-
-    def features(
-        self, images: Images, t: int = 50, blocks: Iterable[int] = ..., noise: Images | None = None
-    ) -> dict[int, torch.Tensor]:
-        """One denoiser pass at timestep t (0-based): block -> (N, C, h, w), for every block of the model by default.
-
-        noise: eps of equation 3, (N, z, h, w). Without it eps is that of `noise.patch_noise` for seed 0, image id
-        `array` and the position in the batch, so the same call gives the same numbers. The pass ends at the last
-        wanted block. Raises ValueError for a t or a block that the model does not have. A ViT has neither noise nor
-        timesteps and ignores both.
-        """
 
 
 def load_model(

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 import torch
 
 from pathseg.extract.models.cpu_threads import fixed_threads
 from pathseg.extract.models.digest import weights_digest
 from pathseg.extract.models.dino_vit import build_vit, vit_tokens
-from pathseg.extract.models.ldm_features import Images
 from pathseg.extract.models.patches import network_input
 from pathseg.store.grid import PATCH_PX
 
+if TYPE_CHECKING:
+    from pathseg.extract.models.feature_model import Images
+
 
 class TokenFeatures:
-    """A ViT alone, ready to run; see `models.FeatureModel` for what each name means.
+    """A ViT alone, ready to run; see `FeatureModel` for its attributes.
 
     Block 0 is the map of its normed patch tokens. It has no latents, so t and noise change nothing.
     """
 
     first_stage = "none"
-    condition = "none"
+    condition: Literal["ssl", "none"] = "none"
     latent_shape = None
     timesteps = None
 
@@ -59,7 +61,7 @@ class TokenFeatures:
         return {0: z0}
 
     def features(
-        self, images: Images, t: int = 50, blocks: Iterable[int] = (0,), noise: Images | None = None
+        self, images: Images, t: int = 50, blocks: Iterable[int] | None = None, noise: Images | None = None
     ) -> dict[int, torch.Tensor]:
         """{0: patch tokens (N, D, g, g)}; t and noise are ignored."""
-        return self.denoise(*self.prepare(images), t, blocks, noise)
+        return self.denoise(*self.prepare(images), t, self.blocks if blocks is None else blocks, noise)

@@ -30,6 +30,10 @@ def test_features_have_the_sizes_that_blocks_says(model, images):
     assert sizes == {block: (2, c, side, side) for block, (c, side) in model.blocks.items()}
 
 
+def test_all_blocks_are_the_default(model, images):
+    assert list(model.features(images[:1], blocks=None)) == list(range(13))
+
+
 def test_features_are_float32_and_frozen(model, images):
     for maps in model.features(images, blocks=[0, 12]).values():
         assert maps.dtype == torch.float32
