@@ -142,7 +142,7 @@ def baseline_command(**flags: Any) -> None:
     settings = {field.name: flags[field.name] for field in dataclasses.fields(BaselineConfig)}
     with wrong_flags():
         sweep.baseline_combinations(settings)
-    settings["weights"], said = settle_weights(settings["head"], settings["weights"])
+    settings["weights"], said = settle_weights(settings["network"], settings["weights"])
     click.echo(said, err=True)
     train(opener, store, sweep.baseline_combinations(settings), flags)
 
@@ -288,10 +288,11 @@ def absolute(model: str) -> str:
     return model if model in MODELS else str(Path(model).absolute())
 
 
-def show_epoch(bar: tqdm, run: Any, line: dict[str, Any]) -> None:
+def show_epoch(bar: tqdm, run: Any, epoch: Any) -> None:
     """Advance the bar by an epoch of a run, with its losses and validation Dice."""
-    figures = {name: line[name] for name in ("train_loss", "val_loss", "val_dice") if line[name] is not None}
-    bar.set_postfix({"run": run.name, **{name: f"{value:.3f}" for name, value in figures.items()}})
+    figures = {name: getattr(epoch, name) for name in ("train_loss", "val_loss", "val_dice")}
+    shown = {name: f"{value:.3f}" for name, value in figures.items() if value is not None}
+    bar.set_postfix({"run": run.name, **shown})
     bar.update()
 
 

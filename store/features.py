@@ -136,8 +136,11 @@ class FeatureStore:
         return self.records.done(PIXELS, index) and all(there)
 
     def digest(self) -> str:
-        """64 hex digits for all that a head learns from: key, images, splits, classes, and the pixels' checksums."""
-        about = {name: value for name, value in self.contents.to_attributes().items() if name != "made_by"}
+        """64 hex digits for all that a head learns from: key, images, splits, classes, and the pixels' checksums.
+
+        Of the attributes as they are on disk, so that it is the same for every release that reads the store.
+        """
+        about = {name: value for name, value in self._group.attrs.items() if name != "made_by"}
         sums = [self.records.read(part, unit)["crc32c"] for part, unit in self.records.committed() if part == PIXELS]
         return hashlib.sha256(json.dumps([about, sums], sort_keys=True).encode()).hexdigest()
 

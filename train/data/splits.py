@@ -1,4 +1,4 @@
-"""Which images of a store train, validate and test, and which view of a patch an epoch sees."""
+"""Splits of a store's images into training, validation and test, and the view of each patch that an epoch trains on."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from pathseg.store.features import FeatureStore
 
 
 @dataclass(frozen=True)
-class Parts:
-    """Indices of a store's images: training (all views of a patch), validation, and each test part by its name."""
+class Splits:
+    """Indices of a store's images: training (all views of a patch), validation, and each test split by its name."""
 
     train: tuple[int, ...]
     val: tuple[int, ...]
     tests: dict[str, tuple[int, ...]]
 
     def named(self) -> dict[str, tuple[int, ...]]:
-        """All parts by name, in the order train, val, tests."""
+        """All splits by name, in the order train, val, tests."""
         return {"train": self.train, "val": self.val, **self.tests}
 
 
-def split_images(store: FeatureStore, *, val_fraction: float, seed: int, without: Collection[int] = ()) -> Parts:
-    """Take the splits as the store names them; without a `val` split, hold out a seeded share of `train`.
+def split_images(store: FeatureStore, *, val_fraction: float, seed: int, without: Collection[int] = ()) -> Splits:
+    """Return the splits that the store names; without a `val` split, hold out a seeded share of `train`.
 
-    Images whose indices are in `without` are left out. Test parts are the splits whose names start with `test`. Held
-    out are whole sources (slides or regions), so that no tissue is on both sides; images without one are their own.
-    Validation and test parts have the first view of a patch, its centre. Raises ValueError when one of the three kinds
-    is missing.
+    Images whose indices are in `without` are left out. Test splits are those whose names start with `test`. Whole
+    sources (slides or regions) are held out, so that no tissue is on both sides; an image without a source is held out
+    alone. Validation and test splits hold the first view of each patch, its centre. Raises ValueError when there is no
+    training, validation or test image.
     """
     by_split: dict[str, list[int]] = {}
     for index, split in enumerate(store.splits):
@@ -57,16 +57,16 @@ def split_images(store: FeatureStore, *, val_fraction: float, seed: int, without
         train = [index for index, source in zip(train, sources, strict=True) if source not in held]
     if not train:
         raise ValueError(f"{store.location} has no training images; extract some")
-    return Parts(tuple(train), first_views(store, val), tests)
+    return Splits(tuple(train), first_views(store, val), tests)
 
 
 def first_views(store: FeatureStore, indices: Sequence[int]) -> tuple[int, ...]:
-    """One image of each patch: of those given the one with the lowest number of view, which is the centre."""
+    """Return one image of each patch: the one with the lowest view number among those given, which is the centre."""
     return tuple(views[0] for views in _by_patch(store, indices))
 
 
 def draw_views(store: FeatureStore, indices: Sequence[int], *, seed: int, epoch: int) -> tuple[int, ...]:
-    """One image of each patch, drawn anew for each epoch; an image that is no view of a patch is always taken.
+    """Draw one image of each patch, anew in each epoch; an image that is no view of a patch is always taken.
 
     The draw of a patch depends on seed, epoch and patch alone (SHA-256 of `"{seed}/{patch}/epoch {epoch}"`).
     """
@@ -79,7 +79,7 @@ def draw_views(store: FeatureStore, indices: Sequence[int], *, seed: int, epoch:
 
 
 def _by_patch(store: FeatureStore, indices: Sequence[int]) -> list[list[int]]:
-    """The views of each patch together, lowest number first, patches in the order given."""
+    """Group the views of each patch, lowest number first, patches in the order given."""
     images, patches = store.contents.images, {}
     for index in indices:
         patches.setdefault(images[index].group or index, []).append(index)
@@ -87,16 +87,16 @@ def _by_patch(store: FeatureStore, indices: Sequence[int]) -> list[list[int]]:
 
 
 def lacking_images(store: FeatureStore, *, t: int | None, blocks: Iterable[int]) -> tuple[int, ...]:
-    """Indices of the images that lack their pixels or, unless t is None, one of these blocks."""
+    """Return the indices of images that lack their pixels or, unless t is None, one of these blocks."""
     return store.unfinished(t=t, blocks=() if t is None else blocks)
 
 
 def incomplete_images(
     store: FeatureStore, *, t: int | None, blocks: Iterable[int], allowed: bool = False
 ) -> tuple[int, ...]:
-    """Indices of the images that lack one of these blocks; with t None, of those that lack their pixels.
+    """Return the indices of images that lack one of these blocks, or with t None their pixels.
 
-    Raises Incomplete, naming what there is, when no image has a block, or when any lacks one and that is not `allowed`.
+    Raises Incomplete when no image has a block, or when an image lacks one and `allowed` is False.
     """
     blocks = tuple(blocks)
     if t is not None:
@@ -112,7 +112,7 @@ def incomplete_images(
 
 
 def require_stored(store: FeatureStore, t: int, blocks: tuple[int, ...] = ()) -> None:
-    """Raise Incomplete, naming what there is, when no image has features at t, or one of these blocks there."""
+    """Raise Incomplete, naming the stored timesteps or blocks, when no image has features at t or one of the blocks."""
     stored = store.stored_blocks(t)
     if not stored:
         steps = ", ".join(map(str, store.timesteps())) or "none"

@@ -1,28 +1,25 @@
-"""The run folder of one trained head: what is written there, whole or not at all, and read back."""
+"""The folder of one run: its files are written whole or not at all, and read back as typed records."""
 
 from __future__ import annotations
 
 import io
-import json
-import math
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from pathseg.store.location.local import folder_lock
+from pathseg.store.runtime.atomic_files import write_atomic
+from pathseg.train.runs.record import TRAIN_AGAIN, Epoch, Metrics, RunConfig
 
 
 class RunFolder:
     """`<workspace>/heads/<run>/`: config.json, history.jsonl, metrics.json, head.safetensors, predictions/ and more.
 
-    metrics.json is written last: a folder without it is an unfinished run. JSON values that are not finite (a loss
-    that diverged) are written as null, so that any reader takes the files.
+    metrics.json is written last: a folder without it is an unfinished run.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -59,54 +56,50 @@ class RunFolder:
                 raise ValueError(f"{self.path} is being trained by another process; wait until that has ended")
             yield
 
-    def begin(self, config: dict[str, Any]) -> None:
-        """Make the folder, clear what an earlier attempt left of its course and scores, and write config.json."""
+    def begin(self, config: RunConfig) -> None:
+        """Create the folder, remove history, scores and predictions of an earlier attempt, and write config.json."""
         self.path.mkdir(parents=True, exist_ok=True)
         for name in ("metrics.json", "history.jsonl"):
             (self.path / name).unlink(missing_ok=True)
         for picture in sorted([*self.path.glob("predictions/*.png"), *self.path.glob("uncertainty/*.png")]):
             picture.unlink()
-        self.write_config(config)
+        write_atomic(self.path / "config.json", config.to_json())
 
-    def write_config(self, config: dict[str, Any]) -> None:
-        """Write config.json whole or not at all."""
-        _write_whole(self.path / "config.json", _json_text(config).encode())
+    def read_config(self) -> RunConfig:
+        """Read config.json. Raises FileNotFoundError where there is none, ValueError naming file and field."""
+        path = self.path / "config.json"
+        return RunConfig.from_json(_read(path), source=str(path))
 
-    def read_config(self) -> dict[str, Any]:
-        """Raises FileNotFoundError where there is none, ValueError (naming the file) where it is damaged."""
-        return _read_object(self.path / "config.json")
-
-    def append_history(self, epoch: dict[str, Any]) -> None:
-        """Add one epoch's line to history.jsonl; it is on its way to the disk when this returns."""
-        with (self.path / "history.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(_finite(epoch), allow_nan=False) + "\n")
-            file.flush()
+    def append_history(self, epoch: Epoch) -> None:
+        """Append one line to history.jsonl and flush it to the operating system."""
+        with (self.path / "history.jsonl").open("ab") as file:
+            file.write(epoch.to_json())
 
     def cut_history(self, epochs: int) -> None:
-        """Keep the first lines of history.jsonl, one an epoch: what came after the last saved epoch is done again."""
+        """Keep the first lines of history.jsonl, one per epoch; later epochs are trained again."""
         lines = self.read_history()[:epochs]
-        text = "".join(json.dumps(_finite(line), allow_nan=False) + "\n" for line in lines)
-        _write_whole(self.path / "history.jsonl", text.encode())
+        write_atomic(self.path / "history.jsonl", b"".join(epoch.to_json() for epoch in lines))
 
-    def read_history(self) -> tuple[dict[str, Any], ...]:
-        """The epochs in order, none if there are none yet.
+    def read_history(self) -> tuple[Epoch, ...]:
+        """Read the epochs in order, none if there are none yet.
 
-        A last line without its line end is what a kill leaves: it is not read. Any other line that cannot be read
-        raises ValueError naming file and line.
+        A last line without its line end is left by a kill and skipped. Any other line that cannot be read raises
+        ValueError naming file, line and field.
         """
         path = self.path / "history.jsonl"
         if not path.is_file():
             return ()
         *lines, _ = path.read_bytes().split(b"\n")
-        return tuple(_object(line, f"{path} line {number}") for number, line in enumerate(lines, 1))
+        return tuple(Epoch.from_json(line, source=f"{path} line {number}") for number, line in enumerate(lines, 1))
 
-    def write_metrics(self, metrics: dict[str, Any]) -> None:
-        """Write metrics.json whole or not at all: the last act of a run."""
-        _write_whole(self.path / "metrics.json", _json_text(metrics).encode())
+    def write_metrics(self, metrics: Metrics) -> None:
+        """Write metrics.json, which finishes the run."""
+        write_atomic(self.path / "metrics.json", metrics.to_json())
 
-    def read_metrics(self) -> dict[str, Any]:
-        """Raises FileNotFoundError for an unfinished run, ValueError (naming the file) where it is damaged."""
-        return _read_object(self.path / "metrics.json")
+    def read_metrics(self) -> Metrics:
+        """Read metrics.json. Raises FileNotFoundError for an unfinished run, ValueError naming file and field."""
+        path = self.path / "metrics.json"
+        return Metrics.from_json(_read(path), source=str(path))
 
     def prediction_path(self, image_id: str) -> Path:
         """The picture of an image's predicted classes; a `/` in an id does not make a folder."""
@@ -162,8 +155,7 @@ def _write_picture(path: Path, values: np.ndarray) -> None:
     """8-bit grayscale, (H, W) values 0..255."""
     buffer = io.BytesIO()
     Image.fromarray(values.astype(np.uint8)).save(buffer, "PNG")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write_whole(path, buffer.getvalue())
+    write_atomic(path, buffer.getvalue())
 
 
 def _read_picture(path: Path) -> np.ndarray:
@@ -171,42 +163,10 @@ def _read_picture(path: Path) -> np.ndarray:
         with Image.open(path) as picture:
             return np.array(picture.convert("L"))
     except (OSError, SyntaxError) as e:
-        raise ValueError(f"{path} is damaged: {e}; delete the run folder and train it again") from e
+        raise ValueError(f"{path} is damaged: {e}; {TRAIN_AGAIN}") from e
 
 
-def _write_whole(path: Path, content: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def _json_text(value: dict[str, Any]) -> str:
-    return json.dumps(_finite(value), indent=2, allow_nan=False) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _read_object(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> bytes:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there: {path.parent.name} is no finished run; train it again")
-    return _object(path.read_bytes(), str(path))
-
-
-def _object(text: bytes, where: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as e:
-        raise ValueError(f"{where} is damaged: {e}; delete the run folder and train it again") from e
-    if not isinstance(value, dict):
-        raise ValueError(f"{where} is damaged: expected a JSON object, got {type(value).__name__}; "
-                         "delete the run folder and train it again")  # fmt: skip
-    return value
+    return path.read_bytes()

@@ -6,7 +6,8 @@ config.json called the settings `head`, told a baseline by its settings and held
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -26,6 +27,16 @@ from pathseg.train.metrics.pixel import Scores
 FORMAT = 2  # of config.json; 0.1.0 wrote none
 Kind = Literal["head", "baseline"]
 SETTINGS: Mapping[Kind, type] = {"head": HeadConfig, "baseline": BaselineConfig}
+TRAIN_AGAIN = "delete the run folder and train it again"
+
+
+@contextmanager
+def _way_out() -> Iterator[None]:
+    """Append the way out to the ValueError of a damaged file."""
+    try:
+        yield
+    except ValueError as e:
+        raise ValueError(f"{e}; {TRAIN_AGAIN}") from e
 
 
 @dataclass(frozen=True)
@@ -85,18 +96,24 @@ class RunConfig:
     @classmethod
     def from_json(cls, content: bytes, *, source: str) -> RunConfig:
         """The inverse of `to_json`; also reads what 0.1.0 wrote. Raises ValueError naming `source` and the field."""
-        values = decode_json(content, dict, source=source)
-        if "format" not in values:
-            values = _from_format_1(values, source=source)
-        file = convert_json(values, _ConfigFile, source=source)
-        if file.format > FORMAT:
-            raise ValueError(f"{source} has format {file.format}, this pathseg reads up to {FORMAT}; upgrade pathseg")
-        settings = convert_json(file.settings, SETTINGS[file.kind], source=f"{source}: settings")
+        with _way_out():
+            values = decode_json(content, dict, source=source)
+            if "format" not in values:
+                values = _from_format_1(values, source=source)
+            form = convert_json(values, _Format, source=source).format
+        if form > FORMAT:
+            raise ValueError(f"{source} has format {form}, this pathseg reads up to {FORMAT}; upgrade pathseg")
+        with _way_out():
+            file = convert_json(values, _ConfigFile, source=source)
+            settings = convert_json(file.settings, SETTINGS[file.kind], source=f"{source}: settings")
         return cls(settings, file.data, file.parameters, file.versions, file.device)
 
 
-class _ConfigFile(msgspec.Struct, frozen=True):
+class _Format(msgspec.Struct, frozen=True):
     format: int
+
+
+class _ConfigFile(msgspec.Struct, frozen=True):
     kind: Kind
     settings: dict[str, Any]
     data: RunData
@@ -168,7 +185,8 @@ class Epoch(msgspec.Struct, frozen=True, omit_defaults=True):
     @classmethod
     def from_json(cls, line: bytes, *, source: str) -> Epoch:
         """The inverse of `to_json`. Raises ValueError naming `source` and the field."""
-        return decode_json(line, cls, source=source)
+        with _way_out():
+            return decode_json(line, cls, source=source)
 
 
 class Constant(msgspec.Struct, frozen=True):
@@ -306,22 +324,26 @@ class Metrics(msgspec.Struct, frozen=True, omit_defaults=True):
     @classmethod
     def from_json(cls, content: bytes, *, source: str) -> Metrics:
         """The inverse of `to_json`. Raises ValueError naming `source` and the field."""
-        return decode_json(content, cls, source=source)
+        with _way_out():
+            return decode_json(content, cls, source=source)
 
     def require_classes(self, classes: Sequence[str], *, source: str) -> None:
         """Raise ValueError unless the quoted split is there and every score and matrix is of so many classes."""
         if self.test_split not in self.splits:
             raise ValueError(
                 f"{source} has scores of {', '.join(self.splits) or 'no split'} but none of its "
-                f"test split {self.test_split!r}"
+                f"test split {self.test_split!r}; {TRAIN_AGAIN}"
             )
         count = len(classes)
         for name, split in self.splits.items():
             if len(split.scores.classes) != count:
                 raise ValueError(
                     f"{source} is damaged: splits.{name} has scores of {len(split.scores.classes)} classes, "
-                    f"config.json names {count}"
+                    f"config.json names {count}; {TRAIN_AGAIN}"
                 )
             for matrix in (split.confusion, *(image.confusion for image in split.per_image)):
                 if len(matrix) != count or any(len(row) != count for row in matrix):
-                    raise ValueError(f"{source} is damaged: a confusion matrix in splits.{name} is not {count}x{count}")
+                    raise ValueError(
+                        f"{source} is damaged: a confusion matrix in splits.{name} is not {count}x{count}; "
+                        f"{TRAIN_AGAIN}"
+                    )

@@ -1,146 +1,152 @@
-"""A head in training: its weights, its optimizer, how far it has come; saved after every epoch and taken up again."""
+"""The training state of one head: saved after every epoch, and loaded again to resume an interrupted run."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pathseg.store.features import FeatureStore
-from pathseg.store.grid import PatchGrid
+from pathseg.store.runtime.atomic_files import atomic_path
 from pathseg.train.config import IMAGE, Config
-from pathseg.train.heads import inference
 from pathseg.train.heads.baselines import BASELINES
 from pathseg.train.heads.fcn import HEADS
-from pathseg.train.heads.native_conv import Features
-from pathseg.train.heads.pixel_ensemble import PixelEnsemble, Prediction
+from pathseg.train.heads.pixel_ensemble import PixelEnsemble
 from pathseg.train.heads.pixel_pool import PixelPool
 from pathseg.train.runs.folder import RunFolder
 
 LAST = "last.safetensors"  # weights and optimizer after the last finished epoch, until the run is finished
+PROGRESS = ("epoch", "best", "best_epoch", "seconds")  # fields of TrainingState that it holds beside the tensors
 
 
 @dataclass
-class Trainee:
-    """One head of a sweep. epoch counts finished epochs, best is the validation Dice of best_epoch."""
+class TrainingState:
+    """Module, optimizer and progress of one run.
 
-    config: Config
+    class_weights: (K,) float32 of the loss, None for an unweighted one. epoch: finished epochs. best: validation Dice
+    of best_epoch. seconds: spent in training steps. losses: of the steps of the current epoch. failure: why training
+    was given up. pool: pixels that a pixel ensemble has drawn but not yet trained on.
+    """
+
+    settings: Config
     run: RunFolder
     head: nn.Module
     optimizer: torch.optim.Adam
-    weights: torch.Tensor | None
-    data: str  # digest of the store, as `FeatureStore.digest` gives it
+    class_weights: torch.Tensor | None = None
     epoch: int = 0
     best: float = -1.0
     best_epoch: int = 0
     seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
     failure: str | None = None
-    pool: PixelPool = field(default_factory=PixelPool)  # what a pixel ensemble will learn from
+    pool: PixelPool = field(default_factory=PixelPool)
 
     @property
-    def learning(self) -> bool:
-        """Whether there is an epoch left for it."""
-        patient = not self.config.patience or self.epoch - self.best_epoch < self.config.patience
+    def unfinished(self) -> bool:
+        """Whether another epoch is to be trained: not failed, not at the last epoch, not stopped early."""
+        patient = not self.settings.patience or self.epoch - self.best_epoch < self.settings.patience
         stopped = isinstance(self.head, PixelEnsemble) and bool(self.head.stopped.all())
-        return self.failure is None and self.epoch < self.config.epochs and patient and not stopped
+        return self.failure is None and self.epoch < self.settings.epochs and patient and not stopped
 
 
-def build_head(store: FeatureStore, config: Config) -> nn.Module:
-    """The network that a configuration names, for the channels of its blocks and the classes of the store."""
-    return (HEADS | BASELINES)[config.head](input_channels(store, config), len(store.classes))
+def build_head(store: FeatureStore, settings: Config) -> nn.Module:
+    """Build the network that `settings` names, for the channels of its blocks and the classes of the store."""
+    return (HEADS | BASELINES)[settings.network](input_channels(store, settings), len(store.classes))
 
 
-def input_channels(store: FeatureStore, config: Config) -> dict[int, int]:
-    """Channels of each block that a network reads; three of the image itself."""
-    return {block: 3 if block == IMAGE else store.contents.blocks[block].channels for block in config.blocks}
+def input_channels(store: FeatureStore, settings: Config) -> dict[int, int]:
+    """Return the channels of each block that a network reads; 3 for the image itself."""
+    return {block: 3 if block == IMAGE else store.contents.blocks[block].channels for block in settings.blocks}
 
 
-def new_trainee(
-    store: FeatureStore, config: Config, run: RunFolder, *, weights: torch.Tensor | None, device: torch.device
-) -> Trainee:
-    """A head with the first weights of its seed; the global random state is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        head = build_head(store, config).to(device)
-    return Trainee(config, run, head, torch.optim.Adam(head.parameters(), lr=config.lr), weights, store.digest())
+def new_training_state(
+    store: FeatureStore, settings: Config, run: RunFolder, *, class_weights: torch.Tensor | None, device: torch.device
+) -> TrainingState:
+    """Initialise a head from its seed; the global random state is left as it was."""
+    with seeded(torch.device("cpu"), settings.seed):
+        head = build_head(store, settings).to(device)
+    return TrainingState(settings, run, head, torch.optim.Adam(head.parameters(), lr=settings.lr), class_weights)
 
 
-def score(trainee: Trainee, features: Features, grid: PatchGrid) -> torch.Tensor:
-    """Return the scores of a head in training; see `inference.score`."""
-    config = trainee.config
-    return inference.score(trainee.head, features, grid, blocks=config.blocks, precision=config.precision)
+@contextmanager
+def seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Seed the default generators of the CPU and of `device`, and restore their states at the end of the block.
 
-
-def predict(trainee: Trainee, features: Features, grid: PatchGrid, *, ignore: int | None) -> Prediction:
-    """Return the prediction of a head in training; see `inference.predict`."""
-    config = trainee.config
-    return inference.predict(
-        trainee.head, features, grid, blocks=config.blocks, precision=config.precision, ignore=ignore
-    )
-
-
-def save_weights(trainee: Trainee, path: Path) -> None:
-    """Write the head's weights as they are, whole or not at all."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in trainee.head.state_dict().items()}
-    _save(tensors, path, {})
-
-
-def load_best(trainee: Trainee) -> None:
-    """Go back to the weights of the best epoch."""
-    trainee.head.load_state_dict(load_file(trainee.run.weights))
-
-
-def save_last(trainee: Trainee) -> None:
-    """Write all that the next epoch needs, whole or not at all."""
-    tensors = {f"head.{name}": value for name, value in trainee.head.state_dict().items()}
-    for number, state in trainee.optimizer.state_dict()["state"].items():
-        tensors |= {f"adam.{number}.{name}": value for name, value in state.items()}
-    about = {name: getattr(trainee, name) for name in ("epoch", "best", "best_epoch", "seconds")}
-    about |= {"config": dataclasses.asdict(trainee.config), "data": trainee.data}
-    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    _save(plain, trainee.run.path / LAST, {"about": json.dumps(about)})
-
-
-def restore(trainee: Trainee) -> bool:
-    """Take up a run where its last finished epoch left it; False when there is nothing to take up.
-
-    Raises ValueError when what is there was trained with other settings.
+    Unlike `torch.manual_seed`, which reseeds every GPU, generators of other devices are left alone.
     """
-    path = trainee.run.path / LAST
-    if not path.is_file():
-        return False
+    states = [torch.default_generator.get_state()]
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        states.append(torch.mps.get_rng_state())
+        torch.mps.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(states[0])
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(states[1], device)
+        elif device.type == "mps":
+            torch.mps.set_rng_state(states[1])
+
+
+def seed_of(numbers: Sequence[int]) -> int:
+    """Derive one 32-bit seed from several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def save_weights(state: TrainingState, path: Path) -> None:
+    """Write the head's weights in their own dtype, flushed to the disk, whole or not at all."""
+    _save(dict(state.head.state_dict()), path, {})
+
+
+def load_best(state: TrainingState) -> None:
+    """Load the weights of the best epoch."""
+    state.head.load_state_dict(load_file(state.run.weights))
+
+
+def save_last(state: TrainingState) -> None:
+    """Write all that the next epoch needs to last.safetensors, whole or not at all."""
+    tensors = {f"head.{name}": value for name, value in state.head.state_dict().items()}
+    for number, values in state.optimizer.state_dict()["state"].items():
+        tensors |= {f"adam.{number}.{name}": value for name, value in values.items()}
+    progress = {name: getattr(state, name) for name in PROGRESS}
+    _save(tensors, state.run.path / LAST, {"about": json.dumps(progress)})
+
+
+def load_last(state: TrainingState) -> None:
+    """Resume after the last finished epoch. Raises ValueError, naming the file, when it is damaged."""
+    path = state.run.path / LAST
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads(file.metadata()["about"])
+            progress = json.loads(file.metadata()["about"])
         tensors = load_file(path)
-    except (SafetensorError, ValueError, KeyError, TypeError) as e:
+        state.head.load_state_dict({n.removeprefix("head."): v for n, v in tensors.items() if n.startswith("head.")})
+        adam: dict[int, dict[str, torch.Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith("adam."):
+                _, number, field_name = name.split(".")
+                adam.setdefault(int(number), {})[field_name] = value
+        groups = state.optimizer.state_dict()["param_groups"]
+        state.optimizer.load_state_dict({"state": adam, "param_groups": groups})
+        for name in PROGRESS:
+            setattr(state, name, progress[name])
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as e:
         raise ValueError(f"{path} is damaged ({e}); delete it to train the run from the start") from e
-    if about.pop("data") != trainee.data:
-        raise ValueError(f"{trainee.run.path} was begun on other data than this store's; delete it or pass --name")
-    begun = about.pop("config")
-    if begun["head"] != trainee.config.head or type(trainee.config).from_dict(begun) != trainee.config:
-        raise ValueError(f"{trainee.run.path} holds an unfinished run of other settings; delete it or pass --name")
-    trainee.head.load_state_dict({n.removeprefix("head."): v for n, v in tensors.items() if n.startswith("head.")})
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith("adam."):
-            _, number, what = name.split(".")
-            state.setdefault(int(number), {})[what] = value
-    groups = trainee.optimizer.state_dict()["param_groups"]
-    trainee.optimizer.load_state_dict({"state": state, "param_groups": groups})
-    for name, value in about.items():
-        setattr(trainee, name, value)
-    return True
 
 
-def _save(tensors: dict[str, torch.Tensor], path: Path, about: dict[str, str]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata=about)
-    partial.replace(path)
+def _save(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    with atomic_path(path) as partial:
+        save_file(plain, partial, metadata=metadata)

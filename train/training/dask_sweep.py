@@ -19,8 +19,8 @@ from pathseg.store.features import FeatureStore
 from pathseg.store.runtime.dask_client import ClusterError, first_line, require_workers
 from pathseg.train.config import Config
 from pathseg.train.runs.folder import RunFolder
-from pathseg.train.training.loop import OnEpoch
-from pathseg.train.training.results import versions
+from pathseg.train.runs.record import Epoch
+from pathseg.train.training.loop import OnEpoch, versions
 from pathseg.train.training.sweep import left_out, train_share, unfinished
 
 TURN = threading.Lock()  # one share at a time in a process, whatever its threads: a head's seed is the process's
@@ -131,7 +131,7 @@ def _told(client: Client, topic: str, on_epoch: OnEpoch) -> Iterator[None]:
 
     def tell(event: tuple[Any, dict[str, Any]]) -> None:
         _, told = event
-        on_epoch(RunFolder(told["run"]), told["line"])
+        on_epoch(RunFolder(told["run"]), Epoch.from_json(told["epoch"].encode(), source=client.scheduler.address))
 
     client.subscribe_topic(topic, tell)
     try:
@@ -145,8 +145,8 @@ def _work(job: Job, share: Share) -> dict[str, str]:
     worker = get_worker()
     place, key = f"worker {worker.name} at {worker.address}", worker.get_current_task()
 
-    def tell(run: RunFolder, line: dict[str, Any]) -> None:
-        worker.log_event(job.topic, {"run": str(run.path), "line": line})
+    def tell(run: RunFolder, epoch: Epoch) -> None:
+        worker.log_event(job.topic, {"run": str(run.path), "epoch": epoch.to_json().decode()})
         _require_wanted(worker, key)
 
     with TURN, _threads(job.threads):

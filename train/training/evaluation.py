@@ -1,19 +1,39 @@
-"""Trained heads on a part of the store: one confusion matrix a head and image, each image read once."""
+"""Evaluation of heads on a split of the store: validation scores, and the records of a test split."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from pathseg.train.data.reader import Batch, FeatureReader
-from pathseg.train.heads.pixel_ensemble import Prediction
-from pathseg.train.metrics.pixel import confusion
-from pathseg.train.training.checkpoint import Trainee, predict
+from pathseg.store.features import FeatureStore
+from pathseg.train.data.reader import FeatureReader
+from pathseg.train.heads.inference import predict
+from pathseg.train.heads.pixel_ensemble import image_uncertainty
+from pathseg.train.metrics.instances import RESIZED, image_sums, scored_class
+from pathseg.train.metrics.object import ObjectSums, mean_scores
+from pathseg.train.metrics.pixel import Scores, confusion, constant_answer
+from pathseg.train.runs.record import Constant, ImageObjects, ImageScores, ObjectRules, SplitScores
+from pathseg.train.training.checkpoint import TrainingState
 
-Matrices = dict[int, np.ndarray]  # image index -> (K, K), rows truth
+
+@dataclass(frozen=True)
+class ImageResult:
+    """The prediction of one head for one image, and how it compares with the ground truth.
+
+    labels: (H, W) uint8. confusion: (K, K), rows = ground truth. uncertainty: (H, W) in nats, None for a single head.
+    """
+
+    state: TrainingState
+    index: int
+    loss: float
+    labels: np.ndarray
+    confusion: np.ndarray
+    uncertainty: torch.Tensor | None
 
 
 def pixel_loss(
@@ -30,37 +50,102 @@ def pixel_loss(
     return F.cross_entropy(scores.float(), masks, weight=weights, ignore_index=-100 if ignore is None else ignore)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def evaluate(
-    trainees: Sequence[Trainee],
-    reader: FeatureReader,
-    indices: Sequence[int],
-    *,
-    keep: Callable[[Trainee, int, np.ndarray], None] = lambda trainee, index, codes: None,
-    keep_uncertainty: Callable[[Trainee, int, torch.Tensor], None] = lambda trainee, index, uncertainty: None,
-) -> list[tuple[float, Matrices]]:
-    """For each head its mean loss over the images and a confusion matrix an image.
-
-    `keep` is called with each head, image index and predicted classes (H, W) uint8; `keep_uncertainty`, for a head
-    that says how unsure it is, with (H, W) in nats.
-    """
-    losses: list[list[float]] = [[] for _ in trainees]
-    matrices: list[Matrices] = [{} for _ in trainees]
-    for batch in reader.batches(indices, 1):
-        for number, trainee in enumerate(trainees):
-            loss, predicted, matrix = _judge(trainee, batch, reader)
-            losses[number].append(loss)
-            matrices[number][batch.indices[0]] = matrix
-            keep(trainee, batch.indices[0], predicted.labels[0].cpu().numpy())
-            if predicted.uncertainty is not None:
-                keep_uncertainty(trainee, batch.indices[0], predicted.uncertainty[0])
-    return [(float(np.mean(own)), found) for own, found in zip(losses, matrices, strict=True)]
-
-
-def _judge(trainee: Trainee, batch: Batch, reader: FeatureReader) -> tuple[float, Prediction, np.ndarray]:
+    states: Sequence[TrainingState], reader: FeatureReader, indices: Sequence[int]
+) -> Iterator[ImageResult]:
+    """Predict these images with every head: for each image one result per head, in the order of `states`."""
     store = reader.store
-    trainee.head.eval()
-    predicted = predict(trainee, batch.features[trainee.config.t], store.contents.grid, ignore=store.ignore)
-    loss = pixel_loss(predicted.scores, batch.masks, weights=trainee.weights, ignore=store.ignore)
-    truth, codes = batch.masks[0].cpu().numpy(), predicted.labels[0].cpu().numpy()
-    return float(loss), predicted, confusion(truth, codes, classes=len(store.classes), ignore=store.ignore)
+    for state in states:
+        state.head.eval()
+    for batch in reader.batches(indices, 1):
+        truth = batch.masks[0].cpu().numpy()  # (H, W)
+        for state in states:
+            t, blocks, precision = state.settings.t, state.settings.blocks, state.settings.precision
+            found = predict(
+                state.head, batch.features[t], store.contents.grid,
+                blocks=blocks, precision=precision, ignore=store.ignore,
+            )  # fmt: skip
+            loss = pixel_loss(found.scores, batch.masks, weights=state.class_weights, ignore=store.ignore)
+            labels = found.labels[0].cpu().numpy()  # (H, W)
+            matrix = confusion(truth, labels, classes=len(store.classes), ignore=store.ignore)  # (K, K)
+            uncertainty = None if found.uncertainty is None else found.uncertainty[0]
+            yield ImageResult(state, batch.indices[0], float(loss), labels, matrix, uncertainty)
+
+
+def validate(
+    states: Sequence[TrainingState], reader: FeatureReader, indices: Sequence[int]
+) -> list[tuple[float, Scores]]:
+    """Return for each head its mean loss and its scores over all pixels of these images."""
+    losses: list[list[float]] = [[] for _ in states]
+    matrices = [np.zeros((len(reader.store.classes),) * 2, np.int64) for _ in states]
+    for number, result in enumerate(evaluate(states, reader, indices)):
+        losses[number % len(states)].append(result.loss)
+        matrices[number % len(states)] += result.confusion
+    return [(float(np.mean(own)), Scores.of(m, reader.store.ignore)) for own, m in zip(losses, matrices, strict=True)]
+
+
+def score_split(
+    states: Sequence[TrainingState], reader: FeatureReader, indices: Sequence[int], *, constant: int
+) -> list[SplitScores]:
+    """Predict a test split with each head, write the predictions to the run folders and return the scores.
+
+    Objects are scored where the store has instances of a single class. constant: code of the class that the constant
+    prediction gives everywhere.
+    """
+    images: list[list[ImageScores]] = [[] for _ in states]
+    for number, result in enumerate(evaluate(states, reader, indices)):
+        images[number % len(states)].append(_record_image(reader.store, result))
+    return [_record_split(reader.store, state, own, constant) for state, own in zip(states, images, strict=True)]
+
+
+def _record_image(store: FeatureStore, result: ImageResult) -> ImageScores:
+    """Write the prediction (and the uncertainty) of a test image to the run folder; return its scores."""
+    run, entry = result.state.run, store.contents.images[result.index]
+    run.write_prediction(entry.id, result.labels)
+    if result.uncertainty is not None:
+        most = math.log(max(2, len(store.classes)))  # nats, when the members of an ensemble disagree entirely
+        run.write_uncertainty(entry.id, (result.uncertainty / most).cpu().numpy())
+    objects = None
+    if scored_class(store) is not None:
+        objects = ImageObjects.of(image_sums(store, result.index, result.labels, result.state.settings))
+    return ImageScores(
+        id=entry.id,
+        scores=Scores.of(result.confusion, store.ignore),
+        confusion=_rows(result.confusion),
+        source=entry.source,
+        objects=objects,
+        uncertainty=None if result.uncertainty is None else image_uncertainty(result.uncertainty),
+    )
+
+
+def _record_split(
+    store: FeatureStore, state: TrainingState, images: Sequence[ImageScores], constant: int
+) -> SplitScores:
+    """Pool the scores of a test split's images."""
+    matrix = np.sum([image.confusion for image in images], axis=0)  # (K, K)
+    sums = [image.objects.sums for image in images if image.objects is not None]
+    return SplitScores(
+        images=len(images),
+        scores=Scores.of(matrix, store.ignore),
+        confusion=_rows(matrix),
+        constant=Constant(store.classes[constant], Scores.of(constant_answer(matrix, constant), store.ignore)),
+        per_image=tuple(images),
+        objects=_object_rules(state, sums) if sums else None,
+    )
+
+
+def _object_rules(state: TrainingState, sums: Sequence[ObjectSums]) -> ObjectRules:
+    total = ObjectSums.total(sums)
+    return ObjectRules(
+        connectivity=state.settings.connectivity,
+        min_object_px=state.settings.min_object_px,
+        resized=RESIZED,
+        pooled=total.scores()._asdict(),
+        mean=mean_scores(sums)._asdict(),
+        hausdorff_left_out=total.left_out,
+    )
+
+
+def _rows(matrix: np.ndarray) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(row) for row in matrix.tolist())

@@ -1,30 +1,42 @@
-"""Training heads from cached features, any number from one read, top to bottom."""
+"""The training loop: any number of heads trained together, each image read once per epoch for all of them."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import torch
 
 from pathseg.store.features import FeatureStore
-from pathseg.train.config import Config
+from pathseg.store.sampling import Sampling
+from pathseg.train.config import BaselineConfig, Config
 from pathseg.train.data.augment import symmetry, turn, turn_features
 from pathseg.train.data.reader import Batch, FeatureReader, class_pixels, wanted_by
-from pathseg.train.data.splits import Parts, draw_views, split_images
+from pathseg.train.data.splits import Splits, draw_views, split_images
 from pathseg.train.heads.baselines import start_from_imagenet
+from pathseg.train.heads.inference import score
 from pathseg.train.heads.pixel_ensemble import PixelEnsemble
 from pathseg.train.heads.pixel_pool import BATCH_PX, learn_from
-from pathseg.train.metrics.pixel import Scores
 from pathseg.train.runs.folder import RunFolder
-from pathseg.train.training.checkpoint import Trainee, load_best, new_trainee, restore, save_last, save_weights, score
-from pathseg.train.training.evaluation import evaluate, pixel_loss
-from pathseg.train.training.results import describe, write_results
+from pathseg.train.runs.record import Epoch, Metrics, RunConfig, RunData, SplitScores
+from pathseg.train.training.checkpoint import (
+    LAST,
+    TrainingState,
+    input_channels,
+    load_best,
+    load_last,
+    new_training_state,
+    save_last,
+    save_weights,
+    seed_of,
+    seeded,
+)
+from pathseg.train.training.evaluation import pixel_loss, score_split, validate
 
-OnEpoch = Callable[[RunFolder, dict[str, Any]], None]
+OnEpoch = Callable[[RunFolder, Epoch], None]
+SAME_FOR_ALL = ("batch_size", "val_fraction", "split_seed")  # settings that heads trained from one read share
 
 
 def train_heads(
@@ -34,173 +46,228 @@ def train_heads(
     device: str = "cpu",
     memory_bytes: int | None = None,
     without: Collection[int] = (),
-    on_epoch: OnEpoch = lambda run, line: None,
-) -> list[Trainee]:
-    """Train heads, or baselines, together: every image is read once per epoch, whatever the number of heads.
+    on_epoch: OnEpoch = lambda run, epoch: None,
+) -> list[TrainingState]:
+    """Train heads (or baselines) together and score them on the test splits.
 
-    Of a patch with several views each epoch draws one, the same for all heads; class weights count them all.
-    The configurations may differ in everything but batch_size, val_fraction and split_seed; each head comes out as
-    if it had been trained alone. Pixel-wise cross-entropy, Adam, no schedule (section 4 of the paper); the epoch with
-    the best validation Dice (of a pixel ensemble the last) is kept and scored on the test parts. A run that was cut
-    off goes on after its last finished epoch, with the same result. `on_epoch` gets each line of history.jsonl. A head
-    whose loss is no number is given up (`failure` says so), the others go on. memory_bytes caps what is kept in
-    memory. `without` are images to do without, by their indices.
+    Every image is read once per epoch, whatever the number of heads, and each head comes out as if it had been trained
+    alone. Pixel-wise cross-entropy, Adam, constant learning rate (section 4 of the paper). The epoch with the best
+    validation Dice is kept, of a pixel ensemble the last. Of a patch with several views each epoch draws one, the same
+    for all heads; class weights count all views. An interrupted run resumes after its last finished epoch with the
+    same result. A head whose loss is not finite is given up (`failure` says why), the others go on.
 
-    Raises Incomplete when the store lacks features, ValueError when its images cannot be split.
+    memory_bytes: limit for features kept in memory, None for half of the free memory. without: indices of images that
+    are left out. on_epoch: called with each run and each line of its history.jsonl.
+
+    Raises ValueError when settings that heads share differ (`SAME_FOR_ALL`), when the images cannot be split, or when
+    a folder holds an unfinished run of other settings or data; Incomplete when the store lacks features.
     """
-    configs = [config for config, _ in runs]
-    shared, target = configs[0], torch.device(device)
-    parts = split_images(store, val_fraction=shared.val_fraction, seed=shared.split_seed, without=without)
-    pixels = class_pixels(store, parts.train)
-    reader = FeatureReader(store, wanted_by(configs), device=target, memory_bytes=memory_bytes)
-    trainees = [_prepare(store, config, run, parts, pixels, device=target) for config, run in runs]
+    # plan: who trains on what, and where each run goes on
+    shared = _shared_settings([settings for settings, _ in runs])
+    splits = split_images(store, val_fraction=shared.val_fraction, seed=shared.split_seed, without=without)
+    pixels = class_pixels(store, splits.train)  # (K,)
+    wanted = wanted_by([settings for settings, _ in runs])
+    reader = FeatureReader(store, wanted, device=torch.device(device), memory_bytes=memory_bytes)
+    states = [_prepare(store, settings, run, splits, pixels, torch.device(device)) for settings, run in runs]
 
-    epochs = max(config.epochs for config in configs)
-    for epoch in range(1, epochs + 1):
-        if not any(trainee.learning for trainee in trainees):
-            break
-        learning = [trainee for trainee in trainees if trainee.learning and trainee.epoch < epoch]
-        if not learning:
+    for epoch in range(1, max(settings.epochs for settings, _ in runs) + 1):
+        training = [state for state in states if state.unfinished and state.epoch < epoch]
+        if not training:
             continue
-        for trainee in learning:
-            trainee.losses.clear()
-        reader.expect(parts.val, 1)
-        for step, batch in enumerate(reader.batches(_order(store, parts, shared, epoch), shared.batch_size)):
-            for trainee in learning:
+
+        # train: one step of every head on each batch that is read
+        for state in training:
+            state.losses.clear()
+        order = _epoch_order(store, splits, seed=shared.split_seed, epoch=epoch)
+        for step, batch in enumerate(reader.batches(order, shared.batch_size)):
+            for state in training:
                 started = time.perf_counter()
-                _step(trainee, batch, store, epoch=epoch, step=step)
-                trainee.seconds += time.perf_counter() - started
-            learning = [trainee for trainee in learning if trainee.failure is None]
-            if not learning:
+                if isinstance(state.head, PixelEnsemble):
+                    _pixel_step(state, batch, store, epoch=epoch, step=step)
+                else:
+                    _train_step(state, batch, store, epoch=epoch, step=step)
+                state.seconds += time.perf_counter() - started
+            training = [state for state in training if state.failure is None]
+            if not training:
                 break
-        for trainee in learning:
-            if isinstance(trainee.head, PixelEnsemble):
-                _finish_pixels(trainee, epoch)
-        learning = [trainee for trainee in learning if trainee.failure is None]
-        if not learning:
+        for state in training:
+            if isinstance(state.head, PixelEnsemble):
+                started = time.perf_counter()
+                _finish_pixel_epoch(state, epoch)
+                state.seconds += time.perf_counter() - started
+        training = [state for state in training if state.failure is None]
+        if not training:
             continue
-        if epoch < epochs:
-            reader.expect(_order(store, parts, shared, epoch + 1), shared.batch_size)
-        else:
-            reader.expect(next(iter(parts.tests.values())), 1)
-        for trainee, (val_loss, matrices) in zip(learning, evaluate(learning, reader, parts.val), strict=True):
-            if not (np.isfinite(val_loss) or isinstance(trainee.head, PixelEnsemble)):  # whose log of 0 is no failure
-                trainee.failure = _diverged(val_loss, epoch)
+
+        # evaluate on the validation images, and record the epoch
+        for state, (val_loss, scores) in zip(training, validate(training, reader, splits.val), strict=True):
+            if not np.isfinite(val_loss) and not isinstance(state.head, PixelEnsemble):  # its log of 0 is no failure
+                state.failure = _diverged(val_loss, epoch)
                 continue
-            line = _close_epoch(trainee, epoch, val_loss, Scores.of(sum(matrices.values()), store.ignore))
-            on_epoch(trainee.run, line)
+            line = Epoch(
+                epoch=epoch, train_loss=float(np.mean(state.losses)), val_loss=val_loss, val_accuracy=scores.accuracy,
+                val_dice=scores.dice, val_miou=scores.miou, val_f1=scores.f1, seconds=state.seconds,
+            )  # fmt: skip
+            state.epoch = epoch
+            dice = scores.dice or 0.0  # None where every validation pixel is ignored
+            if state.settings.keep == "last" or dice > state.best:
+                state.best, state.best_epoch = dice, epoch
+                save_weights(state, state.run.weights)
+            state.run.append_history(line)
+            save_last(state)
+            on_epoch(state.run, line)
 
-    finished = [trainee for trainee in trainees if trainee.failure is None]
-    for trainee in finished:
-        save_weights(trainee, trainee.run.last_weights)
-        load_best(trainee)
-    if finished:
-        write_results(finished, reader, parts, answer=int(pixels.argmax()))
-    return trainees
+    # score the kept epoch of each head on the test splits, and finish the runs
+    finished = [state for state in states if state.failure is None]
+    for state in finished:
+        save_weights(state, state.run.last_weights)
+        load_best(state)
+    scored: list[dict[str, SplitScores]] = [{} for _ in finished]
+    for name, indices in splits.tests.items() if finished else ():
+        found = score_split(finished, reader, indices, constant=int(pixels.argmax()))
+        for own, split in zip(scored, found, strict=True):
+            own[name] = split
+    for state, own in zip(finished, scored, strict=True):
+        state.run.write_metrics(
+            Metrics(
+                best_epoch=state.best_epoch, epochs=state.epoch, seconds=state.seconds, bytes_read=reader.bytes_read,
+                heads_from_one_read=len(finished), test_split=store.contents.test_split, splits=own,
+            )
+        )  # fmt: skip
+        (state.run.path / LAST).unlink(missing_ok=True)
+    return states
 
 
-def _order(store: FeatureStore, parts: Parts, config: Config, epoch: int) -> list[int]:
-    """Indices of the images that an epoch learns from, in its order."""
-    drawn = draw_views(store, parts.train, seed=config.split_seed, epoch=epoch)
-    return np.random.default_rng([config.split_seed, epoch]).permutation(drawn).tolist()
+def _shared_settings(configs: Sequence[Config]) -> Config:
+    """Return the first of them. Raises ValueError when they differ in a setting that all heads share."""
+    first = configs[0]
+    for other in configs[1:]:
+        for name in SAME_FOR_ALL:
+            here, there = getattr(first, name), getattr(other, name)
+            if here != there:
+                raise ValueError(f"{name} must be the same for heads trained together, got {here} and {there}; "
+                                 "train them in two calls")  # fmt: skip
+    return first
+
+
+def _epoch_order(store: FeatureStore, splits: Splits, *, seed: int, epoch: int) -> list[int]:
+    """Return the indices of the images that an epoch trains on, in its order."""
+    drawn = draw_views(store, splits.train, seed=seed, epoch=epoch)
+    order: list[int] = np.random.default_rng([seed, epoch]).permutation(drawn).tolist()
+    return order
 
 
 def _prepare(
-    store: FeatureStore, config: Config, run: RunFolder, parts: Parts, pixels: np.ndarray, *, device: torch.device
-) -> Trainee:
-    """A new head in a fresh run folder, or an unfinished one where it was left."""
-    weights = class_weights(pixels, store.ignore).to(device) if config.class_weights == "balanced" else None
-    trainee = new_trainee(store, config, run, weights=weights, device=device)
-    parameters = sum(p.numel() for p in trainee.head.parameters())
-    about = describe(store, config, parts, parameters=parameters, device=str(device))
-    if restore(trainee):
-        if run.read_config()["data"]["images"] != about["data"]["images"]:  # others are complete now
-            raise ValueError(f"{run.path} was begun on other images of this store; delete it or pass --name")
-        run.cut_history(trainee.epoch)
-    else:
-        if getattr(config, "weights", "none") == "imagenet":
-            start_from_imagenet(trainee.head, config.head)
-        run.begin(about)
-    return trainee
+    store: FeatureStore, settings: Config, run: RunFolder, splits: Splits, pixels: np.ndarray, device: torch.device
+) -> TrainingState:
+    """Create the training state of a run: a new head in a fresh folder, or an unfinished run after its last epoch.
 
-
-def _step(trainee: Trainee, batch: Batch, store: FeatureStore, *, epoch: int, step: int) -> None:
-    """One step of Adam; marks the head as failed, and leaves it as it was, when the loss is no number.
-
-    A pixel ensemble only draws its pixels, and takes its steps when it has enough.
+    Raises ValueError when the folder holds an unfinished run of other settings, another store or other images.
     """
-    config, grid = trainee.config, store.contents.grid
-    features, masks = batch.features[config.t], batch.masks
-    if isinstance(trainee.head, PixelEnsemble):
-        own = {block: features[block] for block in config.blocks}
-        seed = [config.seed, epoch, step]
-        trainee.pool.draw(own, masks, grid, count=config.pixels, ignore=store.ignore, seed=seed)
-        return _learn_pixels(trainee, epoch) if trainee.pool.full else None
-    if config.augment == "flips":
-        number = symmetry(grid, seed=config.seed, epoch=epoch, step=step)
-        features = turn_features({b: features[b] for b in config.blocks}, grid, number)
+    weights = class_weights(pixels, store.ignore).to(device) if settings.class_weights == "balanced" else None
+    state = new_training_state(store, settings, run, class_weights=weights, device=device)
+    parameters = sum(p.numel() for p in state.head.parameters())
+    config = run_config(store, settings, splits, parameters=parameters, device=str(device))
+    if not (run.path / LAST).is_file():
+        if isinstance(settings, BaselineConfig) and settings.weights == "imagenet":
+            start_from_imagenet(state.head, settings.network)
+        run.begin(config)
+        return state
+    begun = run.read_config()
+    for differs, what in (
+        (begun.data.digest != config.data.digest, "was begun on other data than this store's"),
+        (begun.settings != settings, "holds an unfinished run of other settings"),
+        (begun.data.images != config.data.images, "was begun on other images of this store"),  # others are complete now
+    ):
+        if differs:
+            raise ValueError(f"{run.path} {what}; delete it or pass --name")
+    load_last(state)
+    run.cut_history(state.epoch)
+    return state
+
+
+def run_config(
+    store: FeatureStore, settings: Config, splits: Splits, *, parameters: int, device: str
+) -> RunConfig:
+    """Return the content of config.json: the settings, the data of the run, the versions that ran."""
+    contents = store.contents
+    data = RunData(
+        store=str(store.location),
+        digest=store.digest(),
+        key=contents.key,
+        model_trained=contents.model_trained,
+        classes=contents.classes,
+        background=contents.background,
+        ignore=contents.ignore,
+        sampling=Sampling.of(contents),
+        channels={} if isinstance(settings, BaselineConfig) else input_channels(store, settings),
+        test_split=contents.test_split,
+        images={name: tuple(store.ids[i] for i in indices) for name, indices in splits.named().items()},
+    )
+    return RunConfig(settings, data, parameters, versions(), device)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of pathseg and of the libraries that its numbers depend on."""
+    return {name: importlib.metadata.version(name) for name in ("pathseg", "torch", "zarr", "numpy")}
+
+
+def _train_step(state: TrainingState, batch: Batch, store: FeatureStore, *, epoch: int, step: int) -> None:
+    """Take one step of Adam; when the loss is not finite, set `failure` and leave the head unchanged."""
+    settings, grid = state.settings, store.contents.grid
+    features, masks = batch.features[settings.t], batch.masks
+    if settings.augment == "flips":
+        number = symmetry(grid, seed=settings.seed, epoch=epoch, step=step)
+        features = turn_features({b: features[b] for b in settings.blocks}, grid, number)
         masks = turn(masks, number)
-    trainee.head.train()
-    with dropout_of(masks.device, [config.seed, epoch, step]):
-        scores = score(trainee, features, grid)
-    loss = pixel_loss(scores, masks, weights=trainee.weights, ignore=store.ignore)
+    state.head.train()
+    with seeded(masks.device, seed_of([settings.seed, epoch, step])):  # dropout of the baselines
+        scores = score(state.head, features, grid, blocks=settings.blocks, precision=settings.precision)  # (N, K, H, W)
+    loss = pixel_loss(scores, masks, weights=state.class_weights, ignore=store.ignore)
     if not torch.isfinite(loss):
-        trainee.failure = _diverged(loss.item(), epoch)
+        state.failure = _diverged(loss.item(), epoch)
         return
-    trainee.optimizer.zero_grad()
+    state.optimizer.zero_grad()
     loss.backward()
-    trainee.optimizer.step()
-    trainee.losses.append(loss.item())
+    state.optimizer.step()
+    state.losses.append(loss.item())
 
 
-def _learn_pixels(trainee: Trainee, epoch: int) -> None:
-    """The steps of a pixel ensemble on the pixels it has drawn."""
-    seed = [trainee.config.seed, epoch, len(trainee.losses)]
-    options = {"epoch": epoch, "weights": trainee.weights, "seed": seed}
-    losses = learn_from(trainee.pool, trainee.head, trainee.optimizer, **options)
-    trainee.losses += losses
+def _pixel_step(state: TrainingState, batch: Batch, store: FeatureStore, *, epoch: int, step: int) -> None:
+    """Draw pixels for a pixel ensemble, and train it once enough are drawn."""
+    settings = state.settings
+    own = {block: batch.features[settings.t][block] for block in settings.blocks}
+    seed = [settings.seed, epoch, step]
+    state.pool.draw(own, batch.masks, store.contents.grid, count=settings.pixels, ignore=store.ignore, seed=seed)
+    if state.pool.full:
+        _train_on_pool(state, epoch)
+
+
+def _train_on_pool(state: TrainingState, epoch: int) -> None:
+    """Take the steps of a pixel ensemble on the pixels drawn so far."""
+    seed = [state.settings.seed, epoch, len(state.losses)]
+    losses = learn_from(
+        state.pool, state.head, state.optimizer, epoch=epoch, weights=state.class_weights, seed=seed
+    )
+    state.losses += losses
     if losses and not np.isfinite(losses[-1]):
-        trainee.failure = _diverged(losses[-1], epoch)
+        state.failure = _diverged(losses[-1], epoch)
 
 
-def _finish_pixels(trainee: Trainee, epoch: int) -> None:
-    """The steps of a pixel ensemble on what is left at the end of an epoch."""
-    started = time.perf_counter()
-    if len(trainee.pool):
-        _learn_pixels(trainee, epoch)
-    trainee.seconds += time.perf_counter() - started
-    if not trainee.losses:
-        trainee.failure = f"fewer than {BATCH_PX} pixels of the training images count; extract more images"
+def _finish_pixel_epoch(state: TrainingState, epoch: int) -> None:
+    """Train a pixel ensemble on the pixels that are left at the end of an epoch."""
+    if len(state.pool):
+        _train_on_pool(state, epoch)
+    if not state.losses:
+        state.failure = f"fewer than {BATCH_PX} pixels of the training images count; extract more images"
 
 
 def _diverged(loss: float, epoch: int) -> str:
     return f"the loss is {loss} in epoch {epoch}: training diverged; pass a smaller --lr"
 
 
-@contextmanager
-def dropout_of(device: torch.device, seed: Sequence[int]) -> Iterator[None]:
-    """Within it, random numbers of a network are those of a seed; the global random state is left as it was."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
-        yield
-
-
-def _close_epoch(trainee: Trainee, epoch: int, val_loss: float, val: Scores) -> dict[str, Any]:
-    """Keep the head if it is the best so far, write its history, save where it stands; gives the line of history."""
-    line = {"epoch": epoch, "train_loss": float(np.mean(trainee.losses)), "val_loss": val_loss}
-    line |= {f"val_{name}": getattr(val, name) for name in ("accuracy", "dice", "miou", "f1")}
-    line["seconds"] = trainee.seconds
-    trainee.epoch = epoch
-    if trainee.config.keep == "last" or (val.dice or 0.0) > trainee.best:  # no Dice: every validation pixel is ignored
-        trainee.best, trainee.best_epoch = val.dice or 0.0, epoch
-        save_weights(trainee, trainee.run.weights)
-    trainee.run.append_history(line)
-    save_last(trainee)
-    return line
-
-
 def class_weights(pixels: np.ndarray, ignore: int | None) -> torch.Tensor:
-    """(K,) counted pixels of each class -> the paper's weights 1 - N_c / N, (K,) float32; 0 for the ignored class.
+    """Return the paper's class weights 1 - N_c / N, (K,) float32, of counted pixels (K,); 0 for the ignored class.
 
     A class without pixels weighs 1, as the formula has it: no training pixel is of it.
     """

@@ -22,7 +22,7 @@ from pathseg.train.data.reader import places, wanted_by
 from pathseg.train.data.splits import incomplete_images, lacking_images, require_stored, split_images
 from pathseg.train.heads.pixel_ensemble import PixelEnsemble
 from pathseg.train.heads.pixel_pool import pool_bytes
-from pathseg.train.runs.finished import FinishedRun
+from pathseg.train.runs.finished_run import FinishedRun
 from pathseg.train.runs.folder import RunFolder
 from pathseg.train.training.checkpoint import build_head
 from pathseg.train.training.loop import OnEpoch, train_heads
@@ -78,14 +78,14 @@ def summary(folders: Sequence[Path]) -> str:
         if not run.finished:
             continue
         metrics = run.read_metrics()
-        lines.append(f"{run.path}: best epoch {metrics['best_epoch']} of {metrics['epochs']}")
-        for name, part in metrics["splits"].items():
-            figures = "  ".join(f"{m} {_figure(part['scores'][m])}" for m in ("accuracy", "dice", "miou", "f1"))
-            constant = part["constant"]
-            always = f"always {constant['class']}: dice {_figure(constant['scores']['dice'])}"
-            lines.append(f"  {name}, {part['images']} images: {figures}  ({always})")
-            if objects := part.get("objects", {}).get("pooled"):
-                figures = "  ".join(f"{m} {_figure(objects[m])}" for m in ("f1", "dice", "hausdorff"))
+        lines.append(f"{run.path}: best epoch {metrics.best_epoch} of {metrics.epochs}")
+        for name, split in metrics.splits.items():
+            scores, constant = split.scores, split.constant
+            figures = "  ".join(f"{m} {_figure(getattr(scores, m))}" for m in ("accuracy", "dice", "miou", "f1"))
+            always = f"always {constant.class_name}: dice {_figure(constant.scores.dice)}"
+            lines.append(f"  {name}, {split.images} images: {figures}  ({always})")
+            if split.objects is not None:
+                figures = "  ".join(f"{m} {_figure(split.objects.pooled[m])}" for m in ("f1", "dice", "hausdorff"))
                 lines.append(f"  {name}, objects: {figures} px")
     return "\n".join(lines)
 
@@ -140,15 +140,15 @@ def unfinished(
             continue
         there = FinishedRun.read(run)
         wanted = {**dataclasses.asdict(config), "data": store.digest()}
-        found = {**_settings_there(there, config), "data": there.data.get("digest")}
-        found["images"] = wanted["images"] = sum(map(len, there.data["images"].values()))
+        found = {**dataclasses.asdict(there.settings), "data": there.data.digest}
+        found["images"] = wanted["images"] = sum(map(len, there.data.images.values()))
         if found["images"] < len(store):  # it may have done without some: which of them are there by now?
             without = left_out(store, configs, allowed=True) if without is None else without
             wanted["images"] = max(found["images"], _images_now(store, config, without))
         differing = [
-            f"{name} is {found[name]} there, {value} asked for"
+            f"{name} is {found.get(name)} there, {value} asked for"
             for name, value in wanted.items()
-            if found[name] != value
+            if found.get(name) != value
         ]
         if differing:
             why = "; ".join(differing)
@@ -175,15 +175,8 @@ def left_out(store: FeatureStore, configs: Sequence[Config], *, allowed: bool) -
 
 def _images_now(store: FeatureStore, config: Config, without: Collection[int]) -> int:
     """How many images a run would train on, validate on and be tested on."""
-    parts = split_images(store, val_fraction=config.val_fraction, seed=config.split_seed, without=without)
-    return sum(map(len, parts.named().values()))
-
-
-def _settings_there(there: FinishedRun, config: Config) -> dict[str, Any]:
-    """The settings of a finished run, as far as they are also those of `config`."""
-    if there.head.get("head") == config.head:
-        return dataclasses.asdict(type(config).from_dict(there.head))
-    return {name: there.head.get(name) for name in dataclasses.asdict(config)}
+    splits = split_images(store, val_fraction=config.val_fraction, seed=config.split_seed, without=without)
+    return sum(map(len, splits.named().values()))
 
 
 def announcement(
@@ -206,7 +199,7 @@ def announcement(
     count = min(workers, len(waiting)) or len(groups)
     kind = f"worker{'s' * (count > 1)}, each with its own pass" if workers else f"pass{'es' * (count > 1)}"
     lacking = {i for c in waiting for i in lacking_images(store, t=c.t, blocks=c.blocks)}
-    heads = f"{len(waiting)} {waiting[0].head}{'s' * (len(waiting) > 1)}"
+    heads = f"{len(waiting)} {waiting[0].network}{'s' * (len(waiting) > 1)}"
     heads += f" {'on' if workers else 'in'} {count} {kind} over the store"
     images = len(store) - len(lacking)
     said = f"{heads}, {images} of {len(store)} images complete"
@@ -287,4 +280,4 @@ def train_share(
 def _train_pass(store: FeatureStore, runs: Sequence[tuple[Config, RunFolder]], **options: Any) -> dict[str, str]:
     """`train_heads`, of which only why heads were given up remains: the next pass needs the memory of this one's."""
     trained = train_heads(store, runs, **options)
-    return {trainee.run.name: trainee.failure for trainee in trained if trainee.failure}
+    return {state.run.name: state.failure for state in trained if state.failure}
