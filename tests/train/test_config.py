@@ -1,5 +1,3 @@
-import dataclasses
-import json
 from typing import get_args, get_type_hints
 
 import pytest
@@ -8,16 +6,6 @@ from pathseg.extract.config import ExtractConfig
 from pathseg.train.config import LEARNING, BaselineConfig, HeadConfig
 from pathseg.train.heads.baselines import BASELINES
 from pathseg.train.heads.fcn import HEADS
-
-
-def test_a_head_configuration_comes_back_equal_through_json():
-    config = HeadConfig(t=10, blocks=(4, 5), lr=1e-3, seed=3)
-    assert HeadConfig.from_dict(json.loads(json.dumps(dataclasses.asdict(config)))) == config
-
-
-def test_an_unknown_setting_is_refused():
-    with pytest.raises(ValueError, match="'momentum'"):
-        HeadConfig.from_dict({"momentum": 0.9})
 
 
 @pytest.mark.parametrize(
@@ -50,7 +38,7 @@ def test_run_names_tell_stores_and_settings_apart():
             HeadConfig(lr=1e-3),
             HeadConfig(seed=1),
             HeadConfig(blocks=(4,)),
-            HeadConfig(head="linear"),
+            HeadConfig(head_type="linear"),
             HeadConfig(epochs=3),
             HeadConfig(class_weights="balanced"),
         )
@@ -65,13 +53,16 @@ def test_an_extraction_that_cannot_be_is_refused(wrong):
 
 
 @pytest.mark.parametrize(
-    ("head", "lr", "epochs"), [("fcn", 1e-4, 20), ("linear", 1e-4, 20), ("pixel-ensemble", 1e-3, 100)]
+    ("head_type", "lr", "epochs"), [("fcn", 1e-4, 20), ("linear", 1e-4, 20), ("pixel-ensemble", 1e-3, 100)]
 )
-def test_each_head_has_its_own_rate_and_epochs(head, lr, epochs):
+def test_each_head_has_its_own_rate_and_epochs(head_type, lr, epochs):
     # the paper's rate for its head, DDPMSeg's for its networks
-    config = HeadConfig(head=head)
+    config = HeadConfig(head_type=head_type)
     assert (config.lr, config.epochs) == (lr, epochs)
-    assert (HeadConfig(head=head, lr=0.5, epochs=3).lr, HeadConfig(head=head, epochs=3).epochs) == (0.5, 3)
+    assert (HeadConfig(head_type=head_type, lr=0.5, epochs=3).lr, HeadConfig(head_type=head_type, epochs=3).epochs) == (
+        0.5,
+        3,
+    )
 
 
 def test_every_head_says_how_it_learns():
@@ -81,20 +72,15 @@ def test_every_head_says_how_it_learns():
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"head": "fcn", "pixels": 5},
-        {"head": "pixel-ensemble", "augment": "flips"},
-        {"head": "pixel-ensemble", "patience": 3},
-        {"head": "pixel-ensemble", "precision": "bfloat16"},
+        {"head_type": "fcn", "pixels": 5},
+        {"head_type": "pixel-ensemble", "augment": "flips"},
+        {"head_type": "pixel-ensemble", "patience": 3},
+        {"head_type": "pixel-ensemble", "precision": "bfloat16"},
     ],
 )
 def test_a_setting_that_means_nothing_to_a_head_is_refused(wrong):
-    with pytest.raises(ValueError, match=f"does not apply to head {wrong['head']}"):
+    with pytest.raises(ValueError, match=f"does not apply to head {wrong['head_type']}"):
         HeadConfig(**wrong)
-
-
-def test_a_baseline_configuration_comes_back_equal_through_json():
-    config = BaselineConfig(head="vgg16-fcn8", weights="none", lr=1e-3, seed=3)
-    assert BaselineConfig.from_dict(json.loads(json.dumps(dataclasses.asdict(config)))) == config
 
 
 def test_baselines_start_from_other_names_for_other_weights():
@@ -103,4 +89,4 @@ def test_baselines_start_from_other_names_for_other_weights():
 
 
 def test_every_baseline_of_the_configuration_is_there():
-    assert get_args(get_type_hints(BaselineConfig)["head"]) == tuple(BASELINES)
+    assert get_args(get_type_hints(BaselineConfig)["network"]) == tuple(BASELINES)

@@ -51,9 +51,7 @@ def pixel_loss(
 
 
 @torch.no_grad()
-def evaluate(
-    states: Sequence[TrainingState], reader: FeatureReader, indices: Sequence[int]
-) -> Iterator[ImageResult]:
+def evaluate(states: Sequence[TrainingState], reader: FeatureReader, indices: Sequence[int]) -> Iterator[ImageResult]:
     """Predict these images with every head: for each image one result per head, in the order of `states`."""
     store = reader.store
     for state in states:

@@ -186,9 +186,7 @@ def _prepare(
     return state
 
 
-def run_config(
-    store: FeatureStore, settings: Config, splits: Splits, *, parameters: int, device: str
-) -> RunConfig:
+def run_config(store: FeatureStore, settings: Config, splits: Splits, *, parameters: int, device: str) -> RunConfig:
     """Return the content of config.json: the settings, the data of the run, the versions that ran."""
     contents = store.contents
     data = RunData(
@@ -246,9 +244,7 @@ def _pixel_step(state: TrainingState, batch: Batch, store: FeatureStore, *, epoc
 def _train_on_pool(state: TrainingState, epoch: int) -> None:
     """Take the steps of a pixel ensemble on the pixels drawn so far."""
     seed = [state.settings.seed, epoch, len(state.losses)]
-    losses = learn_from(
-        state.pool, state.head, state.optimizer, epoch=epoch, weights=state.class_weights, seed=seed
-    )
+    losses = learn_from(state.pool, state.head, state.optimizer, epoch=epoch, weights=state.class_weights, seed=seed)
     state.losses += losses
     if losses and not np.isfinite(losses[-1]):
         state.failure = _diverged(losses[-1], epoch)

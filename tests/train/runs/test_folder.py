@@ -1,31 +1,23 @@
-"""The run folder: what is written comes back, what is half there is not taken for whole."""
+"""The run folder: records come back equal, half-written files are not read, damaged ones are named."""
 
 import json
 import os
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
 
-from pathseg.train.runs.finished import FinishedRun
+from pathseg.train.runs.finished_run import FinishedRun
 from pathseg.train.runs.folder import RunFolder, list_runs, natural_order
+from pathseg.train.runs.record import Epoch, Metrics, RunConfig
 
-CONFIG = {
-    "head": {"lr": 0.0001, "blocks": [4, 5, 6]},
-    "data": {
-        "store": "s.zarr", "dataset": "glas", "classes": [], "ignore": None, "mpp": None,
-        "model": {"name": "m", "trained": True, "condition": "ssl"},
-        "size": [256, 256], "layout": "grid", "preprocessing": "none", "test_split": "testB", "images": {},
-    },
-    "parameters": 3,
-}  # fmt: skip
-SCORES = {"pixels": 0, "accuracy": None, "dice": None, "miou": None, "precision": None, "recall": None, "f1": None}
-PART = {"images": 0, "scores": {**SCORES, "classes": []}, "per_image": []}
-METRICS = {
-    "best_epoch": 1, "epochs": 2, "seconds": 0.5, "test_split": "testB",
-    "splits": {"testB": {**PART, "constant": {"class": "background", "scores": {**SCORES, "classes": []}}}},
-}  # fmt: skip
+OLD = Path(__file__).parents[2] / "fixtures/workspace-v1"
+RUN = OLD / "heads/glas-ramp-t50-b4-5-linear-lr0.01-epochs2-s1"
+OLD_RUNS = [pytest.param(run, id=run.name) for run in list_runs(OLD) if run.finished]
+CONFIG = RunConfig.from_json((RUN / "config.json").read_bytes(), source="config.json")
+METRICS = Metrics.from_json((RUN / "metrics.json").read_bytes(), source="metrics.json")
 
 
 @pytest.fixture
@@ -35,34 +27,53 @@ def run(tmp_path: Path) -> RunFolder:
     return folder
 
 
-def test_config_comes_back_equal(run):
-    assert run.read_config() == CONFIG
+def change(path: Path, *keys, **changes) -> None:
+    """Change values of a JSON file, below `keys`; None deletes."""
+    content = json.loads(path.read_bytes())
+    values = content
+    for key in keys:
+        values = values[key]
+    for name, value in changes.items():
+        values.pop(name) if value is None else values.update({name: value})
+    path.write_text(json.dumps(content))
 
 
-def test_config_is_plain_json(run):
-    assert json.loads((run.path / "config.json").read_text(encoding="utf-8")) == CONFIG
+@pytest.mark.parametrize("old", OLD_RUNS)
+def test_runs_of_0_1_0_are_read_and_come_back_equal(old, tmp_path):
+    finished, copy = FinishedRun.read(old), RunFolder(tmp_path / old.name)
+    copy.begin(finished.config)
+    for epoch in finished.history:
+        copy.append_history(epoch)
+    copy.write_metrics(finished.metrics)
+    again = FinishedRun.read(copy)
+    assert (again.config, again.history, again.metrics) == (finished.config, finished.history, finished.metrics)
 
 
-def test_history_comes_back_in_order(run):
+@pytest.mark.parametrize("old", OLD_RUNS)
+def test_metrics_keep_the_structure_of_0_1_0(old, tmp_path):
+    assert json.loads(old.read_metrics().to_json()) == json.loads((old.path / "metrics.json").read_bytes())
+
+
+def test_the_settings_of_0_1_0_are_read_by_their_present_names():
+    assert [run.read_config().settings.network for run in list_runs(OLD)] == [
+        "linear", "res-unet", "pixel-ensemble", "fcn", *["linear"] * 7
+    ]  # fmt: skip
+
+
+def test_history_comes_back_in_order_one_line_an_epoch(run):
+    epochs = tuple(Epoch(epoch=epoch, val_dice=epoch / 10) for epoch in (1, 2, 3))
+    for epoch in epochs:
+        run.append_history(epoch)
+    assert run.read_history() == epochs
+    lines = (run.path / "history.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
+
+
+def test_a_history_is_cut_to_its_first_epochs(run):
     for epoch in (1, 2, 3):
-        run.append_history({"epoch": epoch, "val_dice": epoch / 10})
-    assert [line["epoch"] for line in run.read_history()] == [1, 2, 3]
-
-
-def test_history_is_on_disk_line_by_line(run):
-    run.append_history({"epoch": 1})
-    assert (run.path / "history.jsonl").read_text(encoding="utf-8") == '{"epoch": 1}\n'
-
-
-def test_what_a_run_read_comes_back(run):
-    run.write_metrics({**METRICS, "bytes_read": 12, "heads_from_one_read": 3})
-    finished = FinishedRun.read(run)
-    assert (finished.bytes_read, finished.heads_from_one_read) == (12, 3)
-
-
-def test_a_run_that_did_not_count_its_reading_is_still_read(run):
-    run.write_metrics(METRICS)
-    assert FinishedRun.read(run).bytes_read is None
+        run.append_history(Epoch(epoch=epoch))
+    run.cut_history(2)
+    assert [epoch.epoch for epoch in run.read_history()] == [1, 2]
 
 
 def test_no_history_is_empty(run):
@@ -70,32 +81,29 @@ def test_no_history_is_empty(run):
 
 
 def test_a_line_cut_by_a_kill_is_not_read(run):
-    run.append_history({"epoch": 1})
+    run.append_history(Epoch(epoch=1))
     with (run.path / "history.jsonl").open("a") as file:
         file.write('{"epoch": 2, "val_')
-    assert [line["epoch"] for line in run.read_history()] == [1]
+    assert [epoch.epoch for epoch in run.read_history()] == [1]
 
 
-def test_a_damaged_line_in_the_middle_is_named(run):
-    (run.path / "history.jsonl").write_text('{"epoch": 1}\nx\n{"epoch": 3}\n')
-    with pytest.raises(ValueError, match=r"history\.jsonl line 2 is damaged"):
+@pytest.mark.parametrize(("line", "field"), [("x", ""), ('{"epoch": 2, "val_dice": "high"}', "val_dice")])
+def test_a_damaged_line_in_the_middle_is_named(run, line, field):
+    (run.path / "history.jsonl").write_text(f'{{"epoch": 1}}\n{line}\n{{"epoch": 3}}\n')
+    with pytest.raises(ValueError, match=rf"history\.jsonl line 2 is damaged: .*{field}.*delete the run folder"):
         run.read_history()
 
 
-def test_a_loss_that_is_no_number_is_written_as_null(run):
-    run.append_history({"epoch": 1, "train_loss": float("nan"), "val_loss": float("inf")})
-    assert run.read_history() == ({"epoch": 1, "train_loss": None, "val_loss": None},)
+def test_a_loss_that_is_not_finite_is_written_as_null(run):
+    run.append_history(Epoch(epoch=1, train_loss=float("nan"), val_loss=float("inf")))
+    assert run.read_history() == (Epoch(epoch=1),)
 
 
 def test_a_run_is_finished_once_metrics_are_written(run):
     before = run.finished
     run.write_metrics(METRICS)
     assert (before, run.finished) == (False, True)
-
-
-def test_metrics_come_back_equal(run):
-    run.write_metrics(METRICS)
-    assert run.read_metrics() == METRICS
+    assert sorted(path.name for path in run.path.iterdir()) == ["config.json", "metrics.json"]  # nothing partial
 
 
 def test_a_failed_write_of_metrics_leaves_the_run_unfinished(run, monkeypatch):
@@ -108,40 +116,77 @@ def test_a_failed_write_of_metrics_leaves_the_run_unfinished(run, monkeypatch):
     assert not run.finished
 
 
-def test_nothing_partial_stays_after_writing(run):
-    run.write_metrics(METRICS)
-    assert sorted(path.name for path in run.path.iterdir()) == ["config.json", "metrics.json"]
-
-
-def test_beginning_again_clears_course_scores_and_predictions(run):
-    run.append_history({"epoch": 1})
+def test_beginning_again_clears_history_scores_and_predictions(run):
+    run.append_history(Epoch(epoch=1))
     run.write_prediction("a", np.zeros((2, 2), np.uint8))
     run.write_metrics(METRICS)
     run.begin(CONFIG)
     assert not run.finished and run.read_history() == () and not run.prediction_path("a").exists()
 
 
-def test_damaged_metrics_are_one_error_naming_the_file(run):
-    (run.path / "metrics.json").write_text('{"best_epoch": ')
-    with pytest.raises(ValueError, match=r"metrics\.json is damaged: .*; delete the run folder"):
-        run.read_metrics()
-
-
-def test_metrics_that_are_no_object_are_damaged(run):
-    (run.path / "metrics.json").write_text("[1]")
-    with pytest.raises(ValueError, match=r"metrics\.json is damaged: expected a JSON object, got list"):
-        run.read_metrics()
-
-
-def test_bytes_that_are_no_text_are_damaged(run):
-    (run.path / "metrics.json").write_bytes(b"\xff\xfe\x00\x12")
-    with pytest.raises(ValueError, match=r"metrics\.json is damaged"):
-        run.read_metrics()
-
-
 def test_metrics_of_an_unfinished_run_are_not_found(run):
     with pytest.raises(FileNotFoundError, match=r"metrics\.json is not there"):
         run.read_metrics()
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.json"])
+@pytest.mark.parametrize("content", [b'{"best_epoch": ', b"[1]", b"{}", b"\xff\xfe\x00\x12"], ids=repr)
+def test_a_damaged_file_is_one_error_naming_it_and_the_way_out(run, name, content):
+    run.write_metrics(METRICS)
+    (run.path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name} is damaged: .*; delete the run folder and train it again"):
+        FinishedRun.read(run)
+
+
+@pytest.mark.parametrize(
+    ("keys", "changes", "field"),
+    [
+        ((), {"parameters": "many"}, "parameters"),
+        ((), {"parameters": None}, "parameters"),
+        ((), {"data": []}, "data"),
+        (("data",), {"ignore": None}, "ignore"),
+        (("data", "key"), {"size": [256]}, "size"),
+        (("settings",), {"blocks": "all"}, "blocks"),
+        (("settings",), {"lr": -1}, "lr"),
+        (("settings",), {"head_type": "none"}, "head_type"),
+        (("data",), {"classes": ["one"]}, "2 classes, config.json names 1"),
+    ],
+)
+def test_a_wrong_value_in_the_configuration_is_named(run, keys, changes, field):
+    run.write_metrics(METRICS)
+    change(run.path / "config.json", *keys, **changes)
+    with pytest.raises(ValueError, match=rf"(config|metrics)\.json.* is damaged: .*{field}.*train it again"):
+        FinishedRun.read(run)
+
+
+@pytest.mark.parametrize(
+    ("keys", "changes", "field"),
+    [
+        ((), {"seconds": "long"}, "seconds"),
+        ((), {"best_epoch": None}, "best_epoch"),
+        ((), {"splits": [1]}, "splits"),
+        (("splits", "testB"), {"constant": None}, "constant"),
+        (("splits", "testB", "scores"), {"dice": "x"}, r"scores\.dice"),
+        (("splits", "testB"), {"confusion": [[1]]}, "not 2x2"),
+    ],
+)
+def test_a_wrong_value_in_the_metrics_is_named(run, keys, changes, field):
+    run.write_metrics(METRICS)
+    change(run.path / "metrics.json", *keys, **changes)
+    with pytest.raises(ValueError, match=rf"metrics\.json is damaged: .*{field}.*train it again"):
+        FinishedRun.read(run)
+
+
+def test_a_run_without_scores_of_its_test_split_is_damaged(run):
+    run.write_metrics(msgspec.structs.replace(METRICS, test_split="testC"))
+    with pytest.raises(ValueError, match="has scores of testA, testB but none of its test split 'testC'"):
+        FinishedRun.read(run)
+
+
+def test_a_configuration_of_a_newer_release_asks_for_an_upgrade(run):
+    change(run.path / "config.json", format=99)
+    with pytest.raises(ValueError, match=r"config\.json has format 99.*upgrade pathseg$"):
+        run.read_config()
 
 
 def test_prediction_is_an_8_bit_gray_png_of_codes(run):
@@ -206,87 +251,3 @@ def test_a_workspace_without_heads_has_no_runs(tmp_path):
 def test_names_of_mixed_digits_and_letters_can_be_ordered():
     names = ["x10", "x2", "10", "9", "1x", "x"]
     assert sorted(names, key=natural_order) == ["1x", "9", "10", "x", "x2", "x10"]
-
-
-def test_a_finished_run_knows_its_quoted_part(run):
-    run.write_metrics(METRICS)
-    finished = FinishedRun.read(run)
-    assert (finished.quoted.constant_class, finished.best_epoch, finished.epochs) == ("background", 1, 2)
-
-
-def test_a_run_without_scores_of_its_test_split_is_damaged(run):
-    run.write_metrics({**METRICS, "test_split": "testA"})
-    with pytest.raises(ValueError, match="has scores of testB but none of its test split 'testA'"):
-        FinishedRun.read(run)
-
-
-def test_metrics_that_lack_a_name_are_named(run):
-    run.write_metrics({name: value for name, value in METRICS.items() if name != "best_epoch"})
-    with pytest.raises(ValueError, match=r"metrics\.json lacks best_epoch"):
-        FinishedRun.read(run)
-
-
-def test_a_configuration_that_lacks_a_name_is_named(run):
-    run.write_config({"head": {}, "data": CONFIG["data"]})
-    run.write_metrics(METRICS)
-    with pytest.raises(ValueError, match=r"config\.json lacks parameters; delete the run folder"):
-        FinishedRun.read(run)
-
-
-def test_a_configuration_without_its_data_set_is_named(run):
-    run.write_config({**CONFIG, "data": {name: CONFIG["data"][name] for name in CONFIG["data"] if name != "ignore"}})
-    run.write_metrics(METRICS)
-    with pytest.raises(ValueError, match=r"config\.json lacks data\.ignore"):
-        FinishedRun.read(run)
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"parameters": "many"}, "is damaged: parameters must be a whole number, got 'many'"),
-        ({"data": {**CONFIG["data"], "model": {}}}, "lacks data.model.name, data.model.trained, data.model.condition"),
-        ({"data": []}, "is damaged: data must be an object"),
-        ({"data": {**CONFIG["data"], "size": [256]}}, "data.size must be height and width in px"),
-        ({"head": {"blocks": "all"}}, "head.blocks must be a list of whole numbers, got 'all'"),
-        ({"data": {**CONFIG["data"], "classes": ["one"]}}, "has scores of 0 classes, config.json names 1"),
-    ],
-)
-def test_a_configuration_of_the_wrong_kind_is_named(run, change, words):
-    run.write_config({**CONFIG, **change})
-    run.write_metrics(METRICS)
-    with pytest.raises(ValueError, match=rf"(config|metrics)\.json .*{words}.*train it again"):
-        FinishedRun.read(run)
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"seconds": "long"}, "seconds must be a number, got 'long'"),
-        ({"splits": [1]}, "splits must be an object"),
-        ({"splits": {"testB": {**PART, "constant": None}}}, "splits.testB.constant must be an object, got None"),
-        ({"splits": {"testB": {**METRICS["splits"]["testB"], "scores": {**SCORES, "dice": "x", "classes": []}}}},
-         "splits.testB.scores.dice must be a number or null, got 'x'"),
-        ({"splits": {"testB": {**METRICS["splits"]["testB"], "scores": {**SCORES, "odd": 1, "classes": []}}}},
-         "these are not scores"),
-    ],
-)  # fmt: skip
-def test_metrics_of_the_wrong_kind_are_named(run, change, words):
-    run.write_metrics({**METRICS, **change})
-    with pytest.raises(ValueError, match=rf"metrics\.json is damaged: .*{words}"):
-        FinishedRun.read(run)
-
-
-@pytest.mark.parametrize("name", ["config.json", "metrics.json"])
-def test_empty_objects_are_no_run(run, name):
-    run.write_metrics(METRICS)
-    (run.path / name).write_text("{}")
-    with pytest.raises(ValueError, match=rf"{name} lacks .*; delete the run folder"):
-        FinishedRun.read(run)
-
-
-def test_a_line_of_the_history_of_the_wrong_kind_is_named(run):
-    run.append_history({"epoch": 1})
-    run.append_history({"epoch": 2, "val_dice": "high"})
-    run.write_metrics(METRICS)
-    with pytest.raises(ValueError, match=r"history\.jsonl line 2 is damaged: val_dice must be a number or null"):
-        FinishedRun.read(run)

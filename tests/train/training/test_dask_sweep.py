@@ -23,9 +23,9 @@ from pathseg.train.training.dask_sweep import shares, train_on_cluster
 from pathseg.train.training.sweep import train_sweep
 
 SWEEP = [
-    HeadConfig(blocks=(4,), head="linear", lr=1e-2, epochs=3, class_weights="balanced"),
-    HeadConfig(blocks=(4, 9), head="linear", lr=1e-2, epochs=3, augment="flips"),
-    HeadConfig(blocks=(0,), head="linear", lr=1e-2, epochs=3, seed=5),
+    HeadConfig(blocks=(4,), head_type="linear", lr=1e-2, epochs=3, class_weights="balanced"),
+    HeadConfig(blocks=(4, 9), head_type="linear", lr=1e-2, epochs=3, augment="flips"),
+    HeadConfig(blocks=(0,), head_type="linear", lr=1e-2, epochs=3, seed=5),
 ]
 
 
@@ -64,8 +64,8 @@ def one_process(toy_store, tmp_path):
 def results(folders):
     """All that a run is judged by, but the times."""
     metrics = [RunFolder(folder).read_metrics() for folder in folders]
-    losses = [[line["val_loss"] for line in RunFolder(folder).read_history()] for folder in folders]
-    return [m["splits"] for m in metrics], losses, [(f / "head.safetensors").read_bytes() for f in folders]
+    losses = [[epoch.val_loss for epoch in RunFolder(folder).read_history()] for folder in folders]
+    return [m.splits for m in metrics], losses, [(f / "head.safetensors").read_bytes() for f in folders]
 
 
 def test_the_heads_are_those_of_one_process(train, one_process):
@@ -89,20 +89,20 @@ def test_a_worker_takes_the_threads_of_the_driver(train, tmp_path):
 def test_both_workers_take_part(train):
     folders, _ = train()
     # three heads on two workers: one of them reads for two heads, the other for one
-    assert [RunFolder(f).read_metrics()["heads_from_one_read"] for f in folders] == [2, 2, 1]
+    assert [RunFolder(f).read_metrics().heads_from_one_read for f in folders] == [2, 2, 1]
 
 
 def test_every_epoch_is_told_to_the_driver(train):
     told = []
-    train(on_epoch=lambda run, line: told.append((run.name, line["epoch"])))
+    train(on_epoch=lambda run, epoch: told.append((run.name, epoch.epoch)))
     assert sorted(told) == [(name, epoch) for name in "012" for epoch in (1, 2, 3)]
 
 
 def test_a_worker_that_is_killed_costs_only_time(train, client, one_process):
     told, first = [], client.run(os.getpid)[next(iter(client.nthreads()))]
 
-    def kill_one(run, line):
-        told.append((run.name, line["epoch"]))
+    def kill_one(run, epoch):
+        told.append((run.name, epoch.epoch))
         if told[-1] == ("0", 2):
             os.kill(first, signal.SIGKILL)
 
@@ -118,7 +118,7 @@ def test_a_finished_sweep_is_left_alone(train):
     folders, _ = train()
     before = [(folder / "head.safetensors").stat().st_mtime_ns for folder in folders]
     told = []
-    assert train(on_epoch=lambda run, line: told.append(run)) == (folders, {})
+    assert train(on_epoch=lambda run, epoch: told.append(run)) == (folders, {})
     assert told == []
     assert [(folder / "head.safetensors").stat().st_mtime_ns for folder in folders] == before
 
@@ -174,12 +174,12 @@ def test_a_store_that_lacks_features_is_refused_before_anything_is_sent(train, t
         train()
     folders, failures = train(complete_only=True)
     assert failures == {}
-    used = [RunFolder(folder).read_config()["data"]["images"] for folder in folders]
+    used = [RunFolder(folder).read_config().data.images for folder in folders]
     assert all("train_1" not in one["train"] + one["val"] for one in used)
 
 
 def test_an_interrupted_driver_stops_its_workers_after_their_epoch(train, client, tmp_path):
-    def interrupt(run, line):
+    def interrupt(run, epoch):
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):

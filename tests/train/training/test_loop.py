@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -12,14 +14,14 @@ from pathseg.train.training import loop
 from pathseg.train.training.loop import class_weights, train_heads
 
 CONFIG = HeadConfig(blocks=(4, 9), lr=1e-3, epochs=3)
-QUICK = HeadConfig(blocks=(4,), head="linear", lr=1e-2, epochs=2)
+QUICK = HeadConfig(blocks=(4,), head_type="linear", lr=1e-2, epochs=2)
 
 
 def train(store, folder, config=CONFIG, **more):
     """One head alone; its run."""
-    (trainee,) = train_heads(store, [(config, RunFolder(folder))], **more)
-    assert trainee.failure is None
-    return trainee.run
+    (state,) = train_heads(store, [(config, RunFolder(folder))], **more)
+    assert state.failure is None
+    return state.run
 
 
 def weights(run):
@@ -31,20 +33,21 @@ def same(a, b):
 
 
 def test_a_head_learns_what_the_features_say(toy_store, tmp_path):
-    part = train(toy_store, tmp_path / "run").read_metrics()["splits"]["test"]
-    assert part["scores"]["dice"] > 0.9 > part["constant"]["scores"]["dice"]
+    split = train(toy_store, tmp_path / "run").read_metrics().splits["test"]
+    assert split.scores.dice > 0.9 > split.constant.scores.dice
 
 
 @pytest.mark.parametrize("head", list(HEADS))
 def test_the_same_seed_gives_the_same_head(toy_store, tmp_path, head):
-    config = HeadConfig(blocks=(4,), head=head, epochs=1, seed=3)
+    config = HeadConfig(blocks=(4,), head_type=head, epochs=1, seed=3)
     a, b = (train(toy_store, tmp_path / name, config) for name in "ab")
     assert same(weights(a), weights(b))
 
 
 def test_another_seed_gives_another_head(toy_store, tmp_path):
     a, b = (
-        train(toy_store, tmp_path / str(seed), HeadConfig(blocks=(4,), head="linear", seed=seed)) for seed in (0, 1)
+        train(toy_store, tmp_path / str(seed), HeadConfig(blocks=(4,), head_type="linear", seed=seed))
+        for seed in (0, 1)
     )
     assert not same(weights(a), weights(b))
 
@@ -62,27 +65,27 @@ def test_the_run_folder_holds_all_that_was_promised_and_no_more(toy_store, tmp_p
     assert {path.name for path in run.path.iterdir()} == {
         "config.json", "head.safetensors", "head-last.safetensors", "history.jsonl", "metrics.json", "predictions"
     }  # fmt: skip
-    assert [line["epoch"] for line in run.read_history()] == [1, 2, 3]
-    assert HeadConfig.from_dict(run.read_config()["head"]) == CONFIG
+    assert [epoch.epoch for epoch in run.read_history()] == [1, 2, 3]
+    assert run.read_config().settings == CONFIG
     assert run.read_prediction("test_4").shape == (256, 512)
 
 
 def test_the_metrics_are_those_of_the_predictions(toy_store, tmp_path):
     run = train(toy_store, tmp_path / "run")
     right = run.read_prediction("test_4") == toy_store.mask(4)
-    assert run.read_metrics()["splits"]["test"]["scores"]["accuracy"] == pytest.approx(right.mean())
+    assert run.read_metrics().splits["test"].scores.accuracy == pytest.approx(right.mean())
 
 
 def test_the_best_epoch_is_kept(toy_store, tmp_path):
     run = train(toy_store, tmp_path / "run")
-    dices = [line["val_dice"] for line in run.read_history()]
-    assert run.read_metrics()["best_epoch"] == 1 + int(np.argmax(dices))
+    dices = [epoch.val_dice for epoch in run.read_history()]
+    assert run.read_metrics().best_epoch == 1 + int(np.argmax(dices))
 
 
 SWEEP = [
     HeadConfig(blocks=(4,), epochs=2, lr=1e-3),
     HeadConfig(blocks=(4, 9), epochs=1, seed=5),
-    HeadConfig(blocks=(0,), epochs=2, head="linear", lr=1e-2, augment="flips"),
+    HeadConfig(blocks=(0,), epochs=2, head_type="linear", lr=1e-2, augment="flips"),
 ]
 
 
@@ -92,20 +95,29 @@ def test_heads_trained_together_come_out_as_if_trained_alone(toy_store, tmp_path
     for (config, together), number in zip(runs, range(3), strict=True):
         alone = train(toy_store, tmp_path / f"alone{number}", config)
         assert same(weights(together), weights(alone))
-        assert together.read_metrics()["splits"] == alone.read_metrics()["splits"]
+        assert together.read_metrics().splits == alone.read_metrics().splits
+
+
+@pytest.mark.parametrize(
+    ("name", "values"), [("batch_size", (1, 2)), ("val_fraction", (0.15, 0.3)), ("split_seed", (0, 3))]
+)
+def test_heads_that_differ_in_a_shared_setting_are_refused(toy_store, tmp_path, name, values):
+    runs = [(dataclasses.replace(QUICK, **{name: v}), RunFolder(tmp_path / str(v))) for v in values]
+    with pytest.raises(ValueError, match=f"{name} must be the same .* {values[0]} and {values[1]}"):
+        train_heads(toy_store, runs)
 
 
 def test_an_image_is_read_once_an_epoch_for_all_heads(toy_store, tmp_path, monkeypatch):
     read, seen = toy_store.read, []
     monkeypatch.setattr(toy_store, "read", lambda index, **kw: seen.append(index) or read(index, **kw))
-    runs = [(HeadConfig(blocks=(b,), head="linear", epochs=2), RunFolder(tmp_path / str(b))) for b in (0, 4, 5, 9)]
+    runs = [(HeadConfig(blocks=(b,), head_type="linear", epochs=2), RunFolder(tmp_path / str(b))) for b in (0, 4, 5, 9)]
     train_heads(toy_store, runs, memory_bytes=0)
     assert sorted(seen) == sorted([*range(4)] * 2 + [4])  # train and validation in each epoch, then the test image
 
 
 def cut_after(store, folder, config, epochs, monkeypatch):
     """Train until an epoch has ended, then be interrupted in the middle of the next one."""
-    step, calls = loop._step, []
+    step, calls = loop._train_step, []
 
     def interrupted(*arguments, epoch, **more):
         if epoch > epochs and len(calls) > 0:
@@ -113,67 +125,69 @@ def cut_after(store, folder, config, epochs, monkeypatch):
         calls.append(epoch > epochs) if epoch > epochs else None
         return step(*arguments, epoch=epoch, **more)
 
-    monkeypatch.setattr(loop, "_step", interrupted)
+    monkeypatch.setattr(loop, "_train_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train_heads(store, [(config, RunFolder(folder))])
-    monkeypatch.setattr(loop, "_step", step)
+    monkeypatch.setattr(loop, "_train_step", step)
 
 
 @pytest.mark.parametrize("epochs", [0, 1, 2])
 def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(toy_store, tmp_path, monkeypatch, epochs):
-    config = HeadConfig(blocks=(4, 9), head="linear", lr=1e-2, epochs=3, augment="flips")
+    config = HeadConfig(blocks=(4, 9), head_type="linear", lr=1e-2, epochs=3, augment="flips")
     whole = train(toy_store, tmp_path / "whole", config)
     cut_after(toy_store, tmp_path / "cut", config, epochs, monkeypatch)
     again = train(toy_store, tmp_path / "cut", config)
     assert same(weights(whole), weights(again))
-    assert whole.read_metrics()["splits"] == again.read_metrics()["splits"]
-    losses = [[line["train_loss"] for line in run.read_history()] for run in (whole, again)]
+    assert whole.read_metrics().splits == again.read_metrics().splits
+    losses = [[epoch.train_loss for epoch in run.read_history()] for run in (whole, again)]
     assert losses[0] == losses[1]
 
 
 def test_an_unfinished_run_of_other_settings_is_not_taken_up(toy_store, tmp_path, monkeypatch):
     cut_after(toy_store, tmp_path / "cut", QUICK, 1, monkeypatch)
     with pytest.raises(ValueError, match="unfinished run of other settings"):
-        train(toy_store, tmp_path / "cut", HeadConfig(blocks=(4,), head="linear", lr=1e-3, epochs=2))
+        train(toy_store, tmp_path / "cut", HeadConfig(blocks=(4,), head_type="linear", lr=1e-3, epochs=2))
 
 
 def test_patience_ends_a_head_that_no_longer_gets_better(toy_store, tmp_path):
-    config = HeadConfig(blocks=(4,), head="linear", lr=1e-9, epochs=20, patience=2)
+    config = HeadConfig(blocks=(4,), head_type="linear", lr=1e-9, epochs=20, patience=2)
     metrics = train(toy_store, tmp_path / "run", config).read_metrics()
-    assert metrics["epochs"] < 20
-    assert metrics["epochs"] == metrics["best_epoch"] + 2
+    assert metrics.epochs < 20
+    assert metrics.epochs == metrics.best_epoch + 2
 
 
 def test_the_last_weights_are_kept_beside_the_best(toy_store, tmp_path):
     # an epoch too many at a rate that spoils the head: what came before it is the best, and both can be looked at
-    run = train(toy_store, tmp_path / "run", HeadConfig(blocks=(4,), head="linear", lr=1e-2, epochs=3))
-    best = run.read_metrics()["best_epoch"]
+    run = train(toy_store, tmp_path / "run", HeadConfig(blocks=(4,), head_type="linear", lr=1e-2, epochs=3))
+    best = run.read_metrics().best_epoch
     same_as_best = same(load_file(run.last_weights), weights(run))
     assert same_as_best == (best == 3)
-    two = train(toy_store, tmp_path / "two", HeadConfig(blocks=(4,), head="linear", lr=1e-2, epochs=2))
+    two = train(toy_store, tmp_path / "two", HeadConfig(blocks=(4,), head_type="linear", lr=1e-2, epochs=2))
     assert not same(load_file(run.last_weights), load_file(two.last_weights))
 
 
 @pytest.mark.parametrize(("head", "lr"), [("fcn", 1e20), ("linear", 1e37)])
 def test_a_head_that_the_last_step_ruins_is_given_up_too(toy_store, tmp_path, head, lr):
-    (trainee,) = train_heads(
-        toy_store, [(HeadConfig(blocks=(4,), head=head, lr=lr, epochs=1), RunFolder(tmp_path / "run"))], without=(1, 2)
+    (state,) = train_heads(
+        toy_store,
+        [(HeadConfig(blocks=(4,), head_type=head, lr=lr, epochs=1), RunFolder(tmp_path / "run"))],
+        without=(1, 2),
     )
-    assert "training diverged; pass a smaller --lr" in trainee.failure
-    assert not trainee.run.finished
+    assert "training diverged; pass a smaller --lr" in state.failure
+    assert not state.run.finished
 
 
 def test_nothing_is_read_any_more_when_every_head_was_given_up(toy_store, tmp_path, monkeypatch):
     seen, read = [], toy_store.read
     monkeypatch.setattr(toy_store, "read", lambda index, **kw: seen.append(index) or read(index, **kw))
-    wild = HeadConfig(blocks=(4,), head="linear", lr=1e37, epochs=50)
+    wild = HeadConfig(blocks=(4,), head_type="linear", lr=1e37, epochs=50)
     train_heads(toy_store, [(wild, RunFolder(tmp_path / "wild"))], memory_bytes=0)
     assert len(seen) <= 5  # one epoch at the most; never the test image
     assert 4 not in seen
 
 
 def test_a_head_that_diverges_is_given_up_and_the_others_go_on(toy_store, tmp_path):
-    wild = HeadConfig(blocks=(4,), head="linear", lr=1e37, epochs=5)
+    wild = HeadConfig(blocks=(4,), head_type="linear", lr=1e37, epochs=5)
     trained = train_heads(toy_store, [(wild, RunFolder(tmp_path / "wild")), (QUICK, RunFolder(tmp_path / "tame"))])
     assert "training diverged; pass a smaller --lr" in trained[0].failure
     assert not trained[0].run.finished
@@ -181,8 +195,8 @@ def test_a_head_that_diverges_is_given_up_and_the_others_go_on(toy_store, tmp_pa
 
 
 def test_mixed_precision_learns_as_well(toy_store, tmp_path):
-    config = HeadConfig(blocks=(4, 9), lr=1e-3, epochs=3, precision="bfloat16")
-    assert train(toy_store, tmp_path / "run", config).read_metrics()["splits"]["test"]["scores"]["dice"] > 0.9
+    config = HeadConfig(blocks=(4, 9), head_type="linear", lr=1e-2, epochs=3, precision="bfloat16")
+    assert train(toy_store, tmp_path / "run", config).read_metrics().splits["test"].scores.dice > 0.9
 
 
 def test_class_weights_are_the_papers():
@@ -215,7 +229,7 @@ def views_read(store, folder, config, monkeypatch):
 def test_an_epoch_reads_one_view_of_each_patch_then_the_centre_of_the_validation_patch(
     view_store, tmp_path, monkeypatch
 ):
-    config = HeadConfig(blocks=(4,), head="linear", epochs=6)
+    config = HeadConfig(blocks=(4,), head_type="linear", epochs=6)
     epochs, rest = views_read(view_store, tmp_path / "run", config, monkeypatch)
     for epoch in epochs:
         assert sorted(name.split("_")[0] for name in epoch[:3]) == ["p0", "p1", "p2"]
@@ -228,7 +242,7 @@ def test_heads_of_one_split_seed_see_the_same_views_in_the_same_order(view_store
     runs = [
         views_read(view_store, tmp_path / str(number), config, monkeypatch)
         for number, config in enumerate(
-            HeadConfig(blocks=(4,), head="linear", epochs=4, seed=seed, split_seed=split_seed)
+            HeadConfig(blocks=(4,), head_type="linear", epochs=4, seed=seed, split_seed=split_seed)
             for seed, split_seed in ((0, 0), (1, 0), (0, 1))
         )
     ]
@@ -236,30 +250,30 @@ def test_heads_of_one_split_seed_see_the_same_views_in_the_same_order(view_store
 
 
 def test_a_run_on_views_that_was_cut_off_ends_as_if_it_had_not_been(view_store, tmp_path, monkeypatch):
-    config = HeadConfig(blocks=(4,), head="linear", lr=1e-2, epochs=3)
+    config = HeadConfig(blocks=(4,), head_type="linear", lr=1e-2, epochs=3)
     whole = train(view_store, tmp_path / "whole", config)
     cut_after(view_store, tmp_path / "cut", config, 1, monkeypatch)
     assert same(weights(whole), weights(train(view_store, tmp_path / "cut", config)))
 
 
 def test_class_weights_count_all_views_that_training_draws_from(view_store, tmp_path):
-    config = HeadConfig(blocks=(4,), head="linear", epochs=1, class_weights="balanced")
-    (trainee,) = train_heads(view_store, [(config, RunFolder(tmp_path / "run"))])
+    config = HeadConfig(blocks=(4,), head_type="linear", epochs=1, class_weights="balanced")
+    (state,) = train_heads(view_store, [(config, RunFolder(tmp_path / "run"))])
     glands = sum(int((view_store.mask(index) == 1).sum()) for index in range(9))
     share = glands / (9 * 256 * 512)
-    assert trainee.weights.tolist() == pytest.approx([share, 1 - share])  # 1 - N_c / N of two classes
+    assert state.class_weights.tolist() == pytest.approx([share, 1 - share])  # 1 - N_c / N of two classes
 
 
 def test_metrics_name_what_an_image_was_cut_from(view_store, toy_store, tmp_path):
-    config = HeadConfig(blocks=(4,), head="linear", epochs=1)
-    for store, expected in ((view_store, [{"id": "test_v0", "source": "test"}]), (toy_store, [{"id": "test_4"}])):
+    config = HeadConfig(blocks=(4,), head_type="linear", epochs=1)
+    for store, expected in ((view_store, [("test_v0", "test")]), (toy_store, [("test_4", None)])):
         run = train(store, tmp_path / store.ids[0], config)
-        said = run.read_metrics()["splits"]["test"]["per_image"]
-        assert [{name: one[name] for name in ("id", "source") if name in one} for one in said] == expected
+        images = run.read_metrics().splits["test"].per_image
+        assert [(image.id, image.source) for image in images] == expected
 
 
 def test_an_unfinished_run_on_other_images_is_not_taken_up(toy_store, tmp_path):
-    def cut(run, line):
+    def cut(run, epoch):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

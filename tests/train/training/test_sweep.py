@@ -1,5 +1,7 @@
 import dataclasses
+import shutil
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,9 +12,8 @@ from pathseg.store.writer import StoreWriter
 from pathseg.train.config import BaselineConfig, HeadConfig
 from pathseg.train.data import memory
 from pathseg.train.data.reader import FeatureReader
-from pathseg.train.runs.folder import RunFolder
+from pathseg.train.runs.folder import RunFolder, list_runs
 from pathseg.train.training import sweep
-from pathseg.train.training.checkpoint import new_trainee, save_last
 from pathseg.train.training.sweep import (
     announcement,
     combinations,
@@ -23,10 +24,11 @@ from pathseg.train.training.sweep import (
     run_folders,
     summary,
     train_sweep,
+    unfinished,
 )
 
 CPU = torch.device("cpu")
-QUICK = HeadConfig(blocks=(4,), head="linear", lr=1e-2, epochs=1)
+QUICK = HeadConfig(blocks=(4,), head_type="linear", lr=1e-2, epochs=1)
 
 
 def settings(**changes):
@@ -60,8 +62,8 @@ def test_two_runs_never_get_one_folder(toy_store, tmp_path):
 
 
 def test_the_epochs_of_an_interrupted_run_are_counted_as_done(toy_store, tmp_path):
-    def cut(run, line):
-        if line["epoch"] == 2:
+    def cut(run, epoch):
+        if epoch.epoch == 2:
             raise KeyboardInterrupt
 
     config = dataclasses.replace(QUICK, epochs=5)
@@ -78,7 +80,7 @@ def test_a_pass_begins_when_the_heads_of_the_last_one_are_gone(toy_store, tmp_pa
     def spy(*arguments, **options):
         alive.append(sum(head() is not None for head in heads))
         trained = real(*arguments, **options)
-        heads.extend(weakref.ref(trainee.head) for trainee in trained)
+        heads.extend(weakref.ref(state.head) for state in trained)
         return trained
 
     alive: list[int] = []
@@ -119,7 +121,7 @@ def test_heads_too_large_for_memory_take_several_passes(toy_store, monkeypatch):
 
 
 def test_the_pixels_that_an_ensemble_learns_from_count_as_its_memory(toy_store):
-    config = HeadConfig(blocks=(4,), head="pixel-ensemble")
+    config = HeadConfig(blocks=(4,), head_type="pixel-ensemble")
     # ten networks of 6 -> 128 -> 32 -> 2 with two batch normalisations; 512 batches of 64 pixels, one draw, float16
     parameters = 10 * (6 * 128 + 128 + 256 + 128 * 32 + 32 + 64 + 32 * 2 + 2)
     assert head_bytes(toy_store, config) == parameters * 4 * 4 + (512 * 64 + 1024) * 6 * 2
@@ -151,12 +153,44 @@ def test_a_finished_run_on_other_data_is_not_taken_for_this_one(tmp_path, toy_co
 
 
 def test_an_unfinished_run_on_other_data_is_not_taken_up(toy_store, tmp_path, toy_contents, fill_store):
+    def cut(run, epoch):
+        raise KeyboardInterrupt
+
     other = fill_store(StoreWriter(tmp_path / "b.zarr", toy_contents()), seed=1)
-    begun = new_trainee(toy_store, QUICK, RunFolder(tmp_path / "run"), weights=None, device=CPU)
-    begun.run.path.mkdir()
-    save_last(begun)
+    with pytest.raises(KeyboardInterrupt):
+        train_sweep(toy_store, [QUICK], [tmp_path / "run"], on_epoch=cut)
     with pytest.raises(ValueError, match="begun on other data"):
         train_sweep(other, [QUICK], [tmp_path / "run"])
+
+
+@pytest.fixture
+def old_workspace(tmp_path):
+    """A copy of a workspace that release 0.1.0 wrote, with one unfinished run."""
+    return shutil.copytree(Path(__file__).parents[2] / "fixtures/workspace-v1", tmp_path / "work")
+
+
+def test_finished_runs_of_0_1_0_are_not_trained_again(old_workspace):
+    runs = [run for run in list_runs(old_workspace) if run.finished]
+    for run in runs:
+        settings = run.read_config().settings
+        store = FeatureStore.open(old_workspace / f"{run.name.split('-')[0]}-ramp.zarr")
+        assert list(unfinished(store, [settings], [run.path])) == []
+        if "epochs" in run.name or settings.network == "fcn":
+            assert run_folders(store, [settings], old_workspace / "heads") == [run.path]
+    assert len(runs) == 10
+
+
+def test_an_unfinished_run_of_0_1_0_resumes_after_its_last_epoch(old_workspace):
+    run, store = RunFolder(old_workspace / "heads/unfinished"), FeatureStore.open(old_workspace / "glas-ramp.zarr")
+    config, trained = run.read_config(), []
+    before = run.read_history()
+    train_sweep(store, [config.settings], [run.path], on_epoch=lambda run, epoch: trained.append(epoch.epoch))
+    assert trained == [2, 3]
+    assert run.finished and run.read_history()[:1] == before
+    train_sweep(store, [config.settings], [old_workspace / "heads/whole"])
+    whole = RunFolder(old_workspace / "heads/whole")
+    losses = [[epoch.val_loss for epoch in one.read_history()] for one in (run, whole)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
 
 def test_a_failed_head_is_named(toy_store, tmp_path):
@@ -170,9 +204,9 @@ def test_a_failed_head_is_named(toy_store, tmp_path):
 def test_the_summary_gives_scores_beside_the_constant_answer(toy_store, tmp_path):
     train_sweep(toy_store, [QUICK], [tmp_path / "run"])
     text = summary([tmp_path / "run", tmp_path / "none"])
-    scores = RunFolder(tmp_path / "run").read_metrics()["splits"]["test"]
-    assert f"dice {scores['scores']['dice']:.3f}" in text
-    assert f"always {scores['constant']['class']}" in text
+    scores = RunFolder(tmp_path / "run").read_metrics().splits["test"]
+    assert f"dice {scores.scores.dice:.3f}" in text
+    assert f"always {scores.constant.class_name}" in text
 
 
 def test_a_run_that_others_have_finished_meanwhile_is_not_trained_again(toy_store, tmp_path, monkeypatch):
@@ -180,7 +214,7 @@ def test_a_run_that_others_have_finished_meanwhile_is_not_trained_again(toy_stor
     configs, folders = [QUICK, dataclasses.replace(QUICK, seed=1)], [tmp_path / "first", tmp_path / "second"]
     told = []
 
-    def meanwhile(run, line):
+    def meanwhile(run, epoch):
         told.append(run.name)
         train_sweep(toy_store, configs[1:], folders[1:])
 
