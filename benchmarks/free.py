@@ -7,6 +7,7 @@ import torch
 
 from pathseg.extract.datasets.registry import Dataset, Pixels, Sample
 from pathseg.store.grid import PatchGrid
+from pathseg.store.key import Preprocessing
 
 FULL = {  # channels and side of each block of the paper's model: 12.1 MB a patch, native, float16
     **{0: (960, 8), 1: (960, 8), 2: (960, 8), 3: (960, 16), 4: (576, 16), 5: (576, 16), 6: (576, 32)},
@@ -44,6 +45,7 @@ def blank_dataset(images: int, size: tuple[int, int]) -> Dataset:
         classes=("all",),
         size=size,
         test_split="test",
+        preprocessing=Preprocessing(),
         mpp=0.5,
     )
 

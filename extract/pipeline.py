@@ -79,6 +79,7 @@ def contents_of(dataset: Dataset, model: FeatureModel, config: ExtractConfig) ->
         key=key,
         images=tuple(ImageEntry(**dataclasses.asdict(sample)) for sample in dataset.samples),
         classes=dataset.classes,
+        background=dataset.background,
         ignore=dataset.ignore,
         test_split=dataset.test_split,
         blocks=shapes,

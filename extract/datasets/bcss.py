@@ -1,4 +1,4 @@
-"""BCSS (Amgad et al. 2019): regions of TCGA breast cancer slides, the official release at any scale."""
+"""BCSS (Amgad et al. 2019): regions of TCGA breast cancer slides, the official release at any resolution."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pathseg.extract.datasets.bcss_regions import (
     VIEW_PX,
     Region,
     RegionReader,
-    fill_up,
+    pad_to_patch,
     patch_starts,
     scaled_size,
     shrink_image,
@@ -28,48 +28,54 @@ from pathseg.extract.datasets.bcss_regions import (
 )
 from pathseg.extract.datasets.image_files import decoded_image, decoded_mask, paired_size
 from pathseg.extract.datasets.registry import (
-    LEAST_MPP,
-    MOST_MPP,
+    MAX_MPP,
+    MIN_MPP,
     Dataset,
     DatasetError,
     DatasetOptions,
     Pixels,
     Sample,
     dataset_root,
+    limit_samples,
     missing_data,
     plausible_mpp,
-    spread,
 )
+from pathseg.store.key import Preprocessing, Setting
 
 TEST_INSTITUTES = ("OL", "LL", "E2", "EW", "GM", "S3")  # 45 of the 151 regions; the second field of a TCGA barcode
 IMAGE_FOLDERS = ("images", "rgbs_colorNormalized")  # as scanned; colour-normalised. Different inputs, never mixed
-TARGET_MPP = 0.5  # um/px, 20x: what the paper works at and its model was trained on
-STRIDE_PX = 600  # the paper's patches overlap, by how much it does not say; a quarter keeps the disk within bounds
-VIEWS = 2  # the least that changes from epoch to epoch; each further view costs a training part's features again
-DROP_ABOVE = 0.9  # share of ignored pixels; the paper's
+TARGET_MPP = 0.5  # um/px, 20x: the paper's, and of its model's training
+STRIDE_PX = 600  # the paper's patches overlap, it does not say by how much; a quarter limits the disk space
+VIEWS = 2  # the fewest that differ from epoch to epoch; each further view stores the training features once more
+DROP_ABOVE = 0.9  # share of ignored pixels above which a patch is dropped; the paper's
 NAME = re.compile(r"TCGA-([A-Z0-9]{2})-[A-Z0-9]{4}-DX[0-9A-Z]+_xmin\d+_ymin\d+(?:_MPP-(\d+\.\d+))?")
 
 
 @dataclass(frozen=True)
 class RegionFile:
-    """Image and mask of a region, its institute, the um/px of its files, how much and to what they are to be shrunk."""
+    """The files of a region.
+
+    institute: second field of the TCGA barcode. mpp: um/px of the files. factor: how many px of the file make one px at
+    the target resolution. size: height and width in px at the target resolution.
+    """
 
     image: Path
     mask: Path
     institute: str
     mpp: float
     factor: float
-    size: tuple[int, int]  # height and width in px once shrunk
+    size: tuple[int, int]
 
 
 def open_bcss(options: DatasetOptions) -> Dataset:
-    """List BCSS: an image is a 768 px view of an 800 px patch of a region; 106 regions train, 45 test.
+    """List BCSS: an image is a 768 px crop (view) of an 800 px patch of a region; 106 regions train, 45 test.
 
-    Patches with more than 90 % ignored pixels are left out, for which all masks are decoded, one after another. A
-    training patch has `options.views` views, any other its centre. `options.val_institutes` are taken out of
-    training to validate on. `options.limit` is spread over the regions. Raises FileNotFoundError where a folder is
-    missing, ValueError for institutes that cannot validate, DatasetError as `open_dataset`, and for a split none of
-    whose patches is left.
+    Patches with more than 90 % ignored pixels are dropped, for which all masks are decoded, one after another. A
+    training patch has `options.views` views, any other its centre. The regions of `options.val_institutes` are
+    moved from `train` to `val`. `options.limit` takes one image of each region before a second of any.
+
+    Raises FileNotFoundError where a folder is missing; ValueError for institutes that cannot be used to validate;
+    DatasetError as `open_dataset`, and for a split of which every patch is dropped.
     """
     root = dataset_root("bcss", options)
     folder = _image_folder(root, options.image_folder)
@@ -78,7 +84,7 @@ def open_bcss(options: DatasetOptions) -> Dataset:
         raise FileNotFoundError(missing_data("bcss", f"no bcss data set: there is no png in {root / folder}"))
     if not problems:
         _check_institutes(files, options.val_institutes, problems)
-    kept: dict[str, list[tuple[int, int]]] = {}  # where the patches of a region begin, y, x
+    kept: dict[str, list[tuple[int, int]]] = {}  # region -> (y, x) of the first px of each patch that is kept
     for region in files if not problems else ():
         try:
             kept[region] = list(_patches(files[region], options.stride or STRIDE_PX))
@@ -88,7 +94,7 @@ def open_bcss(options: DatasetOptions) -> Dataset:
         problems += _emptied_splits(files, kept, options)
     if problems:
         raise DatasetError("bcss", root, problems=problems)
-    windows: dict[str, tuple[int, int]] = {}  # id -> where a view begins in its region, y, x
+    windows: dict[str, tuple[int, int]] = {}  # id -> (y, x) of the view's first px in its region
     samples: list[Sample] = []
     for region, starts in kept.items():
         split = _split(files[region].institute, options.val_institutes)
@@ -97,20 +103,20 @@ def open_bcss(options: DatasetOptions) -> Dataset:
             windows[sample.id] = window
     return Dataset(
         name="bcss",
-        samples=_spread_regions(samples, options.limit),
+        samples=_limit_over_regions(samples, options.limit),
         load=partial(_load, RegionReader(partial(_decode, files)), windows),
         classes=CLASSES,
         size=(VIEW_PX, VIEW_PX),
         test_split="test",
+        preprocessing=_preprocessing(folder, files, options),
         ignore=IGNORED,
         mpp=options.target_mpp or TARGET_MPP,
-        preprocessing=_preprocessing(folder, files, options),
         left_out=_left_out(files, kept, options.stride or STRIDE_PX),
     )
 
 
 def _image_folder(root: Path, chosen: str | None) -> str:
-    """The folder of images: the chosen one, or the first that is there."""
+    """Return the folder of images: the chosen one, else the first that exists."""
     names = (chosen,) if chosen else IMAGE_FOLDERS
     for needed in (names, ("masks",)):
         if not any((root / name).is_dir() for name in needed):
@@ -121,7 +127,7 @@ def _image_folder(root: Path, chosen: str | None) -> str:
 
 
 def _pair_files(root: Path, folder: str, options: DatasetOptions) -> tuple[dict[str, RegionFile], list[str]]:
-    """The regions by file name, in order, and what is wrong with the other files."""
+    """Return the regions by file name, sorted, and a line for each invalid file."""
     images, masks = (_pngs(root / name) for name in (folder, "masks"))
     problems = [f"{images[name]}: no mask; masks/{name}.png is needed" for name in images if name not in masks]
     problems += [f"{masks[name]}: no image; {folder}/{name}.png is needed" for name in masks if name not in images]
@@ -139,7 +145,7 @@ def _pngs(folder: Path) -> dict[str, Path]:
 
 
 def _region_file(image: Path, mask: Path, options: DatasetOptions) -> RegionFile:
-    """Raises ValueError naming the file: name, scale or size are not as they must be."""
+    """Check name, um/px and size of a region's files. Raises ValueError naming the file."""
     found = NAME.fullmatch(image.stem)
     if not found:
         rule = "TCGA-XX-YYYY-DX1_xmin<n>_ymin<n>_MPP-<um/px>.png"
@@ -149,13 +155,13 @@ def _region_file(image: Path, mask: Path, options: DatasetOptions) -> RegionFile
         raise ValueError(f"{image}: the name states no um/px (MPP-0.2500); pass --mpp with that of the files")
     if not plausible_mpp(mpp):
         raise ValueError(
-            f"{image}: the name states {mpp:g} um/px, but scans have {LEAST_MPP:g} to {MOST_MPP:g}; pass --mpp with "
+            f"{image}: the name states {mpp:g} um/px, but scans have {MIN_MPP:g} to {MAX_MPP:g}; pass --mpp with "
             "that of the files"
         )
     if mpp > target:
         raise ValueError(
-            f"{image}: regions are shrunk, never enlarged, but the file has {mpp:g} um/px and {target:g} are asked "
-            f"for; pass --target-mpp {mpp:g} or more"
+            f"{image}: regions are shrunk, never enlarged, but the file has {mpp:g} um/px and the target "
+            f"is {target:g}; pass --target-mpp {mpp:g} or more"
         )
     size = scaled_size(paired_size(image, mask), target / mpp)
     return RegionFile(image, mask, found[1], mpp, target / mpp, size)
@@ -165,7 +171,7 @@ def _check_institutes(files: dict[str, RegionFile], val: tuple[str, ...], proble
     present = Counter(_split(file.institute, val) for file in files.values())
     train = sorted({file.institute for file in files.values()} - {*TEST_INSTITUTES})
     if odd := [name for name in val if name not in train]:
-        why = "is held out for the test" if odd[0] in TEST_INSTITUTES else "has no region here"
+        why = "is held out for testing" if odd[0] in TEST_INSTITUTES else "has no region here"
         raise ValueError(f"--val-institutes names {odd[0]}, which {why}; choose from {', '.join(train)}")
     if not present["train"]:
         problems.append("no region to train on; add regions of other institutes")
@@ -180,13 +186,13 @@ def _split(institute: str, val: tuple[str, ...]) -> str:
 
 
 def _starts(file: RegionFile, stride: int) -> Iterator[tuple[int, int]]:
-    """Where the patches of a region begin, y, x, whatever is annotated."""
+    """Yield (y, x) of the first px of each patch of a region."""
     return product(*(patch_starts(side, stride) for side in file.size))
 
 
 def _patches(file: RegionFile, stride: int) -> Iterator[tuple[int, int]]:
-    """Those of `_starts` that are not hardly annotated. Decodes the mask."""
-    codes = fill_up(_codes(file), mirrored=False)
+    """Yield those of `_starts` whose patch is not dropped as ignored. Decodes the mask."""
+    codes = pad_to_patch(_codes(file), mirrored=False)
     for y, x in _starts(file, stride):
         if np.mean(codes[y : y + CUT_PX, x : x + CUT_PX] == IGNORED) <= DROP_ABOVE:
             yield y, x
@@ -195,7 +201,7 @@ def _patches(file: RegionFile, stride: int) -> Iterator[tuple[int, int]]:
 def _emptied_splits(
     files: dict[str, RegionFile], kept: dict[str, list[tuple[int, int]]], options: DatasetOptions
 ) -> list[str]:
-    """A line for each split that has regions but no patch."""
+    """Return a line for each split that has regions but no patch."""
     regions, patches = Counter[str](), Counter[str]()
     for region, file in files.items():
         split = _split(file.institute, options.val_institutes)
@@ -210,7 +216,7 @@ def _emptied_splits(
 
 
 def _left_out(files: dict[str, RegionFile], kept: dict[str, list[tuple[int, int]]], stride: int) -> str:
-    """How many patches and whole regions are left out, in words; nothing where none is."""
+    """Return a message counting the dropped patches and regions, "" where there are none."""
     patches = sum(sum(1 for _ in _starts(file, stride)) for file in files.values())
     dropped = patches - sum(map(len, kept.values()))
     whole = sum(not starts for starts in kept.values())
@@ -225,7 +231,7 @@ def _left_out(files: dict[str, RegionFile], kept: dict[str, list[tuple[int, int]
 def _views(
     region: str, split: str, starts: list[tuple[int, int]], options: DatasetOptions
 ) -> Iterator[tuple[Sample, tuple[int, int]]]:
-    """Samples of a region, one after another, each with where it begins."""
+    """Yield each sample of a region with (y, x) of its first px."""
     for y, x in starts:
         patch = f"{region}_y{y:04d}_x{x:04d}"
         for view in range((options.views or VIEWS) if split == "train" else 1):
@@ -234,27 +240,38 @@ def _views(
             yield sample, (y + down, x + right)
 
 
-def _spread_regions(samples: list[Sample], limit: int | None) -> tuple[Sample, ...]:
-    """`spread` that takes one image of each region before it takes a second of any; the order stays."""
+def _limit_over_regions(samples: list[Sample], limit: int | None) -> tuple[Sample, ...]:
+    """Limit the samples, taking one of each region before a second of any; their order is kept."""
     seen: Counter[str | None] = Counter()
     ranks = {}
     for sample in samples:
         ranks[sample] = seen[sample.source]
         seen[sample.source] += 1
-    kept = set(spread(tuple(sorted(samples, key=ranks.__getitem__)), limit, test_split="test"))
+    kept = set(limit_samples(tuple(sorted(samples, key=ranks.__getitem__)), limit, test_split="test"))
     return tuple(sample for sample in samples if sample in kept)
 
 
-def _preprocessing(folder: str, files: dict[str, RegionFile], options: DatasetOptions) -> str:
-    scales = " and ".join(f"{mpp:g}" for mpp in sorted({file.mpp for file in files.values()}))
+def _preprocessing(folder: str, files: dict[str, RegionFile], options: DatasetOptions) -> Preprocessing:
+    """Return the settings under the names that `Preprocessing.from_sentence` gives them, so that old stores fit."""
     views = options.views or VIEWS
-    drawn = f" and, to train on, {views - 1} drawn with seed {options.seed}" if views > 1 else ""
-    return (
-        f"regions of {folder}, {scales} um/px, brought to {options.target_mpp or TARGET_MPP:g} (images by averaging "
-        f"areas, masks nearest); {CUT_PX} px patches every {options.stride or STRIDE_PX} px and flush with the edges, "
-        f"without those above {DROP_ABOVE:.0%} ignored; smaller regions mirrored, what is added ignored; {VIEW_PX} px "
-        f"views of each: the centre{drawn}"
-    )
+    settings: dict[str, Setting] = {
+        "image_folder": folder,
+        "file_mpp": tuple(sorted({_six_digits(file.mpp) for file in files.values()})),
+        "target_mpp": _six_digits(options.target_mpp or TARGET_MPP),
+        "patch_px": CUT_PX,
+        "stride_px": options.stride or STRIDE_PX,
+        "drop_above_ignored": DROP_ABOVE,
+        "view_px": VIEW_PX,
+        "views": views,
+    }
+    if views > 1:
+        settings["view_seed"] = options.seed
+    return Preprocessing(settings=settings)
+
+
+def _six_digits(mpp: float) -> float:
+    """Round um/px to the six significant digits that stores of format 1 have."""
+    return float(f"{mpp:g}")
 
 
 def _codes(file: RegionFile) -> np.ndarray:
@@ -263,16 +280,16 @@ def _codes(file: RegionFile) -> np.ndarray:
 
 
 def _decode(files: dict[str, RegionFile], region: str) -> Region:
-    """A region at the working scale, at least as large as a patch."""
+    """Decode image and class codes of a region at the target resolution, at least as large as a patch."""
     file = files[region]
-    codes = fill_up(_codes(file), mirrored=False)
+    codes = pad_to_patch(_codes(file), mirrored=False)
     with decoded_image(file.image) as image:
         small = shrink_image(image, file.factor)
-    return fill_up(small, mirrored=True), codes
+    return pad_to_patch(small, mirrored=True), codes
 
 
 def _load(reader: RegionReader, windows: dict[str, tuple[int, int]], sample: Sample) -> Pixels:
     image, codes = reader.read(str(sample.source))
     y, x = windows[sample.id]
-    place = slice(y, y + VIEW_PX), slice(x, x + VIEW_PX)
-    return Pixels(image[place].copy(), codes[place].copy())
+    window = slice(y, y + VIEW_PX), slice(x, x + VIEW_PX)
+    return Pixels(image[window].copy(), codes[window].copy())

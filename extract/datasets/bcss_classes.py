@@ -1,4 +1,4 @@
-"""The codes of BCSS's masks and the five classes of the paper."""
+"""The class table of BCSS: each of the 22 codes of its masks and its class among the paper's five."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from pathseg.extract.datasets.bcss_regions import IGNORED
 
 CLASSES = ("tumor", "stroma", "inflammatory", "necrosis", "other")
-CODES: dict[int, tuple[str, str | None]] = {  # gtruth_codes.tsv, all of it: code -> its name, its class; None: ignored
+CODES: dict[int, tuple[str, str | None]] = {  # all of gtruth_codes.tsv: code -> name, class; None = ignored
     0: ("outside_roi", None),
     1: ("tumor", "tumor"),
     2: ("stroma", "stroma"),
@@ -36,7 +36,7 @@ CODES: dict[int, tuple[str, str | None]] = {  # gtruth_codes.tsv, all of it: cod
 
 
 def class_codes(raw: np.ndarray, *, path: Path) -> np.ndarray:
-    """Codes of gtruth_codes.tsv -> indices of CLASSES and IGNORED, (H, W) uint8.
+    """Map codes of gtruth_codes.tsv to indices of CLASSES, and ignored ones to IGNORED: (H, W) uint8.
 
     Raises ValueError, naming the file, for a code without a row in CODES.
     """

@@ -1,4 +1,4 @@
-"""Regions of slides, too large for one image: brought to a scale, cut into overlapping patches and views of them."""
+"""Regions of slides: shrunk to a resolution and cut into overlapping patches and crops (views) of these."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from PIL import Image
 
 from pathseg.extract.datasets.image_files import codes_of
 
-CUT_PX = 800  # side of a patch; the paper's, of which a view is cropped
-VIEW_PX = 768  # side of a view: 3x3 patches of the encoders
+CUT_PX = 800  # side of a patch in px, the paper's; views are cropped from it
+VIEW_PX = 768  # side of a view in px: 3x3 patches of 256 px
 SLACK_PX = CUT_PX - VIEW_PX
-STRIP_PX = 512  # rows of a shrunk region that are made at once
-IGNORED = 255  # code of pixels that count nowhere
+STRIP_PX = 512  # rows of a shrunk region that are computed at a time
+IGNORED = 255  # code of pixels that count in no loss, class weight or metric
 
 Region = tuple[np.ndarray, np.ndarray]  # image (H, W, 3) uint8, class codes (H, W) uint8
 
 
 class RegionReader:
-    """Gives regions by name and keeps the last one, so that cutting its patches one after another decodes it once.
+    """Decode regions by name and cache the last one, so that the patches of a region decode it once.
 
-    Memory is that of one region, whatever their number. Threads that ask for the same region decode it once.
+    Thread-safe; at most one region is in memory.
     """
 
     def __init__(self, decode: Callable[[str], Region]) -> None:
@@ -31,7 +31,7 @@ class RegionReader:
         self._last: tuple[str, Region] | None = None
 
     def read(self, name: str) -> Region:
-        """The region, read-only. Raises as `decode`."""
+        """Return image and class codes of a region, not to be written to. Raises as `decode`."""
         with self._lock:
             if self._last is None or self._last[0] != name:
                 self._last = None  # first, so that there are never two in memory
@@ -40,15 +40,15 @@ class RegionReader:
 
 
 def patch_starts(length: int, stride: int) -> tuple[int, ...]:
-    """Where patches of `CUT_PX` begin along a side: every `stride` px, the last flush with the edge; at least one."""
+    """Return the first px of each patch along a side: every `stride` px, the last flush with the edge; at least one."""
     last = max(0, length - CUT_PX)
     return (*range(0, last, stride), last)
 
 
 def view_offset(patch: str, view: int, *, seed: int) -> tuple[int, int]:
-    """Where a view begins in its patch, (y, x) in px: view 0 is the centre, others are drawn, each place as likely.
+    """Return (y, x) of a view's first px in its patch: view 0 is the centre, others are drawn uniformly.
 
-    A drawn view depends on seed, patch and number alone (SHA-256 of `"{seed}/{patch}/view {number}"`).
+    A drawn view depends on seed, patch and view only (SHA-256 of `"{seed}/{patch}/view {view}"`).
     """
     if view == 0:
         return SLACK_PX // 2, SLACK_PX // 2
@@ -58,18 +58,18 @@ def view_offset(patch: str, view: int, *, seed: int) -> tuple[int, int]:
 
 
 def scaled_size(size: tuple[int, int], factor: float) -> tuple[int, int]:
-    """Height and width of a region shrunk by a factor; what is left of a last pixel is cut off."""
+    """Return height and width of a region shrunk by a factor; a last incomplete pixel is cut off."""
     height, width = (max(1, int(side / factor + 1e-6)) for side in size)
     return height, width
 
 
 def shrink_image(image: Image.Image, factor: float) -> np.ndarray:
-    """A decoded RGB image shrunk by averaging areas (Pillow's box filter; a factor of 2 takes the mean of 2x2 px).
+    """Shrink a decoded RGB image by averaging areas (Pillow's box filter): (H, W, 3) uint8.
 
-    (H, W, 3) uint8. Strip by strip, so that no more is in memory than the image as Pillow holds it and the result.
+    Strip by strip, so that memory holds Pillow's image and the result only.
     """
     height, width = scaled_size((image.height, image.width), factor)
-    # Pillow keeps edges as float32: only with such factors do strips begin where they would in the whole, to the bit
+    # Pillow has float32 box edges: with multiples of 1/8 they are exact, and strips equal the whole image to the bit
     step = STRIP_PX if (factor * 8).is_integer() else height
     small = np.empty((height, width, 3), np.uint8)
     for y in range(0, height, step):
@@ -80,7 +80,7 @@ def shrink_image(image: Image.Image, factor: float) -> np.ndarray:
 
 
 def shrink_mask(mask: Image.Image, factor: float) -> np.ndarray:
-    """A decoded mask shrunk by a factor: the code at the centre of each new pixel (nearest), (H, W) in its integers."""
+    """Shrink a decoded mask by nearest neighbour, the code at the centre of each new pixel: (H, W), dtype kept."""
     size = scaled_size((mask.height, mask.width), factor)
     rows, cols = (
         np.minimum(((np.arange(new) + 0.5) * factor).astype(np.intp), old - 1)
@@ -94,11 +94,11 @@ def shrink_mask(mask: Image.Image, factor: float) -> np.ndarray:
     return np.concatenate(strips)
 
 
-def fill_up(values: np.ndarray, *, mirrored: bool) -> np.ndarray:
-    """A region of less than `CUT_PX` a side made that large, below and to the right: mirrored tissue, or `IGNORED`."""
-    lacking = [(0, max(0, CUT_PX - side)) for side in values.shape[:2]] + [(0, 0)] * (values.ndim - 2)
-    if not any(after for _, after in lacking):
+def pad_to_patch(values: np.ndarray, *, mirrored: bool) -> np.ndarray:
+    """Pad a region to at least `CUT_PX` a side, below and to the right, with mirrored tissue or with `IGNORED`."""
+    padding = [(0, max(0, CUT_PX - side)) for side in values.shape[:2]] + [(0, 0)] * (values.ndim - 2)
+    if not any(after for _, after in padding):
         return values
     if mirrored:
-        return np.pad(values, lacking, mode="reflect")
-    return np.pad(values, lacking, constant_values=IGNORED)
+        return np.pad(values, padding, mode="reflect")
+    return np.pad(values, padding, constant_values=IGNORED)

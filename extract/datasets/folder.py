@@ -1,4 +1,4 @@
-"""A user's own folder: images/NAME and masks/NAME, and a splits.csv where the split is not left to chance."""
+"""A folder of images with one mask each: images/NAME, masks/NAME and an optional splits.csv."""
 
 from __future__ import annotations
 
@@ -25,13 +25,15 @@ from pathseg.extract.datasets.registry import (
     Pixels,
     Sample,
     dataset_root,
+    limit_samples,
     missing_data,
-    spread,
 )
+from pathseg.store.classes import background_code
 from pathseg.store.grid import PATCH_PX
+from pathseg.store.key import Preprocessing
 
 TEST_SHARE = 0.2  # of the images, where there is no splits.csv
-MOST_CLASSES = 64  # more codes than this in a mask are instance ids or smoothed edges, not classes
+MAX_CLASSES = 64  # more codes than this in a mask are instance ids or smoothed edges, not classes
 
 Files = dict[str, Path]  # by id, the file's name without its suffix
 
@@ -39,12 +41,13 @@ Files = dict[str, Path]  # by id, the file's name without its suffix
 def open_folder(options: DatasetOptions) -> Dataset:
     """List a folder of images and masks with equal names (NAME is the id; suffixes may differ).
 
-    Codes: the distinct codes of all masks, sorted, are the classes in order, so masks of 0 and 255 have classes
-    0 and 1; `options.classes` names them and must be as many. This decodes every mask once, whatever the limit.
-    Splits: from splits.csv (columns id,split), else about 20 % are `test` by the hash of the id, so that further
-    images leave those that are there where they are. Size: all are resized to `options.resize` px, or all have
-    one size whose sides are multiples of 256 px. Raises FileNotFoundError where there are no images or no masks
-    folder, DatasetError as `open_dataset`.
+    Classes: the distinct codes of all masks in ascending order, so masks of 0 and 255 have the classes 0 and 1;
+    `options.classes` names them. Every mask is decoded once for this, whatever the limit. The class named
+    `background`, if any, is the background. Splits: from splits.csv (columns id,split), else about 20 % are `test`
+    by a hash of the id, which does not change when images are added. Size: all images are resized to
+    `options.resize` px, or all have one size whose sides are multiples of 256 px.
+
+    Raises FileNotFoundError where there is no image or mask, DatasetError as `open_dataset`.
     """
     root = dataset_root("folder", options)
     images, masks, problems = _pair_files(root)
@@ -56,17 +59,17 @@ def open_folder(options: DatasetOptions) -> Dataset:
         raise DatasetError("folder", root, problems=problems)
     test_split = max((split for split in splits.values() if split.startswith("test")), key=_test_order)
     samples = tuple(Sample(id_, splits[id_], *sizes[id_]) for id_ in images)
-    resized = f"resized to {size[1]}x{size[0]} px (images bicubic, masks nearest), aspect ratio not kept"
+    classes = options.classes or tuple(f"code {code}" for code in codes)
     return Dataset(
         name="folder",
-        samples=spread(samples, options.limit, test_split=test_split),
+        samples=limit_samples(samples, options.limit, test_split=test_split),
         load=partial(_load, images, masks, codes, size),
-        classes=options.classes or tuple(f"code {code}" for code in codes),
+        classes=classes,
         size=size,
         test_split=test_split,
+        preprocessing=Preprocessing(resized=options.resize is not None, settings={"mask_codes": codes}),
+        background=background_code(classes),
         mpp=options.mpp,
-        preprocessing=(f"{resized}; " if options.resize else "")
-        + f"mask codes {', '.join(map(str, codes))} are classes 0..{len(codes) - 1}",
     )
 
 
@@ -75,7 +78,7 @@ def _test_order(split: str) -> tuple[bool, str]:
 
 
 def _pair_files(root: Path) -> tuple[Files, Files, list[str]]:
-    """Images and masks that belong together, by id in order, and what is wrong with the others."""
+    """Return the paired images and masks by id, sorted, and a line for each file without a partner."""
     problems: list[str] = []
     listed = {kind: list_files(root / kind) for kind in ("images", "masks")}
     _check_names(root, [path for paths in listed.values() for path in paths])
@@ -100,7 +103,7 @@ def _pair_files(root: Path) -> tuple[Files, Files, list[str]]:
 
 
 def _check_names(root: Path, paths: list[Path]) -> None:
-    """Raise DatasetError where a name has bytes that are no text: it could be neither an id nor printed."""
+    """Raise DatasetError for file names that are not valid UTF-8: they can neither be an id nor be printed."""
     strange = [path for path in paths if any("\ud800" <= letter <= "\udfff" for letter in str(path.relative_to(root)))]
     if strange:
         rule = "a file name must be valid UTF-8; rename the file"
@@ -118,8 +121,8 @@ def _read_sizes(images: Files, masks: Files, problems: list[str]) -> dict[str, t
 
 
 def _find_codes(masks: Files, classes: tuple[str, ...], problems: list[str]) -> tuple[int, ...]:
-    """The distinct codes of all masks, sorted; each is remembered with a file it is in, for the messages."""
-    seen: dict[int, Path] = {}
+    """Return the distinct codes of all masks, sorted; add a line to `problems` for each invalid mask."""
+    seen: dict[int, Path] = {}  # code -> the first file that has it
     for path in masks.values():
         try:
             found = np.unique(read_mask(path)).tolist()
@@ -127,9 +130,9 @@ def _find_codes(masks: Files, classes: tuple[str, ...], problems: list[str]) -> 
             if str(e) not in problems:
                 problems.append(str(e))
             continue
-        if len(found) > MOST_CLASSES:
+        if len(found) > MAX_CLASSES:
             problems.append(
-                f"{path}: a mask must hold at most {MOST_CLASSES} class codes, but this one holds {len(found)}: "
+                f"{path}: a mask must hold at most {MAX_CLASSES} class codes, but this one holds {len(found)}: "
                 "instance ids or smoothed edges; save class codes"
             )
             continue
@@ -143,7 +146,7 @@ def _find_codes(masks: Files, classes: tuple[str, ...], problems: list[str]) -> 
 
 def _check_codes(seen: dict[int, Path], classes: tuple[str, ...]) -> list[str]:
     codes = sorted(seen)
-    listed = ", ".join(f"{code} (first in {seen[code].name})" for code in codes[:MOST_CLASSES])
+    listed = ", ".join(f"{code} (first in {seen[code].name})" for code in codes[:MAX_CLASSES])
     if len(codes) < 2:
         return [f"masks must hold two or more codes, but all hold {listed} alone; give masks that tell classes apart"]
     if len(set(classes)) < len(classes):
@@ -154,13 +157,13 @@ def _check_codes(seen: dict[int, Path], classes: tuple[str, ...]) -> list[str]:
             f"--classes must name every code of the masks, in order, but the masks hold {len(codes)}: {listed}; "
             f"and --classes {names} names {len(classes)}; name {len(codes)} or correct the masks"
         ]
-    if len(codes) > MOST_CLASSES:
-        return [f"masks must hold at most {MOST_CLASSES} codes, found {len(codes)}: {listed}, ...; save class codes"]
+    if len(codes) > MAX_CLASSES:
+        return [f"masks must hold at most {MAX_CLASSES} codes, found {len(codes)}: {listed}, ...; save class codes"]
     return []
 
 
 def _common_size(sizes: dict[str, tuple[int, int]], images: Files, problems: list[str]) -> tuple[int, int]:
-    """The one size of all images; where they have none that fits the patches, the first offenders are named."""
+    """Return the size of all images; add a line to `problems` unless they share one that patches divide."""
     if not sizes:
         return (0, 0)
     usual = Counter(sizes.values()).most_common(1)[0][0]
@@ -178,7 +181,7 @@ def _common_size(sizes: dict[str, tuple[int, int]], images: Files, problems: lis
 
 
 def _read_splits(path: Path, ids: list[str], problems: list[str]) -> dict[str, str]:
-    """The split of each id, from the file where there is one, else by the hash of the id."""
+    """Return the split of each id: from the csv file if it exists, else by a hash of the id."""
     if not path.is_file():
         return _hash_splits(ids, problems)
     try:
@@ -203,7 +206,7 @@ def _read_splits(path: Path, ids: list[str], problems: list[str]) -> dict[str, s
 
 
 def _split_rows(path: Path) -> list[tuple[int, str, str]]:
-    """Line number, id and split of each row. Raises ValueError naming the file."""
+    """Return line number, id and split of each row. Raises ValueError naming the file."""
     with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
         rows = csv.DictReader(file, skipinitialspace=True)
         try:
@@ -217,18 +220,18 @@ def _split_rows(path: Path) -> list[tuple[int, str, str]]:
 
 
 def _hash_splits(ids: list[str], problems: list[str]) -> dict[str, str]:
-    """About a fifth to `test`, and at least one image to each of the two."""
+    """Assign about TEST_SHARE of the images to `test`, at least one to each of `train` and `test`."""
     if len(ids) < 2:
         problems.append(f"two images are needed at least, to train on and to test on, found {len(ids)}; add some")
         return dict.fromkeys(ids, "test")
-    ranked = sorted(ids, key=_draw)
-    share = sum(_draw(id_) < TEST_SHARE for id_ in ids)
+    ranked = sorted(ids, key=_hash_fraction)
+    share = sum(_hash_fraction(id_) < TEST_SHARE for id_ in ids)
     test = set(ranked[: min(max(share, 1), len(ids) - 1)])
     return {id_: "test" if id_ in test else "train" for id_ in ids}
 
 
-def _draw(id_: str) -> float:
-    """A number from 0 to 1 that depends on the id alone."""
+def _hash_fraction(id_: str) -> float:
+    """Return a number in [0, 1) that depends on the id alone."""
     return int.from_bytes(hashlib.sha256(f"split/{id_}".encode()).digest()[:8], "big") / 2**64
 
 

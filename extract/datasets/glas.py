@@ -23,16 +23,17 @@ from pathseg.extract.datasets.registry import (
     Pixels,
     Sample,
     dataset_root,
+    limit_samples,
     missing_data,
-    spread,
 )
+from pathseg.store.key import Preprocessing
 
-PARTS = {"train": 85, "testA": 60, "testB": 20}  # images of the official release
+SPLITS = {"train": 85, "testA": 60, "testB": 20}  # images of the official release
 MPP = 0.62  # um/px of the release, 20x
 SIDE_PX = 768  # what the paper resizes to
 MASK_FOLDERS = frozenset({"mask", "masks", "anno", "annotation", "annotations", "label", "labels", "gt"})
 NAME = re.compile(r"(train|testA|testB)_0*([1-9][0-9]*)(_anno)?", re.IGNORECASE)
-NAMES = ", ".join(f"{part}_1..{count}" for part, count in PARTS.items())
+OFFICIAL_NAMES = ", ".join(f"{split}_1..{count}" for split, count in SPLITS.items())
 
 Files = dict[str, Path]  # by official name
 
@@ -52,27 +53,28 @@ def open_glas(options: DatasetOptions) -> Dataset:
     present = {sample.split for sample in samples}
     if not problems:
         if "train" not in present:
-            problems.append("no image of the train part: train_1..85 are needed; add them")
+            problems.append("no image of the train split: train_1..85 are needed; add them")
         if not present & {"testA", "testB"}:
-            problems.append("no image of a test part: testA_1..60 or testB_1..20 are needed; add them")
+            problems.append("no image of a test split: testA_1..60 or testB_1..20 are needed; add them")
     if problems:
         raise DatasetError("glas", root, problems=problems)
     test_split = "testB" if "testB" in present else "testA"
     return Dataset(
         name="glas",
-        samples=spread(samples, options.limit, test_split=test_split),
+        samples=limit_samples(samples, options.limit, test_split=test_split),
         load=partial(_load, images, masks, side),
         classes=("background", "gland"),
         size=(side, side),
         test_split=test_split,
+        preprocessing=Preprocessing(resized=True),
+        background=0,
         mpp=MPP,
         has_instances=True,
-        preprocessing=f"resized to {side}x{side} px (images bicubic, masks nearest), aspect ratio not kept",
     )
 
 
 def _sort_files(root: Path) -> tuple[Files, Files, list[str]]:
-    """Images and masks by official name, and what is wrong with the other files."""
+    """Return images and masks by official name, and a line for each file that is neither."""
     images: Files = {}
     masks: Files = {}
     problems = []
@@ -80,7 +82,7 @@ def _sort_files(root: Path) -> tuple[Files, Files, list[str]]:
         found = NAME.fullmatch(path.stem)
         name = _official(found) if found else None
         if not found or not name:
-            problems.append(f"{path}: no GlaS name; these are {NAMES}, masks end in _anno; move the file away")
+            problems.append(f"{path}: no GlaS name; these are {OFFICIAL_NAMES}, masks end in _anno; move the file away")
             continue
         is_mask = bool(found[3]) or path.relative_to(root).parent.name.lower() in MASK_FOLDERS
         files = masks if is_mask else images
@@ -92,14 +94,14 @@ def _sort_files(root: Path) -> tuple[Files, Files, list[str]]:
 
 
 def _official(found: re.Match[str]) -> str | None:
-    """The name as the release spells it, or None beyond the release's numbers."""
-    part = next(part for part in PARTS if part.lower() == found[1].lower())
+    """Return the name as the release spells it, None for a number that the release does not have."""
+    split = next(split for split in SPLITS if split.lower() == found[1].lower())
     number = int(found[2])
-    return f"{part}_{number}" if number <= PARTS[part] else None
+    return f"{split}_{number}" if number <= SPLITS[split] else None
 
 
 def _pair(images: Files, masks: Files, problems: list[str]) -> tuple[Sample, ...]:
-    """A sample for each image with a fitting mask; what does not fit is added to the problems."""
+    """Return a sample for each image with a mask of its size; add a line to `problems` for every other file."""
     for name in sorted(images.keys() - masks.keys(), key=_order):
         problems.append(f"{images[name]}: no mask; a file {name}_anno is needed, in any lossless image type")
     for name in sorted(masks.keys() - images.keys(), key=_order):
@@ -116,12 +118,12 @@ def _pair(images: Files, masks: Files, problems: list[str]) -> tuple[Sample, ...
 
 
 def _order(name: str) -> tuple[int, int]:
-    part, number = name.split("_")
-    return list(PARTS).index(part), int(number)
+    split, number = name.split("_")
+    return list(SPLITS).index(split), int(number)
 
 
 def _load(images: Files, masks: Files, side: int, sample: Sample) -> Pixels:
-    """Decode one sample; the gland ids stay at the original size."""
+    """Decode one sample; the gland ids stay at the size of the file."""
     path = masks[sample.id]
     ids = read_mask(path)
     lowest, highest = int(ids.min()), int(ids.max())

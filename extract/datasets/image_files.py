@@ -1,4 +1,4 @@
-"""Reading and checking image and mask files: bmp, png, tif, jpg and whatever else Pillow reads."""
+"""Reading and checking image and mask files in any format that Pillow reads: bmp, png, tif, jpg, ..."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 IMAGE_SUFFIXES = frozenset({".bmp", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 MASK_MODES = frozenset({"1", "L", "P", "I", "I;16", "I;16L", "I;16B"})  # one integer a pixel
 LOSSY_FORMATS = frozenset({"JPEG", "MPO"})  # a JPEG changes the codes along every edge
-NOT_RGB = {  # what a person calls Pillow's modes
+MODE_NAMES = {  # Pillow's modes other than RGB, in words
     "RGBA": "has an alpha channel (RGBA)",
     "LA": "is grayscale with an alpha channel (LA)",
     "L": "is grayscale (L)",
@@ -22,12 +22,12 @@ NOT_RGB = {  # what a person calls Pillow's modes
     "P": "has a palette (P)",
     "F": "is floating point (F)",
 }
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, StructError)  # what Pillow raises on a damaged file
-_LIMIT = threading.Lock()
+PILLOW_ERRORS = (OSError, SyntaxError, ValueError, EOFError, StructError)  # raised on damaged files
+_PIXEL_LIMIT_LOCK = threading.Lock()
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Decode an image: (H, W, 3) uint8 RGB; of a file with several pages the first.
+    """Decode an image: (H, W, 3) uint8 RGB, the first page of a file with several.
 
     Raises FileNotFoundError, or ValueError naming the file: unreadable, damaged, not 8-bit RGB.
     """
@@ -36,7 +36,7 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """Decode a mask: (H, W) in the file's own integers (uint8, uint16, int32); of a palette file the indices.
+    """Decode a mask: (H, W) uint8, uint16 or int32 as in the file; the indices of a palette file.
 
     Raises FileNotFoundError, or ValueError naming the file: unreadable, damaged, lossy, not one code a pixel.
     """
@@ -46,7 +46,7 @@ def read_mask(path: Path) -> np.ndarray:
 
 @contextmanager
 def decoded_image(path: Path) -> Iterator[Image.Image]:
-    """An image as Pillow holds it, 4 bytes a pixel, for whoever needs no array of all of it. Raises as `read_image`."""
+    """Decode an image in Pillow's memory (4 bytes/px) without a NumPy copy. Raises as `read_image`."""
     with _opened(path) as file:
         _require_rgb(path, file)
         _load(path, file)
@@ -55,7 +55,7 @@ def decoded_image(path: Path) -> Iterator[Image.Image]:
 
 @contextmanager
 def decoded_mask(path: Path) -> Iterator[Image.Image]:
-    """A mask as Pillow holds it, for whoever needs no array of all of it. Raises as `read_mask`."""
+    """Decode a mask in Pillow's memory without a NumPy copy. Raises as `read_mask`."""
     with _opened(path) as file:
         _require_codes(path, file)
         _load(path, file)
@@ -63,7 +63,7 @@ def decoded_mask(path: Path) -> Iterator[Image.Image]:
 
 
 def codes_of(mask: Image.Image) -> np.ndarray:
-    """The codes of a decoded mask or a part of one, (H, W) in its own integers and the machine's byte order."""
+    """Return the codes of a decoded mask: (H, W), dtype of the file in native byte order, bool as uint8."""
     codes = np.array(mask)
     if codes.dtype == bool:
         return codes.astype(np.uint8)
@@ -71,21 +71,21 @@ def codes_of(mask: Image.Image) -> np.ndarray:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Height and width in px from the header; the pixels are not decoded. Raises as `read_image`."""
+    """Return height and width in px from the header; no pixel is decoded. Raises as `read_image`."""
     with _opened(path) as file:
         _require_rgb(path, file)
         return file.height, file.width
 
 
 def mask_size(path: Path) -> tuple[int, int]:
-    """Height and width in px from the header; the pixels are not decoded. Raises as `read_mask`."""
+    """Return height and width in px from the header; no pixel is decoded. Raises as `read_mask`."""
     with _opened(path) as file:
         _require_codes(path, file)
         return file.height, file.width
 
 
 def paired_size(image: Path, mask: Path) -> tuple[int, int]:
-    """Height and width in px of an image and its mask, from the headers; ValueError where they differ."""
+    """Return height and width in px of an image and its mask from the headers. Raises ValueError where they differ."""
     height, width = image_size(image)
     found = mask_size(mask)
     if found != (height, width):
@@ -97,7 +97,7 @@ def paired_size(image: Path, mask: Path) -> tuple[int, int]:
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(H, W, 3) uint8 to a size (height, width) by Pillow's bicubic filter, which antialiases when shrinking."""
+    """Resize (H, W, 3) uint8 to (height, width) with Pillow's bicubic filter, which antialiases when shrinking."""
     height, width = size
     if image.shape[:2] == size:
         return image
@@ -105,7 +105,7 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(H, W) to a size (height, width), same dtype: the value at the centre of each new pixel (nearest)."""
+    """Resize (H, W) to (height, width) by nearest neighbour, the value at the centre of each new pixel; dtype kept."""
     height, width = size
     rows = ((np.arange(height) + 0.5) * (mask.shape[0] / height)).astype(np.intp)
     cols = ((np.arange(width) + 0.5) * (mask.shape[1] / width)).astype(np.intp)
@@ -113,24 +113,24 @@ def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def list_files(root: Path) -> list[Path]:
-    """All image files under a folder, sorted; hidden files and what macOS adds to archives are left out."""
+    """Return all image files below a folder, sorted, without hidden files and macOS's `__MACOSX` folders."""
     found = (path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
     return sorted(path for path in found if not _hidden(path.relative_to(root)))
 
 
 def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+    return any(name.startswith(".") or name == "__MACOSX" for name in path.parts)
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """The file with its header read."""
+    """Open a file with Pillow, which reads the header only. Raises FileNotFoundError, ValueError naming the file."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     with _no_size_limit():
         try:
             file = Image.open(path)
-        except UNREADABLE as e:
+        except PILLOW_ERRORS as e:
             raise ValueError(f"{path}: not a readable image: {_reason(e)}; replace the file") from e
     with file:
         yield file
@@ -138,11 +138,11 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 @contextmanager
 def _no_size_limit() -> Iterator[None]:
-    """Lift Pillow's limit on the pixels of a file, which guards web servers and stops whole-slide regions.
+    """Lift Pillow's limit on the pixels of a file, which regions of slides exceed, while a file is opened.
 
-    The limit is a global of Pillow that it looks at while opening: one thread at a time, and put back.
+    The limit is a global of Pillow, so the lock admits one thread at a time.
     """
-    with _LIMIT:
+    with _PIXEL_LIMIT_LOCK:
         usual, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             yield
@@ -153,7 +153,7 @@ def _no_size_limit() -> Iterator[None]:
 def _load(path: Path, file: Image.Image) -> None:
     try:
         file.load()
-    except UNREADABLE as e:
+    except PILLOW_ERRORS as e:
         raise ValueError(f"{path}: the file is damaged or cut short: {_reason(e)}; replace the file") from e
 
 
@@ -162,12 +162,12 @@ def _reason(error: BaseException) -> str:
 
 
 def _require_rgb(path: Path, file: Image.Image) -> None:
-    # Pillow calls 16-bit RGB files RGB too and would drop their lower bytes; only its plan for decoding tells.
+    # Pillow's mode is RGB for 16-bit files too, of which it drops the lower bytes; only `tile` shows the depth
     deep = ";16" in repr(getattr(file, "tile", ""))
     if file.mode == "RGB" and not deep:
         return
     deep = deep or file.mode.startswith("I")
-    kind = "has 16 bits or more a channel" if deep else NOT_RGB.get(file.mode, f"is {file.mode}")
+    kind = "has 16 bits or more a channel" if deep else MODE_NAMES.get(file.mode, f"is {file.mode}")
     raise ValueError(f"{path}: an image must be 8-bit RGB, but this one {kind}; convert it to 8-bit RGB")
 
 

@@ -1,4 +1,4 @@
-"""The data sets stage one can read: one table, one kind of record for their samples."""
+"""Data sets that stage one reads: the registry, their options, and the records that every data set gives."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     import numpy as np
 
+    from pathseg.store.key import Preprocessing
 
-LEAST_MPP, MOST_MPP = 0.05, 5.0  # um/px that a scan can have: 100x has 0.1, the overview of a slide 4
-SHOWN_PROBLEMS = 50  # lines of a DatasetError; a wrong folder can hold any number of files
+MIN_MPP, MAX_MPP = 0.05, 5.0  # um/px of a scan: a 100x objective has 0.1, the overview of a slide 4
+MAX_SHOWN_PROBLEMS = 50  # lines of a DatasetError; a wrong folder can hold any number of files
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """One sample as stage one takes it.
+    """The decoded image and masks of one sample.
 
-    image: (H, W, 3) uint8 RGB at the data set's working size. mask: (H, W) uint8 class codes at that size.
-    instances: (h0, w0) uint16 object ids (0 = background) at the original size, or None where there are none.
+    image: (H, W, 3) uint8 RGB at the data set's `size`. mask: (H, W) uint8 class codes at that size.
+    instances: (h0, w0) uint16 object ids (0 = background) at the file's size, None without instance masks.
     """
 
     image: np.ndarray
@@ -32,10 +33,12 @@ class Pixels:
 
 @dataclass(frozen=True)
 class Sample:
-    """One image of a data set: its id (unique, in the noise rule), its split and its original size in px.
+    """One listed image of a data set.
 
-    source names the slide or region that it was cut from, where several images share one: they are never parted by
-    the choice of validation images. group names the patch that it is a view of, view the view's number, 0 = centre.
+    id: unique; the noise of the image's patches depends on it. split: `train`, `val` or `test...`. height, width: of
+    the file, in px. source: the slide or region that the image was cut from, where several images share one; the
+    images of a source are never divided between training and validation. group: the patch that the image is a crop
+    of; view: the number of the crop, 0 = centre.
     """
 
     id: str
@@ -49,16 +52,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A listed data set: no image is decoded until `load(sample)` is called.
+    """The listed samples of a data set; pixels are decoded by `load(sample)` only.
 
-    size is (H, W) in px, the same for all samples. classes name the mask codes 0..K-1; `ignore` is the code
-    that counts nowhere, or None. mpp is um/px of the images, before a resize to one size where `preprocessing`
-    states one (it need not keep the aspect ratio), or None when the data set does not say. Splits are `train`,
-    optionally `val`, and any that starts with `test`; `test_split` is the one that results are quoted on.
-    `preprocessing` states everything done to pixels before the models see them (it goes into the key). `left_out`
-    says for a person what was listed but is no sample, and why; nothing where nothing is left out.
-
-    `load` raises ValueError naming the file when one cannot be decoded or holds what it must not hold.
+    load: decodes one sample; raises ValueError naming the file when it is damaged or has invalid content.
+    classes: names of the mask codes 0..K-1. size: (H, W) in px, the same for all samples. test_split: the split that
+    results are quoted on. preprocessing: every setting that changes a pixel or a mask code; part of the store's key.
+    background: code of the class that is no object, None where every class is one. ignore: code that counts in no
+    loss, class weight or metric, None without one. mpp: um/px, None when unknown; of the files where
+    `preprocessing.resized`. left_out: message for people about listed images that are no samples, or "".
     """
 
     name: str
@@ -67,10 +68,11 @@ class Dataset:
     classes: tuple[str, ...]
     size: tuple[int, int]
     test_split: str
+    preprocessing: Preprocessing
+    background: int | None = None
     ignore: int | None = None
     mpp: float | None = None
     has_instances: bool = False
-    preprocessing: str = "none"
     left_out: str = ""
 
 
@@ -81,10 +83,10 @@ def _flag(default: Any, help: str) -> Any:
 
 @dataclass(frozen=True)
 class DatasetOptions:
-    """What a user can say about a data set; each refuses what does not apply to it. None: its own default."""
+    """Settings of all data sets; `check_options` refuses those that do not apply to one. None: its own default."""
 
     root: Path | None = None
-    limit: int | None = _flag(None, "Take this many images, spread over the splits.")
+    limit: int | None = _flag(None, "Take this many images, in proportion to the splits.")
     resize: int | None = _flag(None, "Side in px, a multiple of 256, that images are brought to.")
     classes: tuple[str, ...] = _flag((), "Class names in code order, for --dataset folder.")
     mpp: float | None = _flag(None, "um/px of the files, where the data set does not say or says it wrongly.")
@@ -104,10 +106,11 @@ class DatasetOptions:
 
 @dataclass(frozen=True)
 class DatasetEntry:
-    """A row of DATASETS: what it is, where the data is to be had, how it must lie on disk, who may use it.
+    """A row of DATASETS.
 
-    opener is `module:function`, imported when first used; the function takes DatasetOptions, gives a Dataset.
-    options are the names of the DatasetOptions that apply, besides `limit` and `seed`.
+    opener: `module:function`, imported on first use; the function takes DatasetOptions and returns a Dataset.
+    source: where to download the files. layout: the expected files below `root`. options: names of the
+    DatasetOptions that apply, besides `limit` and `seed`.
     """
 
     summary: str
@@ -125,15 +128,15 @@ class DatasetEntry:
 
 
 class DatasetError(ValueError):
-    """Files of a data set are not as they must be; `problems` holds one line for each of them."""
+    """Invalid or missing files of a data set; `problems` has one line for each."""
 
     def __init__(self, name: str, root: Path, *, problems: Iterable[str]) -> None:
         self.problems = tuple(problems)
         count = len(self.problems)
         what = f"the {name} data set at {root} has {count} problem{'s' * (count != 1)}"
-        lines = [f"{what}: {self.problems[0]}", *self.problems[1:SHOWN_PROBLEMS]]
-        if count > SHOWN_PROBLEMS:
-            lines.append(f"and {count - SHOWN_PROBLEMS} more")
+        lines = [f"{what}: {self.problems[0]}", *self.problems[1:MAX_SHOWN_PROBLEMS]]
+        if count > MAX_SHOWN_PROBLEMS:
+            lines.append(f"and {count - MAX_SHOWN_PROBLEMS} more")
         super().__init__("\n".join(lines))
 
 
@@ -189,9 +192,8 @@ DATASETS: dict[str, DatasetEntry] = {
 def open_dataset(name: str, options: DatasetOptions) -> Dataset:
     """List the samples of the data set called `name` in DATASETS.
 
-    Raises ValueError for an unknown name, for an option that does not apply to the data set or is out of
-    range; FileNotFoundError for a missing root, with where the data is to be had and how it must lie there;
-    DatasetError with every file that is not as it must be.
+    Raises ValueError for an unknown name and for an option that does not apply or is out of range; FileNotFoundError
+    for a missing root, naming the download source and the expected layout; DatasetError listing every invalid file.
     """
     if name not in DATASETS:
         raise ValueError(f"no data set is called {name!r}; pathseg has {', '.join(DATASETS)}")
@@ -200,14 +202,14 @@ def open_dataset(name: str, options: DatasetOptions) -> Dataset:
 
 
 def check_options(name: str, options: DatasetOptions) -> None:
-    """Raise ValueError for an option that does not apply to a data set or is out of range."""
+    """Raise ValueError for an option that does not apply to the data set or is out of range."""
     allowed = DATASETS[name].options
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
         if value not in (None, ()) and field.name not in (*allowed, "limit", "seed"):
-            takes = f"the {name} data set takes {', '.join(_spelt(each) for each in (*allowed, 'limit'))}"
+            takes = f"the {name} data set takes {', '.join(_flag_name(each) for each in (*allowed, 'limit'))}"
             given = ",".join(value) if isinstance(value, tuple) else value
-            flag = _spelt(field.name)
+            flag = _flag_name(field.name)
             raise ValueError(f"{flag} does not apply: {takes}, got {flag} {given}; leave it out")
     from pathseg.extract.datasets.bcss_regions import VIEW_PX  # here, so that the table alone imports no numpy
     from pathseg.store.grid import PATCH_PX
@@ -215,30 +217,30 @@ def check_options(name: str, options: DatasetOptions) -> None:
     rules = {
         "limit": (lambda value: value >= 1, "must be at least 1 image"),
         "resize": (lambda value: value > 0 and value % PATCH_PX == 0, f"must be a multiple of the {PATCH_PX} px patch"),
-        "mpp": (plausible_mpp, f"must be {LEAST_MPP:g} to {MOST_MPP:g} um/px, as scans are"),
-        "target_mpp": (plausible_mpp, f"must be {LEAST_MPP:g} to {MOST_MPP:g} um/px, as scans are"),
+        "mpp": (plausible_mpp, f"must be {MIN_MPP:g} to {MAX_MPP:g} um/px, as scans are"),
+        "target_mpp": (plausible_mpp, f"must be {MIN_MPP:g} to {MAX_MPP:g} um/px, as scans are"),
         "stride": (lambda value: 1 <= value <= VIEW_PX, f"must be 1 to {VIEW_PX} px, or tissue between views is lost"),
         "views": (lambda value: value >= 1, "must be at least 1, the centre"),
     }
     for option, (holds, rule) in rules.items():
         value = getattr(options, option)
         if value is not None and not holds(value):
-            raise ValueError(f"{_spelt(option)} {rule}, got {value}")
+            raise ValueError(f"{_flag_name(option)} {rule}, got {value}")
 
 
 def plausible_mpp(mpp: float) -> bool:
-    """Whether a scan can have so many um/px; not so for inf and nan."""
-    return LEAST_MPP <= mpp <= MOST_MPP
+    """Return whether a scan can have this resolution in um/px; False for inf and nan."""
+    return MIN_MPP <= mpp <= MAX_MPP
 
 
-def _spelt(option: str) -> str:
+def _flag_name(option: str) -> str:
     return f"--{option.replace('_', '-')}"
 
 
 def dataset_root(name: str, options: DatasetOptions) -> Path:
-    """The folder of a data set: `options.root`, or `<user data dir>/pathseg/<name>`.
+    """Return the folder of a data set: `options.root`, or `<user data dir>/pathseg/<name>`.
 
-    Raises FileNotFoundError where it is missing: where the data is to be had, the layout, the way out.
+    Raises FileNotFoundError where it is missing, naming the download source, the expected layout and --root.
     """
     from platformdirs import user_data_path
 
@@ -249,7 +251,7 @@ def dataset_root(name: str, options: DatasetOptions) -> Path:
 
 
 def missing_data(name: str, what: str) -> str:
-    """A message whose first line stands alone; then where the data is to be had and how it must lie."""
+    """Return `what` as the first line of a message, then the download source, licence and layout of a data set."""
     entry = DATASETS[name]
     layout = entry.layout.replace("\n", "\n  ")
     return (
@@ -260,26 +262,26 @@ def missing_data(name: str, what: str) -> str:
     )
 
 
-def spread(samples: tuple[Sample, ...], limit: int | None, *, test_split: str) -> tuple[Sample, ...]:
-    """The first `limit` samples, shared out over the splits in proportion, in the order they had.
+def limit_samples(samples: tuple[Sample, ...], limit: int | None, *, test_split: str) -> tuple[Sample, ...]:
+    """Take `limit` samples in proportion to the sizes of the splits; their order is kept.
 
-    Each split gets one before any gets two: `train` first, then `test_split`, then the others by size. A
-    larger limit keeps all samples of a smaller one (Sainte-Laguë's method), so a long run builds on a short.
+    Each split gets one before any gets two: `train` first, then `test_split`, then the others by size. A larger
+    limit contains the samples of a smaller one (Sainte-Laguë method).
     """
     if limit is None or limit >= len(samples):
         return samples
-    waiting: dict[str, list[int]] = {}
+    indices: dict[str, list[int]] = {}  # split -> indices of its samples
     for index, sample in enumerate(samples):
-        waiting.setdefault(sample.split, []).append(index)
-    total = {split: len(indices) for split, indices in waiting.items()}
+        indices.setdefault(sample.split, []).append(index)
+    total = {split: len(listed) for split, listed in indices.items()}
     first = sorted(total, key=lambda split: (split != "train", split != test_split, -total[split]))
     taken: dict[str, int] = dict.fromkeys(first, 0)
     for turn in range(limit):
         if turn < len(first):
             split = first[turn]
         else:
-            open_ = [split for split in first if taken[split] < total[split]]
-            split = max(open_, key=lambda split: total[split] / (2 * taken[split] + 1))
+            unfinished = [split for split in first if taken[split] < total[split]]
+            split = max(unfinished, key=lambda split: total[split] / (2 * taken[split] + 1))
         taken[split] += 1
-    kept = sorted(index for split, indices in waiting.items() for index in indices[: taken[split]])
+    kept = sorted(index for split, listed in indices.items() for index in listed[: taken[split]])
     return tuple(samples[index] for index in kept)

@@ -1,4 +1,4 @@
-"""Generated tissue as a data set: any number of images, masks that are exact, no files."""
+"""The synthetic data set: generated H&E-like tissue with exact masks, drawn when it is loaded."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from pathseg.extract.datasets.registry import Dataset, DatasetOptions, Pixels, Sample
 from pathseg.extract.datasets.synthetic.painting import draw_tissue
+from pathseg.store.key import Preprocessing
 
 IMAGES = 24  # without a limit: 16 to train on, 8 to test on
 SIDE_PX = 512  # 2x2 patches, 256 um
@@ -18,9 +19,8 @@ SPLITS = ("train", "test", "train")  # of images 0, 1, 2 and so on in turn
 def open_synthetic(options: DatasetOptions) -> Dataset:
     """List generated tissue: classes stroma, epithelium, lumen; instances are glands (epithelium and lumen).
 
-    `options.limit` is how many images, 24 by default; image i of a seed is the same whatever their number.
-    `options.resize` is the side of the tissue in px, 512 by default; nothing is resized, so the scale stays
-    0.5 um/px. Images are drawn when they are loaded.
+    `options.limit`: number of images, 24 by default; image i of a seed does not depend on it. `options.resize`: side
+    of the tissue in px, 512 by default; nothing is resized, the scale stays 0.5 um/px.
     """
     side = options.resize or SIDE_PX
     count = IMAGES if options.limit is None else options.limit
@@ -32,9 +32,9 @@ def open_synthetic(options: DatasetOptions) -> Dataset:
         classes=("stroma", "epithelium", "lumen"),
         size=(side, side),
         test_split="test",
+        preprocessing=Preprocessing(settings={"generator_seed": options.seed}),
         mpp=MPP,
         has_instances=True,
-        preprocessing=f"generated with seed {options.seed}",
     )
 
 

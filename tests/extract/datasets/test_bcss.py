@@ -8,6 +8,7 @@ from PIL import Image
 from pathseg.extract.datasets import bcss
 from pathseg.extract.datasets.image_files import decoded_image, read_image, read_mask
 from pathseg.extract.datasets.registry import DatasetError, DatasetOptions, open_dataset
+from pathseg.store.key import Preprocessing
 
 TRAIN, VAL, TEST = (
     "TCGA-A2-A0T0-DX1_xmin72865_ymin59458_MPP-0.2500",
@@ -62,7 +63,7 @@ def test_institutes_are_known_in_any_case_and_by_a_list_with_a_comma_too_many(dr
     assert listed(drawn_regions, val_institutes=given).samples == listed(drawn_regions, val_institutes=("BH",)).samples
 
 
-@pytest.mark.parametrize(("name", "why"), [("OL", "is held out for the test"), ("XX", "has no region here")])
+@pytest.mark.parametrize(("name", "why"), [("OL", "is held out for testing"), ("XX", "has no region here")])
 def test_an_institute_that_cannot_validate_says_why(drawn_regions, name, why):
     with pytest.raises(ValueError, match=f"--val-institutes names {name}, which {why}; choose from A2, BH"):
         listed(drawn_regions, val_institutes=("BH", name))
@@ -127,11 +128,32 @@ def test_patches_that_are_hardly_annotated_are_dropped(bcss_root):
     assert ids(listed(bcss_root, views=1), TRAIN) == ["y0000_x0050_v0"]
 
 
-def test_what_changes_pixels_is_in_the_words_of_the_key(bcss_root):
+@pytest.mark.parametrize(
+    ("options", "changes"),
+    [
+        ({}, {}),
+        ({"stride": 700, "views": 4, "seed": 9}, {"stride": "700", "drawn": " and, to train on, 3 drawn with seed 9"}),
+        ({"views": 1}, {"drawn": ""}),
+        ({"mpp": 0.2523456789, "target_mpp": 0.5123456}, {"mpp": "0.252346", "target": "0.512346"}),
+    ],
+)
+def test_the_preprocessing_is_that_of_stores_of_format_1(drawn_regions, options, changes):
+    values = {"mpp": "0.25", "target": "0.5", "stride": "600", "drawn": " and, to train on, 1 drawn with seed 0"}
+    sentence = (
+        "regions of images, {mpp} um/px, brought to {target} (images by averaging areas, masks nearest); 800 px "
+        "patches every {stride} px and flush with the edges, without those above 90% ignored; smaller regions "
+        "mirrored, what is added ignored; 768 px views of each: the centre{drawn}"
+    ).format(**(values | changes))
+    assert listed(drawn_regions, **options).preprocessing == Preprocessing.from_sentence(sentence)
+
+
+def test_the_preprocessing_names_the_kind_of_images(bcss_root):
     (bcss_root / "images").rename(bcss_root / "rgbs_colorNormalized")
-    words = listed(bcss_root, stride=700, views=4, seed=9).preprocessing
-    for part in ("rgbs_colorNormalized", "0.25 um/px", "to 0.5", "every 700 px", "90% ignored", "3 drawn with seed 9"):
-        assert part in words
+    assert listed(bcss_root).preprocessing.settings["image_folder"] == "rgbs_colorNormalized"
+
+
+def test_no_class_is_the_background(drawn_regions):
+    assert listed(drawn_regions).background is None
 
 
 def test_of_both_kinds_of_images_those_as_scanned_are_taken(bcss_root):
@@ -158,7 +180,7 @@ def test_the_scale_is_that_of_the_name(bcss_root):
     for path in bcss_root.glob("*/*.png"):
         path.rename(path.with_name(path.name.replace("MPP-0.2500", "MPP-0.5000")))
     dataset = listed(bcss_root, views=1)
-    assert dataset.mpp == 0.5 and "0.5 um/px, brought to 0.5" in dataset.preprocessing
+    assert dataset.mpp == 0.5 and dataset.preprocessing.settings["file_mpp"] == (0.5,)
     # 1600x1700 px are not shrunk: 0, 600, 800 along the rows, 0, 600, 900 along the columns
     assert len(ids(dataset, TRAIN.replace("0.2500", "0.5000"))) == 9
 
@@ -172,7 +194,7 @@ def test_a_name_without_scale_needs_the_flag(bcss_root):
         path.rename(path.with_name(path.name.replace("_MPP-0.2500", "")))
     with pytest.raises(DatasetError, match="the name states no um/px"):
         listed(bcss_root)
-    assert "0.25 um/px" in listed(bcss_root, mpp=0.25).preprocessing
+    assert listed(bcss_root, mpp=0.25).preprocessing.settings["file_mpp"] == (0.25,)
 
 
 def test_another_scale_can_be_asked_for(drawn_regions):
@@ -183,7 +205,7 @@ def test_another_scale_can_be_asked_for(drawn_regions):
 
 
 def test_regions_are_never_enlarged(drawn_regions):
-    with pytest.raises(DatasetError, match=r"the file has 0.25 um/px and 0.2 are asked for; pass --target-mpp 0.25"):
+    with pytest.raises(DatasetError, match=r"0.25 um/px .*0.2; pass --target-mpp 0.25"):
         listed(drawn_regions, target_mpp=0.2)
 
 

@@ -85,7 +85,7 @@ def test_extracting_again_has_nothing_to_do(workspace, drawn_regions):
 
 @pytest.mark.parametrize(
     ("flags", "words"),
-    [(("--stride", 400), "every 400 px"), (("--target-mpp", 0.45), "mpp is 0.5 there"), (("--seed", 1), "seed is 0")],
+    [(("--stride", 400), "stride_px"), (("--target-mpp", 0.45), "mpp is 0.5 there"), (("--seed", 1), "seed is 0")],
 )
 def test_what_changes_pixels_is_refused_by_the_same_store(workspace, drawn_regions, flags, words):
     other = extract(drawn_regions, workspace, *flags)

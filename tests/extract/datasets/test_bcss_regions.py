@@ -7,7 +7,7 @@ from PIL import Image
 
 from pathseg.extract.datasets.bcss_regions import (
     RegionReader,
-    fill_up,
+    pad_to_patch,
     patch_starts,
     shrink_image,
     shrink_mask,
@@ -117,7 +117,7 @@ def test_a_factor_of_one_changes_nothing(shrink):
 
 def test_a_small_region_is_mirrored_and_what_is_added_ignored():
     image, mask = np.arange(790 * 810, dtype=np.uint8).reshape(790, 810), np.zeros((790, 810), np.uint8)
-    filled, codes = fill_up(image[..., None], mirrored=True)[..., 0], fill_up(mask, mirrored=False)
+    filled, codes = pad_to_patch(image[..., None], mirrored=True)[..., 0], pad_to_patch(mask, mirrored=False)
     assert filled.shape == codes.shape == (800, 810)
     assert np.array_equal(filled[790:], image[-2:-12:-1])
     assert (codes[790:] == 255).all() and (codes[:790] == 0).all()
@@ -125,7 +125,7 @@ def test_a_small_region_is_mirrored_and_what_is_added_ignored():
 
 def test_a_region_that_is_large_enough_is_left_as_it_is():
     mask = np.zeros((800, 900), np.uint8)
-    assert fill_up(mask, mirrored=False) is mask
+    assert pad_to_patch(mask, mirrored=False) is mask
 
 
 def reader_of(calls):

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from pathseg.extract.datasets.registry import DatasetError, DatasetOptions, open_dataset
+from pathseg.store.key import Preprocessing
 
 IDS = [f"case {number}" for number in range(10)]
 
@@ -108,10 +109,28 @@ def test_a_limit_does_not_change_the_codes(tmp_path):
     assert len(listed(tmp_path, limit=2).classes) == 4
 
 
-def test_the_codes_are_stated(tmp_path):
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({}, "mask codes 0, 255 are classes 0..1"),
+        (
+            {"resize": 512},
+            "resized to 512x512 px (images bicubic, masks nearest), aspect ratio not kept; "
+            "mask codes 0, 255 are classes 0..1",
+        ),
+    ],
+)
+def test_the_preprocessing_is_that_of_stores_of_format_1(tmp_path, options, sentence):
     add(tmp_path, "a", codes=(0, 255))
     add(tmp_path, "b", codes=(0, 255))
-    assert listed(tmp_path).preprocessing == "mask codes 0, 255 are classes 0..1"
+    assert listed(tmp_path, **options).preprocessing == Preprocessing.from_sentence(sentence)
+
+
+@pytest.mark.parametrize(
+    ("classes", "code"), [((), None), (("background", "gland"), 0), (("gland", "Background"), 1), (("a", "b"), None)]
+)
+def test_the_class_named_background_is_the_background(root, classes, code):
+    assert listed(root, classes=classes).background == code
 
 
 def test_class_names_are_taken_in_the_order_of_codes(root):
@@ -171,10 +190,6 @@ def test_resize_brings_all_to_one_size(root):
     dataset = listed(root, resize=512)
     pixels = dataset.load(dataset.samples[2])
     assert (pixels.image.shape, pixels.mask.shape, dataset.size) == ((512, 512, 3), (512, 512), (512, 512))
-
-
-def test_the_resize_is_stated(root):
-    assert "resized to 512x512 px" in listed(root, resize=512).preprocessing
 
 
 def test_there_are_no_instances(root):

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from pathseg.extract.datasets.registry import DatasetError, DatasetOptions, open_dataset
+from pathseg.store.key import Preprocessing
 
 SHARED = Path(__file__).parents[4] / "shared" / "data" / "glas_sample"
 needs_sample = pytest.mark.skipif(not SHARED.is_dir(), reason="the GlaS sample (../shared/data/glas_sample) is absent")
@@ -93,10 +94,14 @@ def test_instances_keep_ids_and_size_of_the_file(release):
     assert instances.dtype == np.uint16
 
 
-def test_the_scale_is_that_of_the_release_and_the_resize_is_stated(release):
+def test_resolution_and_background_are_those_of_the_release(release):
     dataset = listed(release)
-    assert dataset.mpp == 0.62
-    assert "768x768" in dataset.preprocessing and "aspect ratio not kept" in dataset.preprocessing
+    assert (dataset.mpp, dataset.background, dataset.classes[0]) == (0.62, 0, "background")
+
+
+def test_the_preprocessing_is_that_of_stores_of_format_1(release):
+    sentence = "resized to 768x768 px (images bicubic, masks nearest), aspect ratio not kept"
+    assert listed(release).preprocessing == Preprocessing.from_sentence(sentence)
 
 
 def test_a_mask_may_have_another_image_type(tmp_path):

@@ -10,13 +10,13 @@ import pytest
 
 from pathseg.extract.datasets.registry import (
     DATASETS,
-    SHOWN_PROBLEMS,
+    MAX_SHOWN_PROBLEMS,
     DatasetError,
     DatasetOptions,
     Sample,
     dataset_root,
+    limit_samples,
     open_dataset,
-    spread,
 )
 
 
@@ -25,7 +25,7 @@ def samples(**counts):
 
 
 def shares(limit, **counts):
-    return dict(Counter(sample.split for sample in spread(samples(**counts), limit, test_split="testB")))
+    return dict(Counter(sample.split for sample in limit_samples(samples(**counts), limit, test_split="testB")))
 
 
 @pytest.mark.parametrize("name", DATASETS)
@@ -114,11 +114,11 @@ def test_the_table_is_read_without_loading_torch_pillow_or_numpy():
 
 
 def test_without_a_limit_all_samples_stay():
-    assert spread(samples(train=3, testB=2), None, test_split="testB") == samples(train=3, testB=2)
+    assert limit_samples(samples(train=3, testB=2), None, test_split="testB") == samples(train=3, testB=2)
 
 
 def test_a_limit_above_the_number_takes_all():
-    assert len(spread(samples(train=3, testB=2), 9, test_split="testB")) == 5
+    assert len(limit_samples(samples(train=3, testB=2), 9, test_split="testB")) == 5
 
 
 @pytest.mark.parametrize("limit", range(1, 30))
@@ -139,13 +139,15 @@ def test_the_split_of_the_results_comes_second():
 
 
 def test_a_larger_limit_keeps_the_samples_of_a_smaller_one():
-    chosen = [set(spread(samples(train=16, testA=8, testB=6), limit, test_split="testB")) for limit in range(1, 30)]
+    chosen = [
+        set(limit_samples(samples(train=16, testA=8, testB=6), limit, test_split="testB")) for limit in range(1, 30)
+    ]
     assert all(small < large for small, large in pairwise(chosen))
 
 
 def test_limited_samples_keep_their_order():
     whole = samples(train=16, testA=8, testB=6)
-    kept = spread(whole, 11, test_split="testB")
+    kept = limit_samples(whole, 11, test_split="testB")
     assert [whole.index(sample) for sample in kept] == sorted(whole.index(sample) for sample in kept)
 
 
@@ -155,5 +157,5 @@ def test_the_first_line_of_a_dataset_error_stands_alone():
 
 
 def test_a_dataset_error_shows_the_first_problems_and_counts_the_rest():
-    error = DatasetError("glas", Path("data"), problems=[f"{number}: bad" for number in range(SHOWN_PROBLEMS + 7)])
-    assert str(error).splitlines()[-1] == "and 7 more" and len(error.problems) == SHOWN_PROBLEMS + 7
+    error = DatasetError("glas", Path("data"), problems=[f"{number}: bad" for number in range(MAX_SHOWN_PROBLEMS + 7)])
+    assert str(error).splitlines()[-1] == "and 7 more" and len(error.problems) == MAX_SHOWN_PROBLEMS + 7

@@ -6,6 +6,7 @@ import pytest
 from scipy import ndimage
 
 from pathseg.extract.datasets.registry import DatasetOptions, open_dataset
+from pathseg.store.key import Preprocessing
 
 
 def listed(**options):
@@ -68,8 +69,12 @@ def test_the_images_of_a_seed_differ(pieces):
     assert len({digest(piece) for piece in pieces}) == 4
 
 
-def test_the_seed_is_stated():
-    assert listed(seed=5).preprocessing == "generated with seed 5"
+def test_the_preprocessing_is_that_of_stores_of_format_1():
+    assert listed(seed=5).preprocessing == Preprocessing.from_sentence("generated with seed 5")
+
+
+def test_no_class_is_the_background():
+    assert listed().background is None
 
 
 def test_shapes_and_types_are_those_of_stage_one(pieces):
