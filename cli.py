@@ -196,14 +196,14 @@ def predict_command(images: tuple[str, ...], **flags: Any) -> None:
     Slides are read by region at the head's um/px; images are resized as those it was trained on were, or by --mpp.
     Memory does not grow with the slide. Run it again after an interruption: finished windows are kept.
     """
-    from pathseg.extract.inputs.images import list_pictures, open_picture
+    from pathseg.extract.inputs.images import list_input_images, open_input_image
     from pathseg.train.predict.predictor import predict_all, summary
     from pathseg.train.predict.progress import Progress
 
     with wrong_flags():
         config = PredictConfig(**{name: flags[name] for name in PredictConfig.__dataclass_fields__})
-    paths, predictor = list_pictures(images), make_predictor(config, flags)
-    opener = partial(open_picture, sampling=predictor.head.sampling, file_mpp=flags["mpp"])
+    paths, predictor = list_input_images(images), make_predictor(config, flags)
+    opener = partial(open_input_image, sampling=predictor.head.sampling, file_mpp=flags["mpp"])
     with Progress(len(paths)) as progress:
         records, failures = predict_all(predictor, paths, opener, progress)
     click.echo(summary(records, flags["out"]))
@@ -267,9 +267,9 @@ def require_all(failures: Sequence[str], images: int) -> None:
 
 def make_predictor(config: PredictConfig, flags: dict[str, Any]) -> Any:
     """A run's head with the model that made its features, which is checked before anything runs."""
-    from pathseg.extract.inputs.images import truth_reader
+    from pathseg.extract.inputs.images import ground_truth_reader
     from pathseg.extract.models.load import load_model
-    from pathseg.extract.online_features import live_features
+    from pathseg.extract.online_features import online_features
     from pathseg.store.runtime.device import device
     from pathseg.train.predict.ground_truth import Truth
     from pathseg.train.predict.predictor import Predictor
@@ -277,9 +277,9 @@ def make_predictor(config: PredictConfig, flags: dict[str, Any]) -> Any:
 
     place, folder = device(flags["device"]), places.run_path(flags["workspace"], flags["run"])
     head = TrainedHead.load(folder, device=place, mpp=flags["trained_mpp"])
-    truth = flags["truth"] and Truth(str(flags["truth"]), truth_reader(flags["truth"]))
+    truth = flags["truth"] and Truth(str(flags["truth"]), ground_truth_reader(flags["truth"]))
     model = load_model(flags["model"] or head.key.model, flags["hipt"], head.key.condition, device=place)
-    features = live_features(model, head.key, head.config.t, head.config.blocks, batch_size=config.batch_size)
+    features = online_features(model, head.key, head.config.t, head.config.blocks, batch_size=config.batch_size)
     return Predictor(head, features, flags["out"], config, flags["formats"], truth)
 
 

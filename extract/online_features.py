@@ -1,4 +1,4 @@
-"""Features of patches that are used at once and never stored, made exactly as those of a store were."""
+"""Online features: features of new patches, computed as those of a store were, and not stored."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from pathseg.extract.unit import compute_patches
 from pathseg.store.blocks import format_blocks
 from pathseg.store.key import StoreKey
 
-LiveFeatures = Callable[[np.ndarray, Sequence[int], str], dict[int, torch.Tensor]]
+OnlineFeatures = Callable[[np.ndarray, Sequence[int], str], dict[int, torch.Tensor]]
 
 
-def live_features(
+def online_features(
     model: FeatureModel, key: StoreKey, t: int, blocks: Sequence[int], *, batch_size: int
-) -> LiveFeatures:
-    """A function from patches (P, 256, 256, 3) uint8, their indices and the image's id to {block: (P, C, h, w)}.
+) -> OnlineFeatures:
+    """Return a function that computes the features of patches as the store with this key has them.
 
-    The forward pass ends after the last of `blocks`. Noise, arithmetic and rounding are those of the store with this
-    key, so a head sees what it was trained on; what a lossy `packing` did to stored values is not repeated.
+    The function takes patches (P, 256, 256, 3) uint8, their P indices and the image's id, on which the noise depends,
+    and returns {block: (P, C, h, w)} in native resolution. Noise, precision and dtype are those of the key; the
+    rounding of a lossy `packing` is not applied. The forward pass ends after the last of `blocks`.
 
-    Raises ValueError, naming both digests, when the model's weights are not those that made the store's features.
+    Raises ValueError, naming both digests, when the model's weights are not those of the store, and for a block that
+    the model does not have.
     """
     if model.digest != key.model_digest:
         raise ValueError(

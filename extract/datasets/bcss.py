@@ -187,7 +187,7 @@ def _split(institute: str, val: tuple[str, ...]) -> str:
 
 def _starts(file: RegionFile, stride: int) -> Iterator[tuple[int, int]]:
     """Yield (y, x) of the first px of each patch of a region."""
-    return product(*(patch_starts(side, stride) for side in file.size))
+    return product(patch_starts(file.size[0], stride), patch_starts(file.size[1], stride))
 
 
 def _patches(file: RegionFile, stride: int) -> Iterator[tuple[int, int]]:

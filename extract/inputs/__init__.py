@@ -1,1 +1,1 @@
-"""What `predict` reads: images, whole slides, and the tissue mask of a slide."""
+"""Images and whole slides that `predict` segments, read at the resolution that a head was trained at."""

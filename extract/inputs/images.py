@@ -1,4 +1,4 @@
-"""What predictions are made from: plain images and whole slides, brought to what a head was trained on."""
+"""Input images of `predict`: listing files, opening them at the resolution of a head, reading their ground truth."""
 
 from __future__ import annotations
 
@@ -16,62 +16,61 @@ from pathseg.store.sampling import InputImage, Sampling
 
 SLIDE_SUFFIXES = frozenset({".bif", ".czi", ".dcm", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide", ".vms", ".vmu"})
 MASK_ENDINGS = ("", "_anno", "_mask")  # NAME_anno is how GlaS calls the mask of NAME
-MOST_SHRUNK = 2.0  # times what a resize did to the training images: beyond it tissue has another size
+MAX_SIZE_RATIO = 2.0  # of a file to the training images, where both are resized: beyond it tissue looks too different
 
 
-class PlainPicture:
-    """An image file, decoded whole; a `sampling.InputImage`."""
+class ImageFile:
+    """An image file, decoded whole; an `InputImage`."""
 
     slide = False
 
     def __init__(self, path: Path, sampling: Sampling, *, file_mpp: float | None = None) -> None:
-        """file_mpp: um/px of the file. Without it the image is taken as those of the training were: resized as they
-        were, or as it is.
+        """Decode an image and resize it to the head's resolution.
 
-        Raises ValueError for a file that cannot be read or is no 8-bit RGB image, or that is far from the size of the
-        images that the head was trained on.
+        file_mpp: um/px of the file. Without it the image is resized if the training images were, else kept as it is.
+
+        Raises ValueError naming the file when it cannot be read, is no 8-bit RGB image, or would be resized though its
+        size is far from that of the training images.
         """
         self.id, self.path = path.stem, path
         self._file = read_image(path)
         self.digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        self.file_px = self._file.shape[:2]
+        self.file_px: tuple[int, int] = self._file.shape[:2]
         self.mpp = sampling.mpp
         if file_mpp is not None:
-            times = _trained_mpp(sampling, path) / file_mpp
-            self.size = tuple(max(1, round(side / times)) for side in self.file_px)
+            self.size = _divided(self.file_px, _trained_mpp(sampling, path) / file_mpp)
         elif sampling.resized:
-            _require_alike(path, self.file_px, sampling)
+            _require_similar_size(path, self.file_px, sampling)
             self.size = sampling.size
-            if self.mpp is not None:  # the files are taken to be of one resolution, so a larger one was shrunk more
+            if self.mpp is not None:  # files are assumed to share one resolution, so a larger one is shrunk more
                 self.mpp *= math.sqrt(math.prod(self.file_px) / math.prod(sampling.original_px))
         else:
             self.size = self.file_px
-        self.scale = tuple(a / b for a, b in zip(self.file_px, self.size, strict=True))
+        self.scale = self.file_px[0] / self.size[0], self.file_px[1] / self.size[1]
         self._pixels = resize_image(self._file, self.size)
 
     def read(self, y: int, x: int, height: int, width: int) -> np.ndarray:
-        """A region of the decoded image."""
+        """Return a region, (height, width, 3) uint8 RGB, white beyond the edges."""
         inside = self._pixels[y : y + height, x : x + width]
         missing = ((0, height - inside.shape[0]), (0, width - inside.shape[1]), (0, 0))
         return np.pad(inside, missing, constant_values=255)
 
     def overview(self, longest_px: int) -> np.ndarray:
-        """The decoded image, shrunk if need be."""
-        times = max(1.0, max(self.file_px) / longest_px)
-        return resize_image(self._file, tuple(max(1, round(side / times)) for side in self.file_px))
+        """Return the image in the file's aspect ratio, longer side at most `longest_px`."""
+        return resize_image(self._file, _divided(self.file_px, max(1.0, max(self.file_px) / longest_px)))
 
     def tissue(self) -> None:
-        """An image is taken to be of tissue throughout."""
+        """Return None: an image has no tissue mask, all of it is predicted."""
 
     def close(self) -> None:
-        """The file was closed when it had been decoded."""
+        """Do nothing: the file is closed once it is decoded."""
 
 
-def open_picture(path: Path, sampling: Sampling, *, file_mpp: float | None = None) -> InputImage:
+def open_input_image(path: Path, sampling: Sampling, *, file_mpp: float | None = None) -> InputImage:
     """Open an image or a slide for a head that was trained on images of this sampling.
 
-    A slide is read at the head's um/px, from the slide's own or from `file_mpp`. Raises ValueError, naming the file and
-    the flag that helps; FileNotFoundError.
+    file_mpp: um/px of the file; for a slide it replaces what the slide states. Raises FileNotFoundError; ValueError
+    naming the file and the flag to pass.
     """
     from pathseg.extract.inputs.slides import Slide, is_slide  # here: images alone need no OpenSlide
 
@@ -83,14 +82,14 @@ def open_picture(path: Path, sampling: Sampling, *, file_mpp: float | None = Non
         return Slide(path, mpp=_trained_mpp(sampling, path), file_mpp=file_mpp)
     if path.suffix.lower() in SLIDE_SUFFIXES:
         raise ValueError(f"{path}: not a slide that OpenSlide reads: damaged, cut short or of a newer kind; replace it")
-    return PlainPicture(path, sampling, file_mpp=file_mpp)
+    return ImageFile(path, sampling, file_mpp=file_mpp)
 
 
-def list_pictures(arguments: Sequence[str]) -> list[Path]:
-    """The files that are meant: each argument is a file, a folder (all images and slides in it) or a glob.
+def list_input_images(arguments: Sequence[str]) -> list[Path]:
+    """Return the files that the arguments name: files, folders (all images and slides in them) or globs.
 
-    Raises FileNotFoundError for an argument without a file, ValueError where two files have one name, because
-    results are named after the files.
+    Raises FileNotFoundError for an argument without a file; ValueError where two files have the same stem, after
+    which results are named.
     """
     found: dict[Path, None] = {}
     for argument in arguments:
@@ -107,22 +106,22 @@ def list_pictures(arguments: Sequence[str]) -> list[Path]:
     return list(found)
 
 
-def truth_reader(folder: Path) -> Callable[[str], np.ndarray | None]:
-    """From an image's id to its mask, (h, w) codes as in the file, None where there is none.
+def ground_truth_reader(folder: Path) -> Callable[[str], np.ndarray | None]:
+    """Return a function from an image's id to its ground truth mask, (h, w) codes as in the file, None without one.
 
-    A mask is NAME, NAME_anno or NAME_mask with any lossless suffix. Raises FileNotFoundError where there is no such
-    folder; what it gives raises as `images.read_mask`, and ValueError where two files could be meant.
+    A mask is NAME, NAME_anno or NAME_mask with any lossless suffix. Raises FileNotFoundError without that folder. The
+    returned function raises as `image_files.read_mask`, and ValueError where two files are masks of one image.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder; --truth takes a folder of masks named after the images")
     masks: dict[str, list[Path]] = {}
     for path in list_files(folder):
         masks.setdefault(path.stem, []).append(path)
-    return partial(_read_truth, masks)
+    return partial(_read_ground_truth, masks)
 
 
-def _read_truth(masks: dict[str, list[Path]], image_id: str) -> np.ndarray | None:
-    found = next((masks[image_id + end] for end in reversed(MASK_ENDINGS) if image_id + end in masks), None)
+def _read_ground_truth(masks: dict[str, list[Path]], image_id: str) -> np.ndarray | None:
+    found = next((masks[image_id + ending] for ending in reversed(MASK_ENDINGS) if image_id + ending in masks), None)
     if found is None:
         return None
     if len(found) > 1:
@@ -140,15 +139,20 @@ def _files_of(argument: str) -> list[Path]:
     return sorted(p for p in map(Path, glob.glob(argument, recursive=True)) if p.is_file())  # noqa: PTH207
 
 
+def _divided(size: tuple[int, int], factor: float) -> tuple[int, int]:
+    height, width = (max(1, round(side / factor)) for side in size)
+    return height, width
+
+
 def _trained_mpp(sampling: Sampling, path: Path) -> float:
     if sampling.mpp is None:
         raise ValueError(f"{path}: the head's run does not say the um/px of its images; pass --trained-mpp")
     return sampling.mpp
 
 
-def _require_alike(path: Path, size: tuple[int, int], sampling: Sampling) -> None:
+def _require_similar_size(path: Path, size: tuple[int, int], sampling: Sampling) -> None:
     ratio = math.sqrt(math.prod(size) / math.prod(sampling.original_px))
-    if not 1 / MOST_SHRUNK <= ratio <= MOST_SHRUNK:
+    if not 1 / MAX_SIZE_RATIO <= ratio <= MAX_SIZE_RATIO:
         (h, w), (oh, ow), (sh, sw) = size, sampling.original_px, sampling.size
         raise ValueError(
             f"{path}: the head was trained on images of about {ow}x{oh} px, resized to {sw}x{sh}, but this one is "

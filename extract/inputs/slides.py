@@ -1,9 +1,9 @@
-"""Whole slides through OpenSlide, read by region at the um/px that a head was trained at."""
+"""Whole slides, read with OpenSlide by region at the um/px that a head was trained at."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,100 +13,101 @@ from PIL import Image
 
 from pathseg.extract.inputs.tissue_mask import find_tissue
 
-MARGIN_PX = 4  # read around a region, so that the filter sees the same neighbours as in the next region
-READ_PX = 4096  # longest side of what is decoded at once, whatever the level: 64 MiB
-TISSUE_PX = 2048  # longest side of the overview that tissue is found on: 24 um/px for a slide of 50 mm
-RIM_UM = 20  # of glass that counts as tissue: the thumbnail sees pale edges badly
+MARGIN_PX = 4  # read around a region, so that the resampling filter has the neighbours it has in the next region
+READ_PX = 4096  # longest side of a region that is decoded at once: 64 MiB
+TISSUE_PX = 2048  # longest side of the overview for the tissue mask: 24 um/px for a slide of 50 mm
+RIM_UM = 20  # by which the tissue mask is dilated: pale edges are hard to see on the overview
 MPP = ("openslide.mpp-y", "openslide.mpp-x")
 BOUNDS = ("openslide.bounds-y", "openslide.bounds-x", "openslide.bounds-height", "openslide.bounds-width")
 
 
 def is_slide(path: Path) -> bool:
-    """Whether OpenSlide reads the file: vendors' slides and tiled TIFF, but no plain picture."""
+    """Return whether OpenSlide reads the file: vendors' formats and tiled TIFF, not plain images."""
     return OpenSlide.detect_format(path) is not None
 
 
 class Slide:
-    """A whole slide brought to `mpp` um/px; a `sampling.InputImage`.
+    """A whole slide, read at `mpp` um/px; an `InputImage`.
 
-    Where a slide states the bounds of what was scanned (MRXS does), only that is read, and all coordinates count from
-    there, as QuPath does it.
+    Where a slide states the bounds of the scanned area (MRXS), coordinates are relative to them, as in QuPath.
     """
 
     slide = True
 
     def __init__(self, path: Path, *, mpp: float, file_mpp: float | None = None) -> None:
-        """mpp: um/px to bring it to. file_mpp: um/px at full resolution, in place of what the slide says.
+        """Open a slide.
 
-        Raises ValueError, naming the file, where it cannot be read or where um/px is not known.
+        mpp: um/px to read at. file_mpp: um/px at full resolution; replaces what the slide states. Raises ValueError
+        naming the file when it cannot be read or states no um/px.
         """
-        self.id, self.path, self.mpp = path.stem, path, mpp
+        self.id, self.path = path.stem, path
+        self.mpp: float | None = mpp
         with self._reading():
             self._slide = OpenSlide(path)
             properties = self._slide.properties
-            pitch = (file_mpp, file_mpp) if file_mpp else tuple(float(properties.get(name, "nan")) for name in MPP)
+            mpp_y, mpp_x = (file_mpp or float(properties.get(name, "nan")) for name in MPP)
             self._top, self._left, *sides = self._bounds(properties)
             self.digest = properties.get("openslide.quickhash-1", "")  # of its properties and smallest level
-        self.file_px = tuple(sides)
-        if not all(math.isfinite(one) and one > 0 for one in pitch):
+        height, width = self.file_px = sides[0], sides[1]
+        if not all(math.isfinite(stated) and stated > 0 for stated in (mpp_y, mpp_x)):
             self.close()
             raise ValueError(
                 f"{path}: the slide does not say its um/px; pass --mpp, e.g. --mpp 0.25 for most 40x scans"
             )
-        self.scale = tuple(mpp / one for one in pitch)
-        self.size = tuple(max(1, round(side / s)) for side, s in zip(self.file_px, self.scale, strict=True))
+        self.scale = mpp / mpp_y, mpp / mpp_x
+        self.size = max(1, round(height / self.scale[0])), max(1, round(width / self.scale[1]))
+        self._height_um = mpp * self.size[0]
 
     def read(self, y: int, x: int, height: int, width: int) -> np.ndarray:
-        """A region in px at `mpp`, (height, width, 3) uint8 RGB; white where nothing was scanned."""
+        """Return a region in px at `mpp`, (height, width, 3) uint8 RGB, white where nothing was scanned."""
         return self._region((y, x), (height, width), self.scale)
 
     def overview(self, longest_px: int) -> np.ndarray:
-        """The whole slide, its longer side at most so many px; read piece by piece, whatever levels there are."""
-        times = max(1.0, max(self.size) / longest_px)
-        height, width = (max(1, round(side / times)) for side in self.size)
+        """Return the whole slide, longer side at most `longest_px`, read in blocks of at most READ_PX a side."""
+        factor = max(1.0, max(self.size) / longest_px)
+        height, width = (max(1, round(side / factor)) for side in self.size)
         scale = self.file_px[0] / height, self.file_px[1] / width
         level = self._slide.level_downsamples[self._level(scale)]
         step = max(1, int((READ_PX - 2 * MARGIN_PX) * level / max(scale)))
-        picture = np.empty((height, width, 3), np.uint8)
+        overview = np.empty((height, width, 3), np.uint8)
         for y in range(0, height, step):
             for x in range(0, width, step):
                 h, w = min(step, height - y), min(step, width - x)
-                picture[y : y + h, x : x + w] = self._region((y, x), (h, w), scale)
-        return picture
+                overview[y : y + h, x : x + w] = self._region((y, x), (h, w), scale)
+        return overview
 
     def tissue(self) -> np.ndarray:
-        """Where there is tissue and RIM_UM around it, seen on an overview."""
-        picture = self.overview(TISSUE_PX)
-        um_per_px = self.mpp * self.size[0] / picture.shape[0]
-        return find_tissue(picture, rim_px=max(1.0, RIM_UM / um_per_px))
+        """Return the tissue mask of an overview, dilated by RIM_UM: (h, w) bool."""
+        overview = self.overview(TISSUE_PX)
+        return find_tissue(overview, rim_px=max(1.0, RIM_UM * overview.shape[0] / self._height_um))
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._slide.close()
 
     def _level(self, scale: tuple[float, float]) -> int:
-        # a hair above, so that a level of downsample 4.0003 serves scale 4
+        # 1 % above, so that a level of downsample 4.0003 is used for scale 4
         return self._slide.get_best_level_for_downsample(min(scale) * 1.01)
 
-    def _region(self, place: tuple[int, int], size: tuple[int, int], scale: tuple[float, float]) -> np.ndarray:
-        """A region of `size` px at `place`, both counted in px of `scale` px of the file each."""
+    def _region(self, corner: tuple[int, int], size: tuple[int, int], scale: tuple[float, float]) -> np.ndarray:
+        """Return a region resampled to `size` px; corner and size in px that measure `scale` px of the file."""
         level = self._level(scale)
         down = self._slide.level_downsamples[level]
         origin = self._top, self._left
-        first = [o / down + p * s / down for o, p, s in zip(origin, place, scale, strict=True)]  # in px of the level
+        first = [o / down + p * s / down for o, p, s in zip(origin, corner, scale, strict=True)]  # in px of the level
         span = [n * s / down for n, s in zip(size, scale, strict=True)]
         start = [math.floor(f) - MARGIN_PX for f in first]
         count = [math.ceil(f + n) + MARGIN_PX - s for f, n, s in zip(first, span, start, strict=True)]
         with self._reading():
-            corner = round(start[1] * down), round(start[0] * down)
-            pixels = self._slide.read_region(corner, level, (count[1], count[0]))
+            start_xy = round(start[1] * down), round(start[0] * down)
+            pixels = self._slide.read_region(start_xy, level, (count[1], count[0]))
         white = Image.new("RGB", pixels.size, (255, 255, 255))
         white.paste(pixels, mask=pixels.getchannel("A"))
         top, left = first[0] - start[0], first[1] - start[1]
         box = left, top, left + span[1], top + span[0]
         return np.asarray(white.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=box))
 
-    def _bounds(self, properties: dict[str, str]) -> list[int]:
+    def _bounds(self, properties: Mapping[str, str]) -> list[int]:
         if all(name in properties for name in BOUNDS):
             return [int(properties[name]) for name in BOUNDS]
         width, height = self._slide.dimensions

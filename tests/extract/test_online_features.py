@@ -7,7 +7,7 @@ import torch
 from pathseg.extract.config import ExtractConfig
 from pathseg.extract.datasets.registry import DatasetOptions, open_dataset
 from pathseg.extract.models.load import load_model
-from pathseg.extract.online_features import live_features
+from pathseg.extract.online_features import online_features
 from pathseg.extract.pipeline import contents_of, extract, prepare_store
 
 
@@ -30,7 +30,7 @@ def test_features_are_those_of_the_store_to_the_bit(model, config, dataset, tmp_
     writer = prepare_store(tmp_path / "store.zarr", dataset, model, config)
     extract(writer, dataset, model, config)
     store = writer.store
-    features = live_features(model, store.contents.key, 50, (0, 1), batch_size=4)
+    features = online_features(model, store.contents.key, 50, (0, 1), batch_size=4)
     found = features(store.contents.grid.cut(store.image(0)), range(4), store.ids[0])
     for block, maps in store.read(0, blocks=(0, 1)).items():
         np.testing.assert_array_equal(found[block], maps)
@@ -38,7 +38,7 @@ def test_features_are_those_of_the_store_to_the_bit(model, config, dataset, tmp_
 
 def test_the_noise_goes_by_the_number_of_a_patch(model, config, dataset):
     key = contents_of(dataset, model, config).key
-    features = live_features(model, key, 500, (0,), batch_size=4)
+    features = online_features(model, key, 500, (0,), batch_size=4)
     patch = np.full((1, 256, 256, 3), 200, np.uint8)
     one, other, again = (features(patch, [number], "slide")[0] for number in (3, 4, 3))
     assert torch.equal(one, again)
@@ -48,9 +48,9 @@ def test_the_noise_goes_by_the_number_of_a_patch(model, config, dataset):
 def test_other_weights_than_those_of_the_training_are_refused_with_both_digests(model, config, dataset):
     key = dataclasses.replace(contents_of(dataset, model, config).key, model_digest="ab" * 32)
     with pytest.raises(ValueError, match=rf"{'ab' * 32}.*{model.digest}.*--model"):
-        live_features(model, key, 50, (0,), batch_size=4)
+        online_features(model, key, 50, (0,), batch_size=4)
 
 
 def test_blocks_that_the_model_lacks_are_named(model, config, dataset):
     with pytest.raises(ValueError, match="has blocks 0-12, not 13"):
-        live_features(model, contents_of(dataset, model, config).key, 50, (0, 13), batch_size=4)
+        online_features(model, contents_of(dataset, model, config).key, 50, (0, 13), batch_size=4)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pathseg.extract.inputs.images import list_pictures, open_picture, truth_reader
+from pathseg.extract.inputs.images import ground_truth_reader, list_input_images, open_input_image
 from pathseg.store.sampling import Sampling
 
 PLAIN = Sampling(size=(256, 256), mpp=0.5, resized=False, original_px=(256, 256))
@@ -22,30 +22,30 @@ def file(tmp_path):
 
 
 def test_an_image_of_a_run_without_resize_is_taken_as_it_is(file):
-    picture = open_picture(file, PLAIN)
-    assert (picture.id, picture.size, picture.scale, picture.mpp) == ("one", (210, 290), (1, 1), 0.5)
-    np.testing.assert_array_equal(picture.read(10, 20, 30, 40), image(210, 290)[10:40, 20:60])
+    opened = open_input_image(file, PLAIN)
+    assert (opened.id, opened.size, opened.scale, opened.mpp) == ("one", (210, 290), (1, 1), 0.5)
+    np.testing.assert_array_equal(opened.read(10, 20, 30, 40), image(210, 290)[10:40, 20:60])
 
 
 def test_an_image_of_a_resized_run_is_resized_as_in_training(file):
-    picture = open_picture(file, RESIZED)
+    opened = open_input_image(file, RESIZED)
     expected = Image.fromarray(image(210, 290)).resize((256, 256), Image.Resampling.BICUBIC)
-    assert picture.size == (256, 256)
-    np.testing.assert_array_equal(picture.read(0, 0, 256, 256), np.asarray(expected))
+    assert opened.size == (256, 256)
+    np.testing.assert_array_equal(opened.read(0, 0, 256, 256), np.asarray(expected))
 
 
 def test_a_resized_image_has_the_resolution_that_its_size_gives(file):
     # 200x300 px became 0.5 um/px at 256x256, so a file has 0.5 * 256 / sqrt(200 * 300) = 0.52256 um/px
-    assert open_picture(file, RESIZED).mpp == pytest.approx(0.52256 * (210 * 290) ** 0.5 / 256, rel=1e-4)
+    assert open_input_image(file, RESIZED).mpp == pytest.approx(0.52256 * (210 * 290) ** 0.5 / 256, rel=1e-4)
 
 
 def test_with_mpp_an_image_is_brought_to_the_trained_resolution(file):
-    picture = open_picture(file, RESIZED, file_mpp=0.25)
-    assert (picture.size, picture.scale) == ((105, 145), (2, 2))
+    opened = open_input_image(file, RESIZED, file_mpp=0.25)
+    assert (opened.size, opened.scale) == ((105, 145), (2, 2))
 
 
 def test_beyond_its_edges_an_image_is_white(file):
-    region = open_picture(file, PLAIN).read(200, 280, 20, 20)
+    region = open_input_image(file, PLAIN).read(200, 280, 20, 20)
     np.testing.assert_array_equal(region[:10, :10], image(210, 290)[200:, 280:])
     assert (region[10:] == 255).all()
     assert (region[:, 10:] == 255).all()
@@ -54,17 +54,17 @@ def test_beyond_its_edges_an_image_is_white(file):
 def test_an_image_far_from_the_trained_size_needs_its_resolution(tmp_path):
     Image.fromarray(image(900, 1300)).save(tmp_path / "big.png")
     with pytest.raises(ValueError, match=r"300x200 px, resized to 256x256, but this one is 1300x900.*--mpp"):
-        open_picture(tmp_path / "big.png", RESIZED)
+        open_input_image(tmp_path / "big.png", RESIZED)
 
 
 def test_without_the_trained_resolution_the_flag_is_named(file):
     with pytest.raises(ValueError, match=r"one.png: .*pass --trained-mpp"):
-        open_picture(file, dataclasses.replace(PLAIN, mpp=None), file_mpp=0.25)
+        open_input_image(file, dataclasses.replace(PLAIN, mpp=None), file_mpp=0.25)
 
 
 def test_an_overview_keeps_the_aspect_of_the_file(file):
-    assert open_picture(file, RESIZED).overview(145).shape == (105, 145, 3)
-    assert open_picture(file, RESIZED).overview(5000).shape == (210, 290, 3)
+    assert open_input_image(file, RESIZED).overview(145).shape == (105, 145, 3)
+    assert open_input_image(file, RESIZED).overview(5000).shape == (210, 290, 3)
 
 
 def empty(path):
@@ -95,7 +95,7 @@ def cut(path):
 def test_a_file_that_cannot_be_taken_is_named_with_its_reason_in_one_line(tmp_path, make, words):
     make(tmp_path / "odd.png")
     with pytest.raises(ValueError, match=words) as caught:
-        open_picture(tmp_path / "odd.png", PLAIN)
+        open_input_image(tmp_path / "odd.png", PLAIN)
     assert str(tmp_path / "odd.png") in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -103,12 +103,12 @@ def test_a_file_that_cannot_be_taken_is_named_with_its_reason_in_one_line(tmp_pa
 def test_a_slide_that_openslide_does_not_know_is_named(tmp_path):
     (tmp_path / "a.ndpi").write_bytes(b"II*\0 and nothing more")
     with pytest.raises(ValueError, match=r"a\.ndpi: not a slide that OpenSlide reads"):
-        open_picture(tmp_path / "a.ndpi", PLAIN)
+        open_input_image(tmp_path / "a.ndpi", PLAIN)
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.png: no such file"):
-        open_picture(tmp_path / "none.png", PLAIN)
+        open_input_image(tmp_path / "none.png", PLAIN)
 
 
 @pytest.fixture
@@ -123,28 +123,28 @@ def names(paths):
 
 
 def test_of_a_folder_images_and_slides_are_taken(folder):
-    assert names(list_pictures([str(folder)])) == ["a.tif", "b.png", "c.svs"]
+    assert names(list_input_images([str(folder)])) == ["a.tif", "b.png", "c.svs"]
 
 
 def test_a_glob_and_a_file_are_taken_once(folder):
-    assert names(list_pictures([str(folder / "b.png"), str(folder / "[bc].*")])) == ["b.png", "c.svs"]
+    assert names(list_input_images([str(folder / "b.png"), str(folder / "[bc].*")])) == ["b.png", "c.svs"]
 
 
 def test_what_names_no_file_is_said(folder):
     with pytest.raises(FileNotFoundError, match=r"x\*\.png: there is no image"):
-        list_pictures([str(folder / "x*.png")])
+        list_input_images([str(folder / "x*.png")])
 
 
 def test_two_files_of_one_name_are_refused(folder):
     (folder / "b.jpg").write_bytes(b"x")
     with pytest.raises(ValueError, match="both give results called b"):
-        list_pictures([str(folder)])
+        list_input_images([str(folder)])
 
 
 @pytest.mark.parametrize("name", ["one.png", "one_anno.bmp", "one_mask.png"])
 def test_a_mask_is_found_by_the_name_of_its_image(tmp_path, name):
     Image.fromarray(np.eye(5, dtype=np.uint8)).save(tmp_path / name)
-    mask = truth_reader(tmp_path)
+    mask = ground_truth_reader(tmp_path)
     np.testing.assert_array_equal(mask("one"), np.eye(5))
     assert mask("two") is None
 
@@ -154,9 +154,9 @@ def test_two_masks_of_one_name_are_refused(tmp_path):
         (tmp_path / folder).mkdir()
         Image.fromarray(np.eye(5, dtype=np.uint8)).save(tmp_path / folder / "one.png")
     with pytest.raises(ValueError, match=r"first.*second.*--truth"):
-        truth_reader(tmp_path)("one")
+        ground_truth_reader(tmp_path)("one")
 
 
 def test_a_folder_of_masks_that_is_not_there_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="--truth"):
-        truth_reader(tmp_path / "masks")
+        ground_truth_reader(tmp_path / "masks")

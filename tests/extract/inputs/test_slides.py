@@ -5,7 +5,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from pathseg.extract.inputs.images import open_picture
+from pathseg.extract.inputs.images import open_input_image
 from pathseg.extract.inputs.slides import Slide, is_slide
 from pathseg.store.sampling import Sampling
 
@@ -90,7 +90,7 @@ def test_a_slide_of_one_level_is_read(tmp_path):
     assert slide.read(0, 0, 300, 300).shape == (300, 300, 3)
 
 
-def test_an_overview_is_put_together_from_pieces(tiff, monkeypatch):
+def test_an_overview_is_read_in_blocks(tiff, monkeypatch):
     slide = Slide(tiff, mpp=0.25)
     at_once = slide.overview(700)
     monkeypatch.setattr("pathseg.extract.inputs.slides.READ_PX", 200)
@@ -110,12 +110,12 @@ def test_a_slide_that_ends_early_is_named(tiff):
     path = tiff.with_name("cut.tif")
     path.write_bytes(tiff.read_bytes()[:5000])
     with pytest.raises(ValueError, match=r"cut\.tif: .*replace"):
-        open_picture(path, Sampling((256, 256), 0.5, False, (256, 256)))
+        open_input_image(path, Sampling((256, 256), 0.5, False, (256, 256)))
 
 
 @REAL
 def test_a_scanners_slide_is_read_at_its_own_resolution():
-    slide = open_picture(SVS, Sampling((256, 256), 0.998, False, (256, 256)))
+    slide = open_input_image(SVS, Sampling((256, 256), 0.998, False, (256, 256)))
     assert slide.file_px == (2967, 2220)
     assert slide.size == (1484, 1110)
-    assert 0.25 < slide.tissue().mean() < 0.75  # a strip of skin with glass on both sides
+    assert 0.25 < slide.tissue().mean() < 0.75  # a strip of skin with background on both sides

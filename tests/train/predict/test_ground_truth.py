@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pathseg.extract.inputs.images import open_picture
+from pathseg.extract.inputs.images import open_input_image
 from pathseg.train.predict.ground_truth import Truth, count, digest_for, score
 from pathseg.train.predict.mosaic import Canvas
 
@@ -66,7 +66,7 @@ def test_without_any_mask_the_naming_is_explained(colour_head):
 def opened(tmp_path, colour_head):
     """An image of 90x60 px."""
     Image.fromarray(np.zeros((60, 90, 3), np.uint8)).save(tmp_path / "a.png")
-    return open_picture(tmp_path / "a.png", colour_head().sampling)
+    return open_input_image(tmp_path / "a.png", colour_head().sampling)
 
 
 @pytest.mark.parametrize("shape", [(60, 90), (20, 30), (19, 28)])

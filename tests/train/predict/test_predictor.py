@@ -7,7 +7,7 @@ import tifffile
 import zarr
 from PIL import Image
 
-from pathseg.extract.inputs.images import open_picture
+from pathseg.extract.inputs.images import open_input_image
 from pathseg.store.sampling import Sampling
 from pathseg.train.heads.pixel_ensemble import PixelEnsemble
 from pathseg.train.predict.config import PredictConfig
@@ -57,7 +57,7 @@ def predictor(tmp_path, colour_head, colour_features):
 
 
 def predict(predictor, path):
-    return predictor.predict(open_picture(path, predictor.head.sampling))
+    return predictor.predict(open_input_image(path, predictor.head.sampling))
 
 
 def files(folder):
@@ -259,7 +259,7 @@ def test_a_slide_of_glass_alone_has_an_empty_mask_and_the_flag_is_named(predicto
 def test_what_cannot_be_read_is_set_aside_and_the_rest_goes_on(predictor, image, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no picture")
     one, paths = predictor(), [tmp_path / "broken.png", image[0]]
-    records, failures = predict_all(one, paths, lambda p: open_picture(p, one.head.sampling), lambda *a: None)
+    records, failures = predict_all(one, paths, lambda p: open_input_image(p, one.head.sampling), lambda *a: None)
     assert [record["id"] for record in records] == ["image"]
     (line,) = failures
     assert "broken.png" in line
@@ -269,7 +269,7 @@ def test_what_cannot_be_read_is_set_aside_and_the_rest_goes_on(predictor, image,
 def test_a_truth_gives_the_reports_scores(predictor, image, tmp_path):
     path, inside = image
     judge = predictor(truth=Truth("masks", lambda image_id: inside.astype(np.uint8) * 255))
-    records, _ = predict_all(judge, [path], lambda p: open_picture(p, judge.head.sampling), lambda *a: None)
+    records, _ = predict_all(judge, [path], lambda p: open_input_image(p, judge.head.sampling), lambda *a: None)
     mask = np.asarray(Image.open(tmp_path / "out" / "mask" / "image.png"))
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["scores"]["accuracy"] == pytest.approx((mask == inside).mean())
@@ -308,7 +308,7 @@ def test_the_slide_is_not_closed_while_its_next_windows_are_read(predictor, slid
         return picture
 
     judge = predictor(features=stopping(colour_features, 1), batch_size=1, tissue="all")
-    picture = slow(open_picture(slide[0], judge.head.sampling))
+    picture = slow(open_input_image(slide[0], judge.head.sampling))
     with pytest.raises(Stop) as caught:
         judge.predict(picture)
     assert caught.tb is not None  # it holds the frames
