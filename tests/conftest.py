@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from pathseg.extract.datasets.synthetic.painting import draw_tissue
+from pathseg.store.classes import background_code
 from pathseg.store.contents import Contents, ImageEntry
 from pathseg.store.features import FeatureStore
 from pathseg.store.format.size import BlockShape
@@ -48,8 +49,9 @@ def contents(*, splits=("train", "train", "train", "train", "test"), **changes) 
         "model_trained": False,
         "has_instances": True,
         "made_by": {"pathseg": "0.1.0"},
-    }
-    return Contents(**(values | changes))
+    } | changes
+    values.setdefault("background", background_code(values["classes"]))
+    return Contents(**values)
 
 
 def fill(writer: StoreWriter, *, t: int = 50, blocks=tuple(SHAPES), seed: int = 0) -> FeatureStore:

@@ -1,4 +1,4 @@
-"""How sure a score is: bootstrap intervals over the test images or regions, and whether two runs differ."""
+"""Bootstrap intervals of scores over the test images or regions, and paired comparisons of two runs."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from pathseg.train.metrics.object import ObjectScores, ObjectSums
-from pathseg.train.runs.split_scores import PartScores
+from pathseg.train.runs.record import SplitScores
 
 RESAMPLES = 2000
 LEVEL = 0.95
 SEED = 0  # every run is resampled with the same draws, so differences are paired and reports repeat
-Samples = dict[str, np.ndarray]  # score -> (R,) its value in each resample, nan where it has none
+Samples = dict[str, np.ndarray]  # score -> (R,) float64, its value in each resample, nan where it is not defined
 
 
 @dataclass(frozen=True)
-class Paired:
-    """Run B against run A on the same images: difference of the pooled Dice (B - A), its interval, and a p-value.
+class PairedDifference:
+    """The pooled Dice of run B minus that of run A on the same images, its bootstrap interval, and a p-value.
 
-    p: two-sided Wilcoxon signed-rank test over the Dice of each of the `units`, regions or images; None where none
-    has two of them.
+    p: two-sided Wilcoxon signed-rank test over the Dice of each of the `units` (regions or images) that have one in
+    both runs; None without any.
     """
 
     difference: float
@@ -31,8 +31,8 @@ class Paired:
     units: int
 
 
-def method(*, by_region: bool) -> str:
-    """How the intervals are made, for a note: what is drawn and what they show."""
+def describe_method(*, by_region: bool) -> str:
+    """Return a note for readers of the report: resampling unit, number of resamples, seed and assumptions."""
     units = "regions" if by_region else "images"
     why = (
         "The images of one slide or region are drawn together, because they are not independent."
@@ -46,76 +46,75 @@ def method(*, by_region: bool) -> str:
     )
 
 
-def resamples(part: PartScores, ignore: int | None) -> Samples:
-    """Pooled scores of `RESAMPLES` draws of as many regions or images, with replacement: accuracy, dice, miou, f1.
+def bootstrap_scores(split: SplitScores, *, ignore: int | None) -> Samples:
+    """Compute the pooled scores of `RESAMPLES` draws with replacement: accuracy, dice, miou and f1.
 
-    What is drawn are `part.groups`: patches of one region stay together. Where there are objects also `object f1`
-    and so on, as `ObjectScores` names them. Empty where the run did not record the confusion matrix of each image.
+    Resampling units are `split.groups`: images of one slide or region are drawn together. With objects in every image
+    also `object f1` and so on, by the names of `ObjectScores`. Empty for a split without images.
     """
-    matrices = _by_group(part)  # (n, K, K)
-    if matrices is None:
+    if not split.images:
         return {}
-    counts = _draws(len(matrices))  # (R, n)
-    found = pooled_scores(np.tensordot(counts, matrices, 1), ignore)
-    if len(part.objects) == part.images:
-        sums = (ObjectSums.total(part.objects[name] for name in names) for names in part.groups)
+    matrices = _group_matrices(split)  # (n, K, K)
+    counts = _draw_counts(len(matrices))  # (R, n)
+    samples = pooled_scores(np.tensordot(counts, matrices, 1), ignore)
+    if len(split.object_sums) == split.images:
+        sums = (ObjectSums.total(split.object_sums[name] for name in names) for names in split.groups)
         rows = np.array([dataclasses.astuple(one) for one in sums], float)  # (n, 13)
-        scores = np.array([ObjectSums(*row).scores() for row in counts @ rows], float)  # None becomes nan
-        found |= {f"object {name}": scores[:, i] for i, name in enumerate(ObjectScores._fields)}
-    return found
+        scores = np.array([ObjectSums(*row).scores() for row in counts @ rows], float)  # (R, 6), None becomes nan
+        samples |= {f"object {name}": scores[:, i] for i, name in enumerate(ObjectScores._fields)}
+    return samples
 
 
 def pooled_scores(matrices: np.ndarray, ignore: int | None) -> Samples:
-    """accuracy, dice, miou, f1 of many confusion matrices (R, K, K) at once, each as `metrics.Scores` defines it."""
+    """Compute accuracy, dice, miou and f1 of R confusion matrices (R, K, K) at once, each as `Scores` defines it."""
     matrices = matrices.astype(float)
-    counted = np.arange(matrices.shape[1]) != (-1 if ignore is None else ignore)
+    counted = np.arange(matrices.shape[1]) != (-1 if ignore is None else ignore)  # (K,)
     matrices[:, ~counted] = 0
-    hit, true, found = np.einsum("rkk->rk", matrices), matrices.sum(axis=2), matrices.sum(axis=1)
-    there = counted & (true + found > 0)
-    precision, recall = (_mean(_ratio(hit, side), there) for side in (found, true))
+    hit, true, found = np.einsum("rkk->rk", matrices), matrices.sum(axis=2), matrices.sum(axis=1)  # (R, K) each
+    present = counted & (true + found > 0)
+    precision, recall = (_mean(_ratio(hit, total), present) for total in (found, true))  # (R,)
     return {
         "accuracy": _ratio(hit.sum(axis=1), true.sum(axis=1), empty=np.nan),
-        "dice": _mean(_ratio(2 * hit, true + found), there),
-        "miou": _mean(_ratio(hit, true + found - hit), there),
+        "dice": _mean(_ratio(2 * hit, true + found), present),
+        "miou": _mean(_ratio(hit, true + found - hit), present),
         "f1": np.where(np.isnan(precision), np.nan, _ratio(2 * precision * recall, precision + recall)),
     }
 
 
 def interval(samples: np.ndarray) -> tuple[float, float] | None:
-    """The middle `LEVEL` of the values that are there; None without any."""
-    there = samples[~np.isnan(samples)]
-    if not len(there):
+    """Return the percentile interval of level `LEVEL` of the defined samples (R,); None if none is defined."""
+    defined = samples[~np.isnan(samples)]
+    if not len(defined):
         return None
-    low, high = np.percentile(there, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+    low, high = np.percentile(defined, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
     return float(low), float(high)
 
 
-def paired(
-    a: PartScores, b: PartScores, samples_a: Samples, samples_b: Samples, *, ignore: int | None = None
-) -> Paired | None:
-    """Compare two runs on one test part; None unless both have scores and samples of the very same images.
+def paired_difference(
+    a: SplitScores, b: SplitScores, samples_a: Samples, samples_b: Samples, *, ignore: int | None = None
+) -> PairedDifference | None:
+    """Compare run B with run A on one test split; samples are those of `bootstrap_scores`.
 
-    None also where one knows the images' regions and the other does not: they were then not drawn alike.
+    None unless both runs have scores and samples of the same images in the same regions (a run that did not record
+    the regions was resampled by image, so its samples are not paired with those of a run that did).
     """
     if a.groups != b.groups or not samples_a or not samples_b:
         return None
-    apart = interval(samples_b["dice"] - samples_a["dice"])
-    if a.scores.dice is None or b.scores.dice is None or apart is None:
+    bounds = interval(samples_b["dice"] - samples_a["dice"])
+    if a.scores.dice is None or b.scores.dice is None or bounds is None:
         return None
-    left, right = (pooled_scores(_by_group(part), ignore)["dice"] for part in (a, b))  # (n,)
+    left, right = (pooled_scores(_group_matrices(split), ignore)["dice"] for split in (a, b))  # (n,)
     differences = (right - left)[~np.isnan(right - left)]
-    return Paired(b.scores.dice - a.scores.dice, *apart, _signed_rank(differences), len(differences))
+    return PairedDifference(b.scores.dice - a.scores.dice, *bounds, _signed_rank_p(differences), len(differences))
 
 
-def _by_group(part: PartScores) -> np.ndarray | None:
-    """(n, K, K) the confusion matrix of each region or image; None where the run did not record them."""
-    if not part.matrices or len(part.matrices) != part.images:
-        return None
-    return np.stack([sum(part.matrices[name] for name in names) for names in part.groups])
+def _group_matrices(split: SplitScores) -> np.ndarray:
+    """Return the confusion matrix of each region or image, (n, K, K), in the order of `split.groups`."""
+    return np.array([np.sum([split.matrices[name] for name in names], axis=0) for names in split.groups])
 
 
-def _signed_rank(differences: np.ndarray) -> float | None:
-    """Two-sided p of Wilcoxon's signed-rank test; 1 where all differences are 0, None where there are none."""
+def _signed_rank_p(differences: np.ndarray) -> float | None:
+    """Return the two-sided p of Wilcoxon's signed-rank test; 1 where all differences are 0, None without any."""
     if not len(differences):
         return None
     if not differences.any():
@@ -125,15 +124,16 @@ def _signed_rank(differences: np.ndarray) -> float | None:
     return float(wilcoxon(differences).pvalue)
 
 
-def _draws(images: int) -> np.ndarray:
-    """(R, images) how often each image is drawn."""
-    return np.random.default_rng(SEED).multinomial(images, np.full(images, 1 / images), size=RESAMPLES)
+def _draw_counts(units: int) -> np.ndarray:
+    """Return how often each unit is drawn in each resample, (R, units)."""
+    return np.random.default_rng(SEED).multinomial(units, np.full(units, 1 / units), size=RESAMPLES)
 
 
 def _ratio(above: np.ndarray, below: np.ndarray, empty: float = 0.0) -> np.ndarray:
+    """Divide element by element, `empty` where the divisor is 0."""
     return np.divide(above, below, out=np.full(np.shape(above), empty), where=below > 0)
 
 
-def _mean(values: np.ndarray, there: np.ndarray) -> np.ndarray:
-    """(R, K) -> (R,) means over the classes that are there, nan where none is."""
-    return _ratio((values * there).sum(axis=1), there.sum(axis=1), empty=np.nan)
+def _mean(values: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """Return the means (R,) of values (R, K) over the classes that are present, nan where none is."""
+    return _ratio((values * present).sum(axis=1), present.sum(axis=1), empty=np.nan)

@@ -1,4 +1,4 @@
-"""The object scores of the GlaS challenge: F1, Dice and Hausdorff distance of label images, exactly as defined there.
+"""The object metrics of the GlaS challenge: object F1, Dice and Hausdorff distance of two label images.
 
 Source: Sirinukunwattana et al., Gland segmentation in colon histology images: the GlaS challenge contest, 2017.
 """
@@ -24,7 +24,7 @@ OBJECT_DEFINITIONS: dict[str, str] = {
     ),
     "object F1": (
         "2 TP / (2 TP + FP + FN): a predicted object is a true positive (TP) when it covers more than half of its "
-        "partner's pixels, else a false positive (FP); true objects beyond the TP are missed (FN)"
+        "partner's pixels, else a false positive (FP); FN is the number of true objects less TP"
     ),
     "object Dice": (
         "half the mean over predicted objects plus half the mean over true ones, weighted by area, of Dice with the "
@@ -35,17 +35,17 @@ OBJECT_DEFINITIONS: dict[str, str] = {
         "other, both ways, with the partner or, without one, with the nearest object; lower is better"
     ),
     "size of the image": (
-        "objects are compared at the original size of the image: the predicted classes are brought there with "
-        "nearest neighbour and cut into connected parts"
+        "objects are compared at the original size of the image: the predicted classes are resized to it with "
+        "nearest neighbour and their connected components are the objects"
     ),
 }
 
 
 class ObjectScores(NamedTuple):
-    """Counts of true positives, false positives and missed objects; F1 and Dice in 0..1; Hausdorff distance in px.
+    """Counts of true positives, false positives and false negatives; F1 and Dice in 0..1; Hausdorff distance in px.
 
     tp, fp, fn are means, not whole numbers, where this is the mean over images. hausdorff is None where it is not
-    defined: objects on one side only.
+    defined: objects in the prediction only, or in the ground truth only.
     """
 
     tp: float
@@ -58,10 +58,11 @@ class ObjectScores(NamedTuple):
 
 @dataclass(frozen=True)
 class ObjectSums:
-    """What images add to the object scores: these numbers add up over images, the scores follow from them.
+    """Sums over the objects of one or more images; they add up over images, and pooled scores follow from them.
 
-    Areas are in px. `*_dice` sums area times Dice over the objects of one side, `*_hausdorff` area times Hausdorff
-    distance; `measured_*_px` are the areas in the latter. An image with objects on one side only is `left_out` there.
+    predicted_px, true_px: areas of all predicted and all true objects. `*_dice`: sum of area times Dice with the
+    partner, `*_hausdorff`: sum of area times Hausdorff distance in px, `measured_*_px`: the areas in that sum.
+    left_out: images with objects in the prediction only or in the ground truth only, which have no Hausdorff distance.
     """
 
     tp: int = 0
@@ -80,15 +81,15 @@ class ObjectSums:
 
     @classmethod
     def total(cls, several: Iterable[ObjectSums]) -> ObjectSums:
-        """Of all these images."""
+        """Add up the sums of several images."""
         rows = [dataclasses.astuple(one) for one in several]
         return cls(*map(sum, zip(*rows, strict=True))) if rows else cls(images=0)
 
     def scores(self) -> ObjectScores:
-        """Pooled: counts and area weights over all objects of all these images, the challenge's own definition."""
-        found, present = self.tp + self.fp, self.tp + self.fn
-        empty = found + present == 0
-        f1 = 1.0 if empty else 2 * self.tp / (found + present)
+        """Return the pooled scores, counts and area weights over all objects of all images, as the challenge does."""
+        count = 2 * self.tp + self.fp + self.fn
+        empty = count == 0
+        f1 = 1.0 if empty else 2 * self.tp / count
         dice = 1.0 if empty else _halves(self.predicted_dice, self.predicted_px, self.true_dice, self.true_px)
         hausdorff = _halves(
             self.predicted_hausdorff, self.measured_predicted_px, self.true_hausdorff, self.measured_true_px
@@ -97,53 +98,57 @@ class ObjectSums:
 
 
 def object_scores(predicted: np.ndarray, truth: np.ndarray) -> ObjectScores:
-    """Compare two label images (H, W) of integers: every value but 0 is one object, connected or not.
+    """Compute the object scores of two label images (H, W) of integers; truth is the ground truth.
 
-    An object's partner is the object of the other image with the largest intersection, ties to the smallest label.
-    A predicted object is a true positive when it covers more than half of its partner. Dice and Hausdorff distance
-    are means over the objects of both sides, weighted by area; an object without partner has Dice 0, and the
-    Hausdorff distance to the nearest object of the other side. Raises ValueError on differing shapes and on arrays
-    that hold no labels.
+    Every value but 0 is one object, connected or not. An object's partner is the object of the other image with the
+    largest intersection, ties to the smallest label. A predicted object is a true positive when it covers more than
+    half of its partner. Dice and Hausdorff distance are means over the objects of each image, weighted by area, and
+    then over the two images; an object without partner has Dice 0, and the Hausdorff distance to the nearest object
+    of the other image. Raises ValueError on differing shapes and on arrays that are not label images.
     """
     return object_sums(predicted, truth).scores()
 
 
 def object_sums(predicted: np.ndarray, truth: np.ndarray) -> ObjectSums:
-    """What one image adds to the scores of several; arguments and errors as `object_scores`."""
+    """Compute the object sums of one image; arguments and errors as `object_scores`."""
     if predicted.shape != truth.shape or predicted.ndim != 2:
         raise ValueError(f"label images must have one shape (H, W), got {predicted.shape} and {truth.shape}")
-    found, present = _objects(predicted, "prediction"), _objects(truth, "truth")
-    shared = _intersections(found, present)  # (found, present) px
-    tp = sum(2 * shared[i, j] > present.areas[j] for i, j in enumerate(_partners(shared)) if j is not None)
+    ours, theirs = _objects(predicted, "prediction"), _objects(truth, "ground truth")
+    shared = _intersections(ours, theirs)  # (predicted objects, true objects) px
+    tp = sum(2 * shared[i, j] > theirs.areas[j] for i, j in enumerate(_partners(shared)) if j is not None)
     sums = ObjectSums(
-        tp=int(tp), fp=len(found.all) - int(tp), fn=len(present.all) - int(tp),
-        predicted_px=int(found.areas.sum()), true_px=int(present.areas.sum()),
-        predicted_dice=_weighted_dice(found, present, shared), true_dice=_weighted_dice(present, found, shared.T),
-        left_out=int(bool(found.all) != bool(present.all)),
+        tp=int(tp), fp=len(ours.objects) - int(tp), fn=len(theirs.objects) - int(tp),
+        predicted_px=int(ours.areas.sum()), true_px=int(theirs.areas.sum()),
+        predicted_dice=_weighted_dice(ours, theirs, shared), true_dice=_weighted_dice(theirs, ours, shared.T),
+        left_out=int(bool(ours.objects) != bool(theirs.objects)),
     )  # fmt: skip
-    if not found.all or not present.all:
+    if not ours.objects or not theirs.objects:
         return sums
-    apart = cache(lambda i, j: _hausdorff(found.all[i], present.all[j]))  # partners mostly are so on both sides
+    # cached: the partner of a partner is mostly the object itself
+    distance = cache(lambda i, j: _hausdorff(ours.objects[i], theirs.objects[j]))
     return dataclasses.replace(
         sums, measured_predicted_px=sums.predicted_px, measured_true_px=sums.true_px,
-        predicted_hausdorff=_weighted_hausdorff(found, present, shared, apart),
-        true_hausdorff=_weighted_hausdorff(present, found, shared.T, lambda j, i: apart(i, j)),
+        predicted_hausdorff=_weighted_hausdorff(ours, theirs, shared, distance),
+        true_hausdorff=_weighted_hausdorff(theirs, ours, shared.T, lambda j, i: distance(i, j)),
     )  # fmt: skip
 
 
 def mean_scores(several: Sequence[ObjectSums]) -> ObjectScores:
-    """The mean of each image's own scores, the Hausdorff distance over the images where it is defined."""
+    """Return the mean of each image's own scores, the Hausdorff distance over the images where it is defined.
+
+    Raises ValueError without any image.
+    """
     if not several:
-        raise ValueError("there is no mean over no images; name at least one")
+        raise ValueError("cannot take the mean over 0 images; pass the sums of at least one")
     columns = zip(*(one.scores() for one in several), strict=True)
     defined = ([value for value in column if value is not None] for column in columns)
     return ObjectScores(*(sum(values) / len(values) if values else None for values in defined))
 
 
 def components(mask: np.ndarray, *, connectivity: int = 8, min_px: int = 0) -> np.ndarray:
-    """Number the connected parts of a mask (H, W) bool as 1, 2, ...; parts under `min_px` pixels become 0.
+    """Label the connected components of a mask (H, W) bool as 1, 2, ...; those under `min_px` pixels become 0.
 
-    connectivity: 8 joins pixels that touch at a corner, 4 does not.
+    connectivity: 8 joins pixels that touch at a corner, 4 does not. Returns (H, W) int32.
     """
     if connectivity not in STRUCTURES:
         raise ValueError(f"connectivity must be 4 or 8, got {connectivity}")
@@ -156,14 +161,14 @@ def components(mask: np.ndarray, *, connectivity: int = 8, min_px: int = 0) -> n
 
 @dataclass(frozen=True)
 class _Object:
-    """One object: its mask, cropped to the box from `corner`."""
+    """One object: its mask (h, w) bool, cropped to its bounding box, and the box's first row and column."""
 
     mask: np.ndarray
     corner: np.ndarray
 
     @property
     def box(self) -> np.ndarray:
-        """First and last row and column: (top, left, bottom, right)."""
+        """The bounding box (top, left, bottom, right), last row and column included."""
         return np.concatenate([self.corner, self.corner + self.mask.shape - 1])
 
     @cached_property
@@ -173,17 +178,17 @@ class _Object:
 
     @cached_property
     def tree(self) -> KDTree:
-        """For the distance of a pixel outside to the object: its nearest pixel is one of the boundary."""
+        """A tree of the boundary, which holds the object's nearest pixel to any pixel outside."""
         return KDTree(self.boundary)
 
     def within(self, box: np.ndarray) -> np.ndarray:
-        """(M, 2) pixels of the object in a box."""
+        """Return the pixels (M, 2) of the object that lie in a box."""
         first = np.maximum(box[:2] - self.corner, 0)
         last = np.maximum(box[2:] - self.corner + 1, 0)
         return np.argwhere(self.mask[first[0] : last[0], first[1] : last[1]]) + self.corner + first
 
-    def holds(self, pixels: np.ndarray) -> np.ndarray:
-        """(M,) whether each of (M, 2) pixels is in the object."""
+    def contains(self, pixels: np.ndarray) -> np.ndarray:
+        """Return for each pixel (M, 2) whether it belongs to the object, (M,) bool."""
         at = pixels - self.corner
         inside = np.all((at >= 0) & (at < self.mask.shape), axis=1)
         inside[inside] = self.mask[tuple(at[inside].T)]
@@ -192,10 +197,10 @@ class _Object:
 
 @dataclass(frozen=True)
 class _Objects:
-    """The objects of an image by ascending label: the image with labels 1..n, areas (n,) and boxes (n, 4)."""
+    """The n objects of an image by ascending label: the image with labels 1..n, areas (n,) and boxes (n, 4)."""
 
     labels: np.ndarray
-    all: tuple[_Object, ...]
+    objects: tuple[_Object, ...]
     areas: np.ndarray
     boxes: np.ndarray
 
@@ -204,35 +209,36 @@ def _objects(labels: np.ndarray, name: str) -> _Objects:
     if not np.issubdtype(labels.dtype, np.integer) or labels.size == 0 or labels.min() < 0:
         raise ValueError(
             f"{name} must be a label image of integers from 0, got {labels.dtype} of shape {labels.shape}"
-            "; number the parts of a mask with components()"
+            "; label a mask with components()"
         )
     values = np.unique(labels)
     values = values[values > 0]
     dense = np.where(labels > 0, np.searchsorted(values, labels) + 1, 0)
-    found = [
-        _Object(dense[place] == number, np.array([one.start for one in place]))
-        for number, place in enumerate(ndimage.find_objects(dense), 1)
-    ]
-    boxes = np.array([one.box for one in found]).reshape(-1, 4)
+    objects = tuple(
+        _Object(dense[box] == number, np.array([side.start for side in box]))
+        for number, box in enumerate(ndimage.find_objects(dense), 1)
+    )
+    boxes = np.array([one.box for one in objects]).reshape(-1, 4)
     areas = np.bincount(dense.ravel(), minlength=len(values) + 1)[1:]
-    return _Objects(dense, tuple(found), areas, boxes)
+    return _Objects(dense, objects, areas, boxes)
 
 
-def _intersections(found: _Objects, present: _Objects) -> np.ndarray:
-    n, m = len(found.all) + 1, len(present.all) + 1
-    pairs = np.bincount((found.labels * m + present.labels).ravel(), minlength=n * m)
+def _intersections(ours: _Objects, theirs: _Objects) -> np.ndarray:
+    """Count the pixels that each of our n objects shares with each of their m objects, (n, m)."""
+    n, m = len(ours.objects) + 1, len(theirs.objects) + 1
+    pairs = np.bincount((ours.labels * m + theirs.labels).ravel(), minlength=n * m)
     return pairs.reshape(n, m)[1:, 1:]
 
 
 def _partners(shared: np.ndarray) -> list[int | None]:
-    """For each row the column with most pixels, the first of equals; None for a row without any."""
+    """Return for each row the column with the most pixels, the first of equals; None for a row without any."""
     if not shared.size:
         return [None] * len(shared)
     return [int(row.argmax()) if row.any() else None for row in shared]
 
 
 def _weighted_dice(ours: _Objects, theirs: _Objects, shared: np.ndarray) -> float:
-    """Sum over our objects of area times Dice with the partner, 0 without one."""
+    """Sum area times Dice with the partner (0 without one) over our objects."""
     dice = (
         0.0 if j is None else 2 * shared[i, j] / (ours.areas[i] + theirs.areas[j])
         for i, j in enumerate(_partners(shared))
@@ -241,43 +247,45 @@ def _weighted_dice(ours: _Objects, theirs: _Objects, shared: np.ndarray) -> floa
 
 
 def _weighted_hausdorff(
-    ours: _Objects, theirs: _Objects, shared: np.ndarray, apart: Callable[[int, int], float]
+    ours: _Objects, theirs: _Objects, shared: np.ndarray, distance: Callable[[int, int], float]
 ) -> float:
-    """Sum over our objects of area times distance to the partner, or to the nearest object without one."""
+    """Sum area times Hausdorff distance to the partner (or to the nearest object without one) over our objects."""
     distances = (
-        apart(i, j) if j is not None else _nearest(i, ours, theirs, apart) for i, j in enumerate(_partners(shared))
+        distance(i, j) if j is not None else _nearest(i, ours, theirs, distance)
+        for i, j in enumerate(_partners(shared))
     )
-    return float(sum(area * distance for area, distance in zip(ours.areas, distances, strict=True)))
+    return float(sum(area * value for area, value in zip(ours.areas, distances, strict=True)))
 
 
-def _nearest(i: int, ours: _Objects, theirs: _Objects, apart: Callable[[int, int], float]) -> float:
-    """The least Hausdorff distance of our object `i` to any of theirs.
+def _nearest(i: int, ours: _Objects, theirs: _Objects, distance: Callable[[int, int], float]) -> float:
+    """Return the least Hausdorff distance of our object `i` to any of theirs.
 
-    Two boxes that differ by d on a side are at least d apart, so most of the others need not be measured.
+    If two boxes differ by d on a side, their objects' distance is at least d, so most of the others are skipped.
     """
     least, at_least = np.inf, np.abs(theirs.boxes - ours.boxes[i]).max(axis=1)
     for j in np.argsort(at_least, kind="stable").tolist():
         if at_least[j] >= least:
             break
-        least = min(least, apart(i, j))
+        least = min(least, distance(i, j))
     return least
 
 
 def _hausdorff(a: _Object, b: _Object) -> float:
+    """Return the Hausdorff distance of two objects in px, over all their pixels."""
     return max(_farthest(a, b), _farthest(b, a))
 
 
 def _farthest(a: _Object, b: _Object) -> float:
-    """The largest distance of any pixel of `a` to `b`.
+    """Return the largest distance of any pixel of `a` to `b`, the directed Hausdorff distance.
 
     Outside the box of `b`, a step away from the box increases the distance to every pixel of `b`; so there the
-    farthest pixel lies on the boundary of `a`. Inside the box it may be any, also one that `a` surrounds.
+    farthest pixel lies on the boundary of `a`. Inside the box it may be any pixel, also an inner one.
     """
     pixels = np.concatenate([a.boundary, a.within(b.box)])
-    pixels = pixels[~b.holds(pixels)]
+    pixels = pixels[~b.contains(pixels)]
     return float(b.tree.query(pixels)[0].max()) if len(pixels) else 0.0
 
 
 def _halves(predicted: float, predicted_px: int, true: float, true_px: int) -> float:
-    """Half the mean over one side's area plus half that over the other's; a side without objects adds nothing."""
+    """Return the mean of the two area-weighted means; an image without objects counts as 0."""
     return (predicted / max(1, predicted_px) + true / max(1, true_px)) / 2

@@ -1,57 +1,60 @@
-"""Pixel metrics, all of them from one confusion matrix: what each is, per class and as a mean."""
+"""Pixel metrics from one confusion matrix: accuracy, Dice, IoU, precision, recall and F1, per class and as means."""
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 DEFINITIONS: dict[str, str] = {
     "accuracy": (
-        "share of all counted pixels that got their true class (micro: every pixel of every test image weighs the "
-        "same, background included; where test images are patches that overlap, a pixel counts once in each)"
+        "share of all counted pixels whose predicted class is the true one (micro: every pixel of every test image "
+        "weighs the same, background included; where test images are patches that overlap, a pixel counts once in each)"
     ),
     "dice": (
         "unweighted (macro) mean over the classes, background included, of 2 TP / (2 TP + FP + FN), "
-        "each class's pixels pooled over all images of the test part before dividing"
+        "each class's pixels pooled over all images of the test split before dividing"
     ),
-    "miou": ("unweighted (macro) mean over the classes, background included, of TP / (TP + FP + FN), pooled like Dice"),
+    "miou": "unweighted (macro) mean over the classes, background included, of TP / (TP + FP + FN), pooled like Dice",
     "precision": "unweighted (macro) mean over the classes of TP / (TP + FP); 0 for a class that is never predicted",
     "recall": (
         "unweighted (macro) mean over the classes of TP / (TP + FN); 0 for a class that is predicted "
-        "but not in the truth"
+        "but not in the ground truth"
     ),
     "f1": (
         "harmonic mean of macro precision and macro recall, 2 P R / (P + R): not the same number as the mean Dice, "
         "which averages after taking each class's harmonic mean (for one class alone, F1 and Dice are the same)"
     ),
     "constant": (
-        "the score of always answering the class that is most frequent in the training pixels: "
-        "what a model that has learned nothing from the image would get"
+        "the score of predicting everywhere the class that is most frequent in the training pixels: "
+        "the score of a model that has learned nothing from the image"
     ),
     "counted pixels": (
         "all pixels of the test images except those whose true code is the ignored one; a class that is in neither "
-        "truth nor prediction has no value and is left out of the means, one that is predicted but absent scores 0"
+        "ground truth nor prediction has no value and is left out of the means, one that is predicted but absent "
+        "scores 0"
     ),
 }
 
 
-def confusion(truth: np.ndarray, predicted: np.ndarray, *, classes: int, ignore: int | None = None) -> np.ndarray:
-    """Count pixels by true class (rows) and predicted class (columns), in one bincount.
+def confusion_matrix(
+    ground_truth: np.ndarray, predicted: np.ndarray, *, classes: int, ignore: int | None = None
+) -> np.ndarray:
+    """Return the confusion matrix of all pixels, (K, K) int64, rows = ground truth, columns = prediction.
 
-    truth, predicted: integer arrays of one shape with codes 0..classes-1; pixels whose truth is `ignore` are left
-    out. Returns (K, K) int64; matrices of several images add up to the matrix of all their pixels. Raises
-    ValueError on differing shapes and on a code out of range (`ignore` is the only exception, and only in truth).
+    ground_truth, predicted: integer arrays of one shape with codes 0..classes-1; pixels whose ground truth is
+    `ignore` are left out. The matrices of several images add up to that of all their pixels. Raises ValueError on
+    differing shapes and on a code out of range (`ignore` is the only exception, and only in the ground truth).
     """
-    if truth.shape != predicted.shape:
-        raise ValueError(f"truth has shape {truth.shape}, prediction {predicted.shape}; they must be the same")
-    true, found = truth.ravel(), predicted.ravel()
+    if ground_truth.shape != predicted.shape:
+        raise ValueError(
+            f"ground truth has shape {ground_truth.shape}, prediction {predicted.shape}; they must be the same"
+        )
+    true, found = ground_truth.ravel(), predicted.ravel()
     if ignore is not None:
         counted = true != ignore
         true, found = true[counted], found[counted]
-    for name, codes in (("truth", true), ("prediction", found)):
+    for name, codes in (("ground truth", true), ("prediction", found)):
         if codes.size and (codes.min() < 0 or codes.max() >= classes):
             wrong = codes[(codes < 0) | (codes >= classes)][0]
             raise ValueError(
@@ -62,18 +65,18 @@ def confusion(truth: np.ndarray, predicted: np.ndarray, *, classes: int, ignore:
     return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)  # (K, K)
 
 
-def constant_answer(matrix: np.ndarray, answer: int) -> np.ndarray:
-    """The confusion matrix of answering class `answer` on every one of the same pixels, (K, K) int64."""
+def constant_prediction(matrix: np.ndarray, code: int) -> np.ndarray:
+    """Return the confusion matrix of predicting class `code` for every pixel of `matrix`, (K, K) int64."""
     constant = np.zeros_like(matrix)
-    constant[:, answer] = matrix.sum(axis=1)
+    constant[:, code] = matrix.sum(axis=1)
     return constant
 
 
 @dataclass(frozen=True)
 class ClassScores:
-    """One class against the rest; every value but `pixels` is None where the class is in neither truth nor prediction.
+    """The scores of one class against the rest, None for a class in neither ground truth nor prediction.
 
-    pixels = TP + FN, the class's true pixels. dice = 2 TP / (2 TP + FP + FN), iou = TP / (TP + FP + FN),
+    pixels = TP + FN, the class's pixels in the ground truth. dice = 2 TP / (2 TP + FP + FN), iou = TP / (TP + FP + FN),
     precision = TP / (TP + FP), recall = TP / (TP + FN), f1 = 2 P R / (P + R), which for one class equals dice;
     a quotient 0 / 0 of a class that is present on one side is 0.
     """
@@ -88,7 +91,7 @@ class ClassScores:
 
 @dataclass(frozen=True)
 class Scores:
-    """Pixel scores of a prediction, in 0..1; what each mean is stands in `DEFINITIONS`.
+    """The pixel scores of a prediction, in 0..1; `DEFINITIONS` defines each mean.
 
     accuracy is micro: trace / sum over all counted pixels. dice, miou, precision and recall are macro: unweighted
     means over the classes that have a value, background included, on pixels pooled over the images given. f1 is the
@@ -106,14 +109,14 @@ class Scores:
 
     @classmethod
     def of(cls, matrix: np.ndarray, ignore: int | None = None) -> Scores:
-        """Score a (K, K) confusion matrix, rows truth.
+        """Compute the scores of a confusion matrix (K, K), rows = ground truth. Raises ValueError if it is not square.
 
-        Where `ignore` is itself one of the codes 0..K-1, its true pixels do not count and it has no score of its
-        own; a counted pixel that is given the ignored code is still a missed pixel of its true class.
+        Where `ignore` is itself one of the codes 0..K-1, its true pixels do not count and it has no scores; a counted
+        pixel that is predicted as the ignored class is still a missed pixel of its true class.
         """
         matrix = np.asarray(matrix, dtype=np.int64)
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
-            raise ValueError(f"a confusion matrix is square, got shape {matrix.shape}; make it with confusion()")
+            raise ValueError(f"a confusion matrix is square, got shape {matrix.shape}; make it with confusion_matrix()")
         if ignore is not None and 0 <= ignore < len(matrix):
             matrix = matrix.copy()
             matrix[ignore] = 0
@@ -130,20 +133,6 @@ class Scores:
             f1=_harmonic(precision, recall),
             classes=classes,
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, None and lists, for JSON: the inverse of `from_dict`."""
-        values = dataclasses.asdict(self)
-        return {**values, "classes": list(values["classes"])}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Scores:
-        """Read what `to_dict` gave. Raises ValueError on a missing or unknown name."""
-        try:
-            return cls(**{**values, "classes": tuple(ClassScores(**one) for one in values["classes"])})
-        except (KeyError, TypeError) as e:
-            known = ", ".join(field.name for field in dataclasses.fields(cls))
-            raise ValueError(f"these are not scores ({e}); expected the names {known}") from e
 
 
 def _class_scores(matrix: np.ndarray, k: int, *, counted: bool) -> ClassScores:

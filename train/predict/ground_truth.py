@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pathseg.store.sampling import InputImage
-from pathseg.train.metrics.pixel import Scores, confusion, constant_answer
+from pathseg.train.metrics.pixel import Scores, confusion_matrix, constant_prediction
 from pathseg.train.predict.mosaic import Canvas, nearest
 from pathseg.train.predict.trained_head import TrainedHead
 from pathseg.train.report.figures import is_background
@@ -66,7 +67,7 @@ def count(canvas: Canvas, truth: np.ndarray, head: TrainedHead) -> np.ndarray:
     for rows, cols in canvas.tiles():
         there = nearest(truth, canvas.size, rows, cols)
         found = np.asarray(canvas.codes[0][rows, cols])
-        matrix += confusion(there, found, classes=len(head.classes), ignore=head.ignore)
+        matrix += confusion_matrix(there, found, classes=len(head.classes), ignore=head.ignore)
     return matrix
 
 
@@ -79,16 +80,16 @@ def score(records: Sequence[dict[str, Any]], head: TrainedHead) -> dict[str, Any
     if not matrices:
         raise ValueError("no image has a mask in the folder of --truth; a mask is called like its image, NAME.png")
     whole = sum(matrices.values())
-    constant = constant_answer(whole, head.classes.index(head.constant))
+    constant = constant_prediction(whole, head.classes.index(head.constant))
     return {
         "run": head.name,
         "images": len(matrices),
         "without_mask": [record["id"] for record in records if record.get("confusion") is None],
-        "scores": Scores.of(whole, head.ignore).to_dict(),
+        "scores": dataclasses.asdict(Scores.of(whole, head.ignore)),
         "confusion": whole.tolist(),
-        "constant": {"class": head.constant, "scores": Scores.of(constant, head.ignore).to_dict()},
+        "constant": {"class": head.constant, "scores": dataclasses.asdict(Scores.of(constant, head.ignore))},
         "per_image": [
-            {"id": name, "scores": Scores.of(matrix, head.ignore).to_dict(), "confusion": matrix.tolist()}
+            {"id": name, "scores": dataclasses.asdict(Scores.of(matrix, head.ignore)), "confusion": matrix.tolist()}
             for name, matrix in matrices.items()
         ],
     }

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pathseg.train.metrics.bootstrap import Samples, interval, method, paired, resamples
+from pathseg.train.metrics.bootstrap import Samples, bootstrap_scores, describe_method, interval, paired_difference
 from pathseg.train.report.systems import System
 from pathseg.train.report.tables import DASH, Row, Table, by_dice, difference
 from pathseg.train.runs.finished import FinishedRun
@@ -30,7 +30,9 @@ def uncertainty_tables(
     record the confusion matrix of each image are left out; nothing where all are.
     """
     ranked = by_dice([run for run in runs if split in run.parts], split)
-    sampled = [(run, found) for run in ranked if (found := resamples(run.parts[split], run.data["ignore"]))]
+    sampled = [
+        (run, found) for run in ranked if (found := bootstrap_scores(run.parts[split], ignore=run.data["ignore"]))
+    ]
     if not sampled:
         return ()
     tables = [_intervals(sampled, split, title)]
@@ -61,7 +63,7 @@ def _intervals(sampled: Sequence[tuple[FinishedRun, Samples]], split: str, title
         rows.append(Row("run", (run.name, *cells)))
     columns = ("run", *MEASURES.values(), *objects.values())
     ways = sorted({run.parts[split].by_region for run, _ in sampled}, reverse=True)
-    notes = tuple(method(by_region=way) for way in ways)
+    notes = tuple(describe_method(by_region=way) for way in ways)
     return Table(f"Confidence intervals on {split}, {title}", columns, tuple(rows), notes=notes)
 
 
@@ -73,7 +75,9 @@ def _differences(
     one = first[1].parts[split]
     rows = []
     for name, run, found in others:
-        pair = first[1].size == run.size and paired(one, run.parts[split], first[2], found, ignore=run.data["ignore"])
+        pair = first[1].size == run.size and paired_difference(
+            one, run.parts[split], first[2], found, ignore=run.data["ignore"]
+        )
         if not pair:
             rows.append(Row("run", (name, *(DASH,) * 4)))
             continue

@@ -14,10 +14,9 @@ from pathseg.store.features import FeatureStore
 from pathseg.train.data.reader import FeatureReader
 from pathseg.train.heads.inference import predict
 from pathseg.train.heads.pixel_ensemble import image_uncertainty
-from pathseg.train.metrics.instances import RESIZED, image_sums, scored_class
-from pathseg.train.metrics.object import ObjectSums, mean_scores
-from pathseg.train.metrics.pixel import Scores, confusion, constant_answer
-from pathseg.train.runs.record import Constant, ImageObjects, ImageScores, ObjectRules, SplitScores
+from pathseg.train.metrics.object_predictions import image_sums, object_rules, scored_class
+from pathseg.train.metrics.pixel import Scores, confusion_matrix, constant_prediction
+from pathseg.train.runs.record import Constant, ImageObjects, ImageScores, SplitScores
 from pathseg.train.training.checkpoint import TrainingState
 
 
@@ -66,7 +65,7 @@ def evaluate(states: Sequence[TrainingState], reader: FeatureReader, indices: Se
             )  # fmt: skip
             loss = pixel_loss(found.scores, batch.masks, weights=state.class_weights, ignore=store.ignore)
             labels = found.labels[0].cpu().numpy()  # (H, W)
-            matrix = confusion(truth, labels, classes=len(store.classes), ignore=store.ignore)  # (K, K)
+            matrix = confusion_matrix(truth, labels, classes=len(store.classes), ignore=store.ignore)  # (K, K)
             uncertainty = None if found.uncertainty is None else found.uncertainty[0]
             yield ImageResult(state, batch.indices[0], float(loss), labels, matrix, uncertainty)
 
@@ -127,21 +126,9 @@ def _record_split(
         images=len(images),
         scores=Scores.of(matrix, store.ignore),
         confusion=_rows(matrix),
-        constant=Constant(store.classes[constant], Scores.of(constant_answer(matrix, constant), store.ignore)),
+        constant=Constant(store.classes[constant], Scores.of(constant_prediction(matrix, constant), store.ignore)),
         per_image=tuple(images),
-        objects=_object_rules(state, sums) if sums else None,
-    )
-
-
-def _object_rules(state: TrainingState, sums: Sequence[ObjectSums]) -> ObjectRules:
-    total = ObjectSums.total(sums)
-    return ObjectRules(
-        connectivity=state.settings.connectivity,
-        min_object_px=state.settings.min_object_px,
-        resized=RESIZED,
-        pooled=total.scores()._asdict(),
-        mean=mean_scores(sums)._asdict(),
-        hausdorff_left_out=total.left_out,
+        objects=object_rules(sums, state.settings) if sums else None,
     )
 
 

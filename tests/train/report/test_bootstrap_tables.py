@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from pathseg.train.metrics.pixel import Scores, constant_answer
+from pathseg.train.metrics.pixel import Scores, constant_prediction
 from pathseg.train.report.bootstrap_tables import uncertainty_tables
 from pathseg.train.report.sweeps import Repeat
 from pathseg.train.report.systems import System
@@ -20,7 +20,7 @@ def finished(name, matrix, *, ids=("a", "b"), recorded=True):
     whole = len(ids) * matrix
     scores = Scores.of(whole)
     part = PartScores(
-        len(ids), scores, "background", Scores.of(constant_answer(whole, 0)), dict.fromkeys(ids, Scores.of(matrix)),
+        len(ids), scores, "background", Scores.of(constant_prediction(whole, 0)), dict.fromkeys(ids, Scores.of(matrix)),
         dict.fromkeys(ids, matrix) if recorded else {},
     )  # fmt: skip
     data = {"classes": ["background", "gland"], "ignore": None, "size": [256, 512]}

@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import dataclasses
 import hashlib
 import io
 import json
@@ -21,7 +22,7 @@ from pathseg.store.format.size import BlockShape
 from pathseg.store.key import StoreKey
 from pathseg.store.writer import StoreWriter
 from pathseg.train.metrics.object import OBJECT_DEFINITIONS
-from pathseg.train.metrics.pixel import DEFINITIONS, Scores, confusion, constant_answer
+from pathseg.train.metrics.pixel import DEFINITIONS, Scores, confusion_matrix, constant_prediction
 from pathseg.train.report.build import ROWS_PER_RUN, build_report
 from pathseg.train.report.sections import SWEEPS_SHOWN
 from pathseg.train.runs.folder import RunFolder
@@ -80,13 +81,14 @@ def write_run(
             if store.splits[index] == split:
                 predicted = np.roll(store.mask(index), shift, axis=1)
                 run.write_prediction(image_id, predicted)
-                matrices[image_id] = confusion(store.mask(index), predicted, classes=2)
+                matrices[image_id] = confusion_matrix(store.mask(index), predicted, classes=2)
         whole = sum(matrices.values())
         splits[split] = {
-            "images": len(matrices), "scores": Scores.of(whole).to_dict(),
-            "constant": {"class": "background", "scores": Scores.of(constant_answer(whole, 0)).to_dict()},
+            "images": len(matrices), "scores": dataclasses.asdict(Scores.of(whole)),
+            "constant": {"class": "background", "scores": dataclasses.asdict(Scores.of(constant_prediction(whole, 0)))},
             "per_image": [
-                {"id": i, "scores": Scores.of(m).to_dict(), "confusion": m.tolist()} for i, m in matrices.items()
+                {"id": i, "scores": dataclasses.asdict(Scores.of(m)), "confusion": m.tolist()}
+                for i, m in matrices.items()
             ],
         }  # fmt: skip
     run.write_metrics({"best_epoch": 2, "epochs": 3, "seconds": 61.0, "test_split": "testB", "splits": splits})

@@ -11,7 +11,7 @@ from pathseg.store.features import FeatureStore
 from pathseg.store.format.size import BlockShape
 from pathseg.store.key import StoreKey
 from pathseg.store.writer import StoreWriter
-from pathseg.train.metrics.pixel import Scores, confusion
+from pathseg.train.metrics.pixel import Scores, confusion_matrix
 from pathseg.train.report.gallery import Lost, Picture, Stores, pictures, spread, worst_first
 from pathseg.train.runs.finished import FinishedRun
 from pathseg.train.runs.folder import RunFolder
@@ -51,7 +51,7 @@ def run(tmp_path: Path, store: FeatureStore) -> FinishedRun:
         predicted = store.mask(index).copy()
         predicted[:, columns:] = 1 - predicted[:, columns:]
         folder.write_prediction(name, predicted)
-        scores[name] = Scores.of(confusion(store.mask(index), predicted, classes=2))
+        scores[name] = Scores.of(confusion_matrix(store.mask(index), predicted, classes=2))
     part = PartScores(3, scores["test_2"], "background", scores["test_1"], scores)
     data = {"classes": ["background", "gland"], "ignore": None}
     return FinishedRun(folder, {"data": data}, (), 1, 1, 1.0, "test", {"test": part})

@@ -13,7 +13,7 @@ from pathseg.extract.datasets import glas
 from pathseg.extract.datasets.synthetic import dataset as synthetic
 from pathseg.store.blocks import BLOCKS
 from pathseg.train.config import LEARNING, HeadConfig
-from pathseg.train.metrics.pixel import Scores, constant_answer
+from pathseg.train.metrics.pixel import Scores, constant_prediction
 from pathseg.train.report.summary import (
     NOT_RECORDED,
     SIDES,
@@ -43,7 +43,7 @@ CONFIG = {
 
 
 def finished(name: str, matrix: np.ndarray, *, val: float = 0.5, trained: bool = True) -> FinishedRun:
-    scores, constant = Scores.of(matrix), Scores.of(constant_answer(matrix, 0))
+    scores, constant = Scores.of(matrix), Scores.of(constant_prediction(matrix, 0))
     part = PartScores(2, scores, "background", constant, {"d": scores, "e": scores})
     data = {**CONFIG["data"], "model": {**CONFIG["data"]["model"], "trained": trained}}
     history = ({"epoch": 7, "val_dice": val},)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pathseg.train.config import HeadConfig
-from pathseg.train.metrics.pixel import Scores, constant_answer
+from pathseg.train.metrics.pixel import Scores, constant_prediction
 from pathseg.train.report.sweep_tables import cost_table, seeds_table, sentence, sweep_table
 from pathseg.train.report.sweeps import Sweep, sweeps
 from pathseg.train.report.tables import DASH, Table
@@ -28,7 +28,7 @@ def finished(
         "model": {"name": "mini", "trained": trained, "condition": "ssl"}, "test_split": "testB",
         "images": {"train": ["a"], "val": ["b", "c"]},
     }  # fmt: skip
-    scores, constant = Scores.of(GOOD), Scores.of(constant_answer(GOOD, 0))
+    scores, constant = Scores.of(GOOD), Scores.of(constant_prediction(GOOD, 0))
     part = PartScores(2, scores, "background", constant, {"d": scores, "e": scores})
     history = ({"epoch": 4, "val_accuracy": val + 0.2, "val_miou": val - 0.1, "val_dice": val},)
     bytes_read, heads = read or (None, None)
@@ -68,7 +68,7 @@ def test_the_highest_mean_validation_dice_is_marked():
     assert [row.best for row in sweep_table(rates(), "GlaS").rows][:2] == [False, True]
 
 
-def test_the_constant_answer_has_test_scores_only():
+def test_the_constant_prediction_has_test_scores_only():
     row = next(row for row in sweep_table(rates(), "GlaS").rows if row.kind == "constant")
     assert row.cells == ("always background", "constant answer", DASH, DASH, DASH, "0.300", "0.375")
 

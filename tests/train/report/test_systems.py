@@ -9,7 +9,7 @@ import pytest
 from pathseg.train.config import BaselineConfig, HeadConfig
 from pathseg.train.heads.baselines import BASELINES
 from pathseg.train.metrics.object import ObjectSums
-from pathseg.train.metrics.pixel import Scores, constant_answer
+from pathseg.train.metrics.pixel import Scores, constant_prediction
 from pathseg.train.report.paper_tables import systems_table, tissues_table
 from pathseg.train.report.systems import system_name, systems
 from pathseg.train.report.tables import DASH
@@ -33,7 +33,7 @@ def finished(
     }  # fmt: skip
     scores = Scores.of(matrix)
     each = {f"c{n}": scores for n in range(images)}
-    part = PartScores(images, scores, "background", Scores.of(constant_answer(matrix, 0)), each)
+    part = PartScores(images, scores, "background", Scores.of(constant_prediction(matrix, 0)), each)
     kind = BaselineConfig if settings.get("head") in BASELINES else HeadConfig
     return FinishedRun(
         RunFolder(name or "-".join([model, condition, *(f"{key}{value}" for key, value in settings.items())])),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pathseg.train.metrics.object import ObjectSums
-from pathseg.train.metrics.pixel import Scores, constant_answer
+from pathseg.train.metrics.pixel import Scores, constant_prediction
 from pathseg.train.report.tables import (
     DASH,
     SETTINGS,
@@ -33,7 +33,7 @@ GOOD, FAIR = np.array([[50, 10], [20, 20]]), np.array([[40, 20], [20, 20]])
 
 def part(matrix: np.ndarray, ids: tuple[str, ...] = ("testB_1", "testB_2")) -> PartScores:
     scores = Scores.of(matrix)
-    constant = Scores.of(constant_answer(matrix, 0))
+    constant = Scores.of(constant_prediction(matrix, 0))
     return PartScores(len(ids), scores, "background", constant, dict.fromkeys(ids, scores))
 
 
@@ -80,7 +80,7 @@ def test_scores_are_those_of_the_matrix(runs):
     assert (row["accuracy"], row["Dice"], row["mIoU"]) == ("0.700", f"{dice:.3f}", f"{miou:.3f}")
 
 
-def test_the_difference_is_to_the_constant_answer(runs):
+def test_the_difference_is_to_the_constant_prediction(runs):
     dice, constant = (100 / 130 + 40 / 70) / 2, 120 / 160 / 2
     assert cells(results(runs, "testB", "t"), 0)["Dice − constant"] == f"+{dice - constant:.3f}"
 

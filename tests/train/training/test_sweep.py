@@ -201,7 +201,7 @@ def test_a_failed_head_is_named(toy_store, tmp_path):
     assert RunFolder(tmp_path / "tame").finished
 
 
-def test_the_summary_gives_scores_beside_the_constant_answer(toy_store, tmp_path):
+def test_the_summary_gives_scores_beside_the_constant_prediction(toy_store, tmp_path):
     train_sweep(toy_store, [QUICK], [tmp_path / "run"])
     text = summary([tmp_path / "run", tmp_path / "none"])
     scores = RunFolder(tmp_path / "run").read_metrics().splits["test"]
