@@ -1,4 +1,4 @@
-"""What figures were taken on, and the clock they were taken with."""
+"""Helpers of all benchmarks: a description of the machine, timers, peak memory, results files."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ import torch.nn.functional as F
 
 from pathseg.store.format.size import format_bytes
 
-PARTS = ("pathseg", "torch", "diffusers", "timm", "zarr", "numcodecs", "numpy", "kaiko-eva")
+RESULTS, PICTURES = (Path(__file__).parent / name for name in ("results", "pictures"))
+PACKAGES = ("pathseg", "torch", "diffusers", "timm", "zarr", "numcodecs", "numpy", "kaiko-eva")
 
 
-def machine(folder: Path) -> dict[str, object]:
-    """Processor, memory, file system of `folder`, GPU if there is one, releases."""
+def describe_machine(folder: Path) -> dict[str, object]:
+    """Return processor, memory, file system of `folder`, GPU if there is one, and package versions."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     flags = next((line.split(":")[1].split() for line in lines if line.startswith("flags")), [])
-    versions = {name: importlib.metadata.version(name) for name in PARTS if installed(name)}
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES if is_installed(name)}
     return {
         "cpu": cpu,
         "matrix_units": [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags],
@@ -50,15 +51,15 @@ def machine(folder: Path) -> dict[str, object]:
 
 
 def commit() -> str | None:
-    """The commit that is measured, with a plus where files differ from it; None outside a git checkout."""
+    """Return the commit of this repository, with a plus where files differ from it; None outside a git checkout."""
     if shutil.which("git") is None:
         return None
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--exclude=*", "--dirty=+"]
     return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
 
 
-def installed(name: str) -> bool:
-    """Whether a distribution is there."""
+def is_installed(name: str) -> bool:
+    """Return whether a distribution is installed."""
     try:
         importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -67,52 +68,58 @@ def installed(name: str) -> bool:
 
 
 def file_system(folder: Path) -> str:
-    """The type of the file system that a folder lies on, as `stat` names it."""
+    """Return the file system type of a folder, as `stat` names it."""
     if shutil.which("stat") is None:
         return "unknown"
     return subprocess.run(["stat", "-f", "-c", "%T", str(folder)], capture_output=True, text=True).stdout.strip()
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Wall time of one call; what a GPU still has to do counts."""
+def seconds(call: Callable[[], object]) -> float:
+    """Measure the wall time of one call, GPU work included."""
     gc.collect()
     start = time.perf_counter()
-    work()
+    call()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
-def in_turn(ways: Mapping[str, Callable[[], object]], turns: int) -> dict[str, list[float]]:
-    """Seconds of each way, `turns` times, one after the other, after one turn that warms up."""
-    taken: dict[str, list[float]] = {name: [] for name in ways}
+def time_in_turn(calls: Mapping[str, Callable[[], object]], turns: int) -> dict[str, list[float]]:
+    """Measure the seconds of each call `turns` times, alternating between them, after one turn of warm-up."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(turns + 1):
-        for name, way in ways.items():
-            took = seconds(way)
+        for name, call in calls.items():
+            taken = seconds(call)
             if turn:
-                taken[name].append(took)
-    return taken
+                times[name].append(taken)
+    return times
 
 
-def ratio(numerator: list[float], denominator: list[float]) -> float:
-    """The median over turns of one way's seconds divided by another's."""
+def median_ratio(numerator: list[float], denominator: list[float]) -> float:
+    """Return the median over turns of numerator / denominator."""
     return statistics.median(n / d for n, d in zip(numerator, denominator, strict=True))
 
 
-def matrix_rate(device: str, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a large matrix product: the best of ten, by the faster of two libraries.
+def matmul_flops(device: str, dtype: torch.dtype) -> float:
+    """Measure the floating-point operations per second of a large matrix product, the best of ten runs.
 
-    On a CPU torch gives products and convolutions to different ones, of which one may not know the processor.
+    On a CPU, torch computes products and convolutions with different libraries, one of which may not be optimised for
+    the processor; the faster one counts.
     """
     side = 2048 if device == "cpu" else 8192
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     cells, kernel = a.view(1, 1, side, side).permute(0, 3, 1, 2), b.view(side, side, 1, 1)  # channels last
-    taken = in_turn({"product": lambda: a @ b, "convolution": lambda: F.conv2d(cells, kernel)}, 10)
-    return 2 * side**3 / min(map(min, taken.values()))
+    times = time_in_turn({"product": lambda: a @ b, "convolution": lambda: F.conv2d(cells, kernel)}, 10)
+    return 2 * side**3 / min(map(min, times.values()))
+
+
+def module_command(module: str, *arguments: object) -> list[str]:
+    """Return the command that runs a module in another process of this Python, as `python -m` does."""
+    return [sys.executable, "-m", module, *map(str, arguments)]
 
 
 def peak_bytes() -> int:
-    """The largest memory of this process so far; on Linux without what its parent once had."""
+    """Return the peak resident memory of this process; on Linux without that of the process it was forked from."""
     status = Path("/proc/self/status")
     if not status.exists():
         unit = 1 if sys.platform == "darwin" else 2**10
@@ -121,9 +128,9 @@ def peak_bytes() -> int:
     return int(line.split()[1]) * 2**10
 
 
-def keep(path: Path, part: str, rows: list[dict[str, object]], *, about: dict[str, object]) -> None:
-    """Put the rows of one part, and what they were taken on, into a results file beside the parts that are there."""
+def save_rows(path: Path, section: str, rows: list[dict[str, object]], *, machine: dict[str, object]) -> None:
+    """Write the rows of one section and the machine they were measured on into a results file; keep its others."""
     result = json.loads(path.read_text()) if path.exists() else {}
-    result[part] = {"machine": about, "rows": rows}
+    result[section] = {"machine": machine, "rows": rows}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")

@@ -93,10 +93,14 @@ def test_a_recipe_trains_on_what_it_has_extracted(name, tmp_path):
 
 def test_the_comparison_hands_on_what_bcss_needs():
     """Every line that it prints parses; what is asked for stands on the lines it applies to."""
-    script = Path(__file__).parents[1] / "benchmarks" / "comparison.py"
+    root = Path(__file__).parents[1]
     asked = ["--dataset", "bcss", "--blocks", "4-6", "--class-weights", "balanced", "--val-institutes", "BH,C8"]
     printed = subprocess.run(
-        [sys.executable, script, *asked, "--dry-run"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "benchmarks.train.comparison", *asked, "--dry-run"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     lines = [parsed(shlex.split(line.removeprefix("$ pathseg "))) for line in printed.splitlines()]
     assert [name for name, _ in lines] == ["extract"] * 3 + ["train-head"] * 5 + ["train-baseline"] * 2 + ["report"]

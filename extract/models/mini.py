@@ -1,7 +1,7 @@
 """The bundled model `mini`: the make of the paper's model in small, trained on a few free images.
 
 It exists so that everything can be tried without anyone's weights. `weights/MODEL_CARD.md` says what it learned from
-and what it is worth; `benchmarks/mini.py` trains it.
+and what it is worth; `benchmarks/mini/train.py` trains it.
 """
 
 from __future__ import annotations

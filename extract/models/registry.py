@@ -46,7 +46,7 @@ MODELS: dict[str, ModelRecord] = {
         kind="latent-diffusion",
         description="the same make in small, bundled, trained on a few free images: for trying things out",
         licence="Apache-2.0; learned from BreCaHAD (Aksac et al. 2019, figshare 7379186, CC BY 4.0) and CC0 images",
-        source="bundled; made by benchmarks/mini.py",
+        source="bundled; made by benchmarks/mini/train.py",
         files={
             "mini.safetensors": "63546cd91790086b3c96101cba54ca83636c4ba467b817d7c3a6e5a7cf2d576f",
             "mini-vit.safetensors": VIT_DIGEST,
@@ -64,7 +64,7 @@ MODELS: dict[str, ModelRecord] = {
         kind="vit",
         description="that baseline for mini: the patch tokens of its ViT",
         licence="as mini",
-        source="bundled; made by benchmarks/mini.py",
+        source="bundled; made by benchmarks/mini/train.py",
         files={"mini-vit.safetensors": VIT_DIGEST},
     ),
 }

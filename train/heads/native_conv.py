@@ -165,8 +165,8 @@ def _product(a: torch.Tensor, b: torch.Tensor, rows: int) -> torch.Tensor:
     """a @ b.T, (M, K) and (N, K) -> (M, N).
 
     In float32 on a CPU as a 1x1 convolution: PyTorch gives convolutions to oneDNN, and products to another library,
-    which on some processors takes longer (benchmarks/heads.py). M is cut into `rows`, so that strides tell PyTorch that
-    channels come last.
+    which on some processors takes longer (`benchmarks.train.heads`). M is cut into `rows`, so that strides tell PyTorch
+    that channels come last.
     """
     if a.device.type != "cpu" or a.dtype != torch.float32:
         return a @ b.T

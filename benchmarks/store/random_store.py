@@ -1,4 +1,4 @@
-"""A store of random features in the shapes of the paper's model, for what costs the same whatever the values are."""
+"""A store of random features with the block shapes of the paper's model."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from free import FULL
 
+from benchmarks.constant_model import FULL_SIZE
 from pathseg.store.contents import Contents, ImageEntry
 from pathseg.store.features import FeatureStore
 from pathseg.store.format.size import BlockShape
-from pathseg.store.key import StoreKey
+from pathseg.store.key import Preprocessing, StoreKey
 from pathseg.store.writer import StoreWriter
 
 
 def random_contents(
     splits: Sequence[str],
     *,
-    blocks: dict[int, tuple[int, int]] = FULL,
+    blocks: dict[int, tuple[int, int]] = FULL_SIZE,
     side: int = 768,
     packing: str = "none",
     images_per_unit: int = 1,
 ) -> Contents:
-    """Images of side x side px in two classes, one for each split named; native layout, float16."""
+    """Describe a store of one image, side x side px, per entry of `splits`: two classes, native layout, float16."""
     key = StoreKey(
         dataset="random",
-        preprocessing="none",
+        preprocessing=Preprocessing(),
         size=(side, side),
         mpp=0.5,
         model="random",
@@ -42,6 +42,7 @@ def random_contents(
         key=key,
         images=tuple(ImageEntry(f"image_{i}", split, side, side) for i, split in enumerate(splits)),
         classes=("background", "gland"),
+        background=0,
         ignore=None,
         test_split="test",
         blocks={b: BlockShape(*shape) for b, shape in blocks.items()},
@@ -53,7 +54,11 @@ def random_contents(
 
 
 def random_store(path: Path | str, splits: Sequence[str], **settings: object) -> FeatureStore:
-    """A complete store at `path` (or s3://…) at t = 50, as `random_contents` describes it; masks are half planes."""
+    """Write a complete store at t = 50 to `path` (or s3://…).
+
+    Features are normal values; each mask is split into two classes by a vertical line. `settings` are those of
+    `random_contents`.
+    """
     contents = random_contents(splits, **settings)
     writer, rng = StoreWriter(path, contents), np.random.default_rng(0)
     writer.add_arrays([50], contents.blocks)

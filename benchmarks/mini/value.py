@@ -1,12 +1,12 @@
-"""What the training of `mini` is worth: GlaS heads on its features and on random weights', and whether it conditions.
+"""Compare heads on GlaS features of `mini` with heads on those of random weights; test whether it uses its condition.
 
-    python benchmarks/mini_value.py --data ../shared/data --workspace DIR
+    python -m benchmarks.mini.value --data ../shared/data --workspace DIR
 
 Features: `pathseg extract` and `pathseg train-head` on the GlaS images in DATA/glas_sample (16 to train on, 4 + 4 to
 test on), 512 px, the same linear head and budget for the trained model and for a release folder of the same
-architecture whose weights are drawn from a seed. Dice: the unweighted mean of both classes over all pixels of a test
-part, then the mean of the two parts. Beside it a linear probe that is taken to its end (mini_probe.py). Conditioning:
-the denoising loss on held-out patches of BreCaHAD with the patch's own embedding, another patch's, and zeros. Writes
+architecture with seeded random weights. Dice: the unweighted mean of both classes over all pixels of a test split, then
+the mean of the two splits. Also a linear probe trained to convergence (`benchmarks.mini.probe`). Conditioning: the
+denoising loss on held-out patches of BreCaHAD with the patch's own embedding, another patch's, and zeros. Writes
 benchmarks/results/mini.json and benchmarks/pictures/mini-value.png.
 """
 
@@ -15,19 +15,18 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
 import yaml
-from machine import machine
-from mini_fields import draw_fields
-from mini_probe import probe
 from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.machine import PICTURES, RESULTS, describe_machine, module_command
+from benchmarks.mini.fields import draw_fields
+from benchmarks.mini.probe import probe
 from pathseg.extract.models.cpu_threads import CPU_THREADS
 from pathseg.extract.models.dino_vit import build_vit, vit_tokens
 from pathseg.extract.models.ldm.conditioning import build_conditioning
@@ -41,8 +40,9 @@ from pathseg.extract.models.mini import MINI_PARAMS, MINI_VIT, mini_release, min
 from pathseg.extract.models.noise import add_noise
 from pathseg.extract.models.patches import network_input
 from pathseg.store.features import FeatureStore
+from pathseg.train.runs.finished_run import FinishedRun
+from pathseg.train.runs.folder import RunFolder
 
-HERE = Path(__file__).parent
 TIMESTEPS = (0, 10, 50, 100, 200, 400, 800)
 SEEDS = (0, 1, 2)
 BUDGET = ["--head", "linear", "--lr", "1e-3", "--epochs", "20", "--seed", ",".join(map(str, SEEDS))]
@@ -50,75 +50,76 @@ MODELS = {"trained": "mini", "random": "mini-random"}
 
 
 def write_random_release(folder: Path, seed: int) -> None:
-    """A release folder and a ViT of mini's architecture that have learned nothing."""
+    """Write a release folder and a ViT of mini's architecture with random weights."""
     rng, unet = np.random.default_rng(seed), unet_design(MINI_PARAMS)
-    parts = {
+    shapes_of = {
         UNET: unet_shapes(unet),
         FIRST_STAGE: encoder_shapes(first_stage_design(MINI_PARAMS)),
         CONDITIONING: conditioning_shapes(conditioning_design(MINI_PARAMS), unet.context_dim),
     }
-    for part in ("configs", "checkpoints"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
+    for name in ("configs", "checkpoints"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
     (folder / "configs/mini-project.yaml").write_text(yaml.safe_dump({"model": {"params": MINI_PARAMS}}))
-    state = {p + name: tensor for p, shapes in parts.items() for name, tensor in random_weights(shapes, rng).items()}
+    state = {}
+    for prefix, shapes in shapes_of.items():
+        state |= {prefix + name: tensor for name, tensor in random_weights(shapes, rng).items()}
     save_file(state, folder / "checkpoints/last.safetensors")
     save_file(random_weights(vit_shapes(*MINI_VIT), rng), folder / "vit.safetensors")
 
 
-def pathseg(*arguments: object) -> float:
-    """A command as a user gives it: how many seconds it took."""
+def time_pathseg(*arguments: object) -> float:
+    """Run a command of pathseg and return its seconds."""
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "pathseg.cli", *map(str, arguments)], check=True)
+    subprocess.run(module_command("pathseg.cli", *arguments), check=True)
     return time.perf_counter() - start
 
 
 def measure_heads(glas: Path, workspace: Path) -> tuple[list[dict], dict[str, dict[str, float]]]:
-    """Stage one and two for both models: a line for every head, and the seconds of each command."""
+    """Extract and train with both models; return a row per head, and the seconds of each command."""
     write_random_release(workspace / "mini-random", seed=0)
-    lines, took = [], {}
+    rows, times = [], {}
     for kind, name in MODELS.items():
-        place = ["--workspace", workspace / kind]
+        flags = ["--workspace", workspace / kind]
         model = ["--model", name] if kind == "trained" else ["--model", workspace / name]
         hipt = [] if kind == "trained" else ["--hipt", workspace / name / "vit.safetensors"]
         t = ",".join(map(str, TIMESTEPS))
         size = ["--resize", 512, "--layout", "native", "--t", t]
-        kept = workspace / kind / "seconds.json"  # a second run finds everything trained
-        if not kept.exists():
-            first = {
-                "extract": pathseg("extract", "--dataset", "glas", "--root", glas, *model, *hipt, *size, *place),
-                "over_t": pathseg("train-head", "--blocks", "all", "--t", t, *BUDGET, *place),
-                "per_block": pathseg("train-head", "--blocks", "each", "--t", 50, *BUDGET, *place),
+        path = workspace / kind / "seconds.json"  # in a second run all heads are trained already
+        if not path.exists():
+            measured = {
+                "extract": time_pathseg("extract", "--dataset", "glas", "--root", glas, *model, *hipt, *size, *flags),
+                "over_t": time_pathseg("train-head", "--blocks", "all", "--t", t, *BUDGET, *flags),
+                "per_block": time_pathseg("train-head", "--blocks", "each", "--t", 50, *BUDGET, *flags),
             }
-            kept.write_text(json.dumps(first))
-        took[kind] = json.loads(kept.read_text())
-        lines += [line_of(kind, run) for run in sorted((workspace / kind / "heads").iterdir())]
-    return lines, took
+            path.write_text(json.dumps(measured))
+        times[kind] = json.loads(path.read_text())
+        rows += [head_row(kind, folder) for folder in sorted((workspace / kind / "heads").iterdir())]
+    return rows, times
 
 
-def line_of(kind: str, run: Path) -> dict:
-    """Settings and scores of a finished run."""
-    config, metrics = (json.loads((run / f"{name}.json").read_text()) for name in ("config", "metrics"))
-    config = config.get("head", config) if "blocks" not in config else config
-    dice = {part: values["scores"]["dice"] for part, values in metrics["splits"].items()}
-    settings = {"t": config["t"], "blocks": list(config["blocks"]), "seed": config["seed"]}
+def head_row(kind: str, folder: Path) -> dict:
+    """Return the settings and test Dice of a finished run."""
+    run = FinishedRun.read(RunFolder(folder))
+    dice = {name: split.scores.dice for name, split in run.metrics.splits.items()}
+    settings = {"t": run.settings.t, "blocks": list(run.settings.blocks), "seed": run.settings.seed}
     return {"model": kind, **settings, "dice": dice, "mean_dice": float(np.mean(list(dice.values())))}
 
 
-def over_seeds(lines: list[dict], model: str, t: int, blocks: list[int]) -> tuple[float, float]:
-    """Mean and standard deviation of the mean test Dice."""
-    wanted = (model, t, blocks)
-    found = [line["mean_dice"] for line in lines if (line["model"], line["t"], line["blocks"]) == wanted]
-    if len(found) != len(SEEDS):
-        raise ValueError(f"{len(found)} runs of {model} at t {t} on blocks {blocks}, but {len(SEEDS)} seeds")
-    return float(np.mean(found)), float(np.std(found, ddof=1))
+def dice_over_seeds(rows: list[dict], model: str, t: int, blocks: list[int]) -> tuple[float, float]:
+    """Return mean and standard deviation of the mean test Dice. Raises ValueError unless every seed has a run."""
+    setting = (model, t, blocks)
+    dice = [row["mean_dice"] for row in rows if (row["model"], row["t"], row["blocks"]) == setting]
+    if len(dice) != len(SEEDS):
+        raise ValueError(f"{len(dice)} runs of {model} at t {t} on blocks {blocks}, but {len(SEEDS)} seeds")
+    return float(np.mean(dice)), float(np.std(dice, ddof=1))
 
 
 @torch.inference_mode()
 def measure_conditioning(fields: np.ndarray) -> list[dict]:
-    """Denoising loss by timestep with the patch's embedding, another patch's and none, under the same noise.
+    """Measure the denoising loss by timestep with the patch's embedding, another patch's and none, for the same noise.
 
-    more: by how much the loss of another choice is above the own embedding's, mean over patches; error: its standard
-    error over patches; worse_for: share of patches for which it is.
+    more: mean over patches of the loss minus that with the own embedding; error: its standard error over patches;
+    worse_for: share of patches with a higher loss.
     """
     release = mini_release()
     unet, stage, encoder = build_unet(release), build_conditioning(release), build_first_stage(release)
@@ -128,28 +129,28 @@ def measure_conditioning(fields: np.ndarray) -> list[dict]:
     embeddings = torch.cat([vit_tokens(vit, batch)[1] for batch in images.split(8)])
     choices = {"own": embeddings, "another": embeddings.roll(1, 0), "none": torch.zeros_like(embeddings)}
     eps = torch.randn(z0.shape, generator=torch.Generator().manual_seed(0))
-    bars, lines = release.schedule.alpha_bars(), []
+    bars, rows = release.schedule.alpha_bars(), []
     for t in TIMESTEPS:
         zt, losses = add_noise(z0, eps, float(bars[t])), {}
         for name, choice in choices.items():
-            found = [unet(z, t, stage(y)).sample for z, y in zip(zt.split(8), choice.split(8), strict=True)]
-            losses[name] = (torch.cat(found) - eps).square().mean((1, 2, 3))  # (N,)
-        line = {"t": t, "loss": float(losses["own"].mean())}
+            predicted = [unet(z, t, stage(y)).sample for z, y in zip(zt.split(8), choice.split(8), strict=True)]
+            losses[name] = (torch.cat(predicted) - eps).square().mean((1, 2, 3))  # (N,)
+        row = {"t": t, "loss": float(losses["own"].mean())}
         for name in ("another", "none"):
             more = (losses[name] - losses["own"]).double()
-            line[name] = {
+            row[name] = {
                 "more": float(more.mean()),
                 "error": float(more.std() / len(more) ** 0.5),
                 "worse_for": float((more > 0).double().mean()),
             }
-        lines.append(line)
-    return lines
+        rows.append(row)
+    return rows
 
 
 def measure_cost(fields: np.ndarray) -> dict[str, float]:
-    """What all of stage one takes a patch: operations and processor seconds.
+    """Measure operations and CPU seconds per patch of stage one.
 
-    On a busy machine run with OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0: a thread that spins counts as working.
+    On a busy machine run with OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0: a spinning thread counts as working.
     """
     model = load_model("mini")
     model.features(fields[:4])
@@ -162,58 +163,59 @@ def measure_cost(fields: np.ndarray) -> dict[str, float]:
 
 
 def draw(result: dict, folder: Path) -> None:
-    """The charts: Dice over t, Dice per block, what the right embedding saves."""
+    """Draw Dice over timesteps, Dice per block, and the denoising loss without the own embedding."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 3.2), layout="constrained")
-    over_t, per_block, saved = figure.subplots(1, 3)
+    over_t, per_block, conditioning = figure.subplots(1, 3)
     for kind, marker in (("trained", "o-"), ("random", "s--")):
         for axis, rows, key in ((over_t, result["over_t"], "t"), (per_block, result["per_block"], "block")):
-            mine = [row for row in rows if row["model"] == kind]
-            places = [TIMESTEPS.index(row["t"]) if key == "t" else row["block"] for row in mine]
-            axis.errorbar(
-                places, [row["dice"] for row in mine], [row["std"] for row in mine], fmt=marker, label=kind, capsize=2
-            )
+            chosen = [row for row in rows if row["model"] == kind]
+            x = [TIMESTEPS.index(row["t"]) if key == "t" else row["block"] for row in chosen]
+            dice, deviation = ([row[name] for row in chosen] for name in ("dice", "std"))
+            axis.errorbar(x, dice, deviation, fmt=marker, label=kind, capsize=2)
     over_t.set(title="GlaS sample, all blocks", xlabel="timestep", ylabel="mean test Dice")
     over_t.set_xticks(range(len(TIMESTEPS)), TIMESTEPS)
     per_block.set(title="each block alone, t = 50", xlabel="block", xticks=range(13))
     for name in ("another", "none"):
-        lines = result["conditioning"]
-        more, error = ([100 * line[name][key] / line["loss"] for line in lines] for key in ("more", "error"))
+        rows = result["conditioning"]
+        more, error = ([100 * row[name][key] / row["loss"] for row in rows] for key in ("more", "error"))
         label = f"{name} patch's embedding".replace("none patch's", "no")
-        saved.errorbar(range(len(lines)), more, error, fmt="o-", label=label, capsize=2)
-    saved.axhline(0, color="grey", lw=0.8)
-    saved.set_xticks(range(len(TIMESTEPS)), TIMESTEPS)
-    saved.margins(y=0.35)
-    saved.set(title="denoising loss, held-out patches", xlabel="timestep", ylabel="% above the own embedding's")
-    for axis in (over_t, per_block, saved):
+        conditioning.errorbar(range(len(rows)), more, error, fmt="o-", label=label, capsize=2)
+    conditioning.axhline(0, color="grey", lw=0.8)
+    conditioning.set_xticks(range(len(TIMESTEPS)), TIMESTEPS)
+    conditioning.margins(y=0.35)
+    conditioning.set(title="denoising loss, held-out patches", xlabel="timestep", ylabel="% above the own embedding's")
+    for axis in (over_t, per_block, conditioning):
         axis.grid(alpha=0.3)
-        axis.legend(loc="upper left" if axis is saved else "best")
+        axis.legend(loc="upper left" if axis is conditioning else "best")
     figure.savefig(folder / "mini-value.png", dpi=90)
 
 
 def main() -> None:
+    """Measure, and write the results file and the chart."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--workspace", type=Path, required=True, help="stores and heads; a second run goes on there")
+    parser.add_argument("--workspace", type=Path, required=True, help="stores and heads; a second run resumes there")
     parser.add_argument("--fields", type=int, default=256, help="held-out patches for the conditioning")
     arguments = parser.parse_args()
     arguments.workspace.mkdir(parents=True, exist_ok=True)
-    (lines, took), everything = measure_heads(arguments.data / "glas_sample", arguments.workspace), list(range(13))
+    heads, times = measure_heads(arguments.data / "glas_sample", arguments.workspace)
+    all_blocks = list(range(13))
     tables: dict[str, list[dict]] = {"over_t": [], "per_block": []}
     for kind in MODELS:
         for t in TIMESTEPS:
-            dice, std = over_seeds(lines, kind, t, everything)
+            dice, std = dice_over_seeds(heads, kind, t, all_blocks)
             tables["over_t"].append({"model": kind, "t": t, "dice": dice, "std": std})
-        for block in everything:
-            dice, std = over_seeds(lines, kind, 50, [block])
+        for block in all_blocks:
+            dice, std = dice_over_seeds(heads, kind, 50, [block])
             tables["per_block"].append({"model": kind, "block": block, "dice": dice, "std": std})
-    fields = draw_fields(arguments.data, arguments.workspace, seed=0, part="held", count=arguments.fields)
+    fields = draw_fields(arguments.data, arguments.workspace, seed=0, split="held", count=arguments.fields)
     cost, conditioning = measure_cost(np.array(fields)), measure_conditioning(np.array(fields))
     result = {
-        "machine": machine(arguments.workspace),
+        "machine": describe_machine(arguments.workspace),
         "budget": BUDGET,
-        "seconds": took,
+        "seconds": times,
         "cost_a_patch": cost,
         "probe": {
             kind: probe(FeatureStore.open(arguments.workspace / kind / f"glas-{name}.zarr"))
@@ -221,9 +223,9 @@ def main() -> None:
         },
         **tables,
     }
-    result |= {"conditioning": conditioning, "runs": lines}
-    (HERE / "results/mini.json").write_text(json.dumps(result, indent=1) + "\n")
-    draw(result, HERE / "pictures")
+    result |= {"conditioning": conditioning, "runs": heads}
+    (RESULTS / "mini.json").write_text(json.dumps(result, indent=1) + "\n")
+    draw(result, PICTURES)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A data set and a model that cost nothing, so that what is measured is what lies between them."""
+"""A data set and a model that compute nothing, so that only the code between them is measured."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ import numpy as np
 import torch
 
 from pathseg.extract.datasets.registry import Dataset, Pixels, Sample
-from pathseg.store.grid import PatchGrid
 from pathseg.store.key import Preprocessing
 
-FULL = {  # channels and side of each block of the paper's model: 12.1 MB a patch, native, float16
+FULL_SIZE = {  # block -> channels and side of the paper's model: 12.1 MB a patch in native layout, float16
     **{0: (960, 8), 1: (960, 8), 2: (960, 8), 3: (960, 16), 4: (576, 16), 5: (576, 16), 6: (576, 32)},
     **{7: (384, 32), 8: (384, 32), 9: (384, 64), 10: (192, 64), 11: (192, 64), 12: (192, 64)},
 }
 TINY = {9: (1, 8)}
 
 
-class FreeModel:
-    """A `FeatureModel` that computes nothing: block b is filled with b."""
+class ConstantModel:
+    """A `FeatureModel` that computes nothing: block b is filled with the number b."""
 
-    name, trained, digest, first_stage, condition = "free", False, "0" * 64, "none", "none"
+    name, trained, digest, first_stage, condition = "constant", False, "0" * 64, "none", "none"
     device, latent_shape, timesteps = torch.device("cpu"), None, None
 
     def __init__(self, blocks: dict[int, tuple[int, int]]) -> None:
@@ -33,7 +32,7 @@ class FreeModel:
 
 
 def blank_dataset(images: int, size: tuple[int, int]) -> Dataset:
-    """Images (H, W) of one colour; each is made when it is loaded."""
+    """Return a data set of `images` images (H, W) of one colour, each made when it is loaded."""
 
     def load(sample: Sample) -> Pixels:
         return Pixels(np.full((*size, 3), 200, np.uint8), np.zeros(size, np.uint8))
@@ -48,7 +47,3 @@ def blank_dataset(images: int, size: tuple[int, int]) -> Dataset:
         preprocessing=Preprocessing(),
         mpp=0.5,
     )
-
-
-def patches_of(size: tuple[int, int]) -> int:
-    return PatchGrid.of(*size).patches

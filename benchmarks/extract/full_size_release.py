@@ -1,11 +1,11 @@
-"""Write a release folder and a HIPT checkpoint of the paper's full size, as a user has them but with random weights.
+"""Write a release folder and a HIPT checkpoint of the paper's full size, with random weights.
 
-    python benchmarks/full_size_release.py OUT
+    python -m benchmarks.extract.full_size_release OUT
 
-OUT then holds `configs/*-project.yaml` and `checkpoints/last.ckpt` (a Lightning pickle that names classes which are not
-installed; 1.8 GB, twice that with --ema) and `vit256_small_dino.pth` (a DINO training checkpoint; 0.1 GB), so that
-`pathseg extract --model OUT` runs the paper's networks at their real cost. The weights are random: nothing can be
-learned from the features but their size and speed.
+Writes `configs/*-project.yaml`, `checkpoints/last.ckpt` (a Lightning pickle that refers to classes which are not
+installed; 1.8 GB, twice that with --ema) and `vit256_small_dino.pth` (a DINO training checkpoint; 0.1 GB) to OUT.
+`pathseg extract --model OUT` then runs the paper's networks at their real cost. The weights are random: the features
+are meaningless, only their size and speed are real.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ VIT = (384, 12)  # width and depth of ViT-S/16
 
 
 def full_params(*, ema: bool) -> dict:
-    """`model.params` of the public BRCA 20x model: mini's with the real sizes."""
+    """Return `model.params` of the public BRCA 20x model: those of mini with the real sizes."""
     params = copy.deepcopy(MINI_PARAMS)
     params["use_ema"] = ema
     params["unet_config"]["params"] |= {
@@ -52,23 +52,25 @@ def full_params(*, ema: bool) -> dict:
 
 
 def full_state(params: dict, rng: np.random.Generator) -> dict[str, torch.Tensor]:
-    """The state dict of a training checkpoint, decoder, schedule and EMA copy included."""
+    """Draw the state dict of a training checkpoint: UNet, encoder, decoder, conditioning stage, EMA copy if wanted."""
     unet, first_stage = unet_design(params), first_stage_design(params)
-    parts = {
+    shapes_of = {
         UNET: unet_shapes(unet),
         FIRST_STAGE: encoder_shapes(first_stage) | decoder_shapes(first_stage),
         CONDITIONING: conditioning_shapes(conditioning_design(params), unet.context_dim),
     }
-    state = {p + name: tensor for p, shapes in parts.items() for name, tensor in random_weights(shapes, rng).items()}
+    state = {}
+    for prefix, shapes in shapes_of.items():
+        state |= {prefix + name: tensor for name, tensor in random_weights(shapes, rng).items()}
     if params["use_ema"]:
-        averaged = random_weights(parts[UNET], rng)
+        averaged = random_weights(shapes_of[UNET], rng)
         state |= {EMA + f"diffusion_model.{name}".replace(".", ""): tensor for name, tensor in averaged.items()}
         state |= {EMA + "decay": torch.tensor(0.9999), EMA + "num_updates": torch.tensor(1, dtype=torch.int32)}
     return state
 
 
 def lightning_callback() -> type:
-    """A class under the path that Lightning checkpoints name; it exists while this script runs and not afterwards."""
+    """Make a class under the module path that Lightning checkpoints refer to; it exists only while this script runs."""
     path = "pytorch_lightning.callbacks.model_checkpoint"
     callback = type("ModelCheckpoint", (), {"__module__": path})
     for name in ("pytorch_lightning", "pytorch_lightning.callbacks", path):
@@ -78,10 +80,10 @@ def lightning_callback() -> type:
 
 
 def write_release(folder: Path, *, seed: int, ema: bool) -> None:
-    """Write the release folder and the ViT's checkpoint."""
+    """Write config, checkpoint and the ViT's checkpoint to `folder`."""
     rng, params = np.random.default_rng(seed), full_params(ema=ema)
-    for part in ("configs", "checkpoints"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
+    for name in ("configs", "checkpoints"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
     config = {"model": {"target": "ldm.models.diffusion.ddpm.LatentDiffusion", "params": params}}
     (folder / "configs/2023-09-01T00-00-00-project.yaml").write_text(yaml.safe_dump(config))
     content = {"epoch": 1, "state_dict": full_state(params, rng), "callbacks": {lightning_callback(): {}}}
@@ -95,6 +97,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="the release folder to write")
     parser.add_argument("--seed", type=int, default=0, help="of the weights")
-    parser.add_argument("--ema", action="store_true", help="with an EMA copy, which is then the one to be used")
+    parser.add_argument("--ema", action="store_true", help="with an EMA copy of the UNet, which pathseg then uses")
     arguments = parser.parse_args()
     write_release(arguments.out, seed=arguments.seed, ema=arguments.ema)

@@ -1,4 +1,4 @@
-"""Training of mini's image encoder: DINO (Caron et al. 2021) with two views of a field, and no labels."""
+"""Train mini's image encoder with DINO (Caron et al. 2021) on two views of each field, without labels."""
 
 from __future__ import annotations
 
@@ -9,13 +9,21 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from mini_training import Log, Tensors, as_input, keep_now, rate, save, steps_from
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from benchmarks.mini.training_utils import (
+    LossLog,
+    Tensors,
+    as_input,
+    checkpoint_due,
+    learning_rate,
+    remaining_steps,
+    save_checkpoint,
+)
 from pathseg.extract.models.dino_vit import HEAD_DIM
 
-VIEW_PX = 128  # 8x8 tokens; on 256 px patches the positions are resized to 16x16, as HIPT's are from 14x14
+VIEW_PX = 128  # 8x8 tokens; for 256 px patches the position grid is resized to 16x16, as HIPT's is from 14x14
 PROTOTYPES = 512
 BATCH = 24
 RATE = 1e-3
@@ -23,7 +31,7 @@ TEACHER_T, STUDENT_T = 0.05, 0.1  # temperatures
 
 
 def new_vit(dim: int, depth: int) -> VisionTransformer:
-    """DINO's ViT for views."""
+    """Build DINO's ViT for views of VIEW_PX."""
     return VisionTransformer(
         img_size=VIEW_PX,
         patch_size=16,
@@ -36,7 +44,7 @@ def new_vit(dim: int, depth: int) -> VisionTransformer:
 
 
 class Student(nn.Module):
-    """A ViT and DINO's head on its class token."""
+    """ViT with DINO's projection head on its class token."""
 
     def __init__(self, vit: VisionTransformer) -> None:
         super().__init__()
@@ -52,7 +60,7 @@ class Student(nn.Module):
 
 
 def views(fields: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """A view of each field: a random place, scale, turn and mirror, and slightly other colours. (N, 3, 128, 128)"""
+    """Augment each field by random position, scale, rotation, mirroring and colour, (N, 3, 128, 128) in [-1, 1]."""
     count = len(fields)
     half = rng.uniform(0.38, 0.7, count)  # of the field's side, so 97 to 179 px
     angle = rng.uniform(0, 2 * np.pi, count)
@@ -64,24 +72,24 @@ def views(fields: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
             [half * np.sin(angle) * mirror, half * np.cos(angle), shift[1]],
         ]
     )
-    turns = torch.from_numpy(affine).permute(2, 0, 1).float().to(fields.device)
-    grid = F.affine_grid(turns, [count, 3, VIEW_PX, VIEW_PX], align_corners=False)
-    found = F.grid_sample(fields, grid, padding_mode="reflection", align_corners=False)
+    theta = torch.from_numpy(affine).permute(2, 0, 1).float().to(fields.device)
+    grid = F.affine_grid(theta, [count, 3, VIEW_PX, VIEW_PX], align_corners=False)
+    sampled = F.grid_sample(fields, grid, padding_mode="reflection", align_corners=False)
     gain = torch.from_numpy(rng.uniform(0.85, 1.15, (count, 3, 1, 1))).float()
     offset = torch.from_numpy(rng.uniform(-0.1, 0.1, (count, 3, 1, 1))).float()
-    return (found * gain.to(found.device) + offset.to(found.device)).clamp(-1, 1)
+    return (sampled * gain.to(sampled.device) + offset.to(sampled.device)).clamp(-1, 1)
 
 
 def train_vit(
     fields: np.ndarray, size: tuple[int, int], out: Path, *, steps: int, seed: int, device: torch.device
 ) -> Tensors:
-    """Train, or go on from the checkpoint in `out`; the teacher's tensors under DINO's names."""
+    """Train the ViT, or resume it from the checkpoint in `out`; return the teacher's state dict, DINO's names."""
     torch.manual_seed(seed)
     student = Student(new_vit(*size)).to(device)
     teacher = copy.deepcopy(student).requires_grad_(False)
     optimiser = torch.optim.AdamW(student.parameters(), lr=RATE, weight_decay=0.04, betas=(0.9, 0.98))
     center = torch.zeros(PROTOTYPES, device=device)
-    path, log = out / "vit.pt", Log(out / "vit.jsonl")
+    path, log = out / "vit.pt", LossLog(out / "vit.jsonl")
 
     def restore(content: dict) -> None:
         student.load_state_dict(content["student"])
@@ -89,10 +97,10 @@ def train_vit(
         optimiser.load_state_dict(content["optimiser"])
         center.copy_(content["center"])
 
-    for step in steps_from(path, steps, restore, log):
+    for step in remaining_steps(path, steps, restore, log):
         rng = np.random.default_rng([seed, 2, step])
         for group in optimiser.param_groups:
-            group["lr"] = rate(step, steps, RATE)
+            group["lr"] = learning_rate(step, steps, RATE)
         batch = as_input(fields[np.sort(rng.choice(len(fields), BATCH, replace=False))], device)
         both = torch.cat([views(batch, rng), views(batch, rng)])
         with torch.no_grad():
@@ -105,15 +113,17 @@ def train_vit(
         loss.backward()
         nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimiser.step()
-        keep = min(0.996, 0.9 + 0.1 * step / steps)
+        momentum = min(0.996, 0.9 + 0.1 * step / steps)
         with torch.no_grad():
-            for mine, theirs in zip(teacher.parameters(), student.parameters(), strict=True):
-                mine.lerp_(theirs, 1 - keep)
+            for average, parameter in zip(teacher.parameters(), student.parameters(), strict=True):
+                average.lerp_(parameter, 1 - momentum)
         entropy = -(soft * soft.clamp_min(1e-9).log()).sum(-1).mean()
-        spread = -(soft.mean(0) * soft.mean(0).clamp_min(1e-9).log()).sum()  # falls to the entropy on a collapse
+        spread = -(
+            soft.mean(0) * soft.mean(0).clamp_min(1e-9).log()
+        ).sum()  # equals the entropy when DINO has collapsed
         log.add(step, {"loss": float(loss.detach()), "entropy": float(entropy), "spread": float(spread)})
-        if keep_now(step, steps):
-            save(
+        if checkpoint_due(step, steps):
+            save_checkpoint(
                 path,
                 {
                     "student": student.state_dict(),

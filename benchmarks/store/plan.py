@@ -1,15 +1,14 @@
-"""What a cohort of one million patches asks of the driver, the scheduler and the disk, and what it costs.
+"""Cost of one million patches: time and memory of the driver and the scheduler, bytes, files and GPU hours.
 
-    python benchmarks/plan.py [--patches 1000000] [--per-gpu 40] [--out benchmarks/results/plan]
+    python -m benchmarks.store.plan [--patches 1000000] [--per-gpu 40] [--out benchmarks/results/plan]
 
 Simulated: the model (it computes nothing), the features (tensors of a few bytes) and, for the driver and the resume,
-the store, of which only the completion records exist, as empty files with their real names. Real: the listing of
-records, the look at each unit, the pipeline with its threads and queues and the store's writer, on as many units as
---units says, and Dask's scheduler with one worker process where `distributed` is installed. Computed: bytes, files and
-GPU hours.
+the store, of which only the completion records exist, as empty files with their real names. Measured: listing the
+records, checking each unit, the pipeline with its threads and queues and the store's writer on `--units` units, and
+Dask's scheduler with one worker process where `distributed` is installed. Computed: bytes, files and GPU hours.
 
---per-gpu is an ASSUMPTION: patches a second that one GPU puts through the paper's model (400 M parameters, one denoiser
-pass at 64x64 latents, HIPT and the first stage); measure your own with `pathseg extract --limit`.
+--per-gpu is an ASSUMPTION: patches a second of the paper's model on one GPU (400 M parameters, one denoiser pass at
+64x64 latents, HIPT and the first stage); measure your own with `pathseg extract --limit`.
 """
 
 from __future__ import annotations
@@ -23,9 +22,8 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from free import FULL, TINY, FreeModel, blank_dataset
-from machine import machine
-
+from benchmarks.constant_model import FULL_SIZE, TINY, ConstantModel, blank_dataset
+from benchmarks.machine import RESULTS, describe_machine
 from pathseg.extract.config import ExtractConfig
 from pathseg.extract.pipeline import contents_of, extract
 from pathseg.extract.unit import lacking_blocks
@@ -37,55 +35,55 @@ from pathseg.store.writer import StoreWriter
 
 SIZE = (768, 768)  # px of an image: 9 patches, as in the paper
 PATCHES = 9
-WINDOW = 1000  # units in flight, as `extract --workers` has it
-CHOICES = (tuple(FULL), (4, 5, 6), (9, 10, 11, 12))  # all; the paper's best three; the finest
+WINDOW = 1000  # units in flight, as in `extract --workers`
+BLOCK_SETS = (tuple(FULL_SIZE), (4, 5, 6), (9, 10, 11, 12))  # all; the paper's best three; the finest
 
 
-def memory() -> int:
-    """Bytes this process holds now."""
+def resident_bytes() -> int:
+    """Return the resident memory of this process."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize()
 
 
 def finished_store(folder: Path, units: int, per_unit: int) -> Path:
-    """A store whose records say that all of it is done; they are empty, and of the arrays only descriptions exist."""
+    """Make a store with empty completion records of every unit and array metadata without chunks; return its path."""
     dataset, config = blank_dataset(units * per_unit, SIZE), ExtractConfig(layout="native")
-    contents = replace(contents_of(dataset, FreeModel(TINY), config), images_per_unit=per_unit)
+    contents = replace(contents_of(dataset, ConstantModel(TINY), config), images_per_unit=per_unit)
     writer = StoreWriter(folder / "plan.zarr", contents)
     writer.add_arrays([50], TINY)
-    for part in (PIXELS, features_part(50, TINY)):
-        names = [Records.name(part, unit) for unit in range(units)]
+    for kind in (PIXELS, features_part(50, TINY)):
+        names = [Records.name(kind, unit) for unit in range(units)]
         (folder / "plan.zarr" / names[0]).parent.mkdir(parents=True)
         for name in names:
             (folder / "plan.zarr" / name).touch()
     return folder / "plan.zarr"
 
 
-def resume(folder: Path, patches: int, per_unit: int) -> dict[str, float]:
-    """Opening a finished store of that many patches and looking at each unit."""
+def measure_resume(folder: Path, patches: int, per_unit: int) -> dict[str, float]:
+    """Measure opening a complete store of `patches` patches and checking each unit."""
     images = -(-patches // PATCHES)
     units = -(-images // per_unit)
     path = finished_store(folder, units, per_unit)
-    dataset, model, config = blank_dataset(units * per_unit, SIZE), FreeModel(TINY), ExtractConfig(layout="native")
+    dataset, model, config = blank_dataset(units * per_unit, SIZE), ConstantModel(TINY), ExtractConfig(layout="native")
     contents = replace(contents_of(dataset, model, config), images_per_unit=per_unit)
-    before, start = memory(), time.perf_counter()
+    before, start = resident_bytes(), time.perf_counter()
     writer = StoreWriter(path, contents)
     opened = time.perf_counter() - start
     if any(lacking_blocks(writer, unit, tuple(TINY), config) for unit in range(units)):
-        raise AssertionError("the store is not finished")
+        raise AssertionError("the store is not complete")
     total = time.perf_counter() - start
     return {
         "images_per_unit": per_unit,
         "units": units,
         "open_s": opened,
         "resume_s": total,
-        "driver_bytes": max(memory() - before, 0),
+        "driver_bytes": max(resident_bytes() - before, 0),
     }
 
 
-def overhead(folder: Path, units: int) -> dict[str, float]:
-    """Seconds a unit of the pipeline with a model and arrays that cost next to nothing."""
-    dataset, model, config = blank_dataset(units, (256, 256)), FreeModel(TINY), ExtractConfig(layout="native")
+def measure_pipeline(folder: Path, units: int) -> dict[str, float]:
+    """Measure seconds per unit of the pipeline with a model that computes nothing and tiny arrays."""
+    dataset, model, config = blank_dataset(units, (256, 256)), ConstantModel(TINY), ExtractConfig(layout="native")
     writer = StoreWriter(folder / "overhead.zarr", contents_of(dataset, model, config))
     writer.add_arrays([50], TINY)
     start = time.perf_counter()
@@ -93,13 +91,13 @@ def overhead(folder: Path, units: int) -> dict[str, float]:
     return {"units": units, "seconds_a_unit": (time.perf_counter() - start) / units}
 
 
-def dask_overhead(units: int) -> dict[str, float] | None:
-    """Seconds a task of a window of futures that do nothing; None without `distributed`."""
+def measure_dask(units: int) -> dict[str, float] | None:
+    """Measure seconds per task of futures that do nothing, WINDOW in flight; None without `distributed`."""
     try:
         from distributed import Client, LocalCluster, as_completed
     except ImportError:
         return None
-    before = memory()
+    before = resident_bytes()
     with (
         LocalCluster(n_workers=1, threads_per_worker=1, memory_limit=0, dashboard_address=None) as cluster,
         Client(cluster) as client,
@@ -110,34 +108,34 @@ def dask_overhead(units: int) -> dict[str, float] | None:
             done.release()
             for n in islice(numbers, 1):
                 running.add(client.submit(int, n, pure=False))
-        seconds = time.perf_counter() - start
-    return {"tasks": units, "seconds_a_task": seconds / units, "driver_bytes": max(memory() - before, 0)}
+        elapsed = time.perf_counter() - start
+    return {"tasks": units, "seconds_a_task": elapsed / units, "driver_bytes": max(resident_bytes() - before, 0)}
 
 
-def files(blocks: tuple[int, ...], layout: str, patches: int, per_unit: int) -> int:
-    """Files of a store: chunks or shards of features, images and masks, and two records a unit."""
+def count_files(blocks: tuple[int, ...], layout: str, patches: int, per_unit: int) -> int:
+    """Count the files of a store: chunks or shards of features, images and masks, and two records a unit."""
     images = -(-patches // PATCHES)
     units = -(-images // per_unit)
     if per_unit > 1:
         return units * (len(blocks) + 4)
-    sizes = patch_bytes({b: BlockShape(*FULL[b]) for b in blocks}, layout=layout, dtype="float16")
+    sizes = patch_bytes({b: BlockShape(*FULL_SIZE[b]) for b in blocks}, layout=layout, dtype="float16")
     return units * (sum(1 if PATCHES * size <= CHUNK_BYTES else PATCHES for size in sizes.values()) + 4)
 
 
-def costs(patches: int, per_gpu: float, per_unit: int) -> list[dict[str, object]]:
-    """A row per layout and choice of blocks. The hours are of a whole pass; without the last blocks it is less."""
+def compute_costs(patches: int, per_gpu: float, per_unit: int) -> list[dict[str, object]]:
+    """Return a row per layout and set of blocks. GPU hours are those of all blocks, an upper bound for the others."""
     rows = []
-    for blocks in CHOICES:
+    for blocks in BLOCK_SETS:
         for layout in ("native", "grid", "image"):
-            shapes = {b: BlockShape(*FULL[b]) for b in blocks}
+            shapes = {b: BlockShape(*FULL_SIZE[b]) for b in blocks}
             size_bytes = sum(patch_bytes(shapes, layout=layout, dtype="float16").values()) * patches
             rows.append(
                 {
                     "blocks": format_blocks(blocks),
                     "layout": layout,
                     "bytes": size_bytes,
-                    "files": files(blocks, layout, patches, 1),
-                    "files_in_shards": files(blocks, layout, patches, per_unit),
+                    "files": count_files(blocks, layout, patches, 1),
+                    "files_in_shards": count_files(blocks, layout, patches, per_unit),
                     "gpu_hours": patches / per_gpu / 3600,
                     "write_mb_s_per_gpu": size_bytes / patches * per_gpu / 1e6,
                 }
@@ -146,7 +144,7 @@ def costs(patches: int, per_gpu: float, per_unit: int) -> list[dict[str, object]
 
 
 def as_markdown(result: dict) -> str:
-    """The result for a person."""
+    """Format the result as Markdown."""
     arguments = result["arguments"]
     lines = [
         f"# {arguments['patches']:,} patches",
@@ -169,37 +167,38 @@ def as_markdown(result: dict) -> str:
         f"{format_bytes(row['driver_bytes'])} |"
         for row in result["resume"]
     ]
-    free, dask = result["overhead"], result["dask"]
-    lines += ["", f"In one process, {free['seconds_a_unit'] * 1e3:.1f} ms a unit with everything but model and data."]
+    pipeline, dask = result["overhead"], result["dask"]
+    lines += ["", f"In one process, {pipeline['seconds_a_unit'] * 1e3:.1f} ms a unit without model and data."]
     if dask:
         lines.append(
             f"Dask: {dask['seconds_a_task'] * 1e3:.2f} ms a task over {dask['tasks']:,} tasks, {WINDOW} in flight; the "
             f"driver grew by {format_bytes(dask['driver_bytes'])}, scheduler included."
         )
-    about = result["machine"]
-    lines += ["", f"Measured on {about['cores']} cores of {about['cpu']}, load {about['load_at_start']}."]
+    machine = result["machine"]
+    lines += ["", f"Measured on {machine['cores']} cores of {machine['cpu']}, load {machine['load_at_start']}."]
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
+    """Measure, compute and write the JSON and Markdown files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--patches", type=int, default=1_000_000)
     parser.add_argument("--per-gpu", type=float, default=40, help="patches a second and GPU; an assumption")
     parser.add_argument("--per-unit", type=int, default=8, help="images that share a shard")
-    parser.add_argument("--units", type=int, default=2000, help="units and tasks to measure the overheads on")
+    parser.add_argument("--units", type=int, default=2000, help="units, and Dask tasks, to measure on")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="needs 250,000 free inodes")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/plan", help="without a suffix")
+    parser.add_argument("--out", type=Path, default=RESULTS / "plan", help="without a suffix")
     arguments = parser.parse_args()
     result: dict = {"arguments": {n: getattr(arguments, n) for n in ("patches", "per_gpu", "per_unit", "units")}}
-    result["machine"] = machine(arguments.folder)
-    result["dask"] = dask_overhead(arguments.units)  # first, so that what the driver grows by is its own
+    result["machine"] = describe_machine(arguments.folder)
+    result["dask"] = measure_dask(arguments.units)  # first, so that the driver's growth is due to Dask alone
     result["resume"] = []
     for per_unit in (1, arguments.per_unit):
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-            result["resume"].append(resume(Path(folder), arguments.patches, per_unit))
+            result["resume"].append(measure_resume(Path(folder), arguments.patches, per_unit))
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        result["overhead"] = overhead(Path(folder), arguments.units)
-    result["costs"] = costs(arguments.patches, arguments.per_gpu, arguments.per_unit)
+        result["overhead"] = measure_pipeline(Path(folder), arguments.units)
+    result["costs"] = compute_costs(arguments.patches, arguments.per_gpu, arguments.per_unit)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
     text = as_markdown(result)

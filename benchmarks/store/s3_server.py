@@ -1,4 +1,4 @@
-"""An S3 server on this machine, for what is measured over a network's protocol."""
+"""A local S3 server (moto), to measure reads over HTTP."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+BUCKET = "benchmarks"
+
 
 @contextmanager
 def s3_server() -> Iterator[str]:
-    """A server in this process, with a bucket; gives the URL of the bucket. Raises ImportError without moto."""
+    """Run a server with one empty bucket in this process; yield the bucket's URL. Raises ImportError without moto."""
     import boto3
     from moto.server import ThreadedMotoServer
 
@@ -21,7 +23,7 @@ def s3_server() -> Iterator[str]:
     os.environ |= {"AWS_ENDPOINT_URL": url, "AWS_REGION": "us-east-1"}
     os.environ |= {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "secret"}
     try:
-        boto3.client("s3", endpoint_url=url, region_name="us-east-1").create_bucket(Bucket="bench")
-        yield "s3://bench"
+        boto3.client("s3", endpoint_url=url, region_name="us-east-1").create_bucket(Bucket=BUCKET)
+        yield f"s3://{BUCKET}"
     finally:
         server.stop()

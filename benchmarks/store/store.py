@@ -1,36 +1,42 @@
-"""How fast the feature store is, against raw file I/O of the same bytes and against the forward passes alone.
+"""Speed and memory of the feature store, against raw file I/O of the same bytes and against the forward passes alone.
 
-    python benchmarks/store.py [--only io,extract,memory,resume] [--folder DIR] [--out benchmarks/results/store.json]
+    python -m benchmarks.store.store [--only io,extract,memory,resume] [--folder DIR] [--out FILE]
 
 io       Write and read all 13 blocks of an image through StoreWriter and FeatureStore, and as plain files with the same
-         bytes. They take turns; the median of the ratios counts, `best` sets the fastest turns against each other. The
-         operating system's cache is warm, nothing but the store's completion record is flushed. Values are normal,
-         float16, native layout.
-extract  Stage one of the bundled model on 512 px PNG files, against its forward passes on images in memory.
-memory   Peak memory of stage one for 10 and for 1,000 images (a model that costs nothing, the blocks of `mini`).
-resume   Finding that nothing is left to do in a store of 10,000 units (tiny arrays, libraries already imported).
+         bytes, in alternating turns. Ratios are medians over the turns; `best` compares the fastest turns. The page
+         cache is warm, and only the store's completion record is flushed to disk. Values are normal, float16, native
+         layout.
+extract  `extract` with the bundled model on 512 px PNG files, against its forward passes on images in memory.
+memory   Peak memory of `extract` for 10 and for 1,000 images (a model that computes nothing, the blocks of `mini`).
+resume   Time to find that a store of 10,000 units is complete (tiny arrays, libraries already imported).
 
-Aims: reading at 80 % of raw, writing at 70 %; 1.05 times the forward passes; the same memory; under 2 s.
+Targets: reading at 80 % of raw, writing at 70 %; 1.05 times the forward passes; the same memory; under 2 s.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
-from free import FULL, TINY, FreeModel, blank_dataset
-from machine import machine, peak_bytes, seconds
 from PIL import Image
-from random_store import random_contents
 
+from benchmarks.constant_model import FULL_SIZE, TINY, ConstantModel, blank_dataset
+from benchmarks.machine import (
+    RESULTS,
+    describe_machine,
+    median_ratio,
+    module_command,
+    peak_bytes,
+    save_rows,
+    seconds,
+)
+from benchmarks.store.random_store import random_contents
 from pathseg.extract.config import ExtractConfig
 from pathseg.extract.datasets.registry import Dataset, DatasetOptions, open_dataset
 from pathseg.extract.models.load import load_model
@@ -40,24 +46,25 @@ from pathseg.store.features import FeatureStore
 from pathseg.store.format.size import format_bytes
 from pathseg.store.writer import StoreWriter
 
-TURNS = 6  # store and raw, one after the other
-IO_IMAGES = 4  # images of a store that io reads and writes
+TURNS = 6  # of the store and of raw files, alternating
+IO_IMAGES = 4  # images of a store that `io` reads and writes
 
 
-def raw_write(folder: Path, maps: dict[int, np.ndarray], images: int) -> None:
-    """The blocks of a unit as plain files."""
+def write_raw(folder: Path, maps: dict[int, np.ndarray], images: int) -> None:
+    """Write the blocks of a unit as plain files."""
     for block, values in maps.items():
         with (folder / f"{block}.raw").open("wb", buffering=0) as file:
             for _ in range(images):
                 file.write(values)
 
 
-def raw_read(folder: Path, maps: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
-    """The first image of each file, all of them in memory at the end."""
+def read_raw(folder: Path, maps: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
+    """Read the first image of each plain file into memory."""
     return {b: np.fromfile(folder / f"{b}.raw", values.dtype, values.size) for b, values in maps.items()}
 
 
-def io_case(folder: Path, blocks: dict[int, tuple[int, int]], packing: str, per_unit: int) -> dict[str, object]:
+def time_io(folder: Path, blocks: dict[int, tuple[int, int]], packing: str, per_unit: int) -> dict[str, object]:
+    """Measure writing and reading of one unit, `per_unit` images, through the store and as plain files."""
     rng = np.random.default_rng(0)
     maps = {b: rng.standard_normal((9, c, s, s), np.float32).astype(np.float16) for b, (c, s) in blocks.items()}
     contents = random_contents(["train"] * IO_IMAGES, blocks=blocks, packing=packing, images_per_unit=per_unit)
@@ -68,58 +75,58 @@ def io_case(folder: Path, blocks: dict[int, tuple[int, int]], packing: str, per_
     unit_maps = [(b, [values] * per_unit) for b, values in maps.items()]
     for turn in range(TURNS):
         unit = turn % writer.store.contents.units
-        for b in blocks:  # a fresh place each time, for both
+        for b in blocks:  # both write new files in every turn
             shutil.rmtree(folder / f"io.zarr/t50/block{b:02d}/c", ignore_errors=True)
             (raw / f"{b}.raw").unlink(missing_ok=True)
         times["write"].append(seconds(lambda unit=unit: writer.write_features(unit, t=50, features=unit_maps)))
-        times["raw_write"].append(seconds(lambda: raw_write(raw, maps, per_unit)))
+        times["raw_write"].append(seconds(lambda: write_raw(raw, maps, per_unit)))
         store = FeatureStore.open(folder / "io.zarr")
         index = unit * per_unit
         store.read(index, t=50)  # opens the arrays, as the first read of a training run does
         times["read"].append(seconds(lambda store=store, index=index: store.read(index, t=50)))
-        times["raw_read"].append(seconds(lambda: raw_read(raw, maps)))
+        times["raw_read"].append(seconds(lambda: read_raw(raw, maps)))
     size_bytes = sum(values.nbytes for values in maps.values())
-    on_disk = sum(path.stat().st_size for path in (folder / "io.zarr/t50").rglob("c/*/*/*/*/*"))
+    bytes_on_disk = sum(path.stat().st_size for path in (folder / "io.zarr/t50").rglob("c/*/*/*/*/*"))
     shutil.rmtree(folder / "io.zarr")
     shutil.rmtree(raw)
-    median = {name: statistics.median(values) for name, values in times.items()}
     rates = {}
-    for way, count in (("read", 1), ("write", per_unit)):
-        store, plain = times[way], times[f"raw_{way}"]
+    for name, count in (("read", 1), ("write", per_unit)):
+        store_times, raw_times = times[name], times[f"raw_{name}"]
         rates |= {
-            f"{way}_mb_s": size_bytes * count / median[way] / 1e6,
-            f"raw_{way}_mb_s": size_bytes * count / median[f"raw_{way}"] / 1e6,
-            f"{way}_ratio": statistics.median(r / s for s, r in zip(store, plain, strict=True)),
-            f"{way}_ratio_of_best": min(plain) / min(store),  # what another user of the machine disturbs least
+            f"{name}_mb_s": size_bytes * count / statistics.median(store_times) / 1e6,
+            f"raw_{name}_mb_s": size_bytes * count / statistics.median(raw_times) / 1e6,
+            f"{name}_ratio": median_ratio(raw_times, store_times),
+            f"{name}_ratio_of_best": min(raw_times) / min(store_times),  # least disturbed by other processes
         }
-    kept = on_disk / (size_bytes * per_unit)
+    kept = bytes_on_disk / (size_bytes * per_unit)
     return {"image_bytes": size_bytes, "packing": packing, "images_per_unit": per_unit, "kept": kept, **rates}
 
 
-def text(row: dict[str, float]) -> str:
-    ways = (
-        f"{way} {row[f'{way}_mb_s']:5.0f} MB/s = {row[f'{way}_ratio']:.2f} of raw "
-        f"(best {row[f'{way}_ratio_of_best']:.2f})"
-        for way in ("read", "write")
+def io_text(row: dict[str, float]) -> str:
+    """Format the rates of one row of `io`."""
+    rates = (
+        f"{name} {row[f'{name}_mb_s']:5.0f} MB/s = {row[f'{name}_ratio']:.2f} of raw "
+        f"(best {row[f'{name}_ratio_of_best']:.2f})"
+        for name in ("read", "write")
     )
-    return f"kept {row['kept']:.2f}  " + "  ".join(ways)
+    return f"{row['kept']:.2f} of the bytes  " + "  ".join(rates)
 
 
 def measure_io(folder: Path) -> list[dict[str, object]]:
+    """Measure I/O for the blocks of both models, each packing and several images per unit."""
     mini = load_model("mini", condition="none").blocks
     rows = []
-    for name, blocks in (("full", FULL), ("mini", mini)):
+    for name, blocks in (("full", FULL_SIZE), ("mini", mini)):
         for packing, per_unit in (("none", 1), ("none", IO_IMAGES), ("lossless", 1), ("rounded", 1)):
-            row = {"blocks": name, **io_case(folder, blocks, packing, per_unit)}
+            row = {"blocks": name, **time_io(folder, blocks, packing, per_unit)}
             rows.append(row)
-            print(
-                f"  {name} {format_bytes(row['image_bytes']):>8} an image, {packing:>8}, {per_unit} a unit: {text(row)}"
-            )
+            size = format_bytes(row["image_bytes"])
+            print(f"  {name} {size:>8} an image, {packing:>8}, {per_unit} a unit: {io_text(row)}")
     return rows
 
 
-def picture_folder(folder: Path, images: int) -> Dataset:
-    """Generated tissue as PNG files, to be decoded as one's own images are; drawing it takes longer than the model."""
+def write_png_dataset(folder: Path, images: int) -> Dataset:
+    """Write generated tissue as PNG files and open them as `--dataset folder`: decoding is cheaper than drawing."""
     drawn = open_dataset("synthetic", DatasetOptions(limit=images))
     for kind in ("images", "masks"):
         (folder / kind).mkdir(parents=True)
@@ -131,8 +138,9 @@ def picture_folder(folder: Path, images: int) -> Dataset:
 
 
 def measure_extract(folder: Path, images: int = 8, turns: int = 2) -> list[dict[str, object]]:
+    """Measure a whole extraction with `mini` against its forward passes alone."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    dataset, model = picture_folder(folder / "tissue", images), load_model("mini", device=device)
+    dataset, model = write_png_dataset(folder / "tissue", images), load_model("mini", device=device)
     rows = []
     for layout in ("native", "grid"):
         config, whole, forward = ExtractConfig(layout=layout), [], []
@@ -149,7 +157,7 @@ def measure_extract(folder: Path, images: int = 8, turns: int = 2) -> list[dict[
             forward.append(seconds(passes))
             whole.append(seconds(lambda writer=writer, config=config: extract(writer, dataset, model, config)))
             shutil.rmtree(folder / f"{layout}{turn}.zarr")
-        ratio = statistics.median(w / f for w, f in zip(whole[1:], forward[1:], strict=True))
+        ratio = median_ratio(whole[1:], forward[1:])
         row = {"layout": layout, "images": images, "threads": torch.get_num_threads()}
         row |= {"seconds": statistics.median(whole[1:]), "forward_s": statistics.median(forward[1:]), "ratio": ratio}
         rows.append(row)
@@ -160,78 +168,78 @@ def measure_extract(folder: Path, images: int = 8, turns: int = 2) -> list[dict[
     return rows
 
 
-def run_free(folder: Path, images: int) -> None:
-    """Stage one of a model that costs nothing, in this process."""
+def extract_constant(folder: Path, images: int) -> None:
+    """Extract features of the constant model, in this process."""
     dataset, config = blank_dataset(images, (256, 256)), ExtractConfig(layout="native")
-    model = FreeModel(load_model("mini", condition="none").blocks)
-    extract(prepare_store(folder / "free.zarr", dataset, model, config), dataset, model, config)
+    model = ConstantModel(load_model("mini", condition="none").blocks)
+    extract(prepare_store(folder / "constant.zarr", dataset, model, config), dataset, model, config)
 
 
 def measure_memory(folder: Path) -> list[dict[str, object]]:
+    """Measure the peak memory of `extract` in a process of its own, for few and for many images."""
     rows = []
     for images in (10, 1000):
-        place = folder / str(images)
-        place.mkdir()
-        command = [sys.executable, __file__, "--free", str(images), "--folder", str(place)]
+        subfolder = folder / str(images)
+        subfolder.mkdir()
+        command = module_command("benchmarks.store.store", "--extract-images", images, "--folder", subfolder)
         peak = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
-        written = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
+        written = sum(path.stat().st_size for path in subfolder.rglob("*") if path.is_file())
         rows.append({"images": images, "peak_bytes": peak, "written_bytes": written})
         print(f"  {images:>5} images, {format_bytes(written)} written: peak memory {format_bytes(peak)}")
-        shutil.rmtree(place)
+        shutil.rmtree(subfolder)
     return rows
 
 
 def measure_resume(folder: Path, units: int = 10_000) -> list[dict[str, object]]:
-    dataset, model, config = blank_dataset(units, (256, 256)), FreeModel(TINY), ExtractConfig(layout="native")
+    """Measure a second run of `extract` on a complete store."""
+    dataset, model, config = blank_dataset(units, (256, 256)), ConstantModel(TINY), ExtractConfig(layout="native")
     path = folder / "many.zarr"
     fill = seconds(lambda: extract(prepare_store(path, dataset, model, config), dataset, model, config))
 
     def resume() -> None:
         writer = prepare_store(path, dataset, model, config)
         if unfinished_images(writer, wanted_blocks(model, config), config):
-            raise AssertionError("the store is not finished")
+            raise AssertionError("the store is not complete")
         extract(writer, dataset, model, config)
 
-    again = [seconds(resume) for _ in range(3)]
+    times = [seconds(resume) for _ in range(3)]
     opening = seconds(lambda: StoreWriter(path, contents_of(dataset, model, config)))
     row = {
         "units": units,
-        "resume_s": statistics.median(again),
+        "resume_s": statistics.median(times),
         "open_s": opening,
         "fill_ms_per_unit": fill / units * 1e3,
     }
     print(
-        f"  {units} units: nothing left to do after {row['resume_s']:.2f} s (opening {opening:.2f} s); "
+        f"  {units} units: complete after {row['resume_s']:.2f} s (opening {opening:.2f} s); "
         f"filling took {row['fill_ms_per_unit']:.1f} ms a unit"
     )
     shutil.rmtree(path)
     return [row]
 
 
-PARTS = {"io": measure_io, "extract": measure_extract, "memory": measure_memory, "resume": measure_resume}
+SECTIONS = {"io": measure_io, "extract": measure_extract, "memory": measure_memory, "resume": measure_resume}
 
 
 def main() -> None:
+    """Run the chosen sections, or one extraction for `memory`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(PARTS), help="comma list of what to measure")
+    parser.add_argument("--only", default=",".join(SECTIONS), help="comma list of what to measure")
     parser.add_argument(
         "--folder", type=Path, default=Path(tempfile.gettempdir()), help="on the disk to measure, with 2 GB free"
     )
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/store.json")
-    parser.add_argument("--free", type=int, help=argparse.SUPPRESS)  # one run of `memory`, in its own process
+    parser.add_argument("--out", type=Path, default=RESULTS / "store.json")
+    parser.add_argument("--extract-images", type=int, help=argparse.SUPPRESS)  # one run of `memory`
     arguments = parser.parse_args()
-    if arguments.free:
-        run_free(arguments.folder, arguments.free)
+    if arguments.extract_images:
+        extract_constant(arguments.folder, arguments.extract_images)
         print(peak_bytes())
         return
-    result = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         for name in arguments.only.split(","):
             print(name)
-            about = machine(Path(folder))
-            result[name] = {"machine": about, "rows": PARTS[name](Path(folder))}
-            arguments.out.parent.mkdir(parents=True, exist_ok=True)
-            arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+            machine = describe_machine(Path(folder))
+            save_rows(arguments.out, name, SECTIONS[name](Path(folder)), machine=machine)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Benchmark scripts. Run them from the root of the repository, for example `python -m benchmarks.train.heads`."""
