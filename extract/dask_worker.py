@@ -19,7 +19,7 @@ from pathseg.extract.models.feature_model import FeatureModel
 from pathseg.extract.pipeline import contents_of
 from pathseg.extract.unit import Failure, compute_unit, has_pixels, load_unit, still_lacking, write_unit
 from pathseg.store.errors import StoreError
-from pathseg.store.format.manifest import NAME as MANIFEST
+from pathseg.store.format.manifest import MANIFEST
 from pathseg.store.location.location import open_location
 from pathseg.store.runtime.dask_client import ClusterError, first_line
 from pathseg.store.writer import StoreWriter

@@ -30,7 +30,7 @@ from pathseg.extract.unit import (
 from pathseg.store.blocks import BLOCKS, format_blocks
 from pathseg.store.contents import Contents, ImageEntry
 from pathseg.store.errors import StoreError
-from pathseg.store.format.manifest import NAME as MANIFEST
+from pathseg.store.format.manifest import MANIFEST
 from pathseg.store.format.size import BlockShape, fitting_layouts, format_bytes, images_per_unit, patch_bytes
 from pathseg.store.grid import PATCH_PX, PatchGrid
 from pathseg.store.key import StoreKey
@@ -115,15 +115,15 @@ def size_table(dataset: Dataset, model: FeatureModel, config: ExtractConfig, pat
     """What a run will write, in lines for a person: images, patches, bytes per block, total and free space."""
     size, counts = size_of(dataset, model, config), Counter(sample.split for sample in dataset.samples)
     free = open_location(path).free_bytes()
-    grid = PatchGrid.of(*dataset.size)
+    grid, patch = PatchGrid.of(*dataset.size), sum(size.per_block.values())
     blocks = ", ".join(f"block {block} {format_bytes(bytes_)}" for block, bytes_ in size.per_block.items())
     splits = ", ".join(f"{split} {count}" for split, count in counts.items())
     rows = {
         "images": f"{len(dataset.samples)} of {dataset.name} ({splits}), {dataset.size[1]}x{dataset.size[0]} px",
         "model": f"{model.name}{'' if model.trained else ' (UNTRAINED: random weights)'}",
-        "patches": f"{size.patches}, each {format_bytes(sum(size.per_block.values()))} in {config.layout} {config.dtype}",
+        "patches": f"{size.patches}, each {format_bytes(patch)} in {config.layout} {config.dtype}",
         "a patch": blocks,
-        "an image": f"{format_bytes(sum(size.per_block.values()) * grid.patches)} ({grid.patches} patches) at each timestep",
+        "an image": f"{format_bytes(patch * grid.patches)} ({grid.patches} patches) at each timestep",
         "total": f"{format_bytes(size.features)} of features for {size.timesteps} timestep{'s' * (size.timesteps > 1)}",
         "free": f"{'no limit known' if free is None else format_bytes(free)} at {path}",
     }
@@ -165,7 +165,8 @@ def _require_space(size: Size, share: float, model: FeatureModel, config: Extrac
         " or ".join(f"--layout {name}" for name in fitting) + " would fit" if fitting else "take fewer --blocks or --t"
     )
     raise StoreError(
-        f"the features take {format_bytes(needed)} in layout {config.layout}, but {format_bytes(free_bytes)} are free; {way}"
+        f"the features take {format_bytes(needed)} in layout {config.layout}, "
+        f"but {format_bytes(free_bytes)} are free; {way}"
     )
 
 

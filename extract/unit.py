@@ -16,7 +16,7 @@ from pathseg.extract.models.noise import patch_noise
 from pathseg.store.errors import StoreError
 from pathseg.store.format.layout import to_layout
 from pathseg.store.grid import PatchGrid
-from pathseg.store.records import PIXELS, checksum, features_part
+from pathseg.store.records import PIXELS, ArraySet, checksum
 from pathseg.store.writer import StoreWriter
 
 Wanted = dict[int, tuple[int, ...]]  # timestep -> blocks
@@ -54,8 +54,8 @@ def lacking_blocks(writer: StoreWriter, unit: int, blocks: tuple[int, ...], conf
 def still_lacking(writer: StoreWriter, unit: int, blocks: tuple[int, ...], config: ExtractConfig) -> Wanted:
     """`lacking_blocks` after a look at what somebody else has finished since the store was opened, pixels included."""
     lacking, records = lacking_blocks(writer, unit, blocks, config), writer.store.records
-    for part in (PIXELS, *(features_part(t, missing) for t, missing in lacking.items())):
-        records.refresh(part, unit)
+    for arrays in (PIXELS, *(ArraySet(t, missing) for t, missing in lacking.items())):
+        records.refresh(arrays, unit)
     return lacking and lacking_blocks(writer, unit, blocks, config)
 
 
@@ -165,7 +165,7 @@ def _require_same(writer: StoreWriter, index: int, pixels: Pixels) -> None:
     if not store.records.done(PIXELS, index):
         return
     for name, values in (("images", pixels.image), ("masks", pixels.mask)):
-        if store.records.expected(PIXELS, name, index) != checksum(values):
+        if store.records.checksum_of(PIXELS, name, index) != checksum(values):
             raise StoreError(
                 f"{store.ids[index]} is not the same in the data set as in {store.location} ({name} differ); "
                 f"pass --store for a new store"

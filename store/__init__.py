@@ -1,1 +1,1 @@
-"""What is kept: the feature store, its key, its checksums. Knows no model and no training."""
+"""The feature store: cached features with their key and checksums. Independent of models and training."""

@@ -1,18 +1,20 @@
-"""What a store says of itself: images, classes, blocks, key. Kept in the attributes of its root group."""
+"""The description of a store in the attributes of its root group: images, classes, blocks and key."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
+from pathseg.store.blocks import BLOCKS
 from pathseg.store.classes import background_code
 from pathseg.store.errors import Damaged, KeyMismatch, StoreError
 from pathseg.store.format.size import BlockShape
 from pathseg.store.grid import PatchGrid
 from pathseg.store.key import StoreKey
+from pathseg.store.runtime.json_records import decode_json
 
 FORMAT = 2  # raised when a reader of this release could not read the store rightly; format 1 is still read
 
@@ -21,8 +23,8 @@ FORMAT = 2  # raised when a reader of this release could not read the store righ
 class ImageEntry:
     """One image: id, split, and its original height and width in px.
 
-    source is the slide or region that it was cut from, where several images share one. group is the patch that it is
-    a view of, view the view's number, 0 = the centre: training draws one view of a group in each epoch.
+    source: the slide or region that it was cut from, where several images share one. group: the patch that it is a view
+    of. view: number of the view, 0 = the centre; training draws one view of a group in each epoch.
     """
 
     id: str
@@ -36,13 +38,12 @@ class ImageEntry:
 
 @dataclass(frozen=True)
 class Contents:
-    """Everything stage two needs to know; it never asks the data set or the model.
+    """The description of a store: all that stage two knows about the data set and the model.
 
-    classes name the mask codes 0..K-1. background is the code of the class that is no object, None where every class
-    is one. ignore is the code that counts in no loss, class weight or metric. test_split is the split that results are
-    quoted on. blocks are all blocks of the model (which of them are stored is seen from the arrays). made_by is free
-    text for people: versions, model card, licence. images_per_unit images are written and recorded together; above 1
-    they share shards.
+    classes: names of the mask codes 0..K-1. background: code of the class that is no object, None where every class is
+    one. ignore: code that counts in no loss, class weight or metric. test_split: the split that results are reported
+    on. blocks: all blocks of the model; the arrays tell which of them are stored. made_by: versions of the packages
+    that wrote the store. images_per_unit: images that are written and recorded together; above 1 they share shards.
     """
 
     key: StoreKey
@@ -64,13 +65,13 @@ class Contents:
 
     @property
     def grid(self) -> PatchGrid:
-        """The patches of an image, the same for all."""
+        """Rows and columns of patches of an image, the same for all images."""
         return PatchGrid.of(*self.key.size)
 
     def to_attributes(self) -> dict[str, Any]:
-        """Plain JSON values, one attribute per fact; sources, groups and views where there are any."""
-        cut = any(image.source is not None or image.group is not None for image in self.images)
-        listed = {
+        """Return plain JSON values, one attribute per field; sources, groups and views only where there are any."""
+        has_views = any(image.source is not None or image.group is not None for image in self.images)
+        views = {
             "sources": [image.source for image in self.images],
             "groups": [image.group for image in self.images],
             "views": [image.view for image in self.images],
@@ -81,7 +82,7 @@ class Contents:
             "ids": [image.id for image in self.images],
             "splits": [image.split for image in self.images],
             "sizes": [[image.height, image.width] for image in self.images],
-            **(listed if cut else {}),
+            **(views if has_views else {}),
             "classes": list(self.classes),
             "background": self.background,
             "ignore": self.ignore,
@@ -100,24 +101,33 @@ class Contents:
     def from_attributes(cls, values: Mapping[str, Any], *, store: str) -> Contents:
         """The inverse of `to_attributes`; also reads format 1.
 
-        Raises StoreError for attributes of something else or of a newer format, Damaged when one is missing or has
-        the wrong type.
+        Raises StoreError for the attributes of another Zarr group or of a newer format, Damaged naming store and
+        attribute when one is missing, has the wrong type or is out of range.
         """
         if "pathseg_format" not in values:
             raise StoreError(f"{store} is a Zarr group but no pathseg store; make one with pathseg extract")
         version = values["pathseg_format"]
-        if not isinstance(version, int):
-            raise Damaged(f"the format of {store} is {version!r}, no number; run pathseg verify --repair")
+        if type(version) is not int or version < 1:
+            raise Damaged(f"pathseg_format of {store} is {version!r}, no format; run pathseg verify --repair")
         if version > FORMAT:
             raise StoreError(f"{store} has format {version}, this pathseg reads up to {FORMAT}; upgrade pathseg")
         try:
             found = msgspec.convert(values, _Attributes, str_keys=True)
             images = found.entries()
             background = background_code(found.classes) if version == 1 else found.background
+            if background is not None and background >= len(found.classes):
+                raise ValueError(f"background is {background}, but there are {len(found.classes)} classes")
         except (msgspec.ValidationError, ValueError) as e:
             raise Damaged(f"the attributes of {store} are damaged: {e}; run pathseg verify --repair") from e
+        try:
+            key = StoreKey.from_json(found.key)
+            PatchGrid.of(*key.size)
+        except StoreError as e:
+            raise StoreError(f"{store} cannot be used: {e}") from e
+        except ValueError as e:
+            raise Damaged(f"the key of {store} is damaged: {e}; run pathseg verify --repair") from e
         return cls(
-            key=StoreKey.from_json(found.key),
+            key=key,
             images=images,
             classes=found.classes,
             ignore=found.ignore,
@@ -142,33 +152,51 @@ class Contents:
                 )
 
 
+def read_attributes(text: bytes | str, *, source: str) -> dict[str, Any]:
+    """Return the attributes in the text of a root zarr.json. Raises ValueError naming `source` for other content."""
+    return decode_json(text, _RootGroup, source=source).attributes
+
+
+class _RootGroup(msgspec.Struct, frozen=True):
+    """What is read of the root zarr.json."""
+
+    attributes: dict[str, Any] = {}
+
+
+_Code = Annotated[int, msgspec.Meta(ge=0, le=255)]  # of a mask, which is uint8
+_Pixels = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+_Block = Annotated[int, msgspec.Meta(ge=0, le=BLOCKS[-1])]
+_Channels = Annotated[int, msgspec.Meta(ge=1, le=100_000)]
+_Cells = Annotated[int, msgspec.Meta(ge=1, le=4096)]
+
+
 @dataclass(frozen=True)
 class _Attributes:
     """The attributes of the root group as they are on disk, beside `pathseg_format` and copies of the key's fields."""
 
     key: dict[str, Any]
-    ids: tuple[str, ...]
+    ids: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
     splits: tuple[str, ...]
-    sizes: tuple[tuple[int, int], ...]
-    classes: tuple[str, ...]
-    ignore: int | None
+    sizes: tuple[tuple[_Pixels, _Pixels], ...]
+    classes: Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=256)]
+    ignore: _Code | None
     test_split: str
-    blocks: dict[int, tuple[int, int]]
+    blocks: Annotated[dict[_Block, tuple[_Channels, _Cells]], msgspec.Meta(min_length=1)]
     model_trained: bool
     has_instances: bool
     made_by: dict[str, str]
-    images_per_unit: int
-    background: int | None = None
+    images_per_unit: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+    background: _Code | None = None
     sources: tuple[str | None, ...] = field(default=())
     groups: tuple[str | None, ...] = field(default=())
-    views: tuple[int, ...] = field(default=())
+    views: tuple[Annotated[int, msgspec.Meta(ge=0)], ...] = field(default=())
 
     def entries(self) -> tuple[ImageEntry, ...]:
-        """One entry per image. Raises ValueError when the lists differ in length."""
+        """Return one entry per image. Raises ValueError when the lists differ in length."""
         count = len(self.ids)
         sources, groups = self.sources or (None,) * count, self.groups or (None,) * count
         rows = zip(self.ids, self.splits, self.sizes, sources, groups, self.views or (0,) * count, strict=True)
-        return tuple(ImageEntry(id_, split, *size, *cut) for id_, split, size, *cut in rows)
+        return tuple(ImageEntry(id_, split, *size, *rest) for id_, split, size, *rest in rows)
 
 
 def _difference(here: Any, there: Any) -> str:

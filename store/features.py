@@ -8,62 +8,71 @@ import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import zarr
 
 from pathseg.store.blocks import array_name
-from pathseg.store.contents import Contents
+from pathseg.store.contents import Contents, read_attributes
 from pathseg.store.errors import Damaged, Incomplete, StoreError
 from pathseg.store.format.arrays import chunk_names
-from pathseg.store.format.chunks import is_plain, is_plain_shards, read_chunks, read_from_shard
-from pathseg.store.format.manifest import read_manifest, require_intact
+from pathseg.store.format.chunks import is_uncompressed, is_uncompressed_shards, read_chunks, read_from_shard
+from pathseg.store.format.manifest import MANIFEST, ROOT, Manifest, read_manifest
 from pathseg.store.format.size import patch_bytes
 from pathseg.store.location.cache import ReadCache
 from pathseg.store.location.location import Location, open_location
-from pathseg.store.records import PIXELS, Records, checksum
+from pathseg.store.records import PIXELS, ArraySet, Records, checksum
 
 
 class FeatureStore:
-    """Images, masks and cached features of a data set, read-only; `writer.StoreWriter` makes and fills one.
+    """Images, masks and cached features of a data set, read-only; `writer.StoreWriter` creates and fills a store.
 
-    Whatever a completion record speaks of reads as it was written or raises Damaged; whatever has none is Incomplete.
+    Reading something with a completion record returns what was written or raises Damaged; without one it raises
+    Incomplete.
     """
 
     def __init__(
-        self, location: Location, contents: Contents, manifest: dict[str, str], *, cache: ReadCache | None = None
+        self,
+        location: Location,
+        attributes: Mapping[str, Any],
+        manifest: Manifest,
+        *,
+        cache: ReadCache | None = None,
     ) -> None:
         self.location = location
-        self._cache, self._make = cache, hashlib.sha256(manifest.get("zarr.json", "").encode()).hexdigest()[:16]
-        self.contents = contents
+        self.contents = Contents.from_attributes(attributes, store=str(location))
         self.manifest = manifest
-        self.records = Records(location, images_per_unit=contents.images_per_unit)
-        self._group = zarr.open_group(location.zarr(read_only=False), mode="r", use_consolidated=False)
+        self.records = Records(location, images_per_unit=self.contents.images_per_unit)
+        self._attributes = attributes
+        self._cache, self._cache_folder = cache, hashlib.sha256(manifest.texts.get(ROOT, "").encode()).hexdigest()[:16]
+        self._zarr = location.zarr(read_only=True)
         self._arrays: dict[str, zarr.Array] = {}
-        self._kinds: dict[str, str] = {}
+        self._codecs: dict[str, str] = {}
 
     @classmethod
     def open(cls, path: str | os.PathLike[str] | Location, *, cache: ReadCache | None = None) -> FeatureStore:
-        """Open a store at a local path or s3://bucket/prefix; with a cache, images are fetched from there only once.
+        """Open a store at a local path or s3://bucket/prefix; with a cache, each image is fetched from S3 only once.
 
-        Raises StoreError when there is none or something else, Damaged when its own description has changed.
+        Raises StoreError when there is no store, Damaged when its description is not what was written.
         """
         location = open_location(path)
-        if not location.exists("zarr.json"):
+        if not location.exists(ROOT):
+            if location.exists(MANIFEST):
+                raise Damaged(f"{location}/{ROOT} has gone; run pathseg verify --repair")
             raise StoreError(f"there is no feature store at {location}; make one with pathseg extract")
-        manifest = read_manifest(location)
+        manifest, text = read_manifest(location), location.read(ROOT)
         if manifest:
-            require_intact(location, "zarr.json", manifest)
+            manifest.require_intact(ROOT, text, store=str(location))
         try:
-            group = zarr.open_group(location.zarr(read_only=True), mode="r", use_consolidated=False)
-        except (ValueError, KeyError, TypeError) as e:
-            raise Damaged(f"{location}/zarr.json cannot be read: {e}") from e
-        contents = Contents.from_attributes(dict(group.attrs), store=str(location))
-        return cls(location, contents, manifest, cache=cache)
+            attributes = read_attributes(text, source=f"{location}/{ROOT}")
+        except ValueError as e:
+            raise Damaged(f"{e}; run pathseg verify --repair") from e
+        return cls(location, attributes, manifest, cache=cache)
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """Of all images, in order."""
+        """The id of each image, in order."""
         return tuple(image.id for image in self.contents.images)
 
     @property
@@ -78,22 +87,25 @@ class FeatureStore:
 
     @property
     def ignore(self) -> int | None:
-        """The mask code that counts nowhere, None where there is none."""
+        """The mask code that counts in no loss or metric, None where there is none."""
         return self.contents.ignore
 
     def __len__(self) -> int:
         return len(self.contents.images)
 
     def image(self, index: int) -> np.ndarray:
-        """The image at working size, (H, W, 3) uint8 RGB."""
+        """Read an image at the size that the model saw, (H, W, 3) uint8 RGB."""
         return self._read("images", index, PIXELS)
 
     def mask(self, index: int) -> np.ndarray:
-        """Class codes at working size, (H, W) uint8."""
+        """Read class codes at the size of the image, (H, W) uint8."""
         return self._read("masks", index, PIXELS)
 
     def instances(self, index: int) -> np.ndarray:
-        """Object ids at the image's original size, (h0, w0) uint16, 0 = background. StoreError where there are none."""
+        """Read object ids at the image's original size, (h0, w0) uint16, 0 = background.
+
+        Raises StoreError when the data set has none.
+        """
         if not self.contents.has_instances:
             raise StoreError(f"{self.location} holds no instance masks; its data set has none")
         entry = self.contents.images[index]
@@ -102,82 +114,93 @@ class FeatureStore:
     def read(
         self, index: int, t: int = 50, blocks: Iterable[int] = (), *, out: Mapping[int, np.ndarray] | None = None
     ) -> dict[int, np.ndarray]:
-        """Features of one image as stored: {block: (P, C, h, w)}; without `blocks` all that are there.
+        """Read features of one image in the store's layout: {block: (P, C, h, w)}; without `blocks` all stored ones.
 
-        out: an array in C order for each block, to be filled and returned instead of a new one: fresh memory costs as
-        much as reading. Raises Incomplete when a block is not in the store yet, Damaged when the bytes are not those
-        that were written, ValueError when an array of `out` is of another shape or type.
+        out: an array in C order per block, filled and returned instead of a new one, because allocating memory takes as
+        long as reading. Raises Incomplete when a block is not in the store yet, Damaged when the bytes are not those
+        that were written, ValueError when an array of `out` has another shape or dtype.
         """
-        blocks, parts = tuple(blocks) or self.stored_blocks(t), {}
+        blocks = tuple(blocks) or self.stored_blocks(t)
+        recorded: dict[str, ArraySet] = {}
         for block in blocks:
-            if (part := self.records.part_of(t, block, index)) is None:
+            if (arrays := self.records.arrays_with(t, block, index)) is None:
                 raise Incomplete(
                     f"{self.location} has no block {block} at t {t} of {self.ids[index]}; run pathseg extract again"
                 )
-            parts[array_name(t, block)] = part
-        for part in set(parts.values()):
-            self.records.read(part, index // self.contents.images_per_unit)  # once, and not in each thread
-        worth = len(blocks) > 1 and self.image_bytes(blocks) >= self.location.min_concurrent_bytes
-        into = [None if out is None else out[block] for block in blocks]
-        each = self._threads.map if worth else map
-        values = each(lambda name, own: self._read(name, index, parts[name], own), parts, into)
-        return dict(zip(blocks, values, strict=True))
+            recorded[array_name(t, block)] = arrays
+        for arrays in set(recorded.values()):
+            self.records.read(arrays, index // self.contents.images_per_unit)  # once, and not in each thread
+        buffers = [None if out is None else out[block] for block in blocks]
+
+        def read(name: str, buffer: np.ndarray | None) -> np.ndarray:
+            return self._read(name, index, recorded[name], buffer)
+
+        if len(blocks) > 1 and self.image_bytes(blocks) >= self.location.min_concurrent_bytes:
+            return dict(zip(blocks, self._threads.map(read, recorded, buffers), strict=True))
+        return dict(zip(blocks, map(read, recorded, buffers), strict=True))
 
     def image_bytes(self, blocks: Iterable[int]) -> int:
-        """What these blocks of one image take at one timestep."""
+        """Return the bytes of these blocks of one image at one timestep, in memory."""
         key = self.contents.key
         each = patch_bytes(self.contents.blocks, layout=key.layout, dtype=key.dtype)
         return self.contents.grid.patches * sum(each[block] for block in blocks)
 
     def complete(self, index: int, timesteps: Iterable[int], blocks: Iterable[int]) -> bool:
-        """Whether the pixels of an image and these blocks at all these timesteps are there."""
+        """Return whether the pixels of an image and these blocks at all these timesteps are stored."""
         blocks = tuple(blocks)
-        there = (not self.records.missing(t, blocks, index) for t in timesteps)
-        return self.records.done(PIXELS, index) and all(there)
+        features = (not self.records.missing(t, blocks, index) for t in timesteps)
+        return self.records.done(PIXELS, index) and all(features)
 
     def digest(self) -> str:
-        """64 hex digits for all that a head learns from: key, images, splits, classes, and the pixels' checksums.
+        """Return the SHA-256, 64 hex digits, of all that a head learns from.
 
-        Of the attributes as they are on disk, so that it is the same for every release that reads the store.
+        That is the attributes as they are on disk, without `made_by`, and the checksums of images and masks; so it is
+        the same in every release that reads the store.
         """
-        about = {name: value for name, value in self._group.attrs.items() if name != "made_by"}
-        sums = [self.records.read(part, unit)["crc32c"] for part, unit in self.records.committed() if part == PIXELS]
-        return hashlib.sha256(json.dumps([about, sums], sort_keys=True).encode()).hexdigest()
+        attributes = {name: value for name, value in self._attributes.items() if name != "made_by"}
+        units = [unit for arrays, unit in self.records.committed() if arrays == PIXELS]
+        checksums = [self.records.read(PIXELS, unit).checksums for unit in units]
+        return hashlib.sha256(json.dumps([attributes, checksums], sort_keys=True).encode()).hexdigest()
 
     def unfinished(self, *, t: int, blocks: Iterable[int]) -> tuple[int, ...]:
-        """Indices of the images that lack their pixels or one of these blocks."""
+        """Return the indices of the images of which the pixels or one of these blocks are not stored."""
         blocks = tuple(blocks)
         return tuple(i for i in range(len(self)) if not self.complete(i, (t,), blocks))
 
     def timesteps(self) -> tuple[int, ...]:
-        """The timesteps of which at least one image is finished, ascending."""
+        """Return the timesteps at which features of at least one image are stored, ascending."""
         return self.records.timesteps()
 
     def stored_blocks(self, t: int) -> tuple[int, ...]:
-        """The blocks of which a timestep has an array."""
-        return tuple(b for b in sorted(self.contents.blocks) if f"{array_name(t, b)}/zarr.json" in self.manifest)
+        """Return the blocks that have an array at a timestep."""
+        return tuple(b for b in sorted(self.contents.blocks) if self.manifest.has_array(array_name(t, b)))
 
     def array(self, name: str) -> zarr.Array:
-        """An array of the store by its name. Raises Damaged when its description is not what was written."""
+        """Open an array of the store by name. Raises Damaged when its zarr.json is not what was written."""
         if name not in self._arrays:
-            require_intact(self.location, f"{name}/zarr.json", self.manifest)
-            self._arrays[name] = self._group[name]
+            file = f"{name}/zarr.json"
+            try:
+                text = self.location.read(file)
+            except FileNotFoundError:
+                text = None
+            self.manifest.require_intact(file, text, store=str(self.location))
+            self._arrays[name] = zarr.open_array(self._zarr, path=name, mode="r", zarr_format=3)
         return self._arrays[name]
 
     @cached_property
     def _threads(self) -> ThreadPoolExecutor:
-        """Of all reads: several images that are read at once do not take more of the disk or network than one."""
+        """Shared by all reads, so that images that are read in parallel do not start more requests than one image."""
         return ThreadPoolExecutor(self.location.concurrency)
 
-    def _read(self, name: str, index: int, part: str, out: np.ndarray | None = None) -> np.ndarray:
+    def _read(self, name: str, index: int, arrays: ArraySet, out: np.ndarray | None = None) -> np.ndarray:
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} is not within 0..{len(self) - 1}")
-        if not self.records.done(part, index):
+        if not self.records.done(arrays, index):
             raise Incomplete(f"{self.location} has no {name} of {self.ids[index]} yet; run pathseg extract again")
-        stored, array = self.records.expected(part, name, index), self.array(name)
+        stored, array = self.records.checksum_of(arrays, name, index), self.array(name)
         if out is not None and (out.shape, out.dtype, out.flags.c_contiguous) != (array.shape[1:], array.dtype, True):
             raise ValueError(f"{name} is {array.dtype} {array.shape[1:]} an image, but out is {out.dtype} {out.shape}")
-        cached = f"{self._make}/{name}/{index}"
+        cached = f"{self._cache_folder}/{name}/{index}"
         if self._cache is not None:
             values = self._cache.get(cached, stored, shape=array.shape[1:], dtype=array.dtype)
             if values is not None:
@@ -193,16 +216,17 @@ class FeatureStore:
         return values
 
     def _values(self, name: str, index: int, out: np.ndarray | None) -> tuple[np.ndarray, int]:
-        """One image of an array, in `out` where there is one, and the CRC-32C of its bytes."""
+        """Read one image of an array, into `out` where it is given; return it and the CRC-32C of its bytes."""
         array = self.array(name)
-        if name not in self._kinds:
-            self._kinds[name] = "chunks" if is_plain(array) else "shards" if is_plain_shards(array) else "other"
-        if self._kinds[name] == "other":
+        if name not in self._codecs:
+            shards = is_uncompressed_shards(array)
+            self._codecs[name] = "chunks" if is_uncompressed(array) else "shards" if shards else "zarr"
+        if self._codecs[name] == "zarr":
             values = np.asarray(array[index]) if out is None else _copied(array[index], out)
             return values, checksum(values)
         values = np.empty(array.shape[1:], array.dtype.newbyteorder("<")) if out is None else out
         files = [f"{name}/{chunk}" for chunk in chunk_names(array, index, 1)]
-        if self._kinds[name] == "chunks":
+        if self._codecs[name] == "chunks":
             return values, read_chunks(self.location, files, values)
         return values, read_from_shard(self.location, files[0], index % self.contents.images_per_unit, values)
 

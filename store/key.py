@@ -13,6 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from pathseg.store.errors import KeyMismatch, StoreError
+from pathseg.store.format.packing import PACKINGS
 from pathseg.store.grid import PATCH_PX
 
 Layout = Literal["grid", "native", "image"]
@@ -137,9 +138,14 @@ class StoreKey:
         if isinstance(sentence := values.get("preprocessing"), str):
             values = {**values, "preprocessing": msgspec.to_builtins(Preprocessing.from_sentence(sentence))}
         try:
-            return msgspec.convert(values, cls)
+            key = msgspec.convert(values, cls)
         except msgspec.ValidationError as e:
             raise StoreError(f"the store's key cannot be read: {e}; upgrade pathseg, or extract the store anew") from e
+        for name, known in (("layout", LAYOUTS), ("dtype", DTYPES), ("packing", PACKINGS)):
+            if getattr(key, name) not in known:
+                raise StoreError(f"the store's key has the unknown {name} {getattr(key, name)!r}; "
+                                 "upgrade pathseg, or extract the store anew")  # fmt: skip
+        return key
 
     @property
     def digest(self) -> str:

@@ -1,4 +1,4 @@
-"""A store as lazy Dask arrays, for people who look at features with the tools they know."""
+"""A store as lazy Dask arrays."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ import dask.array
 
 from pathseg.store.features import FeatureStore
 from pathseg.store.location.location import Location
+from pathseg.store.records import PIXELS, ArraySet
 
 
 def open_lazy(path: str | os.PathLike[str] | Location) -> dict[str, dask.array.Array]:
-    """Every array of a store by its name (`images`, `masks`, `t50/block04`), read when it is computed.
+    """Return every array of a store by name (`images`, `masks`, `t50/block04`), read when it is computed.
 
-    Images that are not extracted yet read as NaN in features and 0 in pixels. Raises as `FeatureStore.open`.
+    Images that are not extracted yet read as NaN in features and 0 in pixels; checksums of chunks are checked by Zarr.
+    Raises as `FeatureStore.open`.
     """
     store = FeatureStore.open(path)
-    pixels = ["images", "masks", *(["instances"] if store.contents.has_instances else [])]
-    names = pixels + [f"t{t}/block{block:02d}" for t in store.timesteps() for block in store.stored_blocks(t)]
+    array_sets = [PIXELS, *(ArraySet(t, store.stored_blocks(t)) for t in store.timesteps())]
+    names = [name for arrays in array_sets for name in arrays.arrays(has_instances=store.contents.has_instances)]
     return {name: dask.array.from_zarr(store.array(name)) for name in names}

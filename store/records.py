@@ -1,4 +1,4 @@
-"""Completion records: one small file per unit of work, written last, that says what is whole."""
+"""Completion records: one small JSON file per unit of work, written last, with the checksums of what was written."""
 
 from __future__ import annotations
 
@@ -6,169 +6,265 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any, TypeVar
 
 import google_crc32c
+import msgspec
 import numpy as np
 
-from pathseg.store.blocks import format_blocks, parse_blocks
+from pathseg.store.blocks import array_name, format_blocks, parse_blocks
 from pathseg.store.errors import Damaged
 from pathseg.store.location.location import Location
+from pathseg.store.runtime.json_records import convert_json, decode_json
 
 FOLDER = "_done"
-PIXELS = "pixels"
-WHOLE, LACKING = ".json", ".lacking.json"
-REMEMBERED = 10_000  # images whose records stay in memory, a few kB each: far from a store each is a request
-RECORD = re.compile(rf"{FOLDER}/(pixels|t(?:0|[1-9]\d*)/[\d,-]+)/(\d{{6,}})(\.lacking)?\.json")
-Checksums = Mapping[str, Sequence[int | None]]  # array name -> CRC-32C per image of the unit, None = not there
+COMPLETE, INCOMPLETE = ".json", ".lacking.json"  # suffixes: all images of the unit are there, or some were set aside
+CACHED_IMAGES = 10_000  # images whose records stay in memory, a few kB each: in S3 each read of a record is a request
+RECORD_FILE = re.compile(rf"{FOLDER}/(pixels|t(?:0|[1-9]\d*)/[\d,-]+)/(\d{{6,}})(\.lacking)?\.json")
+Checksums = Mapping[str, Sequence[int | None]]  # array name -> CRC-32C of each image of the unit, None = set aside
+Body = TypeVar("Body")
 
 
-def checksum(array: np.ndarray) -> int:
-    """CRC-32C of an array's bytes in C order, little endian."""
-    little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-    return int(google_crc32c.value(little.reshape(-1).view(np.uint8)))
+@dataclass(frozen=True)
+class ArraySet:
+    """Arrays that are written and recorded together: images and masks (t None), or some blocks at one timestep."""
+
+    t: int | None = None
+    blocks: tuple[int, ...] = ()
+
+    @cached_property
+    def name(self) -> str:
+        """`pixels`, or timestep and blocks as in `t50/4-6`: the folder of its records below `_done`."""
+        return "pixels" if self.t is None else f"t{self.t}/{format_blocks(self.blocks)}"
+
+    @classmethod
+    def from_name(cls, name: str) -> ArraySet:
+        """Parse a name. Raises ValueError unless it is one that `name` gives."""
+        return _parse_name(name)
+
+    def arrays(self, *, has_instances: bool) -> tuple[str, ...]:
+        """Return the paths of the arrays in the store: `t50/block04`."""
+        if self.t is None:
+            return ("images", "masks", "instances") if has_instances else ("images", "masks")
+        return tuple(array_name(self.t, block) for block in self.blocks)
+
+    def record_file(self, unit: int, *, complete: bool = True) -> str:
+        """Return the file name of the record of a unit: `_done/t50/4-6/000012.json`."""
+        return f"{FOLDER}/{self.name}/{unit:06d}{COMPLETE if complete else INCOMPLETE}"
 
 
-def seal(body: dict) -> bytes:
-    """A JSON object with a CRC-32C of itself, so that damage to it shows."""
-    text = json.dumps(body, sort_keys=True)
-    return json.dumps({"body": body, "crc32c": int(google_crc32c.value(text.encode()))}, sort_keys=True).encode()
+PIXELS = ArraySet()
 
 
-def unseal(data: bytes, *, name: str) -> dict:
-    """The inverse of `seal`. Raises Damaged when a single bit has changed."""
+@lru_cache(maxsize=1024)
+def _parse_name(name: str) -> ArraySet:
+    timestep, _, blocks = name.partition("/")
+    if name == PIXELS.name:
+        return PIXELS
+    if timestep[:1] == "t" and timestep[1:].isdecimal():
+        parsed = ArraySet(int(timestep[1:]), parse_blocks(blocks))
+        if parsed.name == name:
+            return parsed
+    raise ValueError(f"{name!r} names no arrays of a completion record; expected pixels or, for example, t50/4-6")
+
+
+def parse_record_file(name: str) -> tuple[ArraySet, int, bool] | None:
+    """Return arrays, unit and whether the unit is complete from the file name of a record; None for other files."""
+    if (match := RECORD_FILE.fullmatch(name)) is None:
+        return None
     try:
-        body = json.loads(data)["body"]
-    except (ValueError, KeyError, TypeError) as e:
-        raise Damaged(f"{name} is damaged: {e}") from e
-    if not isinstance(body, dict) or seal(body) != data:
-        raise Damaged(f"{name} is damaged: its own checksum does not fit")
-    return body
+        arrays = ArraySet.from_name(match[1])
+    except ValueError:
+        return None
+    return arrays, int(match[2]), match[3] is None
 
 
-def features_part(t: int, blocks: Iterable[int]) -> str:
-    """Name of the part of the work that is a timestep's blocks: `t50/4-6`."""
-    return f"t{t}/{format_blocks(blocks)}"
+@dataclass(frozen=True)
+class CompletionRecord:
+    """The content of a record: the CRC-32C of each array for each image of a unit, None for an image set aside."""
+
+    arrays: ArraySet
+    unit: int
+    checksums: Checksums
+
+    @property
+    def written(self) -> frozenset[int]:
+        """Positions in the unit of the images that were written."""
+        return frozenset(i for sums in self.checksums.values() for i, crc in enumerate(sums) if crc is not None)
+
+    @property
+    def complete(self) -> bool:
+        """Whether no image of the unit was set aside."""
+        return len(self.written) == max(len(sums) for sums in self.checksums.values())
+
+    def to_json(self) -> bytes:
+        """Return the content of the file."""
+        checksums = {name: list(sums) for name, sums in self.checksums.items()}
+        return seal({"part": self.arrays.name, "unit": self.unit, "crc32c": checksums})
+
+    @classmethod
+    def from_json(cls, data: bytes, *, source: str) -> CompletionRecord:
+        """The inverse of `to_json`. Raises Damaged naming `source` when a single bit has changed."""
+        body = unseal(data, _RecordBody, source=source)
+        try:
+            arrays = ArraySet.from_name(body.part)
+        except ValueError as e:
+            raise Damaged(f"{source} is damaged: {e}") from e
+        return cls(arrays, body.unit, body.crc32c)
+
+
+class _RecordBody(msgspec.Struct, frozen=True):
+    """The JSON object in the file of a record."""
+
+    part: str
+    unit: int
+    crc32c: dict[str, tuple[int | None, ...]]
 
 
 class Records:
-    """The records of one store. A part is `pixels` or a timestep's blocks; a unit is a run of images.
+    """Index of the completion records of a store, by arrays and unit; a unit is a run of `images_per_unit` images.
 
-    A record lies at `_done/<part>/<unit>.json` and holds the CRC-32C of each array for each image of the unit. So the
-    names alone say what is done, and the contents what it must read as. A unit of which an image was set aside ends
-    in `.lacking.json` until it is made whole.
+    The file names alone tell which units are complete. Only the records of units from which an image was set aside
+    are read at the start.
     """
 
     def __init__(self, location: Location, *, images_per_unit: int) -> None:
         self._location, self._per_unit = location, images_per_unit
-        self._whole: dict[str, set[int]] = defaultdict(set)
-        self._lacking: dict[str, dict[int, set[int]]] = defaultdict(dict)  # part -> unit -> offsets that are there
-        self._bodies: dict[str, dict] = {}  # the records read last, by name
+        self._complete: dict[ArraySet, set[int]] = defaultdict(set)
+        self._incomplete: dict[ArraySet, dict[int, frozenset[int]]] = defaultdict(dict)  # unit -> positions written
+        self._cache: dict[str, CompletionRecord] = {}  # by file name
         for name in location.names(FOLDER):
-            if (match := RECORD.fullmatch(name)) is None:
+            if (parsed := parse_record_file(name)) is None:
                 continue
-            part, unit = match[1], int(match[2])
-            if match[3]:
-                self._lacking[part][unit] = self._offsets(name)
+            arrays, unit, complete = parsed
+            if complete:
+                self._complete[arrays].add(unit)
             else:
-                self._whole[part].add(unit)
+                self._incomplete[arrays][unit] = self._written(name)
 
-    def write(self, part: str, unit: int, checksums: Checksums) -> None:
-        """Commit a unit: the last act, after everything it speaks of is in place."""
-        there = {i for sums in checksums.values() for i, crc in enumerate(sums) if crc is not None}
-        count = max(len(sums) for sums in checksums.values())
-        whole = len(there) == count
-        body = {"part": part, "unit": unit, "crc32c": {name: list(sums) for name, sums in checksums.items()}}
-        self._location.write(self.name(part, unit, whole=whole), seal(body))
-        self._bodies.pop(self.name(part, unit, whole=whole), None)
-        if whole:
-            self._location.remove(self.name(part, unit, whole=False))
-            self._lacking[part].pop(unit, None)
-            self._whole[part].add(unit)
+    def write(self, arrays: ArraySet, unit: int, checksums: Checksums) -> None:
+        """Write the record of a unit: the last step, after all arrays of the unit."""
+        record = CompletionRecord(arrays, unit, checksums)
+        name = arrays.record_file(unit, complete=record.complete)
+        self._location.write(name, record.to_json())
+        self._cache.pop(name, None)
+        if record.complete:
+            self._location.remove(arrays.record_file(unit, complete=False))
+            self._incomplete[arrays].pop(unit, None)
+            self._complete[arrays].add(unit)
         else:
-            self._lacking[part][unit] = there
+            self._incomplete[arrays][unit] = record.written
 
-    def sweep(self) -> None:
-        """Remove what a run left that was killed just after it had made a lacking unit whole."""
-        for part, units in self._lacking.items():
-            for unit in units.keys() & self._whole.get(part, set()):
-                self._location.remove(self.name(part, unit, whole=False))
+    def remove_superseded(self) -> None:
+        """Remove incomplete records of complete units: a run was killed before it removed them itself."""
+        for arrays, units in self._incomplete.items():
+            for unit in units.keys() & self._complete.get(arrays, set()):
+                self._location.remove(arrays.record_file(unit, complete=False))
                 del units[unit]
 
-    def refresh(self, part: str, unit: int) -> bool:
-        """Look again whether somebody has made a unit whole since."""
-        if unit not in self._whole.get(part, ()) and self._location.exists(self.name(part, unit)):
-            self._whole[part].add(unit)
-        return unit in self._whole.get(part, ())
+    def refresh(self, arrays: ArraySet, unit: int) -> bool:
+        """Return whether a unit is complete, also when another run has completed it since."""
+        if unit not in self._complete.get(arrays, ()) and self._location.exists(arrays.record_file(unit)):
+            self._complete[arrays].add(unit)
+        return unit in self._complete.get(arrays, ())
 
-    def drop(self, part: str, unit: int) -> None:
-        """Forget a unit, so that the next run makes it again."""
-        for whole in (True, False):
-            self._location.remove(self.name(part, unit, whole=whole))
-            self._bodies.pop(self.name(part, unit, whole=whole), None)
-        self._whole[part].discard(unit)
-        self._lacking[part].pop(unit, None)
+    def drop(self, arrays: ArraySet, unit: int) -> None:
+        """Delete the record of a unit, so that the next run writes the unit again."""
+        for complete in (True, False):
+            name = arrays.record_file(unit, complete=complete)
+            self._location.remove(name)
+            self._cache.pop(name, None)
+        self._complete[arrays].discard(unit)
+        self._incomplete[arrays].pop(unit, None)
 
-    def expected(self, part: str, array: str, index: int) -> int:
-        """The CRC-32C an image of an array must have. Raises Damaged when the record cannot be read."""
-        unit, offset = divmod(index, self._per_unit)
-        crc = self.read(part, unit)["crc32c"].get(array, ())[offset : offset + 1]
+    def checksum_of(self, arrays: ArraySet, array: str, index: int) -> int:
+        """Return the recorded CRC-32C of one image of an array. Raises Damaged when the record cannot be read."""
+        unit, position = divmod(index, self._per_unit)
+        crc = self.read(arrays, unit).checksums.get(array, ())[position : position + 1]
         if not crc or crc[0] is None:
-            raise Damaged(f"the record of {part}, unit {unit} in {self._location} says nothing of {array}")
+            raise Damaged(f"the record of {arrays.name}, unit {unit} in {self._location} has no checksum of {array}")
         return crc[0]
 
-    def read(self, part: str, unit: int) -> dict:
-        """What a record says. Raises Damaged when it is not what was written."""
-        name = self.name(part, unit, whole=unit in self._whole.get(part, ()))
-        body = self._bodies.get(name)  # once: another thread may be writing
-        if body is None:
+    def read(self, arrays: ArraySet, unit: int) -> CompletionRecord:
+        """Read the record of a unit. Raises Damaged when it is missing or is not what was written."""
+        name = arrays.record_file(unit, complete=unit in self._complete.get(arrays, ()))
+        record = self._cache.get(name)  # once: another thread may clear the cache
+        if record is None:
             try:
-                body = unseal(self._location.read(name), name=f"{self._location}/{name}")
+                record = CompletionRecord.from_json(self._location.read(name), source=f"{self._location}/{name}")
             except FileNotFoundError as e:
                 raise Damaged(f"{self._location}/{name} has gone") from e
-            if (body["part"], body["unit"]) != (part, unit):
-                raise Damaged(f"{self._location}/{name} is the record of {body['part']}, unit {body['unit']}")
-            if len(self._bodies) * self._per_unit >= REMEMBERED:
-                self._bodies.clear()
-            self._bodies[name] = body
-        return body
+            if (record.arrays, record.unit) != (arrays, unit):
+                raise Damaged(f"{self._location}/{name} is the record of {record.arrays.name}, unit {record.unit}")
+            if len(self._cache) * self._per_unit >= CACHED_IMAGES:
+                self._cache.clear()
+            self._cache[name] = record
+        return record
 
-    def done(self, part: str, index: int) -> bool:
-        """Whether an image's share of a part is there."""
-        unit, offset = divmod(index, self._per_unit)
-        return unit in self._whole.get(part, ()) or offset in self._lacking.get(part, {}).get(unit, ())
+    def done(self, arrays: ArraySet, index: int) -> bool:
+        """Return whether these arrays of an image are written and recorded."""
+        unit, position = divmod(index, self._per_unit)
+        return unit in self._complete.get(arrays, ()) or position in self._incomplete.get(arrays, {}).get(unit, ())
 
-    def committed(self) -> list[tuple[str, int]]:
-        """All recorded (part, unit), sorted."""
-        return sorted({(p, u) for found in (self._whole, self._lacking) for p, units in found.items() for u in units})
+    def committed(self) -> list[tuple[ArraySet, int]]:
+        """Return arrays and unit of every record, sorted by name and unit."""
+        found = {(arrays, unit) for by_unit in self._by_arrays() for arrays, units in by_unit.items() for unit in units}
+        return sorted(found, key=lambda record: (record[0].name, record[1]))
 
     def timesteps(self) -> tuple[int, ...]:
-        """The timesteps of which at least one unit is recorded, ascending."""
-        parts = {part for found in (self._whole, self._lacking) for part, units in found.items() if units}
-        return tuple(sorted({int(part[1:].split("/")[0]) for part in parts if part != PIXELS}))
+        """Return the timesteps with at least one record, ascending."""
+        recorded = {arrays.t for by_unit in self._by_arrays() for arrays, units in by_unit.items() if units}
+        return tuple(sorted(t for t in recorded if t is not None))
 
-    def part_of(self, t: int, block: int, index: int) -> str | None:
-        """The part that holds a block of an image, or None."""
-        for part in self._parts(t):
-            if self.done(part, index) and block in parse_blocks(part.split("/")[1]):
-                return part
-        return None
+    def arrays_with(self, t: int, block: int, index: int) -> ArraySet | None:
+        """Return the recorded arrays that include a block of an image, None when it is not written."""
+        found = [arrays for arrays in self._at(t) if block in arrays.blocks and self.done(arrays, index)]
+        return min(found, key=lambda arrays: arrays.name, default=None)
 
     def missing(self, t: int, blocks: Iterable[int], index: int) -> tuple[int, ...]:
-        """The blocks of an image that no part holds."""
-        held = {b for part in self._parts(t) if self.done(part, index) for b in parse_blocks(part.split("/")[1])}
-        return tuple(b for b in blocks if b not in held)
+        """Return those of `blocks` of an image that are not written."""
+        written = {block for arrays in self._at(t) if self.done(arrays, index) for block in arrays.blocks}
+        return tuple(block for block in blocks if block not in written)
 
-    def _parts(self, t: int) -> list[str]:
-        return sorted(part for part in {*self._whole, *self._lacking} if part.startswith(f"t{t}/"))
+    def _by_arrays(self) -> tuple[Mapping[ArraySet, Iterable[int]], ...]:
+        return self._complete, self._incomplete
 
-    def _offsets(self, name: str) -> set[int]:
+    def _at(self, t: int) -> set[ArraySet]:
+        return {arrays for by_unit in self._by_arrays() for arrays in by_unit if arrays.t == t}
+
+    def _written(self, name: str) -> frozenset[int]:
         try:
-            sums = unseal(self._location.read(name), name=name)["crc32c"]
-        except (Damaged, FileNotFoundError):  # made again, and `verify` names it; or made whole by now
-            return set()
-        return {i for crcs in sums.values() for i, crc in enumerate(crcs) if crc is not None}
+            return CompletionRecord.from_json(self._location.read(name), source=name).written
+        except (Damaged, FileNotFoundError):  # written again, and reported by `verify`; or complete by now
+            return frozenset()
 
-    @staticmethod
-    def name(part: str, unit: int, *, whole: bool = True) -> str:
-        """Where a record lies."""
-        return f"{FOLDER}/{part}/{unit:06d}{WHOLE if whole else LACKING}"
+
+def checksum(array: np.ndarray) -> int:
+    """Return the CRC-32C of an array's bytes in C order, little endian."""
+    little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+    return int(google_crc32c.value(little.reshape(-1).view(np.uint8)))
+
+
+def seal(body: Mapping[str, Any]) -> bytes:
+    """Encode a JSON object together with its CRC-32C."""
+    text = json.dumps(body, sort_keys=True)
+    return json.dumps({"body": body, "crc32c": int(google_crc32c.value(text.encode()))}, sort_keys=True).encode()
+
+
+def unseal(data: bytes, kind: type[Body], *, source: str) -> Body:
+    """The inverse of `seal`, converted to `kind`. Raises Damaged naming `source` when a single bit has changed."""
+    try:
+        body = decode_json(data, _Sealed, source=source).body
+        if seal(body) != data:
+            raise Damaged(f"{source} is damaged: its own checksum does not fit")
+        return convert_json(body, kind, source=source)
+    except ValueError as e:
+        raise Damaged(str(e)) from e
+
+
+class _Sealed(msgspec.Struct, frozen=True):
+    """The JSON object that `seal` writes, without its checksum."""
+
+    body: dict[str, Any]

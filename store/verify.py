@@ -1,4 +1,4 @@
-"""Re-reading a whole store: every file accounted for, every checksum computed again; and dropping what is damaged."""
+"""Verification of a whole store: every file accounted for, every checksum computed again; and repair."""
 
 from __future__ import annotations
 
@@ -6,120 +6,152 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import zarr
-from zarr.core.buffer import default_buffer_prototype
+from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.storage import MemoryStore
 
-from pathseg.store.blocks import array_name, parse_blocks
-from pathseg.store.contents import Contents
+from pathseg.store.blocks import array_name
+from pathseg.store.contents import FORMAT, Contents, read_attributes
 from pathseg.store.errors import Damaged, StoreError
-from pathseg.store.format.arrays import chunk_names, descriptions
-from pathseg.store.format.manifest import NAME as MANIFEST
-from pathseg.store.format.manifest import read_manifest
+from pathseg.store.format.arrays import chunk_names, zarr_metadata
+from pathseg.store.format.manifest import MANIFEST, ROOT, Manifest, read_manifest
 from pathseg.store.location.location import Location, open_location
-from pathseg.store.records import PIXELS, RECORD, Records, checksum, seal
+from pathseg.store.records import PIXELS, RECORD_FILE, ArraySet, Records, checksum, parse_record_file
 from pathseg.store.runtime.prefetch import prefetch_map
 
-OURS = re.compile(r"\.partial$|/c/\d|^t\d+(/block\d\d)?/zarr\.json$")  # what a killed run may leave behind
+LEFT_BY_KILLED_RUN = re.compile(r"\.partial$|/c/\d|^t\d+(/block\d\d)?/zarr\.json$")
+Unit = tuple[ArraySet, int]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is not as it should be.
+    """One file or image that is not as it should be.
 
-    damaged: not the bytes that were written. missing: recorded but not there, or not made yet. stray: left by a run
-    that was cut off. foreign: nothing of ours; it is never removed. part and unit are set where work must be redone.
+    damaged: not the bytes that were written. missing: recorded but not there, or not extracted yet. stray: left by a
+    run that was cut off. foreign: not written by pathseg; never removed. arrays and unit: what has to be extracted
+    again, None where nothing has.
     """
 
     kind: Literal["damaged", "missing", "stray", "foreign"]
     name: str
-    what: str
-    part: str | None = None
+    detail: str
+    arrays: ArraySet | None = None
     unit: int | None = None
 
     def __str__(self) -> str:
-        return f"{self.kind}: {self.name}: {self.what}"
+        return f"{self.kind}: {self.name}: {self.detail}"
+
+
+def verify(
+    path: str | os.PathLike[str] | Location,
+    *,
+    repair: bool = False,
+    on_unit: Callable[[int], None] = lambda units: None,
+) -> tuple[Finding, ...]:
+    """Read every byte of a store again and return what is damaged, missing, stray or foreign; () when nothing is.
+
+    repair: afterwards restore descriptions and drop damaged and stray data, so that `pathseg extract` writes only that
+    again. on_unit: called after each recorded unit with the number of recorded units. Raises StoreError when there is
+    no store, when its description is lost with the copy, or when another run writes to a store that is to be repaired.
+    """
+    verification = Verification(path)
+    units = len(verification.records.committed())
+    findings = tuple(verification.run(lambda: on_unit(units)))
+    if repair and findings:
+        verification.repair()
+    return findings
 
 
 class Verification:
     """One pass over a store; `findings` is empty when every byte is as it was written and nothing is missing."""
 
     def __init__(self, path: str | os.PathLike[str] | Location) -> None:
-        """Raises StoreError when there is no store, or none whose description can be told from manifest or files."""
+        """Raises StoreError when there is no store, or when its description is lost together with the manifest."""
         self.location = open_location(path)
         self.findings: list[Finding] = []
         self.files = set(self.location.names())
-        if not {MANIFEST, "zarr.json"} & self.files:
+        if not {MANIFEST, ROOT} & self.files:
             raise StoreError(f"there is no feature store at {self.location}; make one with pathseg extract")
         self.manifest = self._manifest()
-        root = json.loads(self.manifest["zarr.json"])
-        self.contents = Contents.from_attributes(root["attributes"], store=str(self.location))
+        attributes = read_attributes(self.manifest.texts.get(ROOT, "{}"), source=f"{self.location}/{MANIFEST}")
+        self.contents = Contents.from_attributes(attributes, store=str(self.location))
         self.records = Records(self.location, images_per_unit=self.contents.images_per_unit)
-        self._memory: dict = {name: _buffer(text.encode()) for name, text in self.manifest.items()}
+        self._memory = {name: _buffer(text.encode()) for name, text in self.manifest.texts.items()}
         self._group = zarr.open_group(MemoryStore(self._memory, read_only=True), mode="r", use_consolidated=False)
-        self._known = {MANIFEST, *self.manifest}
+        self._known = {MANIFEST, *self.manifest.texts}
 
     def run(self, on_unit: Callable[[], None] = lambda: None) -> list[Finding]:
-        """Check descriptions, records, chunks and names; `on_unit` is called after each recorded unit."""
+        """Check descriptions, records, chunks and file names; `on_unit` is called after each recorded unit."""
         self._check_descriptions()
-        ours = {(p, u) for p, u in self.records.committed() if u < self.contents.units and self._has_arrays(p)}
-        pieces = ((part, unit, array) for part, unit in sorted(ours) for array in _arrays_of(part, self.contents))
-        fetched = prefetch_map(self._fetch, pieces, threads=self.location.concurrency, size_bytes=self._size_bytes)
-        for part, unit in self.records.committed():
-            if (part, unit) in ours:
-                self._check_unit(part, unit, fetched)
+        committed = self.records.committed()
+        checked = {record for record in committed if self._in_store(record)}
+        pieces = (
+            (unit, array) for arrays, unit in committed if (arrays, unit) in checked for array in self._arrays(arrays)
+        )
+        chunks = prefetch_map(self._read_chunks, pieces, threads=self.location.concurrency, size_bytes=self._unit_bytes)
+        for arrays, unit in committed:
+            if (arrays, unit) in checked:
+                self._check_unit(arrays, unit, chunks)
             on_unit()
         self._check_completeness()
         for name in sorted(self.files - self._known):
-            if OURS.search(name) or RECORD.fullmatch(name):
-                self._find("stray", name, "no completion record speaks of it")
+            if LEFT_BY_KILLED_RUN.search(name) or RECORD_FILE.fullmatch(name):
+                self._find("stray", name, "no completion record lists it")
             else:
                 self._find("foreign", name, "not written by pathseg")
         return self.findings
 
     def repair(self) -> None:
-        """Restore descriptions, drop damaged and stray data so that `extract` makes just that again.
+        """Restore descriptions, drop damaged and stray data so that `extract` writes only that again.
 
-        Looks at everything again first, while no other run writes. Chunks that a sound record names and foreign files
-        are left alone. Raises StoreError when another run is writing.
+        Verifies everything once more first, while no other run writes. Chunks that an intact record lists and foreign
+        files stay. Raises StoreError when another run is writing.
         """
         with self.location.writer_lock() as alone:
             if not alone:
                 raise StoreError(f"another run is writing to {self.location}; repair when it has ended")
-            now = Verification(self.location)
-            now.run()
-            now._mend()
+            again = Verification(self.location)
+            again.run()
+            again._repair()
 
-    def _mend(self) -> None:
-        broken = {(f.part, f.unit) for f in self.findings if f.part is not None and f.unit is not None}
-        sound = {chunk for part, unit in self._sound(broken) for chunk in self._chunks(part, unit)}
+    def _repair(self) -> None:
+        broken = {(f.arrays, f.unit) for f in self.findings if f.arrays is not None and f.unit is not None}
+        intact = [record for record in self.records.committed() if self._in_store(record) and record not in broken]
+        listed = {chunk for arrays, unit in intact for chunk in self._chunks(arrays, unit)}
         if any(finding.name == MANIFEST for finding in self.findings):
-            self.location.write(MANIFEST, seal(self.manifest))
+            self.location.write(MANIFEST, self.manifest.to_json())
         for finding in self.findings:
-            if finding.name in self.manifest:
-                self.location.write(finding.name, self.manifest[finding.name].encode())
+            if finding.name in self.manifest.texts:
+                self.location.write(finding.name, self.manifest.texts[finding.name].encode())
             elif finding.kind == "stray":
                 self.location.remove(finding.name)
-        for part, unit in broken:
-            self.records.drop(part, unit)
-            for chunk in self._chunks(part, unit) - sound:
+        for arrays, unit in broken:
+            self.records.drop(arrays, unit)
+            for chunk in self._chunks(arrays, unit) - listed:
                 self.location.remove(chunk)
 
-    def _sound(self, broken: set) -> list[tuple[str, int]]:
-        """The recorded work of which nothing was found to be wrong."""
-        known = (item for item in self.records.committed() if item[1] < self.contents.units and item not in broken)
-        return [(part, unit) for part, unit in known if self._has_arrays(part)]
+    def _in_store(self, record: Unit) -> bool:
+        """Return whether a record is about a unit and arrays that the store has."""
+        arrays, unit = record
+        return unit < self.contents.units and all(map(self.manifest.has_array, self._arrays(arrays)))
 
-    def _chunks(self, part: str, unit: int) -> set[str]:
-        """The files that a recorded unit of a part is made of."""
-        return {name for array in _arrays_of(part, self.contents) for name in self._names(array, unit)}
+    def _arrays(self, arrays: ArraySet) -> tuple[str, ...]:
+        return arrays.arrays(has_instances=self.contents.has_instances)
 
-    def _manifest(self) -> dict[str, str]:
+    def _chunks(self, arrays: ArraySet, unit: int) -> set[str]:
+        """Return the chunk files of a recorded unit."""
+        return {name for array in self._arrays(arrays) for name in self._chunk_files(array, unit)}
+
+    def _chunk_files(self, array: str, unit: int) -> list[str]:
+        return [f"{array}/{chunk}" for chunk in chunk_names(self._group[array], unit, self.contents.images_per_unit)]
+
+    def _manifest(self) -> Manifest:
+        """Read the manifest, or rebuild it from the root zarr.json and the names of the records."""
         try:
             if manifest := read_manifest(self.location):
                 return manifest
@@ -127,66 +159,66 @@ class Verification:
         except Damaged:
             self._find("damaged", MANIFEST, "the copy of the store's description")
         try:
-            attributes = json.loads(self.location.read("zarr.json"))["attributes"]
+            text = self.location.read(ROOT)
+            attributes = read_attributes(text, source=ROOT)
             contents = Contents.from_attributes(attributes, store=str(self.location))
-        except (FileNotFoundError, ValueError, KeyError, TypeError, StoreError) as e:
+        except (FileNotFoundError, ValueError, StoreError) as e:
             raise StoreError(f"{self.location} has lost both its description and the copy; extract it anew") from e
-        parts = {match[1] for name in self.files if (match := RECORD.fullmatch(name))}
-        rebuilt = descriptions(contents, parts)
+        recorded = {parsed[0] for name in self.files if (parsed := parse_record_file(name))}
+        rebuilt = zarr_metadata(contents, recorded)
+        if attributes["pathseg_format"] != FORMAT:  # written by an older release, and never rewritten
+            rebuilt[ROOT] = text.decode()
         for name in rebuilt.keys() & self.files:
-            text = self.location.read(name).decode(errors="replace")
-            if _same_json(text, rebuilt[name]):  # another release of zarr may write the same otherwise
-                rebuilt[name] = text
-        return rebuilt
+            text = self.location.read(name)
+            if _same_json(text, rebuilt[name]):  # another release of zarr may format the same metadata differently
+                rebuilt[name] = text.decode()
+        return Manifest(rebuilt)
 
     def _check_descriptions(self) -> None:
-        there = [name for name in self.manifest if name in self.files]
-        texts = prefetch_map(self.location.read, there, threads=self.location.concurrency, size_bytes=lambda name: 0)
-        for name, text in self.manifest.items():
+        names = [name for name in self.manifest.texts if name in self.files]
+        texts = prefetch_map(self.location.read, names, threads=self.location.concurrency, size_bytes=lambda name: 0)
+        for name, text in self.manifest.texts.items():
             if name not in self.files:
-                self._find("missing", name, "the description of a part of the store")
+                self._find("missing", name, "a description in the store")
             elif next(texts).decode(errors="replace") != text:
-                self._find("damaged", name, "the description of a part of the store")
+                self._find("damaged", name, "a description in the store")
 
-    def _check_unit(self, part: str, unit: int, fetched: Iterator[dict[str, bytes]]) -> None:
-        name = self.records.name(part, unit, whole=self.records.name(part, unit) in self.files)
-        self._known |= {name}
-        self._known |= self._chunks(part, unit)
+    def _check_unit(self, arrays: ArraySet, unit: int, chunks: Iterator[dict[str, bytes]]) -> None:
+        name = arrays.record_file(unit, complete=arrays.record_file(unit) in self.files)
+        self._known |= {name} | self._chunks(arrays, unit)
+        checksums: Mapping[str, Sequence[int | None]] = {}
         try:
-            sums = self.records.read(part, unit)["crc32c"]
-        except Damaged as e:
-            self._find("damaged", name, str(e), part, unit)
-            sums = {}  # the chunks still carry checksums of their own
-        for array in _arrays_of(part, self.contents):
-            self._check_array(array, part, unit, sums.get(array), next(fetched))
+            checksums = self.records.read(arrays, unit).checksums
+        except Damaged as e:  # the chunks still have checksums of their own
+            self._find("damaged", name, str(e), arrays, unit)
+        for array in self._arrays(arrays):
+            self._check_array(array, arrays, unit, checksums.get(array), next(chunks))
 
-    def _names(self, array: str, unit: int) -> list[str]:
-        return [f"{array}/{chunk}" for chunk in chunk_names(self._group[array], unit, self.contents.images_per_unit)]
-
-    def _size_bytes(self, piece: tuple[str, int, str]) -> int:
-        array = self._group[piece[2]]
+    def _unit_bytes(self, piece: tuple[int, str]) -> int:
+        array = self._group[piece[1]]
         return self.contents.images_per_unit * array.dtype.itemsize * math.prod(array.shape[1:])
 
-    def _fetch(self, piece: tuple[str, int, str]) -> dict[str, bytes]:
-        """The chunks of an array's unit, as far as they are there."""
-        _, unit, array = piece
-        return {name: self.location.read(name) for name in self._names(array, unit) if name in self.files}
+    def _read_chunks(self, piece: tuple[int, str]) -> dict[str, bytes]:
+        """Read those chunk files of a unit of an array that exist."""
+        unit, array = piece
+        return {name: self.location.read(name) for name in self._chunk_files(array, unit) if name in self.files}
 
     def _check_array(
-        self, name: str, part: str, unit: int, sums: list[int | None] | None, data: dict[str, bytes]
+        self, name: str, arrays: ArraySet, unit: int, checksums: Sequence[int | None] | None, data: dict[str, bytes]
     ) -> None:
         array, first = self._group[name], unit * self.contents.images_per_unit
-        chunks = self._names(name, unit)
-        gone = [chunk for chunk in chunks if chunk not in data]
-        for chunk in gone:
-            self._find("missing", chunk, self._images(unit), part, unit)
-        if gone:
+        chunks = self._chunk_files(name, unit)
+        missing = [chunk for chunk in chunks if chunk not in data]
+        for chunk in missing:
+            self._find("missing", chunk, ", ".join(self._ids(unit)), arrays, unit)
+        if missing:
             return
         self._memory.update({chunk: _buffer(data[chunk]) for chunk in chunks})
-        for index in range(first, min(first + self.contents.images_per_unit, len(self.contents.images))):
-            stored = sums[index - first] if sums else None
-            if why := _wrong(array, index, stored):  # also where an image was set aside: its blank has a checksum
-                self._find("damaged", chunks[0], f"{self.contents.images[index].id}: {why}", part, unit)
+        for position, image_id in enumerate(self._ids(unit)):
+            stored = checksums[position] if checksums and position < len(checksums) else None
+            # also of an image that was set aside: its chunk of fill values has a checksum
+            if error := _array_error(array, first + position, stored):
+                self._find("damaged", chunks[0], f"{image_id}: {error}", arrays, unit)
         for chunk in chunks:
             del self._memory[chunk]
 
@@ -195,39 +227,34 @@ class Verification:
             if not self.records.done(PIXELS, index):
                 self._find("missing", "images", f"{image.id} was not extracted")
             for t in self.records.timesteps():
-                stored = [b for b in self.contents.blocks if f"{array_name(t, b)}/zarr.json" in self.manifest]
-                if lacking := self.records.missing(t, stored, index):
-                    self._find("missing", f"t{t}", f"{image.id} lacks blocks {list(lacking)}")
+                stored = [block for block in self.contents.blocks if self.manifest.has_array(array_name(t, block))]
+                if missing := self.records.missing(t, stored, index):
+                    self._find("missing", f"t{t}", f"{image.id} lacks blocks {list(missing)}")
 
-    def _has_arrays(self, part: str) -> bool:
-        try:
-            return all(f"{array}/zarr.json" in self.manifest for array in _arrays_of(part, self.contents))
-        except ValueError:  # no selection of blocks: not a record that we wrote
-            return False
-
-    def _images(self, unit: int) -> str:
+    def _ids(self, unit: int) -> list[str]:
         first, size = unit * self.contents.images_per_unit, self.contents.images_per_unit
-        return ", ".join(image.id for image in self.contents.images[first : first + size])
+        return [image.id for image in self.contents.images[first : first + size]]
 
-    def _find(self, kind: str, name: str, what: str, part: str | None = None, unit: int | None = None) -> None:
-        self.findings.append(Finding(kind, name, what, part, unit))  # type: ignore[arg-type]
+    def _find(
+        self,
+        kind: Literal["damaged", "missing", "stray", "foreign"],
+        name: str,
+        detail: str,
+        arrays: ArraySet | None = None,
+        unit: int | None = None,
+    ) -> None:
+        self.findings.append(Finding(kind, name, detail, arrays, unit))
 
 
-def _same_json(one: str, other: str) -> bool:
+def _same_json(one: bytes, other: str) -> bool:
     try:
         return json.loads(one) == json.loads(other)
     except ValueError:
         return False
 
 
-def _arrays_of(part: str, contents: Contents) -> list[str]:
-    if part == PIXELS:
-        return ["images", "masks", *(["instances"] if contents.has_instances else [])]
-    t, blocks = part[1:].split("/")
-    return [array_name(int(t), block) for block in parse_blocks(blocks)]
-
-
-def _wrong(array: zarr.Array, index: int, stored: int | None) -> str | None:
+def _array_error(array: zarr.Array, index: int, stored: int | None) -> str | None:
+    """Return why an image of an array is damaged, None when it is not."""
     try:
         computed = checksum(np.asarray(array[index]))
     except (ValueError, RuntimeError, KeyError, TypeError, OverflowError, MemoryError) as e:
@@ -235,5 +262,5 @@ def _wrong(array: zarr.Array, index: int, stored: int | None) -> str | None:
     return None if stored in (None, computed) else f"stored checksum {stored}, computed {computed}"
 
 
-def _buffer(data: bytes):
+def _buffer(data: bytes) -> Buffer:
     return default_buffer_prototype().buffer.from_bytes(data)

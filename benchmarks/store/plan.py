@@ -30,7 +30,7 @@ from pathseg.extract.unit import lacking_blocks
 from pathseg.store.blocks import format_blocks
 from pathseg.store.format.arrays import CHUNK_BYTES
 from pathseg.store.format.size import BlockShape, format_bytes, patch_bytes
-from pathseg.store.records import PIXELS, Records, features_part
+from pathseg.store.records import PIXELS, ArraySet
 from pathseg.store.writer import StoreWriter
 
 SIZE = (768, 768)  # px of an image: 9 patches, as in the paper
@@ -51,8 +51,8 @@ def finished_store(folder: Path, units: int, per_unit: int) -> Path:
     contents = replace(contents_of(dataset, ConstantModel(TINY), config), images_per_unit=per_unit)
     writer = StoreWriter(folder / "plan.zarr", contents)
     writer.add_arrays([50], TINY)
-    for kind in (PIXELS, features_part(50, TINY)):
-        names = [Records.name(kind, unit) for unit in range(units)]
+    for arrays in (PIXELS, ArraySet(50, tuple(sorted(TINY)))):
+        names = [arrays.record_file(unit) for unit in range(units)]
         (folder / "plan.zarr" / names[0]).parent.mkdir(parents=True)
         for name in names:
             (folder / "plan.zarr" / name).touch()

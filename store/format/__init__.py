@@ -1,1 +1,1 @@
-"""The bytes of an array on disk: Zarr descriptions, chunks, packing, layouts and sizes."""
+"""The format of the arrays on disk: Zarr metadata, chunks, packing, layouts and sizes."""

@@ -10,34 +10,40 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
-from pathseg.store.blocks import array_name, parse_blocks
+from pathseg.store.blocks import array_name
 from pathseg.store.contents import Contents
 from pathseg.store.format.packing import PACKINGS
-from pathseg.store.records import FOLDER, PIXELS
+from pathseg.store.records import FOLDER, ArraySet
 
 CHUNK_BYTES = 128 * 2**20  # a chunk is one image of one block up to this size, beyond it one patch
 
 
-def descriptions(contents: Contents, parts: Iterable[str] = ()) -> dict[str, str]:
-    """What each zarr.json of a store with these contents and parts of the work says: name -> text."""
+def zarr_metadata(contents: Contents, array_sets: Iterable[ArraySet] = ()) -> dict[str, str]:
+    """Return the text of each zarr.json of a store with these contents and arrays, by file name.
+
+    The pixel arrays are always included.
+    """
     memory: dict = {}
     group = zarr.create_group(MemoryStore(memory), attributes=contents.to_attributes())
     create_pixel_arrays(group, contents)
-    for part in sorted(set(parts) - {PIXELS}):
-        t, blocks = part[1:].split("/")
-        group.require_group(f"t{t}")
-        for block in parse_blocks(blocks):
-            create_feature_array(group, contents, t=int(t), block=block)
+    for arrays in sorted(set(array_sets), key=lambda arrays: arrays.name):
+        if arrays.t is not None:
+            group.require_group(f"t{arrays.t}")
+            for block in arrays.blocks:
+                create_feature_array(group, contents, t=arrays.t, block=block)
     return {name: buffer.to_bytes().decode() for name, buffer in memory.items() if name.endswith("zarr.json")}
 
 
-def create_pixel_arrays(group: zarr.Group, contents: Contents) -> list[str]:
-    """`images`, `masks`, where there are objects `instances` padded to the largest original size; their names.
+def create_pixel_arrays(group: zarr.Group, contents: Contents) -> None:
+    """Create `images`, `masks` and, where there are objects, `instances`, padded to the largest original size.
 
-    An empty array stands where the completion records lie, so that Zarr's own listing takes that folder as a node.
+    An empty array is created in the folder of the completion records, because Zarr lists that folder as a node.
     """
     n, (height, width) = len(contents.images), contents.key.size
-    arrays = {"images": ((n, height, width, 3), "uint8"), "masks": ((n, height, width), "uint8")}
+    arrays: dict[str, tuple[tuple[int, ...], str]] = {
+        "images": ((n, height, width, 3), "uint8"),
+        "masks": ((n, height, width), "uint8"),
+    }
     if contents.has_instances:
         tallest = max(image.height for image in contents.images)
         widest = max(image.width for image in contents.images)
@@ -56,13 +62,12 @@ def create_pixel_arrays(group: zarr.Group, contents: Contents) -> list[str]:
         )
     about = {"about": "no data: below this name lie the completion records, one JSON file a unit of work"}
     group.create_array(FOLDER, shape=(0,), chunks=(1,), dtype="uint8", attributes=about, overwrite=True)
-    return [*arrays, FOLDER]
 
 
-def create_feature_array(group: zarr.Group, contents: Contents, *, t: int, block: int) -> str:
-    """`t<t>/block<bb>`, (N, P, C, h, w): what one training sample needs of one block is one chunk. Gives the name.
+def create_feature_array(group: zarr.Group, contents: Contents, *, t: int, block: int) -> None:
+    """Create `t<t>/block<bb>`, (N, P, C, h, w), one chunk per image (per patch where an image exceeds CHUNK_BYTES).
 
-    A CRC-32C stands behind each chunk, NaN where nothing was written.
+    Each chunk ends in its CRC-32C; the fill value is NaN.
     """
     patches, key = contents.grid.patches, contents.key
     c, h, w = contents.blocks[block].stored(key.layout)
@@ -81,16 +86,15 @@ def create_feature_array(group: zarr.Group, contents: Contents, *, t: int, block
         attributes=PACKINGS[key.packing].attributes(),
         overwrite=True,
     )
-    return array_name(t, block)
 
 
 def chunk_names(array: zarr.Array, unit: int, images_per_unit: int) -> list[str]:
-    """The files that hold a unit of an array, as names below the array's folder."""
+    """Return the chunk or shard files of a unit, as names below the array's folder."""
     chunks = array.shards or array.chunks
     images = range(unit * images_per_unit, min((unit + 1) * images_per_unit, array.shape[0]), chunks[0])
     others = [range(-(-size // step)) for size, step in zip(array.shape[1:], chunks[1:], strict=True)]
-    places = itertools.product([i // chunks[0] for i in images], *others)
-    return ["c/" + "/".join(map(str, place)) for place in places]
+    coordinates = itertools.product([i // chunks[0] for i in images], *others)
+    return ["c/" + "/".join(map(str, coordinate)) for coordinate in coordinates]
 
 
 def _shards(one_image: tuple[int, ...], images_per_unit: int) -> tuple[int, ...] | None:

@@ -1,13 +1,14 @@
-"""Chunks that are not compressed, written and read in one pass: little-endian values, then their CRC-32C.
+"""Uncompressed chunks and shards, written and read in one pass: little-endian values, then their CRC-32C.
 
-Just what Zarr's codecs `bytes`, `crc32c` and `sharding_indexed` define, so any Zarr reader reads them. Going past Zarr
-saves its copies and its second checksum: the one computed here is the chunk's own and that of the completion record.
+The bytes are those that Zarr's codecs `bytes`, `crc32c` and `sharding_indexed` define, so any Zarr reader reads them.
+Without Zarr's own reader there are fewer copies, and one checksum instead of two: the chunk's own, which the completion
+record holds too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import google_crc32c
 import numpy as np
@@ -16,28 +17,28 @@ from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 
 from pathseg.store.location.location import Location
 
-PIECE_BYTES = 2**18  # a piece is still in the core's cache when its checksum is computed and its values are looked at
-TRAILER_BYTES = 4
-NOT_THERE = 2**64 - 1  # a shard's index says this of a chunk that it does not hold
+PIECE_BYTES = 2**18  # fits into a core's cache, so checksum and range check do not wait for memory
+CRC_BYTES = 4
+EMPTY = 2**64 - 1  # offset and length in a shard's index of a chunk that the shard does not hold
 CODECS = (BytesCodec(endian="little"), Crc32cCodec())
 
 
-def is_plain(array: zarr.Array) -> bool:
-    """Whether each chunk of an array is a file of its own and of this kind."""
+def is_uncompressed(array: zarr.Array) -> bool:
+    """Return whether an array is unsharded, with only the codecs of this module."""
     return array.metadata.codecs == CODECS
 
 
-def is_plain_shards(array: zarr.Array) -> bool:
-    """Whether each file of an array holds one chunk of this kind for each of its images, and an index at the end."""
+def is_uncompressed_shards(array: zarr.Array) -> bool:
+    """Return whether each shard of an array holds one chunk per image, with only the codecs of this module."""
     chunk = (1, *array.shape[1:])
     sharding = ShardingCodec(chunk_shape=chunk, codecs=CODECS, index_codecs=CODECS, index_location="end")
     return array.metadata.codecs == (sharding,) and array.shards is not None and array.shards[1:] == chunk[1:]
 
 
 def read_chunks(location: Location, names: Sequence[str], values: np.ndarray) -> int:
-    """Fill `values` (C order, little endian) from chunks that lie one after another in it; CRC-32C of all of it.
+    """Fill `values` (C order, little endian) from consecutive chunks; return the CRC-32C of all of it.
 
-    Raises ValueError when a chunk is too short, too long or not what its own checksum says, FileNotFoundError.
+    Raises ValueError when a chunk is too short, too long or does not fit its own checksum, FileNotFoundError.
     """
     total = None
     for name, chunk in zip(names, _bytes(values).reshape(len(names), -1), strict=True):
@@ -48,22 +49,22 @@ def read_chunks(location: Location, names: Sequence[str], values: np.ndarray) ->
     return total or 0
 
 
-def read_from_shard(location: Location, name: str, place: int, values: np.ndarray) -> int:
-    """Fill `values` from the chunk at a place of a shard that was written in one go; its CRC-32C.
+def read_from_shard(location: Location, name: str, position: int, values: np.ndarray) -> int:
+    """Fill `values` from the chunk at a position of a shard that `write_shard` wrote; return its CRC-32C.
 
-    Chunks lie in the order of their images, so the index need not be asked where; `pathseg verify` reads it. Raises
+    Chunks lie in the order of their images, so the shard's index is not read; `pathseg verify` checks it. Raises
     ValueError and FileNotFoundError as `read_chunks` does.
     """
     chunk = _bytes(values)
-    size = chunk.size + TRAILER_BYTES
-    with location.open(name, place * size, size) as file:
+    size = chunk.size + CRC_BYTES
+    with location.open(name, position * size, size) as file:
         return _read(file, name, chunk)
 
 
 def write_chunks(location: Location, names: Sequence[str], values: np.ndarray) -> int:
-    """Write `values` (C order, little endian) as chunks that lie one after another in it; CRC-32C of all of it.
+    """Write `values` (C order, little endian) as consecutive chunks; return the CRC-32C of all of it.
 
-    Raises OverflowError when a value is infinite or no number; its chunk is not there then.
+    Raises OverflowError when a value is not finite; that chunk is not written then.
     """
     total = None
     for name, chunk in zip(names, _bytes(values).reshape(len(names), -1), strict=True):
@@ -73,36 +74,36 @@ def write_chunks(location: Location, names: Sequence[str], values: np.ndarray) -
 
 
 def write_shard(
-    location: Location, name: str, images: Sequence[np.ndarray | None], *, blank: np.ndarray | None, slots: int
+    location: Location, name: str, images: Sequence[np.ndarray | None], *, fill: np.ndarray | None, chunks: int
 ) -> list[int | None]:
-    """Write the chunks of a shard (C order, little endian), for None that of `blank`, then the index; CRC-32C of each.
+    """Write a shard with a chunk per image (C order, little endian), then its index; return the CRC-32C of each image.
 
-    slots: the chunks that a shard has room for; the last one of an array may hold fewer. Raises OverflowError as
-    `write_chunks` does.
+    None in `images` is an image that was set aside: its chunk is `fill`, its checksum None. chunks: the chunks that a
+    shard can hold; the last shard of an array may hold fewer. Raises OverflowError as `write_chunks` does.
     """
-    sums: list[int | None] = []
-    index = np.full((slots, 2), NOT_THERE, "<u8")
+    checksums: list[int | None] = []
+    index = np.full((chunks, 2), EMPTY, "<u8")
     with location.create(name) as file:
-        for place, values in enumerate(images):
-            chunk = _bytes(blank if values is None else values)
+        for position, values in enumerate(images):
+            chunk = _bytes(cast(np.ndarray, fill) if values is None else values)
             crc = _write(file, chunk, None if values is None else _finite(values.dtype))
-            sums.append(None if values is None else crc)
-            index[place] = place * (chunk.size + TRAILER_BYTES), chunk.size + TRAILER_BYTES
+            checksums.append(None if values is None else crc)
+            index[position] = position * (chunk.size + CRC_BYTES), chunk.size + CRC_BYTES
         _write(file, _bytes(index))
-    return sums
+    return checksums
 
 
 def all_finite(values: np.ndarray) -> bool:
-    """The same as `numpy.isfinite(values).all()`, without a pass at a fifth of the disk's speed for float16."""
+    """Return `numpy.isfinite(values).all()`, which for float16 takes five times as long as writing the values."""
     if not values.flags.c_contiguous:
         return bool(np.isfinite(values).all())
     return all(map(_finite(values.dtype), _pieces(_bytes(values))))
 
 
 def _finite(dtype: np.dtype) -> Callable[[np.ndarray], bool]:
-    """Whether all values of a piece of bytes are finite.
+    """Return a check of a piece of bytes: whether all its values of this dtype are finite.
 
-    Read as integers, infinities and NaNs are the numbers from infinity on: the largest ones of either sign.
+    Read as integers, infinities and NaNs are the largest numbers of either sign, from infinity on.
     """
     if dtype not in (np.float16, np.float32):
         return lambda piece: bool(np.isfinite(piece.view(dtype)).all())
@@ -112,31 +113,31 @@ def _finite(dtype: np.dtype) -> Callable[[np.ndarray], bool]:
 
 
 def _read(file: BinaryIO, name: str, chunk: np.ndarray, before: int | None = None) -> int:
-    """Read one chunk; CRC-32C of it, or of all that came before it and it."""
+    """Read one chunk; return its CRC-32C, continued from that of the chunks before it."""
     own, total = 0, before
     for piece in _pieces(chunk):
         if (count := file.readinto(piece)) != piece.size:
             raise ValueError(f"{name} ends {piece.size - count} bytes into a piece of {piece.size}")
         own = google_crc32c.extend(own, piece)
         total = own if before is None else google_crc32c.extend(total, piece)
-    if (trailer := file.read(TRAILER_BYTES)) != _trailer(own):
+    if (trailer := file.read(CRC_BYTES)) != _trailer(own):
         raise ValueError(f"{name} ends in {trailer.hex()}, computed checksum {_trailer(own).hex()}")
-    return total
+    return total or 0
 
 
 def _write(
     file: BinaryIO, chunk: np.ndarray, finite: Callable[[np.ndarray], bool] | None = None, before: int | None = None
 ) -> int:
-    """Write one chunk; CRC-32C of it, or of all that came before it and it."""
+    """Write one chunk; return its CRC-32C, continued from that of the chunks before it."""
     own, total = 0, before
     for piece in _pieces(chunk):
         file.write(piece)
         own = google_crc32c.extend(own, piece)
         total = own if before is None else google_crc32c.extend(total, piece)
         if finite is not None and not finite(piece):
-            raise OverflowError("a value is infinite or no number")
+            raise OverflowError("a value is not finite")
     file.write(_trailer(own))
-    return total
+    return total or 0
 
 
 def _bytes(values: np.ndarray) -> np.ndarray:
@@ -148,4 +149,4 @@ def _pieces(data: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _trailer(crc: int) -> bytes:
-    return int(crc).to_bytes(TRAILER_BYTES, "little")
+    return int(crc).to_bytes(CRC_BYTES, "little")

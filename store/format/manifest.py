@@ -1,45 +1,64 @@
-"""A copy of the store's own description: the text of every zarr.json, so that damage to one shows and can be mended."""
+"""The manifest: a copy of the text of every zarr.json, so that damage to one is found and can be repaired."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from pathseg.store.errors import Damaged
 from pathseg.store.location.location import Location
 from pathseg.store.records import FOLDER, seal, unseal
 
-NAME = f"{FOLDER}/metadata.json"
+MANIFEST = f"{FOLDER}/metadata.json"
+ROOT = "zarr.json"
 
 
-def read_manifest(location: Location) -> dict[str, str]:
-    """Name of each zarr.json -> its text; empty where none was written. Raises Damaged."""
+@dataclass(frozen=True)
+class Manifest:
+    """The text of each zarr.json as it was written, by file name; empty in a store that is not described yet."""
+
+    texts: Mapping[str, str] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.texts)
+
+    def has_array(self, name: str) -> bool:
+        """Return whether the store has an array of this name."""
+        return f"{name}/zarr.json" in self.texts
+
+    def require_intact(self, name: str, text: bytes | None, *, store: str) -> None:
+        """Raise Damaged unless the text of a zarr.json, None where it is missing, is the one that was written."""
+        if text is None or text.decode(errors="replace") != self.texts.get(name):
+            raise Damaged(f"{store}/{name} is not what was written; run pathseg verify --repair")
+
+    def to_json(self) -> bytes:
+        """Return the content of the manifest's file."""
+        return seal(dict(self.texts))
+
+    @classmethod
+    def from_json(cls, data: bytes, *, source: str) -> Manifest:
+        """The inverse of `to_json`. Raises Damaged naming `source`."""
+        try:
+            return cls(unseal(data, dict[str, str], source=source))
+        except Damaged as e:
+            raise Damaged(f"{e}; run pathseg verify --repair") from e
+
+
+def read_manifest(location: Location) -> Manifest:
+    """Read a store's manifest, an empty one where there is none. Raises Damaged."""
     try:
-        return _parsed(location, location.read(NAME))
+        return Manifest.from_json(location.read(MANIFEST), source=f"{location}/{MANIFEST}")
     except FileNotFoundError:
-        return {}
+        return Manifest()
 
 
-def extend_manifest(location: Location, names: list[str]) -> None:
-    """Take the present text of these files into the manifest, once; entries never change later."""
+def extend_manifest(location: Location, names: Iterable[str]) -> None:
+    """Add the text of these zarr.json files, as they are now, to the manifest; entries that it has stay unchanged."""
 
     def extended(data: bytes | None) -> bytes | None:
-        known = {} if data is None else _parsed(location, data)
-        fresh = {name: location.read(name).decode() for name in names if name not in known}
-        return seal(known | fresh) if fresh else None
+        source = f"{location}/{MANIFEST}"
+        known = Manifest() if data is None else Manifest.from_json(data, source=source)
+        fresh = {name: location.read(name).decode() for name in names if name not in known.texts}
+        return Manifest({**known.texts, **fresh}).to_json() if fresh else None
 
-    location.update(NAME, extended)
-
-
-def _parsed(location: Location, data: bytes) -> dict[str, str]:
-    try:
-        return unseal(data, name=f"{location}/{NAME}")
-    except Damaged as e:
-        raise Damaged(f"{e}; run pathseg verify --repair") from e
-
-
-def require_intact(location: Location, name: str, manifest: dict[str, str]) -> None:
-    """Raise Damaged unless a zarr.json is what the manifest says."""
-    try:
-        text = location.read(name).decode(errors="replace")
-    except FileNotFoundError:
-        text = None
-    if text != manifest.get(name):
-        raise Damaged(f"{location}/{name} is not what was written; run pathseg verify --repair")
+    location.update(MANIFEST, extended)

@@ -1,1 +1,1 @@
-"""Where the bytes of a store lie: a local folder, S3, and the read cache in front of S3."""
+"""Storage of a store's files: a local folder, S3, and the read cache for S3."""

@@ -13,14 +13,15 @@ from pathlib import Path
 
 from zarr.storage import LocalStore
 
+from pathseg.store.records import FOLDER
+from pathseg.store.runtime.atomic_files import PARTIAL
+
 try:
     import fcntl
-except ImportError:  # Windows has no such lock; there two writers are not told apart
-    fcntl = None
+except ImportError:  # Windows has no such lock: two writers do not notice each other there
+    fcntl = None  # type: ignore[assignment]
 
-NO_LOCKS = (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)  # NFS refuses them on a folder
-RECORDS = "_done"  # the folder whose lock says that somebody writes; the root's, that the description changes
-PARTIAL = ".partial"  # the suffix of what is being written, here and by zarr; nothing with its final name is unfinished
+LOCKS_UNSUPPORTED = (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)  # on folders, as on NFS
 
 
 class LocalFolder:
@@ -64,7 +65,7 @@ class LocalFolder:
         target = self.root / name
         partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}{PARTIAL}")
         try:
-            with _new(partial) as file:
+            with _create(partial) as file:
                 yield file
             partial.replace(target)
         except BaseException:
@@ -91,28 +92,28 @@ class LocalFolder:
 
     @contextmanager
     def metadata_lock(self) -> Iterator[None]:
-        with _folder(self.root) as folder:
-            _lock(folder)
+        with _opened(self.root) as descriptor:
+            _lock(descriptor)
             yield
 
     @contextmanager
     def writer_lock(self) -> Iterator[bool]:
-        """Kernel locks on folders: they go with the process, however that ends, and leave no file."""
-        with _folder(self.root / RECORDS) as folder:
-            alone = _lock(folder, wait=False)
+        """Lock `_done` while a run writes, the root while metadata change: kernel locks, which end with the process."""
+        with _opened(self.root / FOLDER) as descriptor:
+            alone = _lock(descriptor, wait=False)
             if alone:
                 with self.metadata_lock():
-                    self._sweep()
-            _lock(folder, shared=True)
+                    self._remove_partial_files()
+            _lock(descriptor, shared=True)
             yield alone is not False
 
-    def _sweep(self) -> None:
+    def _remove_partial_files(self) -> None:
         for name in [name for name in self.names() if name.endswith(PARTIAL)]:
             self.remove(name)
 
 
-def _new(path: Path) -> BufferedIOBase:
-    """A new file, its folder made if need be."""
+def _create(path: Path) -> BufferedIOBase:
+    """Create a file, and its folder if it is missing."""
     try:
         return path.open("xb")
     except FileNotFoundError:
@@ -122,14 +123,14 @@ def _new(path: Path) -> BufferedIOBase:
 
 @contextmanager
 def folder_lock(path: Path) -> Iterator[bool]:
-    """Take a folder, which is made if need be, for a time; gives False when another process has it."""
-    with _folder(path) as folder:
-        yield _lock(folder, wait=False) is not False
+    """Lock a folder, which is created if missing; gives False when another process holds the lock."""
+    with _opened(path) as descriptor:
+        yield _lock(descriptor, wait=False) is not False
 
 
 @contextmanager
-def _folder(path: Path) -> Iterator[int]:
-    """A descriptor of a folder, which is made if need be; none where folders cannot be locked, nor opened."""
+def _opened(path: Path) -> Iterator[int]:
+    """Open a folder, which is created if missing; -1 on systems where folders cannot be opened and locked."""
     path.mkdir(parents=True, exist_ok=True)
     if fcntl is None:
         yield -1
@@ -141,16 +142,16 @@ def _folder(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _lock(folder: int, *, shared: bool = False, wait: bool = True) -> bool | None:
-    """Lock a folder until it is closed. False when somebody else has it, None where there are no such locks."""
+def _lock(descriptor: int, *, shared: bool = False, wait: bool = True) -> bool | None:
+    """Lock an open folder until it is closed. False when another process holds it, None where locks are unsupported."""
     if fcntl is None:
         return None
     try:
-        fcntl.flock(folder, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
     except OSError as e:
-        if e.errno not in NO_LOCKS:
+        if e.errno not in LOCKS_UNSUPPORTED:
             raise
         return None
     return True

@@ -1,4 +1,4 @@
-"""Where a store lies: a folder or a prefix in S3, its small files written whole or not at all."""
+"""The location of a store: a local folder or a prefix in S3, with atomic writes of small files."""
 
 from __future__ import annotations
 
@@ -14,59 +14,64 @@ from pathseg.store.errors import StoreError
 
 
 class Location(Protocol):
-    """A place for files. Names are relative, with forward slashes; `str()` of it is what a user would write.
+    """Files below a folder or URL prefix. Names are relative, with forward slashes; `str()` gives the path or URL.
 
-    Reads and writes overlap well up to `concurrency` of them, unless they are of less than `min_concurrent_bytes` together.
+    concurrency: how many reads or writes to run at the same time. min_concurrent_bytes: total size from which threads
+    pay off.
     """
 
     concurrency: int
     min_concurrent_bytes: int
 
     def zarr(self, *, read_only: bool) -> Store:
-        """The Zarr store over it."""
+        """Return a Zarr store of these files."""
 
     def exists(self, name: str) -> bool:
-        """Whether a file is there."""
+        """Return whether a file exists."""
 
     def read(self, name: str) -> bytes:
-        """A file's bytes. Raises FileNotFoundError."""
+        """Return the bytes of a file. Raises FileNotFoundError."""
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file: it has its final name only once it is whole."""
+        """Write a file atomically: it has its final name only once it is complete, on disk."""
 
     def update(self, name: str, change: Callable[[bytes | None], bytes | None]) -> None:
-        """Write what `change` makes of a small file's bytes, None: it is not there, it stays as it is.
+        """Replace the bytes of a small file (None where there is none) by `change` of them (None: leave it unchanged).
 
-        What others change at the same time is not lost: on a disk within `changing`, in S3 `change` is asked again.
+        Changes that others make at the same time are not lost: locally within `metadata_lock`; in S3 `change` is called
+        again on their result.
         """
 
     def open(self, name: str, start: int = 0, size_bytes: int | None = None) -> AbstractContextManager[BufferedIOBase]:
-        """A file to read from, from a place on, of which no more than that is wanted. Raises FileNotFoundError."""
+        """Open a file for reading from byte `start`, at most `size_bytes` of it. Raises FileNotFoundError."""
 
     def create(self, name: str) -> AbstractContextManager[BufferedIOBase]:
-        """A file to write to, which has its final name only once the `with` block has ended well."""
+        """Open a file for writing; it has its final name only once the `with` block has ended without an error."""
 
     def remove(self, name: str) -> None:
-        """Remove a file if it is there."""
+        """Remove a file if it exists."""
 
     def names(self, folder: str = "") -> Iterator[str]:
-        """All files below a folder, as names from the root. Nothing when there is no such folder."""
+        """List all files below a folder, as names from the root; none when there is no such folder."""
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of each file by name."""
+        """Return the bytes of each file by name."""
 
     def free_bytes(self) -> int | None:
-        """Free bytes, None where there is no such limit."""
+        """Return the free bytes, None where there is no such limit."""
 
     def metadata_lock(self) -> AbstractContextManager[None]:
-        """For the short time in which the store's own description is changed: where it can be, by nobody else."""
+        """Lock the descriptions of the store while they are changed; waits for others. S3 has no locks."""
 
     def writer_lock(self) -> AbstractContextManager[bool]:
-        """For the time of a run that writes: sweep what a killed run left. Gives False when another run is writing."""
+        """Hold during a run that writes; gives False when another run is writing to the store.
+
+        Otherwise removes the half-written files of killed runs first. S3 has no locks: always True.
+        """
 
 
 def open_location(path: str | os.PathLike[str] | Location) -> Location:
-    """A local path, or `s3://bucket/prefix`. Raises StoreError for another kind of address."""
+    """Return the location of a local path or `s3://bucket/prefix`. Raises StoreError for another kind of URL."""
     if not isinstance(path, str | os.PathLike):
         return path
     kind, separator, _ = os.fspath(path).partition("://")

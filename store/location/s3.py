@@ -1,4 +1,4 @@
-"""A store in S3 or anything that speaks its protocol, through obstore."""
+"""A store in S3 or a compatible service, through obstore."""
 
 from __future__ import annotations
 
@@ -21,41 +21,42 @@ from zarr.storage import ObjectStore
 
 from pathseg.store.errors import StoreError
 
-if TYPE_CHECKING:  # these are there for type checkers only
+if TYPE_CHECKING:  # obstore has these for type checkers only
     from obstore import PutMode
     from obstore.store import ClientConfig, RetryConfig
 
-FIRST = (2, 5, "15s")  # retries, seconds within which one may start, time for one request: does anything answer at all?
-LATER = (10, 60, "5m")  # what has answered once is given a minute to come back, and a slow line time for a whole chunk
-ATTEMPTS = 20  # to change an object that others change at the same time; each time one of them has got on
+# retries, seconds in which a retry may start, timeout of one request
+FIRST_REQUEST = (2, 5, "15s")  # fails fast where nothing answers
+LATER_REQUESTS = (10, 60, "5m")  # waits a minute for a server that went away, and on slow lines for a whole chunk
+UPDATE_ATTEMPTS = 20  # to change an object that others change at the same time; one of them succeeds each time
 
 
 class S3Prefix:
     """A `Location` at `s3://bucket/prefix`.
 
-    Endpoint, region and credentials come from the usual places: AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID,
+    Endpoint, region and credentials are found as by other S3 clients: AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID,
     AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_SKIP_SIGNATURE, a web identity, the container's or instance's role.
-    A put is whole or not there. What is refused is a StoreError; a first contact that fails does so in seconds. Killed
-    in the middle of a put of several parts, a run leaves parts that no listing shows: let the bucket expire those.
+    A put is atomic. Refused requests raise StoreError; the first request fails within seconds. A run that is killed
+    during a multipart upload leaves parts that no listing shows: set a lifecycle rule that expires them.
     """
 
-    concurrency, min_concurrent_bytes = 16, 0  # whatever the size: each request is waited for
+    concurrency, min_concurrent_bytes = 16, 0  # requests wait for the network, whatever their size
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
         if not parts.netloc or not parts.path.strip("/"):
-            raise StoreError(f"{url} names no place for a store; write s3://bucket/prefix")
+            raise StoreError(f"{url} has no prefix for a store; write s3://bucket/prefix")
         self._url = f"s3://{parts.netloc}/{parts.path.strip('/')}"
 
     def __str__(self) -> str:
         return self._url
 
     def zarr(self, *, read_only: bool) -> ObjectStore:
-        return _PlainSpoken(self._client, read_only=read_only)
+        return _CheckedObjectStore(self._client, read_only=read_only)
 
     def exists(self, name: str) -> bool:
         try:
-            with _refusals(self._url):
+            with _store_errors(self._url):
                 obstore.head(self._client, name)
         except FileNotFoundError:
             return False
@@ -63,20 +64,20 @@ class S3Prefix:
 
     def read(self, name: str) -> bytes:
         try:
-            with _refusals(self._url):
+            with _store_errors(self._url):
                 return obstore.get(self._client, name).bytes().to_bytes()
         except FileNotFoundError as e:
             raise FileNotFoundError(f"{self._url}/{name} is not there") from e
 
     def write(self, name: str, data: bytes) -> None:
-        with _refusals(self._url, writing=True):
+        with _store_errors(self._url, writing=True):
             obstore.put(self._client, name, data)
 
     def update(self, name: str, change: Callable[[bytes | None], bytes | None]) -> None:
-        """By a put on condition that the object is still the one that was read, again until it is."""
-        for _ in range(ATTEMPTS):
+        """Put on condition that the object is unchanged since it was read; otherwise read it again."""
+        for _ in range(UPDATE_ATTEMPTS):
             try:
-                with _refusals(self._url):
+                with _store_errors(self._url):
                     answer = obstore.get(self._client, name)
                     tag, before = answer.meta["e_tag"], answer.bytes().to_bytes()
             except FileNotFoundError:
@@ -84,12 +85,12 @@ class S3Prefix:
             data = change(before)
             if data is None or self._put_unless_changed(name, data, tag):
                 return
-        raise StoreError(f"{self._url}/{name} was changed by others {ATTEMPTS} times in a row; run again")
+        raise StoreError(f"{self._url}/{name} was changed by others {UPDATE_ATTEMPTS} times in a row; run again")
 
     def _put_unless_changed(self, name: str, data: bytes, tag: str | None) -> bool:
-        """Whether the object was still the one with this tag (None: not there) and has been replaced."""
+        """Replace the object if it still has this e-tag (None: if it does not exist); return whether it did."""
         mode: PutMode = "create" if tag is None else {"e_tag": tag}
-        with _refusals(self._url, writing=True):
+        with _store_errors(self._url, writing=True):
             try:
                 obstore.put(self._client, name, data, mode=mode, use_multipart=False)
             except (AlreadyExistsError, PreconditionError):
@@ -97,29 +98,29 @@ class S3Prefix:
             except BaseError as e:
                 if "status code: 501" not in str(e):
                     raise
-                obstore.put(self._client, name, data)  # a server that knows no conditions: there the last one wins
+                obstore.put(self._client, name, data)  # a server without conditional puts: the last writer wins there
         return True
 
     def open(self, name: str, start: int = 0, size_bytes: int | None = None) -> BytesIO:
         if size_bytes is None:
             return BytesIO(self.read(name))
-        with _refusals(self._url):
+        with _store_errors(self._url):
             try:
                 return BytesIO(obstore.get_range(self._client, name, start=start, length=size_bytes).to_bytes())
             except BaseError as e:
-                if "status code: 416" not in str(e):  # of an object that ends before this place nothing is left
+                if "status code: 416" not in str(e):  # the object ends before `start`
                     raise
                 return BytesIO()
 
     @contextmanager
     def create(self, name: str) -> Iterator[BytesIO]:
-        """Kept in memory until it is whole, then put at once."""
+        """Keep the file in memory until it is complete, then put it."""
         file = BytesIO()
         yield file
         self.write(name, file.getvalue())
 
     def remove(self, name: str) -> None:
-        with _refusals(self._url):
+        with _store_errors(self._url):
             obstore.delete(self._client, name)
 
     def names(self, folder: str = "") -> Iterator[str]:
@@ -133,70 +134,70 @@ class S3Prefix:
 
     @contextmanager
     def metadata_lock(self) -> Iterator[None]:
-        """S3 knows no locks; what several change, `update` changes."""
+        """Do nothing: S3 has no locks; concurrent changes go through `update`."""
         yield
 
     @contextmanager
     def writer_lock(self) -> Iterator[bool]:
-        """S3 knows no locks and shows nothing that is half written; two runs write the same bytes."""
+        """Do nothing: S3 has no locks and no half-written objects; two runs write the same bytes."""
         yield True
 
     def _entries(self, folder: str = "") -> Iterator[tuple[str, int]]:
-        with _refusals(self._url):
+        with _store_errors(self._url):
             for page in obstore.list(self._client, prefix=folder or None):
                 yield from ((entry["path"], entry["size"]) for entry in page)
 
     @cached_property
     def _client(self) -> S3Store:
-        """The client, once a first listing has shown that endpoint, bucket and credentials are there."""
-        with _refusals(self._url, writing=True):
-            obstore.list_with_delimiter(_connect(self._url, *FIRST))
-        return _connect(self._url, *LATER)
+        """The client, after a first listing has shown that endpoint, bucket and credentials work."""
+        with _store_errors(self._url, writing=True):
+            obstore.list_with_delimiter(_connect(self._url, *FIRST_REQUEST))
+        return _connect(self._url, *LATER_REQUESTS)
 
 
-class _PlainSpoken(ObjectStore):
-    """Zarr's store over obstore; what S3 refuses to it is a StoreError too."""
+class _CheckedObjectStore(ObjectStore):
+    """Zarr's store over obstore, with refused requests as StoreError."""
 
     @property
     def _url(self) -> str:
         return f"s3://{self.store.config['bucket']}/{self.store.prefix}"
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
-        with _refusals(self._url):
+        with _store_errors(self._url):
             return await super().get(key, prototype, byte_range)
 
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
     ) -> list[Buffer | None]:
-        with _refusals(self._url):
+        with _store_errors(self._url):
             return await super().get_partial_values(prototype, key_ranges)
 
     async def exists(self, key: str) -> bool:
-        with _refusals(self._url):
+        with _store_errors(self._url):
             return await super().exists(key)
 
     async def set(self, key: str, value: Buffer) -> None:
-        with _refusals(self._url, writing=True):
+        with _store_errors(self._url, writing=True):
             await super().set(key, value)
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
-        with _refusals(self._url, writing=True):
+        with _store_errors(self._url, writing=True):
             await super().set_if_not_exists(key, value)
 
     async def delete(self, key: str) -> None:
-        with _refusals(self._url):
+        with _store_errors(self._url):
             await super().delete(key)
 
     async def delete_dir(self, prefix: str) -> None:
-        with _refusals(self._url):
+        with _store_errors(self._url):
             await super().delete_dir(prefix)
 
     async def getsize(self, key: str) -> int:
-        with _refusals(self._url):
+        with _store_errors(self._url):
             return await super().getsize(key)
 
     async def getsize_prefix(self, prefix: str) -> int:
-        with _refusals(self._url):
+        with _store_errors(self._url):
             return await super().getsize_prefix(prefix)
 
     def list_prefix(self, prefix: str) -> AsyncGenerator[str, None]:
@@ -209,13 +210,13 @@ class _PlainSpoken(ObjectStore):
         return self._listed(super().list())
 
     async def _listed(self, names: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
-        with _refusals(self._url):
+        with _store_errors(self._url):
             async for name in names:
                 yield name
 
 
 def _connect(url: str, retries: int, retry_seconds: int, timeout: str) -> S3Store:
-    """obstore finds everything else in the environment; plain http only where the endpoint itself says so."""
+    """Connect; obstore finds everything else in the environment. Plain http only for an http:// endpoint."""
     endpoint = _endpoint()
     if endpoint and not re.match(r"https?://[\w\[]", endpoint):
         raise StoreError(f"AWS_ENDPOINT_URL is {endpoint!r}, but must be an address such as https://s3.example.org")
@@ -239,8 +240,8 @@ def _endpoint() -> str:
 
 
 @contextmanager
-def _refusals(url: str, *, writing: bool = False) -> Iterator[None]:
-    """Turn obstore's errors into a StoreError; when writing also "not found", which can only be the bucket."""
+def _store_errors(url: str, *, writing: bool = False) -> Iterator[None]:
+    """Turn obstore's errors into StoreError; when writing also FileNotFoundError, which then means the bucket."""
     try:
         yield
     except BaseError as e:
@@ -252,12 +253,12 @@ def _refusals(url: str, *, writing: bool = False) -> Iterator[None]:
 
 
 def _reason(error: Exception, url: str) -> str:
-    """Why, and the way out, in one line."""
+    """Return the reason and the way out in one line."""
     text, line, endpoint = str(error), _first_line(error), _endpoint() or "AWS"
     code = (re.findall(r"<Code>(\w+)</Code>", text) or re.findall(r"status code: (\d+ [\w ]+)", line) or [""])[0]
     if code == "NoSuchBucket" or isinstance(error, FileNotFoundError):
         return f"there is no bucket {urlsplit(url).netloc} at {endpoint}; make it, or check AWS_ENDPOINT_URL"
-    if "/latest/" in line:  # the address where an instance finds its role, asked when nothing else was set
+    if "/latest/" in line:  # the address where an instance finds its role: no credentials were set
         return (
             "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
             "or AWS_SKIP_SIGNATURE=true for a public bucket"
@@ -270,5 +271,5 @@ def _reason(error: Exception, url: str) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    """What obstore says before it shows its insides."""
+    """Return the first line of an error of obstore, without its internals."""
     return str(error).split("\n", 1)[0].strip()

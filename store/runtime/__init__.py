@@ -1,1 +1,1 @@
-"""What both stages share and no library gives: command-line flags, workspace paths, devices, Dask, prefetching."""
+"""Helpers of both stages: command-line flags, workspace paths, devices, Dask, prefetching, atomic and JSON files."""

@@ -3,7 +3,7 @@ import pytest
 
 from pathseg.store.errors import Damaged
 from pathseg.store.location.local import LocalFolder
-from pathseg.store.records import PIXELS, Records, checksum, features_part
+from pathseg.store.records import PIXELS, ArraySet, CompletionRecord, Records, checksum, parse_record_file, seal
 
 
 def test_the_checksum_is_crc32c():
@@ -24,18 +24,18 @@ def test_records_are_found_again(tmp_path):
     found = records_of(tmp_path)
     assert found.done(PIXELS, 7)
     assert not found.done(PIXELS, 6)
-    assert found.expected(PIXELS, "images", 7) == 1
+    assert found.checksum_of(PIXELS, "images", 7) == 1
 
 
 def test_blocks_of_several_runs_add_up(tmp_path):
     records = records_of(tmp_path)
-    records.write(features_part(50, (4, 5, 6)), 0, {"a": [1]})
-    records.write(features_part(50, (0, 1)), 0, {"a": [1]})
+    records.write(ArraySet(50, (4, 5, 6)), 0, {"a": [1]})
+    records.write(ArraySet(50, (0, 1)), 0, {"a": [1]})
     assert records.missing(50, range(8), 0) == (2, 3, 7)
     assert records.missing(10, (4,), 0) == (4,)
     assert records.missing(50, (4,), 1) == (4,)
-    assert records.part_of(50, 1, 0) == "t50/0-1"
-    assert records.part_of(50, 2, 0) is None
+    assert records.arrays_with(50, 1, 0) == ArraySet(50, (0, 1))
+    assert records.arrays_with(50, 2, 0) is None
     assert records.timesteps() == (50,)
 
 
@@ -43,7 +43,7 @@ def test_a_unit_that_lacks_an_image_keeps_the_others(tmp_path):
     records_of(tmp_path, 3).write(PIXELS, 1, {"images": [11, None, 13]})
     records = records_of(tmp_path, 3)
     assert [records.done(PIXELS, index) for index in range(2, 7)] == [False, True, False, True, False]
-    assert records.expected(PIXELS, "images", 5) == 13
+    assert records.checksum_of(PIXELS, "images", 5) == 13
     records.write(PIXELS, 1, {"images": [11, 12, 13]})
     assert records_of(tmp_path, 3).done(PIXELS, 4)
     assert list(LocalFolder(tmp_path).names()) == ["_done/pixels/000001.json"]
@@ -82,3 +82,51 @@ def test_what_another_run_has_finished_is_noticed(tmp_path):
     assert not mine.refresh(PIXELS, 0)
     other.write(PIXELS, 0, {"images": [1]})
     assert mine.refresh(PIXELS, 0)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "name"), [(PIXELS, "pixels"), (ArraySet(50, (4, 5, 6)), "t50/4-6"), (ArraySet(0, (0, 9)), "t0/0,9")]
+)
+@pytest.mark.parametrize(("complete", "suffix"), [(True, ".json"), (False, ".lacking.json")])
+def test_the_file_name_of_a_record_holds_arrays_and_unit(arrays, name, complete, suffix):
+    file = f"_done/{name}/000012{suffix}"
+    assert arrays.record_file(12, complete=complete) == file
+    assert parse_record_file(file) == (arrays, 12, complete)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "_done/metadata.json",
+        "_done/pixels/12.json",
+        "_done/t50/6-4/000000.json",
+        "_done/t50/4,5/000000.json",
+        "_done/t50/4-13/000000.json",
+        "_done/t050/4/000000.json",
+        "_done/pixels/000000.json.abc.partial",
+        "t50/4-6/000000.json",
+    ],
+)
+def test_other_files_are_no_records(name):
+    assert parse_record_file(name) is None
+
+
+def test_a_record_comes_back_equal_through_json():
+    record = CompletionRecord(ArraySet(50, (4, 9)), 3, {"t50/block04": (1, None), "t50/block09": (2, None)})
+    assert CompletionRecord.from_json(record.to_json(), source="a") == record
+    assert (record.written, record.complete) == ({0}, False)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"part": "pixels", "unit": 0},
+        {"part": "pixels", "unit": "0", "crc32c": {}},
+        {"part": "pixels", "unit": 0, "crc32c": {"images": ["1"]}},
+        {"part": "t50/9-4", "unit": 0, "crc32c": {}},
+        {"part": 7, "unit": 0, "crc32c": {}},
+    ],
+)
+def test_a_record_with_a_missing_or_mistyped_field_is_damaged(body):
+    with pytest.raises(Damaged, match=r"000007\.json"):
+        CompletionRecord.from_json(seal(body), source="a.zarr/_done/pixels/000007.json")

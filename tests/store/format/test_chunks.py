@@ -5,8 +5,8 @@ from zarr.codecs import BytesCodec, Crc32cCodec
 
 from pathseg.store.format.chunks import (
     all_finite,
-    is_plain,
-    is_plain_shards,
+    is_uncompressed,
+    is_uncompressed_shards,
     read_chunks,
     read_from_shard,
     write_chunks,
@@ -28,7 +28,7 @@ def values():
 NAMES = [f"c/1/{patch}/0/0" for patch in range(3)]
 
 
-def test_zarr_reads_what_was_written_past_it(tmp_path, values):
+def test_zarr_reads_chunks_that_were_written_without_it(tmp_path, values):
     array = make(tmp_path)
     write_chunks(LocalFolder(tmp_path), NAMES, values)
     assert np.array_equal(array[1], values)
@@ -42,7 +42,7 @@ def test_the_bytes_are_those_that_zarr_writes(tmp_path, values):
     assert [(tmp_path / name).read_bytes() for name in NAMES] == by_zarr
 
 
-def test_what_zarr_wrote_is_read_past_it(tmp_path, values):
+def test_chunks_that_zarr_wrote_are_read_without_it(tmp_path, values):
     make(tmp_path)[1] = values
     read = np.empty_like(values)
     read_chunks(LocalFolder(tmp_path), NAMES, read)
@@ -51,15 +51,15 @@ def test_what_zarr_wrote_is_read_past_it(tmp_path, values):
 
 def test_the_checksum_is_that_of_all_chunks_together(tmp_path):
     digits = np.frombuffer(b"123456789", np.uint8).copy()
-    place, names = LocalFolder(tmp_path), ["a", "b", "c"]
-    assert write_chunks(place, names, digits) == 0xE3069283  # the check value of CRC-32C
-    assert read_chunks(place, names, np.empty_like(digits)) == 0xE3069283
+    location, names = LocalFolder(tmp_path), ["a", "b", "c"]
+    assert write_chunks(location, names, digits) == 0xE3069283  # the check value of CRC-32C
+    assert read_chunks(location, names, np.empty_like(digits)) == 0xE3069283
 
 
 @pytest.mark.parametrize(
     "change", [lambda d: d[:-1], lambda d: d[:-9], lambda d: d + b"x", lambda d: b"", bytes.swapcase]
 )
-def test_a_chunk_that_is_not_whole_is_refused(tmp_path, values, change):
+def test_a_chunk_of_the_wrong_length_or_content_is_refused(tmp_path, values, change):
     write_chunks(LocalFolder(tmp_path), NAMES, values)
     path = tmp_path / NAMES[1]
     path.write_bytes(change(path.read_bytes()))
@@ -68,19 +68,19 @@ def test_a_chunk_that_is_not_whole_is_refused(tmp_path, values, change):
 
 
 def test_nothing_has_its_final_name_when_writing_fails(tmp_path, values):
-    place = LocalFolder(tmp_path)
-    with pytest.raises(OSError, match="no space"), place.create("chunk") as file:
+    location = LocalFolder(tmp_path)
+    with pytest.raises(OSError, match="no space"), location.create("chunk") as file:
         file.write(values.tobytes())
         raise OSError("no space")
-    assert list(place.names()) == []
+    assert list(location.names()) == []
 
 
 @pytest.mark.parametrize(
     "options", [{"shards": (1, 3, 90, 41)}, {"compressors": []}, {"serializer": BytesCodec(endian="big")}]
 )
 def test_other_arrays_are_left_to_zarr(tmp_path, options):
-    assert is_plain(make(tmp_path / "plain"))
-    assert not is_plain(make(tmp_path / "other", **options))
+    assert is_uncompressed(make(tmp_path / "plain"))
+    assert not is_uncompressed(make(tmp_path / "other", **options))
 
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
@@ -92,7 +92,7 @@ def test_a_value_that_is_not_finite_is_not_written(tmp_path, values, value):
 
 
 def make_shards(folder, **changes):
-    """Five images of (3, 90, 41), three to a file: the second has room for one more."""
+    """Five images of (3, 90, 41), three to a file: the second could hold one more."""
     values = {"shape": (5, 3, 90, 41), "chunks": (1, 3, 90, 41), "shards": (3, 3, 90, 41), "fill_value": np.nan}
     return make(folder, config={"write_empty_chunks": True}, **(values | changes))
 
@@ -103,10 +103,10 @@ def images():
 
 
 def write_shards(folder, images):
-    blank = np.full(images.shape[1:], np.nan, np.float32)
+    fill = np.full(images.shape[1:], np.nan, np.float32)
     chosen = [None if np.isnan(image).all() else image for image in images]
     for name, part in (("c/0/0/0/0", chosen[:3]), ("c/1/0/0/0", chosen[3:])):
-        write_shard(LocalFolder(folder), name, part, blank=blank, slots=3)
+        write_shard(LocalFolder(folder), name, part, fill=fill, chunks=3)
 
 
 @pytest.mark.parametrize("set_aside", [[], [0], [1, 4], [3, 4]])
@@ -119,14 +119,14 @@ def test_shards_are_the_bytes_that_zarr_writes(tmp_path, images, set_aside):
         assert (tmp_path / "ours" / name).read_bytes() == (tmp_path / "zarr" / name).read_bytes()
 
 
-def test_zarr_reads_shards_that_were_written_past_it(tmp_path, images):
+def test_zarr_reads_shards_that_were_written_without_it(tmp_path, images):
     array = make_shards(tmp_path)
     write_shards(tmp_path, images)
     assert np.array_equal(array[:], images)
     assert np.array_equal(array[4], images[4])
 
 
-def test_each_image_of_a_shard_that_zarr_wrote_is_read_past_it(tmp_path, images):
+def test_each_image_of_a_shard_that_zarr_wrote_is_read_without_it(tmp_path, images):
     array = make_shards(tmp_path)
     array[:3], array[3:] = images[:3], images[3:]
     read = np.empty_like(images)
@@ -140,27 +140,27 @@ def test_a_shard_that_is_not_whole_is_refused(tmp_path, images, change):
     write_shards(tmp_path, images)
     path = tmp_path / "c/0/0/0/0"
     path.write_bytes(change(path.read_bytes()))
-    for place in range(3):
+    for position in range(3):
         with pytest.raises(ValueError, match="c/0/0/0/0 ends"):
-            read_from_shard(LocalFolder(tmp_path), "c/0/0/0/0", place, np.empty_like(images[0]))
+            read_from_shard(LocalFolder(tmp_path), "c/0/0/0/0", position, np.empty_like(images[0]))
 
 
 @pytest.mark.parametrize(
     "options", [{"chunks": (1, 1, 90, 41)}, {"compressors": []}, {"shards": None}, {"shards": (3, 3, 180, 41)}]
 )
 def test_other_shards_are_left_to_zarr(tmp_path, options):
-    assert is_plain_shards(make_shards(tmp_path / "plain"))
-    assert not is_plain_shards(make_shards(tmp_path / "other", **options))
+    assert is_uncompressed_shards(make_shards(tmp_path / "plain"))
+    assert not is_uncompressed_shards(make_shards(tmp_path / "other", **options))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, -np.nan])
-def test_one_value_that_is_not_finite_is_found_at_any_place(dtype, value):
+def test_one_value_that_is_not_finite_is_found_at_any_position(dtype, value):
     numbers = np.random.default_rng(0).normal(size=300_000).astype(dtype)
     numbers[0], numbers[1] = np.finfo(dtype).max, np.finfo(dtype).min
     assert all_finite(numbers)
-    for place in (0, 131_071, 131_072, 299_999):
+    for position in (0, 131_071, 131_072, 299_999):
         changed = numbers.copy()
-        changed[place] = value
+        changed[position] = value
         assert not all_finite(changed)
         assert not all_finite(np.stack([changed, changed]).T)
