@@ -1,10 +1,12 @@
-"""The door: one command each, no work of its own."""
+"""The command line: each command parses its flags, calls one function of the library and prints what it returns."""
 
 from __future__ import annotations
 
 import dataclasses
+import dis
 import errno
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,25 +25,80 @@ from pathseg.train.config import BaselineConfig, HeadConfig
 from pathseg.train.flags import training_flags
 from pathseg.train.predict.config import PredictConfig, predict_options
 
+DEBUG = "pathseg.debug"  # key of the click context's meta
 
-class Door(click.Group):
-    """Turns what the library refuses into one line and exit code 1."""
+
+class CommandGroup(click.Group):
+    """The commands, each with `--debug`; errors of the library end as one line and exit code 1.
+
+    A `ValueError` or `StoreError` that pathseg raises itself is the user's to mend and shown as it is. Any other
+    exception is a bug of pathseg: the line says so, names the code that raised it, and asks for `--debug`.
+    """
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        """Add a command, with the flag `--debug`."""
+        debug = click.Option(["--debug"], is_flag=True, expose_value=False, callback=_set_debug, help="Show tracebacks.")
+        cmd.params.append(debug)
+        super().add_command(cmd, name)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """As click does it, errors turned into a ClickException."""
+        """Run the command; exceptions become a ClickException unless `--debug` was given."""
         try:
             return super().invoke(ctx)
-        except (StoreError, ValueError, FileNotFoundError, NotADirectoryError, PermissionError) as e:
-            raise click.ClickException(str(e)) from e
-        except OSError as e:
-            way = "; free space and run again" if e.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-            raise click.ClickException(f"{e.filename or 'writing failed'}: {e.strerror or e}{way}") from e
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
         except KeyboardInterrupt:
             raise click.ClickException("interrupted; what is finished is kept, run the same command to go on") from None
+        except Exception as e:
+            if ctx.meta.get(DEBUG):
+                raise
+            raise click.ClickException(error_line(e)) from e
+
+
+def _set_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    ctx.meta[DEBUG] = ctx.meta.get(DEBUG, False) or value  # the contexts of a group and its commands share their meta
+
+
+def error_line(error: Exception) -> str:
+    """Describe an exception for the terminal: the mistake and the way out, or that it is a bug and where."""
+    if isinstance(error, StoreError) or (isinstance(error, ValueError | FileNotFoundError) and _is_ours(error)):
+        return str(error)
+    if isinstance(error, OSError):
+        way = "; free space and run again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        return f"{error.filename or 'reading or writing failed'}: {error.strerror or error}{way}"
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without importing it
+        return f"out of memory ({_first_line(error)}); pass a smaller --batch-size or train fewer heads at once"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _in_package(frame.filename)]
+    place = f" in {frames[-1].name} ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return (
+        f"this is a bug in pathseg: {type(error).__name__}: {_first_line(error)}{place}; "
+        f"what is finished is kept; please report it with the output of the same command and --debug"
+    )
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether pathseg raised an error on purpose: the last frame of its traceback is in a `raise` statement of ours.
+
+    An error that a library raised, or a builtin in our code, is a bug: nobody has made it into a message for users.
+    """
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or not _in_package(trace.tb_frame.f_code.co_filename):
+        return trace is None
+    return dis.opname[trace.tb_frame.f_code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
+
+
+def _in_package(file: str) -> bool:
+    return Path(file).resolve().is_relative_to(Path(__file__).resolve().parent)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 @click.group(
-    cls=Door, context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 110}
+    cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 110}
 )
 @click.version_option(package_name="pathseg")
 def main() -> None:

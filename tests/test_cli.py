@@ -6,8 +6,9 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from pathseg.cli import main
+from pathseg.cli import error_line, main
 from pathseg.store.features import FeatureStore
+from pathseg.store.grid import PatchGrid
 from pathseg.store.runtime.workspace import store_path
 from pathseg.train.runs.folder import RunFolder
 
@@ -264,3 +265,42 @@ def test_a_finished_run_is_told_from_one_of_other_settings(extracted, tmp_path):
     assert "epochs is 1 there, 2 asked for; pass --name or another --workspace" in refused.output
     assert snapshot(tmp_path) == before
     assert RunFolder(tmp_path / "heads" / "a").finished
+
+
+def broken(*arguments, **options):
+    return {}["not there"]
+
+
+def test_an_exception_that_is_a_bug_says_so_and_names_the_code(extracted, monkeypatch):
+    monkeypatch.setattr("pathseg.store.describe.describe", broken)
+    result = run("info", store_path(extracted, "synthetic", "mini"))
+    assert result.exit_code == 1
+    assert "bug in pathseg" in result.output and "KeyError" in result.output and "--debug" in result.output
+    assert "cli.py" in result.output and "Traceback" not in result.output
+
+
+def test_debug_shows_the_exception_itself(extracted, monkeypatch):
+    monkeypatch.setattr("pathseg.store.describe.describe", broken)
+    assert isinstance(run("info", store_path(extracted, "synthetic", "mini"), "--debug").exception, KeyError)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_takes_debug(command):
+    assert "--debug" in run(command, "--help").output
+
+
+def raised(call):
+    with pytest.raises(Exception) as caught:
+        call()
+    return error_line(caught.value)
+
+
+def test_a_value_error_of_a_library_is_not_passed_off_as_a_mistake_of_the_user():
+    assert "bug" in raised(lambda: np.zeros((2, 3)) + np.zeros((4, 5)))
+    assert "bug" in raised(lambda: int("x"))
+    assert raised(lambda: PatchGrid.of(100, 256)).endswith("pass --resize 256")
+
+
+def test_errors_of_the_system_and_of_memory_name_what_to_do():
+    assert "not-there" in raised(lambda: open("not-there"))  # noqa: PTH123, SIM115
+    assert "--batch-size" in error_line(MemoryError())
