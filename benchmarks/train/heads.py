@@ -64,8 +64,7 @@ from pathseg.train.config import HeadConfig
 from pathseg.train.heads.fcn import HEADS, FCNHead
 from pathseg.train.heads.native_conv import native_convolution
 from pathseg.train.runs.folder import RunFolder
-from pathseg.train.training.evaluation import evaluate
-from pathseg.train.training.loop import train_heads
+from pathseg.train.training import loop
 
 GRID, CLASSES, TURNS = PatchGrid(3, 3), 2, 2
 KL_F8 = {block: (channels, side // 2) for block, (channels, side) in FULL_SIZE.items()}  # half the latent's side
@@ -183,16 +182,19 @@ def measure_step(folder: Path, arguments: argparse.Namespace) -> Rows:
 
 @contextmanager
 def timed_evaluation() -> Iterator[list[float]]:
-    """Yield a list that receives the seconds of each call of `evaluate` within this context."""
+    """Yield a list that receives the seconds of each evaluation in this context: validation and test splits."""
     times: list[float] = []
 
-    def timed(*arguments: object, **named: object) -> object:
-        start = time.perf_counter()  # not `seconds`: its garbage collection would count as the heads' own time
-        scores = evaluate(*arguments, **named)  # on the host, so the GPU has finished
-        times.append(time.perf_counter() - start)
-        return scores
+    def timed(evaluate: Callable[..., object]) -> Callable[..., object]:
+        def call(*arguments: object, **named: object) -> object:
+            start = time.perf_counter()  # not `seconds`: its garbage collection would count as the heads' own time
+            scores = evaluate(*arguments, **named)  # on the host, so the GPU has finished
+            times.append(time.perf_counter() - start)
+            return scores
 
-    with patch("pathseg.train.training.loop.evaluate", timed), patch("pathseg.train.training.results.evaluate", timed):
+        return call
+
+    with patch.multiple(loop, validate=timed(loop.validate), score_split=timed(loop.score_split)):
         yield times
 
 
@@ -202,13 +204,15 @@ def train(store: FeatureStore, folder: Path, configs: list[HeadConfig], device: 
     The heads' own seconds are those of training steps and of evaluation, which includes reading its images.
     """
     runs = [(config, RunFolder(folder / f"{number}")) for number, config in enumerate(configs)]
-    done: list = []
     with timed_evaluation() as evaluation:
-        wall = seconds(lambda: done.extend(train_heads(store, runs, device=device, memory_bytes=memory_bytes)))
-    dice = [run.read_metrics()["splits"]["test"]["scores"]["dice"] for _, run in runs]
-    own = sum(trainee.seconds for trainee in done) + sum(evaluation)
-    bytes_read = runs[0][1].read_metrics()["bytes_read"]  # by all of them together
-    return {"wall": wall, "heads": own, "dice": dice, "bytes": bytes_read}
+        wall = seconds(lambda: loop.train_heads(store, runs, device=device, memory_bytes=memory_bytes))
+    metrics = [run.read_metrics() for _, run in runs]
+    return {
+        "wall": wall,
+        "heads": sum(own.seconds for own in metrics) + sum(evaluation),
+        "dice": [own.splits["test"].scores.dice for own in metrics],
+        "bytes": metrics[0].bytes_read,  # by all of them together
+    }
 
 
 def sweep_row(name: str, store: FeatureStore, folder: Path, head: str, device: str, memory_bytes: int | None) -> dict:
@@ -249,7 +253,7 @@ def later_epochs(store: FeatureStore, folder: Path, config: HeadConfig, device: 
     def record_end(run: RunFolder, line: object) -> None:
         ends.append(time.perf_counter())
 
-    train_heads(store, runs, device=device, memory_bytes=memory_bytes, on_epoch=record_end)
+    loop.train_heads(store, runs, device=device, memory_bytes=memory_bytes, on_epoch=record_end)
     return [end - start for start, end in pairwise(ends)]
 
 
