@@ -191,7 +191,7 @@ def baseline_command(**flags: Any) -> None:
     Validation, test images, scores and the run folder are those of train-head. Comma lists of --lr and --seed train
     every combination. Without ImageNet weights at hand it starts from random ones and says so.
     """
-    from pathseg.train.heads.baselines import settle_weights
+    from pathseg.train.heads.baselines import choose_weights
     from pathseg.train.training import sweep
 
     opener = opener_of(flags)
@@ -199,7 +199,7 @@ def baseline_command(**flags: Any) -> None:
     settings = {field.name: flags[field.name] for field in dataclasses.fields(BaselineConfig)}
     with wrong_flags():
         sweep.baseline_combinations(settings)
-    settings["weights"], said = settle_weights(settings["network"], settings["weights"])
+    settings["weights"], said = choose_weights(settings["network"], settings["weights"])
     click.echo(said, err=True)
     train(opener, store, sweep.baseline_combinations(settings), flags)
 

@@ -147,7 +147,7 @@ def colour_head():
     """A linear head whose answers are known by hand: class 1 where the mean red of a cell of 4 px is below 128."""
     from pathseg.store.sampling import Sampling
     from pathseg.train.config import HeadConfig
-    from pathseg.train.heads.fcn import LinearHead
+    from pathseg.train.heads.linear import LinearHead
     from pathseg.train.predict.trained_head import TrainedHead
 
     def make(*, size=(256, 256), classes=("background", "gland"), head=None, **changes):

@@ -61,8 +61,9 @@ from pathseg.store.features import FeatureStore
 from pathseg.store.format.layout import resample
 from pathseg.store.grid import PatchGrid
 from pathseg.train.config import HeadConfig
-from pathseg.train.heads.fcn import HEADS, FCNHead
+from pathseg.train.heads.fcn import FCNHead
 from pathseg.train.heads.native_conv import native_convolution
+from pathseg.train.heads.registry import HEADS
 from pathseg.train.runs.folder import RunFolder
 from pathseg.train.training import loop
 
@@ -124,6 +125,9 @@ def step_row(device: str, model: str, shapes: dict[int, tuple[int, int]], blocks
         with torch.autocast(device, torch.bfloat16):
             return head(maps, (3, 3))
 
+    def with_own_tail(head: FCNHead) -> torch.Tensor:
+        return head.tail(native_convolution(maps, head.first.weight, head.first.bias, GRID))
+
     def native_first() -> None:
         native_convolution(maps, head.first.weight, head.first.bias, GRID).sum().backward()
 
@@ -139,8 +143,8 @@ def step_row(device: str, model: str, shapes: dict[int, tuple[int, int]], blocks
     steps = {
         "plain": training_step(plain, lambda: plain(stacked), mask),
         "float32": training_step(head, lambda: head(maps, (3, 3)), mask),
-        "usual_tail": training_step(plain_tail, lambda: plain_tail(maps, (3, 3)), mask),
-        "compiled": training_step(compiled, lambda: compiled(maps, (3, 3)), mask),
+        "usual_tail": training_step(plain_tail, lambda: with_own_tail(plain_tail), mask),
+        "compiled": training_step(compiled, lambda: with_own_tail(compiled), mask),
         "bfloat16": training_step(head, half_scores, mask),
     }
     times, rate = time_in_turn(first | steps, TURNS), matmul_flops(device, torch.float32)

@@ -19,7 +19,7 @@ from benchmarks.constant_model import FULL_SIZE
 from benchmarks.machine import RESULTS, describe_machine, peak_bytes, save_rows
 from benchmarks.store.random_store import random_store
 from pathseg.train.config import HeadConfig
-from pathseg.train.heads.fcn import HEADS
+from pathseg.train.heads.registry import HEADS
 from pathseg.train.runs.folder import RunFolder
 from pathseg.train.training.loop import train_heads
 

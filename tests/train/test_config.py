@@ -4,8 +4,7 @@ import pytest
 
 from pathseg.extract.config import ExtractConfig
 from pathseg.train.config import LEARNING, BaselineConfig, HeadConfig
-from pathseg.train.heads.baselines import BASELINES
-from pathseg.train.heads.fcn import HEADS
+from pathseg.train.heads.registry import BASELINES, HEADS
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from pathseg.store.grid import PatchGrid
-from pathseg.train.heads.native_conv import Features
+from pathseg.train.heads.stack import Features
 
 
 def turn(values: torch.Tensor, number: int) -> torch.Tensor:

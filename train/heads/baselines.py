@@ -1,16 +1,26 @@
-"""Networks that learn from the images themselves, to compare with: Res-UNet and VGG16-FCN8."""
+"""The baselines: networks trained on the images themselves, Res-UNet and VGG16-FCN8, and their ImageNet weights."""
 
 from __future__ import annotations
 
+import os
+import pickle
+import urllib.error
+import urllib.request
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from pathseg.store.grid import PatchGrid
 from pathseg.train.config import IMAGE
-from pathseg.train.heads.imagenet import MEAN, STD, fetch_weights, read_weights
-from pathseg.train.heads.native_conv import Features, require_fitting
+from pathseg.train.heads.stack import Features, require_fitting
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB in 0..1: torchvision's ImageNet normalisation
+ENCODERS = {"res-unet": "resnet18", "vgg16-fcn8": "vgg16"}  # torchvision's model whose weights a baseline starts from
+OFFLINE = "HF_HUB_OFFLINE"  # set to 1 where nothing may be downloaded
+PROBE_TIMEOUT_S = 5
 
 
 class ResUNet(nn.Module):
@@ -24,20 +34,20 @@ class ResUNet(nn.Module):
         self.net = Unet("resnet18", encoder_weights=None, in_channels=channels[IMAGE], classes=classes)
 
     def forward(self, features: Features, patch_grid: tuple[int, int]) -> torch.Tensor:
-        """{IMAGE: RGB 0..255 (N, P, 3, 256, 256)} -> (N, K, 256*rows, 256*cols) scores before the softmax."""
+        """Return class scores before the softmax: {IMAGE: RGB 0..255 (N, P, 3, 256, 256)} -> (N, K, H, W)."""
         return self.net(network_input(features, self.channels, PatchGrid(*patch_grid)))
 
     def load_imagenet(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Take torchvision's ResNet-18 as first weights of the encoder."""
+        """Initialise the encoder with the state dict of torchvision's ResNet-18."""
         self.net.encoder.load_state_dict({name: value for name, value in state.items() if not name.startswith("fc.")})
 
 
 class VGG16FCN8(nn.Module):
     """FCN-8s on VGG-16 (Long et al. 2015), with the convolutions of torchvision's `vgg16`.
 
-    fc6 (7x7) and fc7 are convolutions of `width` channels, 4096 as in the paper; scores are taken from fc7, pool4 and
-    pool3 and brought together by transposed convolutions (x2, x2, x8) that start as bilinear upsampling. fc6 is padded
-    by 3 cells, which keeps the grid, where the paper pads the image by 100 px and crops.
+    fc6 (7x7) and fc7 are convolutions of `width` channels, 4096 as in the paper; the scores of fc7, pool4 and pool3 are
+    upsampled and added by transposed convolutions (x2, x2, x8) initialised as bilinear interpolation. fc6 is padded by
+    3 cells, which keeps the grid, where the paper pads the image by 100 px and crops.
     """
 
     def __init__(self, channels: Mapping[int, int], classes: int, width: int = 4096) -> None:
@@ -50,26 +60,26 @@ class VGG16FCN8(nn.Module):
         self.fc7 = nn.Conv2d(width, width, 1)
         self.dropout = nn.Dropout(0.5)
         for layer in (*self.features, self.fc6, self.fc7):
-            if isinstance(layer, nn.Conv2d):  # as torchvision does it; without, nothing reaches the last layers
+            if isinstance(layer, nn.Conv2d):  # as torchvision does; with PyTorch's default activations vanish
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
                 nn.init.zeros_(layer.bias)
         self.score7, self.score4, self.score3 = (nn.Conv2d(c, classes, 1) for c in (width, 512, 256))
         self.up7, self.up4, self.up3 = (_bilinear_upsampling(classes, times) for times in (2, 2, 8))
 
     def forward(self, features: Features, patch_grid: tuple[int, int]) -> torch.Tensor:
-        """{IMAGE: RGB 0..255 (N, P, 3, 256, 256)} -> (N, K, 256*rows, 256*cols) scores before the softmax."""
+        """Return class scores before the softmax: {IMAGE: RGB 0..255 (N, P, 3, 256, 256)} -> (N, K, H, W)."""
         image = network_input(features, self.channels, PatchGrid(*patch_grid))
         pool3 = self.features[:17](image)  # (N, 256, H/8, W/8)
         pool4 = self.features[17:24](pool3)  # (N, 512, H/16, W/16)
         x = self.features[24:](pool4)  # (N, 512, H/32, W/32)
         for layer in (self.fc6, self.fc7):
             x = self.dropout(layer(x).relu())
-        x = self.up7(self.score7(x)) + self.score4(pool4)
-        x = self.up4(x) + self.score3(pool3)
-        return self.up3(x)
+        x = self.up7(self.score7(x)) + self.score4(pool4)  # (N, K, H/16, W/16)
+        x = self.up4(x) + self.score3(pool3)  # (N, K, H/8, W/8)
+        return self.up3(x)  # (N, K, H, W)
 
     def load_imagenet(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Take torchvision's VGG-16 as first weights: its convolutions, and its first two linear layers as fc6, fc7."""
+        """Initialise with the state dict of torchvision's VGG-16; fc6 and fc7 from its first two linear layers."""
         self.features.load_state_dict(
             {name.removeprefix("features."): value for name, value in state.items() if name.startswith("features.")}
         )
@@ -78,44 +88,81 @@ class VGG16FCN8(nn.Module):
             layer.load_state_dict({"weight": weight, "bias": state[f"{name}.bias"]})
 
 
-BASELINES = {"res-unet": ResUNet, "vgg16-fcn8": VGG16FCN8}
-
-
 def network_input(features: Features, channels: Mapping[int, int], grid: PatchGrid) -> torch.Tensor:
-    """{IMAGE: RGB 0..255 (N, P, 3, 256, 256)} -> (N, 3, H, W), scaled as torchvision's ImageNet weights expect it."""
-    require_fitting(features, dict(channels), grid)
+    """Stitch and normalise the image, {IMAGE: RGB 0..255 (N, P, 3, 256, 256)} -> (N, 3, H, W)."""
+    require_fitting(features, channels, grid)
     image = grid.stitch(features[IMAGE]) / 255
     mean, std = (torch.tensor(values, device=image.device, dtype=image.dtype)[:, None, None] for values in (MEAN, STD))
     return (image - mean) / std
 
 
-def start_from_imagenet(head: nn.Module, name: str) -> None:
-    """Give a baseline its first weights. Raises as `imagenet.read_weights` does."""
-    head.load_imagenet(read_weights(name))
-
-
-def settle_weights(name: str, asked: str) -> tuple[str, str]:
-    """Which first weights a baseline starts from, `imagenet` or `none`, and a line that says so; `auto` settles it.
-
-    Raises FileNotFoundError where `imagenet` is asked for and cannot be had.
-    """
-    if asked == "none":
-        return "none", f"{name}: random first weights"
-    try:
-        path = fetch_weights(name)
-    except FileNotFoundError as e:
-        if asked == "imagenet":
-            raise
-        return "none", f"{name}: random first weights, since {e}"
-    return "imagenet", f"{name}: first weights from ImageNet, {path}"
-
-
-def _bilinear_upsampling(classes: int, times: int) -> nn.ConvTranspose2d:
-    """Each class upsampled by itself, to begin with: kernel 2*times, stride times, as Long et al. have it."""
-    layer = nn.ConvTranspose2d(classes, classes, 2 * times, stride=times, padding=times // 2, bias=False)
-    line = 1 - (torch.arange(2 * times) - (times - 0.5)).abs() / times
+def _bilinear_upsampling(classes: int, factor: int) -> nn.ConvTranspose2d:
+    """A transposed convolution initialised as bilinear interpolation of each class, kernel 2 * factor (Long et al.)."""
+    layer = nn.ConvTranspose2d(classes, classes, 2 * factor, stride=factor, padding=factor // 2, bias=False)
+    line = 1 - (torch.arange(2 * factor) - (factor - 0.5)).abs() / factor
     with torch.no_grad():
         layer.weight.zero_()
         for k in range(classes):
             layer.weight[k, k] = line[:, None] * line[None, :]
     return layer
+
+
+def choose_weights(name: str, requested: str) -> tuple[str, str]:
+    """Decide the initial weights of a baseline, `imagenet` or `none`; return them and a message for the user.
+
+    requested: `imagenet`, `none`, or `auto`, which is imagenet where the weights are in torchvision's cache or can be
+    downloaded. Raises FileNotFoundError where `imagenet` is requested and cannot be had.
+    """
+    if requested == "none":
+        return "none", f"{name}: random first weights"
+    try:
+        path = _download_weights(name)
+    except FileNotFoundError as e:
+        if requested == "imagenet":
+            raise
+        return "none", f"{name}: random first weights, since {e}"
+    return "imagenet", f"{name}: first weights from ImageNet, {path}"
+
+
+def start_from_imagenet(head: ResUNet | VGG16FCN8, name: str) -> None:
+    """Initialise a baseline with torchvision's ImageNet weights, downloaded if they are not in its cache.
+
+    Raises FileNotFoundError where they cannot be had, ValueError naming the file where it is damaged.
+    """
+    path = _download_weights(name)
+    try:
+        state = _imagenet(name).get_state_dict(map_location="cpu", weights_only=True)
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as e:
+        raise ValueError(f"{path} is damaged ({str(e).splitlines()[0]}); delete it to have it fetched again") from e
+    head.load_imagenet(state)
+
+
+def _imagenet(name: str) -> Any:
+    """Return torchvision's record (a `WeightsEnum`) of the ImageNet weights of a baseline's encoder."""
+    from torchvision.models import get_model_weights
+
+    return get_model_weights(ENCODERS[name]).IMAGENET1K_V1
+
+
+def _download_weights(name: str) -> Path:
+    """Return the file of a baseline's ImageNet weights in torchvision's cache, downloaded if it is missing.
+
+    Raises FileNotFoundError, in seconds, where it is missing and cannot be downloaded.
+    """
+    weights = _imagenet(name)
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+    if path.is_file():
+        return path
+    try:
+        if os.environ.get(OFFLINE, "").upper() in ("1", "ON", "YES", "TRUE"):
+            raise OSError(f"{OFFLINE} is set")
+        with urllib.request.urlopen(urllib.request.Request(weights.url, method="HEAD"), timeout=PROBE_TIMEOUT_S):
+            pass  # torch.hub downloads without a timeout: without network it would wait for minutes
+        weights.get_state_dict(map_location="cpu", weights_only=True, check_hash=True)
+    except (OSError, RuntimeError) as e:  # RuntimeError: the download has another checksum
+        reason = e.reason if isinstance(e, urllib.error.URLError) else e
+        raise FileNotFoundError(
+            f"ImageNet weights are not at {path} and cannot be fetched from {weights.url} ({reason}); "
+            "put the file there, or pass --weights none"
+        ) from e
+    return path

@@ -1,4 +1,4 @@
-"""The heads: from cached features of an image to per-pixel class scores."""
+"""The paper's fully convolutional head: plain layers, and a faster way to compute the same scores."""
 
 from __future__ import annotations
 
@@ -10,57 +10,17 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from pathseg.store.grid import HEAD_CELLS, PATCH_PX, PatchGrid
-from pathseg.train.heads.native_conv import (
-    Features,
-    compute_dtype,
-    native_convolution,
-    native_pointwise,
-    require_fitting,
-)
-from pathseg.train.heads.pixel_ensemble import PixelEnsemble
-
-
-class _Doubled(torch.autograd.Function):
-    """A transposed 4x4 convolution of stride 2, with the bias' gradient as a sum.
-
-    PyTorch's own backward pass takes up to a fifth of its time on a CPU for that sum.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, maps: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(maps, weight)
-        return F.conv_transpose2d(maps, weight, bias, stride=2, padding=1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        wanted = [*ctx.needs_input_grad[:2], False]
-        maps, weight, _ = torch.ops.aten.convolution_backward(
-            gradient, *ctx.saved_tensors, None, [2, 2], [1, 1], [1, 1], True, [0, 0], 1, wanted
-        )
-        return maps, weight, gradient.sum((0, 2, 3))
-
-
-class Doubling(nn.ConvTranspose2d):
-    """A transposed convolution, 4x4 with stride 2, that doubles the grid: (N, C, H, W) -> (N, O, 2H, 2W)."""
-
-    def __init__(self, channels: int, outputs: int) -> None:
-        super().__init__(channels, outputs, 4, stride=2, padding=1)
-
-    def forward(self, maps: torch.Tensor) -> torch.Tensor:  # type: ignore[override]  # its size is never asked for
-        """As `nn.ConvTranspose2d`."""
-        dtype = compute_dtype(self.weight)
-        return _Doubled.apply(maps.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
+from pathseg.store.grid import PatchGrid
+from pathseg.train.heads.native_conv import compute_dtype, native_convolution
+from pathseg.train.heads.stack import Features, require_fitting, stack_blocks
 
 
 class FCNHead(nn.Module):
-    """The paper's fully convolutional head (Table 1: 17,470,150 parameters for 7,296 channels and six classes).
+    """The FCN head of PathSegDiff (eq. 5; Table 1: 17,470,150 parameters for 7,296 channels and 6 classes).
 
-    A 3x3 convolution to 256 channels, two transposed convolutions that double the grid, a 3x3 convolution to the
-    classes; batch normalisation and ReLU between them. The shapes were derived from the parameter count. The first
-    layer is computed at native resolution (see `native`); its parameters are those of the plain convolution, so a
-    head trained on one layout runs on the others.
+    channels: {block: C}. The paper gives the number of parameters but not the layers; over the usual layer shapes
+    these are the only ones with that number. `plain_forward` applies them one after the other and defines the scores;
+    `forward` computes the same scores faster.
     """
 
     def __init__(self, channels: Mapping[int, int], classes: int) -> None:
@@ -70,36 +30,62 @@ class FCNHead(nn.Module):
         self.tail = nn.Sequential(
             nn.BatchNorm2d(256),
             nn.ReLU(inplace=True),
-            Doubling(256, 128),
+            nn.ConvTranspose2d(256, 128, 4, stride=2, padding=1),
             nn.BatchNorm2d(128),
             nn.ReLU(inplace=True),
-            Doubling(128, 64),
+            nn.ConvTranspose2d(128, 64, 4, stride=2, padding=1),
             nn.BatchNorm2d(64),
             nn.ReLU(inplace=True),
             nn.Conv2d(64, classes, 3, padding=1),
-        ).to(memory_format=torch.channels_last)  # faster on a CPU, and what tensor cores want
+        ).to(memory_format=torch.channels_last)  # the same numbers; faster on a CPU and on tensor cores
+
+    def plain_forward(self, features: Features, patch_grid: tuple[int, int]) -> torch.Tensor:
+        """Return class scores before the softmax: {block: (N, P, C, h, w)} in any layout -> (N, K, H, W)."""
+        require_fitting(features, self.channels, PatchGrid(*patch_grid))
+        x = stack_blocks(features, PatchGrid(*patch_grid))  # (N, sum C, H/4, W/4)
+        x = self.first(x)  # (N, 256, H/4, W/4)
+        return self.tail(x)  # (N, K, H, W)
 
     def forward(self, features: Features, patch_grid: tuple[int, int]) -> torch.Tensor:
-        """{block: (N, P, C, h, w)} in any layout -> (N, K, 256*rows, 256*cols) scores before the softmax."""
+        """Return the scores of `plain_forward` up to rounding, without the upsampled stack; features get no gradient.
+
+        A training step on a CPU takes a fraction of the time of `plain_forward` (`benchmarks.train.heads`, step).
+        """
         require_fitting(features, self.channels, PatchGrid(*patch_grid))
         x = native_convolution(features, self.first.weight, self.first.bias, PatchGrid(*patch_grid))
-        return self.tail(x)  # x is (N, 256, 64*rows, 64*cols)
+        return fast_tail(self.tail, x)
 
 
-class LinearHead(nn.Module):
-    """A linear probe: one 1x1 convolution on the head's grid, scores brought bilinearly to pixels."""
+def fast_tail(tail: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
+    """Apply the head's tail, (N, 256, H/4, W/4) -> (N, K, H, W), with a faster backward pass of its 4x4 layers.
 
-    def __init__(self, channels: Mapping[int, int], classes: int) -> None:
-        super().__init__()
-        self.channels = dict(sorted(channels.items()))
-        self.scores = nn.Conv2d(sum(channels.values()), classes, 1)
-
-    def forward(self, features: Features, patch_grid: tuple[int, int]) -> torch.Tensor:
-        """{block: (N, P, C, h, w)} in any layout -> (N, K, 256*rows, 256*cols) scores before the softmax."""
-        require_fitting(features, self.channels, PatchGrid(*patch_grid))
-        coarse = native_pointwise(features, self.scores.weight, self.scores.bias, PatchGrid(*patch_grid))
-        scale = PATCH_PX // HEAD_CELLS
-        return F.interpolate(coarse, scale_factor=scale, mode="bilinear", align_corners=False)
+    PyTorch's own backward pass takes up to a fifth of its time on a CPU to sum the gradient of their biases
+    (`benchmarks.train.heads`, usual_tail).
+    """
+    for layer in tail:
+        x = _transposed_convolution(x, layer) if isinstance(layer, nn.ConvTranspose2d) else layer(x)
+    return x
 
 
-HEADS = {"fcn": FCNHead, "linear": LinearHead, "pixel-ensemble": PixelEnsemble}
+def _transposed_convolution(x: torch.Tensor, layer: nn.ConvTranspose2d) -> torch.Tensor:
+    assert layer.bias is not None
+    dtype = compute_dtype(layer.weight)
+    return _TransposedConvolution.apply(x.to(dtype), layer.weight.to(dtype), layer.bias.to(dtype))
+
+
+class _TransposedConvolution(torch.autograd.Function):
+    """A 4x4 transposed convolution of stride 2 and padding 1, (N, C, h, w) -> (N, O, 2h, 2w)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.conv_transpose2d(x, weight, bias, stride=2, padding=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        wanted = [*ctx.needs_input_grad[:2], False]
+        of_x, of_weight, _ = torch.ops.aten.convolution_backward(
+            gradient, *ctx.saved_tensors, None, [2, 2], [1, 1], [1, 1], True, [0, 0], 1, wanted
+        )
+        return of_x, of_weight, gradient.sum((0, 2, 3))

@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from pathseg.store.grid import PatchGrid
-from pathseg.train.heads.native_conv import Features
-from pathseg.train.heads.pixel_ensemble import PixelEnsemble, Prediction
+from pathseg.train.heads.pixel_ensemble import PixelEnsemble
+from pathseg.train.heads.stack import Features
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A head's prediction for N images.
+
+    labels: class codes (N, H, W) uint8. scores: (N, K, H, W), whose softmax is the probabilities. Of a pixel ensemble
+    also: uncertainty (N, H, W) in nats, and shares (N, K, H, W) of its members that predict each class.
+    """
+
+    labels: torch.Tensor
+    scores: torch.Tensor
+    uncertainty: torch.Tensor | None = None
+    shares: torch.Tensor | None = None
 
 
 def score(
@@ -42,7 +57,7 @@ def predict(
     """
     if isinstance(head, PixelEnsemble):
         own = {block: features[block] for block in blocks}
-        return head.predict(own, (grid.rows, grid.cols), ignore=ignore)
+        return Prediction(*head.predict(own, (grid.rows, grid.cols), ignore=ignore))
     scores = score(head, features, grid, blocks=blocks, precision=precision)
     return Prediction(class_codes(scores, ignore), scores)
 

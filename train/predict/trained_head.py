@@ -17,10 +17,10 @@ from pathseg.store.grid import PatchGrid
 from pathseg.store.key import StoreKey
 from pathseg.store.sampling import Sampling
 from pathseg.train.config import HeadConfig
-from pathseg.train.heads.fcn import HEADS
 from pathseg.train.heads.inference import class_probabilities, predict
-from pathseg.train.heads.native_conv import Features
 from pathseg.train.heads.pixel_ensemble import PixelEnsemble
+from pathseg.train.heads.registry import HEADS
+from pathseg.train.heads.stack import Features
 from pathseg.train.runs.finished import FinishedRun
 from pathseg.train.runs.folder import RunFolder
 

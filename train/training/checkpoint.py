@@ -17,10 +17,8 @@ from torch import nn
 from pathseg.store.features import FeatureStore
 from pathseg.store.runtime.atomic_files import atomic_path
 from pathseg.train.config import IMAGE, Config
-from pathseg.train.heads.baselines import BASELINES
-from pathseg.train.heads.fcn import HEADS
-from pathseg.train.heads.pixel_ensemble import PixelEnsemble
-from pathseg.train.heads.pixel_pool import PixelPool
+from pathseg.train.heads.pixel_ensemble import PixelEnsemble, PixelPool
+from pathseg.train.heads.registry import BASELINES, HEADS
 from pathseg.train.runs.folder import RunFolder
 
 LAST = "last.safetensors"  # weights and optimizer after the last finished epoch, until the run is finished

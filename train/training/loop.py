@@ -17,8 +17,7 @@ from pathseg.train.data.reader import Batch, FeatureReader, class_pixels, wanted
 from pathseg.train.data.splits import Splits, draw_views, split_images
 from pathseg.train.heads.baselines import start_from_imagenet
 from pathseg.train.heads.inference import score
-from pathseg.train.heads.pixel_ensemble import PixelEnsemble
-from pathseg.train.heads.pixel_pool import BATCH_PX, learn_from
+from pathseg.train.heads.pixel_ensemble import BATCH_PX, PixelEnsemble, train_on_pool
 from pathseg.train.runs.folder import RunFolder
 from pathseg.train.runs.record import Epoch, Metrics, RunConfig, RunData, SplitScores
 from pathseg.train.training.checkpoint import (
@@ -244,7 +243,7 @@ def _pixel_step(state: TrainingState, batch: Batch, store: FeatureStore, *, epoc
 def _train_on_pool(state: TrainingState, epoch: int) -> None:
     """Take the steps of a pixel ensemble on the pixels drawn so far."""
     seed = [state.settings.seed, epoch, len(state.losses)]
-    losses = learn_from(state.pool, state.head, state.optimizer, epoch=epoch, weights=state.class_weights, seed=seed)
+    losses = train_on_pool(state.pool, state.head, state.optimizer, epoch=epoch, weights=state.class_weights, seed=seed)
     state.losses += losses
     if losses and not np.isfinite(losses[-1]):
         state.failure = _diverged(losses[-1], epoch)

@@ -20,8 +20,7 @@ from pathseg.train.data.buffers import image_bytes
 from pathseg.train.data.memory import KEEP_SHARE, free_memory
 from pathseg.train.data.reader import places, wanted_by
 from pathseg.train.data.splits import incomplete_images, lacking_images, require_stored, split_images
-from pathseg.train.heads.pixel_ensemble import PixelEnsemble
-from pathseg.train.heads.pixel_pool import pool_bytes
+from pathseg.train.heads.pixel_ensemble import PixelEnsemble, pool_bytes
 from pathseg.train.runs.finished_run import FinishedRun
 from pathseg.train.runs.folder import RunFolder
 from pathseg.train.training.checkpoint import build_head

@@ -5,9 +5,9 @@ import torchvision
 
 from pathseg.store.grid import PatchGrid
 from pathseg.train.config import IMAGE, BaselineConfig
-from pathseg.train.heads.baselines import BASELINES, VGG16FCN8, ResUNet, network_input, settle_weights
-from pathseg.train.report.summary import commands, summary
-from pathseg.train.runs.finished import FinishedRun
+from pathseg.train.heads.baselines import VGG16FCN8, ResUNet, choose_weights, network_input, start_from_imagenet
+from pathseg.train.heads.registry import BASELINES
+from pathseg.train.runs.finished_run import FinishedRun
 from pathseg.train.runs.folder import RunFolder
 from pathseg.train.training.loop import train_heads
 
@@ -50,7 +50,7 @@ def test_upsampling_starts_as_bilinear_interpolation():
     scores = torch.randn(1, 2, 6, 6, generator=torch.Generator().manual_seed(0))
     net = VGG16FCN8({IMAGE: 3}, 2, width=4)
     for layer, times in ((net.up4, 2), (net.up3, 8)):
-        inner = slice(times, -times)  # at the border the one meets zeros, the other repeats
+        inner = slice(times, -times)  # at the border one pads with zeros, the other repeats
         expected = F.interpolate(scores, scale_factor=times, mode="bilinear", align_corners=False)
         assert torch.allclose(layer(scores)[..., inner, inner], expected[..., inner, inner], atol=1e-6)
 
@@ -81,29 +81,29 @@ def test_imagenet_weights_give_fc6_and_fc7_of_torchvision():
     net = VGG16FCN8({IMAGE: 3}, 2, width=8).eval()
     net.load_imagenet(theirs.state_dict())
     x = torch.rand(1, 512, 7, 7)
-    inner = net.fc7(net.fc6(x).relu())[0, :, 3, 3]  # the one place where the 7x7 kernel meets no padding
+    inner = net.fc7(net.fc6(x).relu())[0, :, 3, 3]  # the one position where the 7x7 kernel covers no padding
     assert torch.allclose(inner, theirs.eval().classifier(x.flatten(1))[0], atol=1e-5)
 
 
 def test_auto_starts_from_random_weights_where_there_are_none_and_says_so(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    weights, said = settle_weights("res-unet", "auto")
+    weights, message = choose_weights("res-unet", "auto")
     assert weights == "none"
-    assert "random first weights, since ImageNet weights are not at" in said
+    assert "res-unet: random first weights" in message and "resnet18-f37072fd.pth" in message
 
 
 def test_imagenet_that_cannot_be_had_is_an_error_that_names_the_file(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"resnet18-f37072fd.pth .* --weights none"):
-        settle_weights("res-unet", "imagenet")
+        choose_weights("res-unet", "imagenet")
 
 
 def train(store, folder, config=CONFIG):
-    (trainee,) = train_heads(store, [(config, RunFolder(folder))])
-    assert trainee.failure is None
-    return FinishedRun.read(trainee.run)
+    (state,) = train_heads(store, [(config, RunFolder(folder))])
+    assert state.failure is None
+    return FinishedRun.read(state.run)
 
 
 @pytest.fixture
@@ -117,18 +117,8 @@ def test_a_baselines_run_folder_is_that_of_a_head_and_no_features_are_read(run):
     assert {path.name for path in run.folder.path.iterdir()} == {
         "config.json", "head.safetensors", "head-last.safetensors", "history.jsonl", "metrics.json", "predictions"
     }  # fmt: skip
-    assert run.head["head"] == "res-unet"
-    assert run.head["weights"] == "none"
+    assert (run.is_baseline, run.settings.network, run.settings.weights) == (True, "res-unet", "none")
     assert run.folder.read_prediction("test_4").shape == (256, 512)
-
-
-def test_the_report_says_that_a_baseline_read_images(run, tmp_path):
-    assert run.data["model"]["name"] == "images"
-    assert "It learned from the images themselves (first weights: none)" in summary([run], "toy")
-    extract, train_it, _ = commands(run, tmp_path)
-    assert "--model toy-model" in extract
-    assert train_it.startswith("pathseg train-baseline")
-    assert "--model res-unet --weights none" in train_it
 
 
 def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(toy_store, tmp_path):
@@ -143,20 +133,40 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(toy_store, tmp_path):
     assert again.folder.weights.read_bytes() == whole.folder.weights.read_bytes()
 
 
-def test_first_weights_come_from_the_file_in_torchvisions_cache(toy_store, tmp_path, monkeypatch):
+def test_initial_weights_come_from_the_file_in_torchvisions_cache(toy_store, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     cache = tmp_path / "hub" / "checkpoints"
     cache.mkdir(parents=True)
     theirs = torchvision.models.resnet18().state_dict()
     torch.save(theirs, cache / "resnet18-f37072fd.pth")
-    weights, said = settle_weights("res-unet", "auto")
-    assert (weights, str(cache) in said) == ("imagenet", True)
+    weights, message = choose_weights("res-unet", "auto")
+    assert (weights, str(cache) in message) == ("imagenet", True)
     config = BaselineConfig(weights=weights, epochs=1, lr=1e-12)
-    (trainee,) = train_heads(toy_store, [(config, RunFolder(tmp_path / "run"))])
-    assert torch.allclose(trainee.head.net.encoder.conv1.weight, theirs["conv1.weight"], atol=1e-9)
+    (state,) = train_heads(toy_store, [(config, RunFolder(tmp_path / "run"))])
+    assert torch.allclose(state.head.net.encoder.conv1.weight, theirs["conv1.weight"], atol=1e-9)
+
+
+def test_a_damaged_file_in_the_cache_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    file = tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"half a download")
+    with pytest.raises(ValueError, match=r"resnet18-f37072fd\.pth is damaged .*delete it"):
+        start_from_imagenet(ResUNet({IMAGE: 3}, 2), "res-unet")
+
+
+def test_a_download_with_another_checksum_is_not_used(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    (tmp_path / "resnet18-f37072fd.pth").write_bytes(b"not these weights")
+    url = (tmp_path / "resnet18-f37072fd.pth").as_uri()
+    monkeypatch.setattr(type(torchvision.models.ResNet18_Weights.IMAGENET1K_V1), "url", url)
+    with pytest.raises(FileNotFoundError, match=r"invalid hash value.*--weights none"):
+        choose_weights("res-unet", "imagenet")
+    assert choose_weights("res-unet", "auto")[0] == "none"
 
 
 @pytest.mark.slow
 def test_vgg16_fcn8_is_trained_end_to_end(toy_store, tmp_path):
-    config = BaselineConfig(head="vgg16-fcn8", weights="none", epochs=1)
-    assert train(toy_store, tmp_path / "run", config).epochs == 1
+    config = BaselineConfig(network="vgg16-fcn8", weights="none", epochs=1)
+    assert train(toy_store, tmp_path / "run", config).metrics.epochs == 1

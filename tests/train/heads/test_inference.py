@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from pathseg.store.grid import PatchGrid
-from pathseg.train.heads.fcn import LinearHead
 from pathseg.train.heads.inference import class_codes, class_probabilities, predict, score
+from pathseg.train.heads.linear import LinearHead
 from pathseg.train.heads.pixel_ensemble import PixelEnsemble
 
 ONE = torch.tensor([3.0, 1.0, 2.0]).reshape(1, 3, 1, 1)

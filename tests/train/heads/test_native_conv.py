@@ -3,12 +3,12 @@ import torch
 from torch import nn
 
 from pathseg.store.grid import PatchGrid
-from pathseg.train.heads import native_conv as native
+from pathseg.train.heads import native_conv
 from pathseg.train.heads.native_conv import native_convolution, native_pointwise, spread_matrix, taps_are_cheaper
 
 VQ_SIDES = (8, 8, 8, 16, 16, 16, 32, 32, 32, 64, 64, 64, 64)  # the thirteen blocks with the VQ-f4 first stage
 KL_SIDES = tuple(side // 2 for side in VQ_SIDES)  # and with KL-f8
-SELECTIONS = [*((block,) for block in range(13)), (4, 5, 6), tuple(range(13))]
+SELECTIONS = [(0,), (4,), (6,), (9,), (4, 5, 6), tuple(range(13))]  # a block of each side, and several
 
 
 def features(shapes, n=2, patches=2, dtype=torch.float32):
@@ -53,26 +53,26 @@ def agreement(shapes, grid, *, outputs, n, dtype, way=native_convolution, kernel
 
 @pytest.fixture(params=["taps", "counted"])
 def ways(request, monkeypatch):
-    """At the channels of a test counting chooses the plain way nearly everywhere, so `taps` takes the other."""
+    """With the few channels of a test the plain convolution is cheaper nearly everywhere; `taps` forces the other."""
     if request.param == "taps":
-        monkeypatch.setattr(native, "taps_are_cheaper", lambda side, channels, outputs: side < 64)
+        monkeypatch.setattr(native_conv, "taps_are_cheaper", lambda side, channels, outputs: side < 64)
 
 
 @pytest.mark.usefixtures("ways")
 @pytest.mark.parametrize("blocks", SELECTIONS, ids=str)
 @pytest.mark.parametrize("sides", [VQ_SIDES, KL_SIDES], ids=["vq-f4", "kl-f8"])
-@pytest.mark.parametrize(("grid", "n"), [(PatchGrid(1, 1), 3), (PatchGrid(2, 3), 2), (PatchGrid(3, 3), 1)], ids=str)
+@pytest.mark.parametrize(("grid", "n"), [(PatchGrid(1, 1), 2), (PatchGrid(2, 3), 1)], ids=str)
 def test_scores_and_gradients_are_those_of_the_plain_convolution(blocks, sides, grid, n):
     shapes = {block: (3 + block % 3, sides[block]) for block in blocks}
     assert max(agreement(shapes, grid, outputs=5, n=n, dtype=torch.float64)) < 1e-10
     assert max(agreement(shapes, grid, outputs=5, n=n, dtype=torch.float32)) < 1e-5
 
 
-@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("n", [1, 2])
 def test_in_float32_the_difference_is_rounding_with_many_channels_too(n):
     shapes = {0: (48, 8), 4: (40, 16), 6: (400, 32), 9: (24, 64)}
     assert taps_are_cheaper(32, 400, 16)
-    assert max(agreement(shapes, PatchGrid(2, 2), outputs=16, n=n, dtype=torch.float32)) < 1e-5
+    assert max(agreement(shapes, PatchGrid(1, 2), outputs=16, n=n, dtype=torch.float32)) < 1e-5
 
 
 @pytest.mark.parametrize("outputs", [2, 7])
@@ -84,22 +84,22 @@ def test_a_pointwise_layer_is_that_of_the_stack(outputs):
     assert max(differences) < 1e-10
 
 
-def test_the_cheaper_way_is_chosen_by_counting():
+def test_the_convolution_with_fewer_multiplications_is_chosen():
     assert taps_are_cheaper(8, 960, 256)
     assert taps_are_cheaper(32, 576, 256)
     assert not taps_are_cheaper(64, 192, 256)
     assert not taps_are_cheaper(32, 1, 256)  # one channel: spreading 9 taps costs more than it saves
 
 
-def test_a_constant_is_spread_with_its_weight_sum_but_for_the_border():
-    # upsampling a constant gives it back; of three taps 1, 2, 3, ..., 3, 2, 1 meet the patch's 64 cells
+def test_each_row_of_the_spread_matrix_sums_to_the_taps_that_read_the_patch():
+    # upsampling a constant gives it back; of three taps 1, 2, 3, ..., 3, 2, 1 read one of the patch's 64 cells
     sums = spread_matrix(8, dtype=torch.float64, device=torch.device("cpu")).sum(1)
     assert torch.allclose(sums, torch.tensor([1.0, 2.0] + [3.0] * 62 + [2.0, 1.0], dtype=torch.float64))
 
 
 @pytest.mark.usefixtures("ways")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_keeps_within_its_rounding(dtype):
+def test_under_autocast_results_differ_by_rounding_only(dtype):
     shapes = {4: (32, 16), 6: (32, 32), 9: (16, 64)}
     maps, grid = features(shapes), PatchGrid(1, 2)
     results = []

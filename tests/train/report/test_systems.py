@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pathseg.train.config import BaselineConfig, HeadConfig
-from pathseg.train.heads.baselines import BASELINES
+from pathseg.train.heads.registry import BASELINES
 from pathseg.train.metrics.object import ObjectSums
 from pathseg.train.metrics.pixel import Scores, constant_prediction
 from pathseg.train.report.paper_tables import systems_table, tissues_table

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from pathseg.store.contents import ImageEntry
 from pathseg.store.writer import StoreWriter
 from pathseg.train.config import HeadConfig
-from pathseg.train.heads.fcn import HEADS
+from pathseg.train.heads.registry import HEADS
 from pathseg.train.runs.folder import RunFolder
 from pathseg.train.training import loop
 from pathseg.train.training.loop import class_weights, train_heads

@@ -1,0 +1,15 @@
+"""Networks by the names that the command line and config.json use."""
+
+from __future__ import annotations
+
+from pathseg.train.heads.baselines import VGG16FCN8, ResUNet
+from pathseg.train.heads.fcn import FCNHead
+from pathseg.train.heads.linear import LinearHead
+from pathseg.train.heads.pixel_ensemble import PixelEnsemble
+
+HEADS: dict[str, type[FCNHead | LinearHead | PixelEnsemble]] = {
+    "fcn": FCNHead,
+    "linear": LinearHead,
+    "pixel-ensemble": PixelEnsemble,
+}
+BASELINES: dict[str, type[ResUNet | VGG16FCN8]] = {"res-unet": ResUNet, "vgg16-fcn8": VGG16FCN8}
