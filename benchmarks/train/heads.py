@@ -58,12 +58,12 @@ from pathseg.extract.datasets.registry import DatasetOptions, open_dataset
 from pathseg.extract.models.load import load_model
 from pathseg.extract.pipeline import extract, prepare_store
 from pathseg.store.features import FeatureStore
-from pathseg.store.format.layout import resample
 from pathseg.store.grid import PatchGrid
 from pathseg.train.config import HeadConfig
 from pathseg.train.heads.fcn import FCNHead
 from pathseg.train.heads.native_conv import native_convolution
 from pathseg.train.heads.registry import HEADS
+from pathseg.train.heads.stack import stack_blocks
 from pathseg.train.runs.folder import RunFolder
 from pathseg.train.training import loop
 
@@ -74,19 +74,12 @@ Rows = list[dict[str, object]]
 
 def plain_head(head: FCNHead) -> nn.Module:
     """Return the same layers and weights as PyTorch modules in contiguous memory format, for the upsampled stack."""
-    layers = copy.deepcopy([head.first, *head.tail])
-    for number, layer in enumerate(layers):
-        if isinstance(layer, nn.ConvTranspose2d):
-            layers[number] = nn.ConvTranspose2d(layer.in_channels, layer.out_channels, 4, stride=2, padding=1)
-            layers[number].to(layer.weight.device)
-            layers[number].load_state_dict(layer.state_dict())
-    return nn.Sequential(*layers).to(memory_format=torch.contiguous_format)
+    return nn.Sequential(*copy.deepcopy([head.first, *head.tail])).to(memory_format=torch.contiguous_format)
 
 
 def stack(maps: dict[int, torch.Tensor]) -> torch.Tensor:
     """Upsample and concatenate {block: (1, P, C, h, w)} -> (1, sum C, 192, 192) float32: eq. 4 on the head's grid."""
-    upsampled = (GRID.stitch(resample(maps[b][0].float(), 64)[None]) for b in sorted(maps))
-    return torch.cat(list(upsampled), 1)
+    return stack_blocks({block: values.float() for block, values in maps.items()}, GRID)
 
 
 def training_step(head: nn.Module, scores: Callable[[], torch.Tensor], mask: torch.Tensor) -> Callable[[], None]:
