@@ -70,10 +70,12 @@ def draw_slide(path: Path, side: int) -> None:
 def run_pathseg(*arguments: object) -> float:
     """Run a command of pathseg and return its peak resident memory in MB."""
     command = module_command("pathseg.cli", *arguments)
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"{' '.join(command)} ended with {os.waitstatus_to_exitcode(status)}")
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            output.seek(0)
+            raise SystemExit(f"{' '.join(command)} failed:\n{output.read()}")
     return usage.ru_maxrss / 1024
 
 
