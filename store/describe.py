@@ -1,4 +1,4 @@
-"""A store in words: what is in it, of which model, how complete, how large."""
+"""Describe a store in a few lines: its images, classes, model, blocks, completeness and size."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathseg.store.format.size import format_bytes, patch_bytes
 
 
 def describe(store: FeatureStore) -> str:
-    """Several lines for a person to read."""
+    """Return a summary of a store as text, one line per field, timestep and block."""
     contents, key = store.contents, store.contents.key
     splits = ", ".join(f"{name} {count}" for name, count in Counter(store.splits).items())
     rows = {
@@ -32,7 +32,7 @@ def describe(store: FeatureStore) -> str:
 
 
 def mpp_text(mpp: float | None) -> str:
-    """The scale in words."""
+    """Format the resolution: `0.5 um/px`."""
     return "um/px not stated" if mpp is None else f"{mpp:g} um/px"
 
 
@@ -44,8 +44,8 @@ def _completeness(store: FeatureStore) -> list[str]:
         unfinished = store.unfinished(t=t, blocks=stored)
         state = "complete" if not unfinished else f"{len(store) - len(unfinished)} of {len(store)} images"
         lines.append(f"{f't {t}':>8}  blocks {format_blocks(stored)}: {state}")
-    stored = sorted({block for t in store.timesteps() for block in store.stored_blocks(t)})
-    per_block = patch_bytes({b: blocks[b] for b in stored}, layout=key.layout, dtype=key.dtype, packing=key.packing)
+    all_stored = sorted({block for t in store.timesteps() for block in store.stored_blocks(t)})
+    per_block = patch_bytes({b: blocks[b] for b in all_stored}, layout=key.layout, dtype=key.dtype, packing=key.packing)
     for block, size_bytes in per_block.items():
         c, h, w = blocks[block].stored(key.layout)
         per_image = format_bytes(size_bytes * store.contents.grid.patches, packing=key.packing)

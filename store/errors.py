@@ -1,17 +1,17 @@
-"""What can be wrong with a store."""
+"""Errors of the feature store."""
 
 
 class StoreError(Exception):
-    """The store cannot be used as asked; the message says what, why and the way out."""
+    """The store cannot be used; the message names the store, the reason and the way out."""
 
 
 class KeyMismatch(StoreError):
-    """The store holds features made in another way than the ones asked for."""
+    """The store holds features of another model, data set or setting than the requested ones."""
 
 
 class Incomplete(StoreError):
-    """Something asked for is not (or not wholly) in the store yet."""
+    """The requested images or blocks are not in the store yet."""
 
 
 class Damaged(StoreError):
-    """What is in the store is not what was written."""
+    """The content of the store is not what was written."""

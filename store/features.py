@@ -222,7 +222,7 @@ class FeatureStore:
             shards = is_uncompressed_shards(array)
             self._codecs[name] = "chunks" if is_uncompressed(array) else "shards" if shards else "zarr"
         if self._codecs[name] == "zarr":
-            values = np.asarray(array[index]) if out is None else _copied(array[index], out)
+            values = np.asarray(array[index]) if out is None else _copied(np.asarray(array[index]), out)
             return values, checksum(values)
         values = np.empty(array.shape[1:], array.dtype.newbyteorder("<")) if out is None else out
         files = [f"{name}/{chunk}" for chunk in chunk_names(array, index, 1)]

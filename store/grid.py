@@ -1,4 +1,4 @@
-"""How an image is cut into patches and how their feature maps are put back side by side."""
+"""The grid of patches of an image: cutting an image into patches, stitching their feature maps."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-PATCH_PX = 256  # what the encoders and the diffusion model were trained on
+PATCH_PX = 256  # patch size that the encoders and the diffusion model were trained on
 HEAD_CELLS = 64  # the head's grid per patch: image size / 4 (the published head upsamples by 4)
 
 
@@ -19,7 +19,7 @@ class PatchGrid:
 
     @classmethod
     def of(cls, height: int, width: int) -> PatchGrid:
-        """The grid of an image of that size in px. Raises ValueError when a side is no multiple of the patch."""
+        """Return the grid of an image of this size in px. Raises ValueError when a side is no multiple of the patch."""
         if height <= 0 or width <= 0 or height % PATCH_PX or width % PATCH_PX:
             near = max(PATCH_PX, round(max(height, width) / PATCH_PX) * PATCH_PX)
             raise ValueError(
@@ -39,12 +39,12 @@ class PatchGrid:
         return self.rows * PATCH_PX, self.cols * PATCH_PX
 
     def cut(self, image: np.ndarray) -> np.ndarray:
-        """(H, W, 3) -> (P, 256, 256, 3), patches row by row."""
+        """Cut an image (H, W, C) into patches (P, 256, 256, C), row by row."""
         tiles = image.reshape(self.rows, PATCH_PX, self.cols, PATCH_PX, -1).swapaxes(1, 2)
         return np.ascontiguousarray(tiles).reshape(self.patches, PATCH_PX, PATCH_PX, -1)
 
     def stitch(self, maps):
-        """(N, P, C, h, w) -> (N, C, rows*h, cols*w); numpy array or torch tensor. The inverse of `cut`, per map."""
+        """Put maps of patches side by side: (N, P, C, h, w) -> (N, C, rows*h, cols*w), NumPy array or torch tensor."""
         n, _, c, h, w = maps.shape
         maps = maps.reshape(n, self.rows, self.cols, c, h, w)
         axes = (0, 3, 1, 4, 2, 5)

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -41,10 +41,10 @@ class Preprocessing:
 
     def __str__(self) -> str:
         """One line for people: `resized, aspect ratio not kept; stride_px 600; views 2`."""
-        said = ["resized (images bicubic, masks nearest), aspect ratio not kept"] if self.resized else []
+        items = ["resized (images bicubic, masks nearest), aspect ratio not kept"] if self.resized else []
         for name, value in self.settings.items():
-            said.append(f"{name} {', '.join(map(str, value)) if isinstance(value, tuple | list) else value}")
-        return "; ".join(said) or "none"
+            items.append(f"{name} {', '.join(map(str, value)) if isinstance(value, tuple | list) else value}")
+        return "; ".join(items) or "none"
 
     @classmethod
     def from_sentence(cls, sentence: str) -> Preprocessing:
@@ -80,7 +80,7 @@ def _regions(found: re.Match) -> dict[str, Setting]:
     }
 
 
-_SENTENCES = (
+_SENTENCES: tuple[tuple[str, Callable[[re.Match], dict[str, Setting]]], ...] = (
     (r"(?:none)?", lambda found: {}),
     (r"generated with seed (\d+)", lambda found: {"generator_seed": int(found[1])}),
     (r"mask codes (\d+(?:, \d+)*) are classes 0\.\.\d+", _mask_codes),
@@ -155,9 +155,9 @@ class StoreKey:
     def require(self, wanted: StoreKey, *, store: str) -> None:
         """Raise KeyMismatch, naming both values of each differing field, unless `wanted` is this key."""
         differing = [
-            f"{name} is {_shown(here)} there, {_shown(asked)} asked for"
-            for name, here, asked in _flat_pairs(self, wanted)
-            if here != asked
+            f"{name} is {_shown(here)} there, {_shown(requested)} asked for"
+            for name, here, requested in _flat_pairs(self, wanted)
+            if here != requested
         ]
         if differing:
             raise KeyMismatch(

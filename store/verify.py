@@ -82,7 +82,8 @@ class Verification:
         self.contents = Contents.from_attributes(attributes, store=str(self.location))
         self.records = Records(self.location, images_per_unit=self.contents.images_per_unit)
         self._memory = {name: _buffer(text.encode()) for name, text in self.manifest.texts.items()}
-        self._group = zarr.open_group(MemoryStore(self._memory, read_only=True), mode="r", use_consolidated=False)
+        self._zarr = MemoryStore(self._memory, read_only=True)
+        self._opened: dict[str, zarr.Array] = {}
         self._known = {MANIFEST, *self.manifest.texts}
 
     def run(self, on_unit: Callable[[], None] = lambda: None) -> list[Finding]:
@@ -140,6 +141,11 @@ class Verification:
         arrays, unit = record
         return unit < self.contents.units and all(map(self.manifest.has_array, self._arrays(arrays)))
 
+    def _array(self, name: str) -> zarr.Array:
+        if name not in self._opened:
+            self._opened[name] = zarr.open_array(self._zarr, path=name, mode="r", zarr_format=3)
+        return self._opened[name]
+
     def _arrays(self, arrays: ArraySet) -> tuple[str, ...]:
         return arrays.arrays(has_instances=self.contents.has_instances)
 
@@ -148,7 +154,7 @@ class Verification:
         return {name for array in self._arrays(arrays) for name in self._chunk_files(array, unit)}
 
     def _chunk_files(self, array: str, unit: int) -> list[str]:
-        return [f"{array}/{chunk}" for chunk in chunk_names(self._group[array], unit, self.contents.images_per_unit)]
+        return [f"{array}/{chunk}" for chunk in chunk_names(self._array(array), unit, self.contents.images_per_unit)]
 
     def _manifest(self) -> Manifest:
         """Read the manifest, or rebuild it from the root zarr.json and the names of the records."""
@@ -195,7 +201,7 @@ class Verification:
             self._check_array(array, arrays, unit, checksums.get(array), next(chunks))
 
     def _unit_bytes(self, piece: tuple[int, str]) -> int:
-        array = self._group[piece[1]]
+        array = self._array(piece[1])
         return self.contents.images_per_unit * array.dtype.itemsize * math.prod(array.shape[1:])
 
     def _read_chunks(self, piece: tuple[int, str]) -> dict[str, bytes]:
@@ -206,7 +212,7 @@ class Verification:
     def _check_array(
         self, name: str, arrays: ArraySet, unit: int, checksums: Sequence[int | None] | None, data: dict[str, bytes]
     ) -> None:
-        array, first = self._group[name], unit * self.contents.images_per_unit
+        array, first = self._array(name), unit * self.contents.images_per_unit
         chunks = self._chunk_files(name, unit)
         missing = [chunk for chunk in chunks if chunk not in data]
         for chunk in missing:

@@ -6,7 +6,8 @@ Says `ready`, then reads one JSON object a line and starts a run for each in a f
 imported once); writes the child's process id and, when the child has ended, its exit code (negative: the signal) and
 its peak memory in bytes. A run is the real pipeline on a small data set and with a model of a few operations. Its log
 has a line per image that was computed at a timestep. `limit` bounds the bytes that a file can have, as a quota does;
-`room` is how many bytes stay free once the run has begun: the rest goes to a file `ballast` beside the store.
+`free_bytes` is how many bytes stay free once the run has begun: the rest goes to a file `ballast` beside the
+store.
 """
 
 from __future__ import annotations
@@ -92,9 +93,9 @@ def run(order: dict) -> None:
         contents = replace(contents_of(images, model, config), images_per_unit=order["per_unit"])
         writer = StoreWriter(order["store"], contents)
         writer.add_arrays(config.t, model.blocks)
-    if room := order.get("room"):
+    if free_bytes := order.get("free_bytes"):
         beside = Path(order["store"]).parent
-        (beside / "ballast").write_bytes(bytes(shutil.disk_usage(beside).free - room))
+        (beside / "ballast").write_bytes(bytes(shutil.disk_usage(beside).free - free_bytes))
     if failures := extract(writer, images, model, config):
         raise SystemExit(f"set aside: {failures}")
 

@@ -60,8 +60,8 @@ def create_pixel_arrays(group: zarr.Group, contents: Contents) -> None:
             config={"write_empty_chunks": True},
             overwrite=True,
         )
-    about = {"about": "no data: below this name lie the completion records, one JSON file a unit of work"}
-    group.create_array(FOLDER, shape=(0,), chunks=(1,), dtype="uint8", attributes=about, overwrite=True)
+    about = "no data: below this name lie the completion records, one JSON file a unit of work"
+    group.create_array(FOLDER, shape=(0,), chunks=(1,), dtype="uint8", attributes={"about": about}, overwrite=True)
 
 
 def create_feature_array(group: zarr.Group, contents: Contents, *, t: int, block: int) -> None:

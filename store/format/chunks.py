@@ -8,12 +8,14 @@ record holds too.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import BinaryIO, cast
+from io import BufferedIOBase
+from typing import Any, cast
 
 import google_crc32c
 import numpy as np
 import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
+from zarr.core.metadata.v3 import ArrayV3Metadata
 
 from pathseg.store.location.location import Location
 
@@ -25,14 +27,14 @@ CODECS = (BytesCodec(endian="little"), Crc32cCodec())
 
 def is_uncompressed(array: zarr.Array) -> bool:
     """Return whether an array is unsharded, with only the codecs of this module."""
-    return array.metadata.codecs == CODECS
+    return _codecs(array) == CODECS
 
 
 def is_uncompressed_shards(array: zarr.Array) -> bool:
     """Return whether each shard of an array holds one chunk per image, with only the codecs of this module."""
     chunk = (1, *array.shape[1:])
     sharding = ShardingCodec(chunk_shape=chunk, codecs=CODECS, index_codecs=CODECS, index_location="end")
-    return array.metadata.codecs == (sharding,) and array.shards is not None and array.shards[1:] == chunk[1:]
+    return _codecs(array) == (sharding,) and array.shards is not None and array.shards[1:] == chunk[1:]
 
 
 def read_chunks(location: Location, names: Sequence[str], values: np.ndarray) -> int:
@@ -112,11 +114,11 @@ def _finite(dtype: np.dtype) -> Callable[[np.ndarray], bool]:
     return lambda piece: bool(piece.view(signed).max() < most and piece.view(unsigned).max() < least)
 
 
-def _read(file: BinaryIO, name: str, chunk: np.ndarray, before: int | None = None) -> int:
+def _read(file: BufferedIOBase, name: str, chunk: np.ndarray, before: int | None = None) -> int:
     """Read one chunk; return its CRC-32C, continued from that of the chunks before it."""
     own, total = 0, before
     for piece in _pieces(chunk):
-        if (count := file.readinto(piece)) != piece.size:
+        if (count := file.readinto(piece.data)) != piece.size:
             raise ValueError(f"{name} ends {piece.size - count} bytes into a piece of {piece.size}")
         own = google_crc32c.extend(own, piece)
         total = own if before is None else google_crc32c.extend(total, piece)
@@ -126,18 +128,25 @@ def _read(file: BinaryIO, name: str, chunk: np.ndarray, before: int | None = Non
 
 
 def _write(
-    file: BinaryIO, chunk: np.ndarray, finite: Callable[[np.ndarray], bool] | None = None, before: int | None = None
+    file: BufferedIOBase,
+    chunk: np.ndarray,
+    finite: Callable[[np.ndarray], bool] | None = None,
+    before: int | None = None,
 ) -> int:
     """Write one chunk; return its CRC-32C, continued from that of the chunks before it."""
     own, total = 0, before
     for piece in _pieces(chunk):
-        file.write(piece)
+        file.write(piece.data)
         own = google_crc32c.extend(own, piece)
         total = own if before is None else google_crc32c.extend(total, piece)
         if finite is not None and not finite(piece):
             raise OverflowError("a value is not finite")
     file.write(_trailer(own))
     return total or 0
+
+
+def _codecs(array: zarr.Array) -> tuple[Any, ...]:
+    return array.metadata.codecs if isinstance(array.metadata, ArrayV3Metadata) else ()
 
 
 def _bytes(values: np.ndarray) -> np.ndarray:

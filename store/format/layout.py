@@ -1,4 +1,4 @@
-"""Bringing feature maps to a stored layout (eq. 4 of the paper), patch by patch."""
+"""Resampling of feature maps to a stored layout (eq. 4 of the paper), patch by patch."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathseg.store.format.size import CELLS
 
 
 def resample(maps: torch.Tensor, cells: int) -> torch.Tensor:
-    """(N, C, h, w) -> (N, C, cells, cells), bilinear with half-cell centres, no antialias; same tensor if already so.
+    """Resample maps (N, C, h, w) to (N, C, cells, cells); the same tensor if they have that size.
 
-    The same as `torch.nn.functional.interpolate(mode="bilinear", align_corners=False)`. Patches never see each other.
+    Bilinear with half-cell centres and no antialias: `torch.nn.functional.interpolate(mode="bilinear",
+    align_corners=False)`. Each patch is resampled by itself.
     """
     if maps.shape[-2:] == (cells, cells):
         return maps
@@ -19,5 +20,5 @@ def resample(maps: torch.Tensor, cells: int) -> torch.Tensor:
 
 
 def to_layout(maps: torch.Tensor, layout: str) -> torch.Tensor:
-    """(N, C, h, w) of one block -> the maps that `layout` stores, in the same dtype."""
+    """Resample maps (N, C, h, w) of one block to those that `layout` stores, in the same dtype."""
     return resample(maps, CELLS[layout]) if layout in CELLS else maps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numcodecs.bitround import BitRound
@@ -21,7 +22,7 @@ class Packing:
 
     summary: str
     size_ratio: float = 1.0
-    compressor: str | None = None
+    compressor: Literal["lz4", "zstd"] | None = None
     keep_bits: int | None = None
 
     @property
@@ -33,7 +34,7 @@ class Packing:
         """
         return 0.0 if self.keep_bits is None else 2.0 ** -(self.keep_bits + 1)
 
-    def attributes(self) -> dict[str, float]:
+    def attributes(self) -> dict[str, Any]:
         """Return the Zarr attributes of an array with rounded values, {} without rounding."""
         return {} if self.keep_bits is None else {"mantissa_bits": self.keep_bits, "relative_error_at_most": self.bound}
 

@@ -1,4 +1,4 @@
-"""A Dask scheduler that is already running: connecting to it, and one line for what can be wrong with a cluster."""
+"""Connecting to a running Dask scheduler, and one-line errors for a cluster that cannot do the work."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from contextlib import contextmanager
 
 from distributed import Client
 
-WAIT_S = 60  # for a scheduler to answer and for its first worker to join
+WAIT_S = 60  # timeout for the scheduler to answer and for its first worker to join
 
 
 class ClusterError(ValueError):
-    """The workers cannot do the work; the message says where and why."""
+    """The workers of a cluster cannot do the work; the message names worker and reason."""
 
 
 @contextmanager
 def scheduler_client(address: str) -> Iterator[Client]:
-    """Connect to a running Dask scheduler. Raises ClusterError when none answers there, or it has no worker."""
+    """Connect to a running Dask scheduler. Raises ClusterError when none answers or it has no worker."""
     try:
         client = Client(address, timeout=WAIT_S)
     except (OSError, ValueError) as e:
@@ -30,14 +30,14 @@ def scheduler_client(address: str) -> Iterator[Client]:
 
 
 def require_workers(client: Client) -> None:
-    """Wait for the first worker. Raises ClusterError when none comes."""
+    """Wait for the first worker of a scheduler. Raises ClusterError when none joins in time."""
     try:
         client.wait_for_workers(1, timeout=WAIT_S)
     except TimeoutError as e:
-        address = client.scheduler.address
+        address = "the scheduler" if client.scheduler is None else client.scheduler.address
         raise ClusterError(f"no worker joined {address} in {WAIT_S} s; start some with `dask worker {address}`") from e
 
 
 def first_line(error: BaseException) -> str:
-    """An error in one line: the first of its message, or its kind."""
+    """Return the first line of an exception's message, or its type when it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,4 +1,4 @@
-"""Flags of the command line, made from a stage's configuration, so that a default and its reason are said once."""
+"""Command-line options made from the fields of a configuration dataclass, which alone holds default and help."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ device_option = click.option("--device", default="auto", help="auto (a GPU if th
 
 
 class Parsed(click.ParamType):
-    """A flag read by a function of ours; what it refuses is a wrong flag."""
+    """An option type that is parsed by a function; its ValueError becomes a usage error."""
 
-    def __init__(self, name: str, read: Callable[[str], Any]) -> None:
-        self.name, self._read = name, read
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name, self._parse = name, parse
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The value of a flag; a text that cannot be read is a usage error."""
+        """Parse the text of an option; text that cannot be parsed is a usage error."""
         try:
-            return self._read(value) if isinstance(value, str) else value
+            return self._parse(value) if isinstance(value, str) else value
         except ValueError as e:
             self.fail(str(e), param, ctx)
 
 
-def numbers(text: str, *, kind: type) -> tuple:
-    """`10,50` -> (10, 50). Raises ValueError for what is no number, or twice the same."""
+def parse_numbers(text: str, *, kind: type) -> tuple:
+    """Parse comma-separated numbers: `10,50` -> (10, 50). Raises ValueError for other text or a repeated number."""
     try:
-        values = tuple(kind(part) for part in text.split(","))
+        values = tuple(kind(item) for item in text.split(","))
     except ValueError:
         whole = "a whole number" if kind is int else "a number"
         raise ValueError(f"{text!r} is not {whole} or a comma list of them") from None
@@ -48,16 +48,16 @@ def numbers(text: str, *, kind: type) -> tuple:
     return values
 
 
-NUMBERS = Parsed("n[,n…]", partial(numbers, kind=int))
-RATES = Parsed("x[,x…]", partial(numbers, kind=float))
+NUMBERS = Parsed("n[,n…]", partial(parse_numbers, kind=int))
+RATES = Parsed("x[,x…]", partial(parse_numbers, kind=float))
 BLOCKS = Parsed("blocks", parse_blocks)
 SELECTION = Parsed("blocks", lambda text: text if text == "each" else parse_blocks(text))
-NAMES = Parsed("name[,name…]", lambda text: tuple(part.strip() for part in text.split(",")))
+NAMES = Parsed("name[,name…]", lambda text: tuple(item.strip() for item in text.split(",")))
 
 
 @contextmanager
 def wrong_flags() -> Iterator[None]:
-    """What a configuration refuses inside is a wrong flag: exit code 2."""
+    """Turn the ValueError of a configuration into a usage error, exit code 2."""
     try:
         yield
     except ValueError as e:
@@ -65,9 +65,9 @@ def wrong_flags() -> Iterator[None]:
 
 
 def flags_of(config: type) -> Callable[[Callable], Callable]:
-    """A flag for each field of a configuration that has a help: name, type, default and help are said only there.
+    """Return a decorator that adds an option for each field of a configuration that has a `help` in its metadata.
 
-    A default of None or () shows none; the help may say what it stands for.
+    Name, type, default and help come from the field. A default of None or () is not shown; the help may explain it.
     """
     kinds = get_type_hints(config)
 
@@ -75,8 +75,8 @@ def flags_of(config: type) -> Callable[[Callable], Callable]:
         for field in reversed(dataclasses.fields(config)):
             if "help" not in field.metadata:
                 continue
-            kind, text, default = _given(kinds[field.name]), field.metadata["help"], field.default
-            shown = field.metadata.get("shown")  # of a default that hangs on another flag
+            kind, text, default = _without_none(kinds[field.name]), field.metadata["help"], field.default
+            shown = field.metadata.get("shown")  # text for a default that depends on another option
             sweep = field.metadata.get("sweep", False)
             if get_origin(kind) is Literal:
                 kind = click.Choice(get_args(kind))
@@ -101,7 +101,7 @@ def flags_of(config: type) -> Callable[[Callable], Callable]:
     return decorate
 
 
-def _given(kind: Any) -> Any:
-    """The type of a value that is given: of `int | None` the int."""
-    parts = [part for part in get_args(kind) if part is not type(None)]
-    return parts[0] if type(None) in get_args(kind) else kind
+def _without_none(kind: Any) -> Any:
+    """Return the type of an optional value: int of `int | None`."""
+    kinds = [one for one in get_args(kind) if one is not type(None)]
+    return kinds[0] if type(None) in get_args(kind) else kind

@@ -22,7 +22,7 @@ def decode_json(data: bytes | str, kind: type[Record], *, source: str) -> Record
 
 
 def convert_json(values: Any, kind: type[Record], *, source: str) -> Record:
-    """The same from plain JSON values. Raises ValueError as `decode_json`."""
+    """Convert plain JSON values as `decode_json` does, with the same errors."""
     try:
         return msgspec.convert(values, kind, str_keys=True)
     except msgspec.MsgspecError as e:

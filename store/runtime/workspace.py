@@ -1,4 +1,4 @@
-"""Where things lie in a workspace: stores, heads, the report."""
+"""Paths in a workspace: stores, runs and the report."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ DEFAULT = Path("pathseg-work")
 
 
 def store_path(workspace: Path, dataset: str, model: str) -> Path:
-    """Where stage one puts a store unless told otherwise."""
+    """Return the default path of a store."""
     return workspace / f"{dataset}-{model}.zarr"
 
 
 def heads_path(workspace: Path) -> Path:
-    """The folder of all run folders."""
+    """Return the folder of all run folders."""
     return workspace / "heads"
 
 
 def only_store(workspace: Path) -> Path:
-    """The one store of a workspace. Raises StoreError when there is none, or several (they are listed)."""
+    """Return the path of a workspace's only store. Raises StoreError when there is none or, listing them, several."""
     stores = sorted(path for path in workspace.glob("*.zarr") if (path / "zarr.json").is_file())
     if not stores:
         raise StoreError(f"there is no feature store in {workspace}; run pathseg extract first, or pass --store")
@@ -31,7 +31,7 @@ def only_store(workspace: Path) -> Path:
 
 
 def run_path(workspace: Path, run: str) -> Path:
-    """The folder of a run, given by its name in the workspace or as a path. Raises FileNotFoundError naming both."""
+    """Return the folder of a run, given by name or path. Raises FileNotFoundError naming both paths tried."""
     named = heads_path(workspace) / run
     for path in (named, Path(run)):
         if (path / "config.json").is_file():

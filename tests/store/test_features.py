@@ -1,10 +1,14 @@
+from collections import Counter
+
 import numpy as np
 import pytest
 import zarr
+from zarr.storage import LocalStore
 
 from pathseg.store.errors import Damaged, Incomplete, StoreError
 from pathseg.store.features import FeatureStore
 from pathseg.store.location.cache import ReadCache
+from pathseg.store.location.local import LocalFolder
 from pathseg.store.writer import StoreWriter
 
 
@@ -110,3 +114,62 @@ def test_arrays_that_are_given_are_filled_from_the_cache(toy_store, tmp_path):
 def test_an_array_that_does_not_fit_is_not_filled(toy_store, wrong):
     with pytest.raises(ValueError, match=r"t50/block04 is float16 \(2, 6, 16, 16\) an image, but out is"):
         toy_store.read(3, t=50, blocks=(4,), out={4: wrong})
+
+
+class CountingLocation(LocalFolder):
+    """Counts the reads of each file, Zarr's own included."""
+
+    def __init__(self, path):
+        super().__init__(path)
+        self.reads = Counter()
+
+    def read(self, name):
+        self.reads[name] += 1
+        return super().read(name)
+
+    def zarr(self, *, read_only):
+        location = self
+
+        class CountingStore(LocalStore):
+            async def get(self, key, *arguments, **options):
+                location.reads[key] += 1
+                return await super().get(key, *arguments, **options)
+
+        return CountingStore(self.root, read_only=read_only)
+
+
+def test_opening_and_reading_reads_the_description_of_the_store_once(toy_store):
+    location = CountingLocation(toy_store.location.root)
+    store = FeatureStore.open(location)
+    store.read(0, t=50)
+    store.image(0)
+    assert location.reads["zarr.json"] == location.reads["_done/metadata.json"] == 1
+
+
+def test_a_writer_reads_the_description_of_an_existing_store_once(toy_store, toy_contents):
+    location = CountingLocation(toy_store.location.root)
+    StoreWriter(location, toy_contents())
+    assert location.reads["zarr.json"] == 1
+
+
+def test_reading_opens_no_array_for_writing(toy_store):
+    store = FeatureStore.open(toy_store.location.root)
+    with pytest.raises(ValueError, match="read-only"):
+        store.array("masks")[0] = 1
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"attributes": 3}'])
+def test_a_damaged_description_is_named_with_the_way_out(toy_store, content):
+    (toy_store.location.root / "zarr.json").write_bytes(content)
+    for manifest in (True, False):
+        if not manifest:
+            (toy_store.location.root / "_done/metadata.json").unlink()
+        with pytest.raises(Damaged, match=r"zarr\.json.*--repair"):
+            FeatureStore.open(toy_store.location.root)
+
+
+def test_a_store_that_lost_its_description_is_damaged(toy_store, toy_contents):
+    (toy_store.location.root / "zarr.json").unlink()
+    for call in (FeatureStore.open, lambda path: StoreWriter(path, toy_contents())):
+        with pytest.raises(Damaged, match=r"zarr\.json has gone; run pathseg verify --repair"):
+            call(toy_store.location.root)

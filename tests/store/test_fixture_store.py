@@ -1,16 +1,24 @@
-"""Stores that an earlier release wrote (0.1.0, format 1) and every later one reads. They are never written anew."""
+"""Stores that an earlier release wrote (0.1.0, format 1) and every later one reads. They are never written again."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
 
+from pathseg.store.describe import describe
+from pathseg.store.errors import KeyMismatch
 from pathseg.store.features import FeatureStore
+from pathseg.store.format.manifest import MANIFEST
 from pathseg.store.key import Preprocessing, StoreKey
-from pathseg.store.verify import Verification
+from pathseg.store.lazy import open_lazy
+from pathseg.store.verify import verify
+from pathseg.store.writer import StoreWriter
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
+WORKSPACE = FIXTURES / "workspace-v1"
 NAMES = ("store-v1", "store-v1-shards")  # the second: two images a unit, rounded and compressed
 SIDES = {4: (5, 16), 9: (3, 64)}  # channels and side
 
@@ -53,11 +61,7 @@ def test_pixels_read_as_they_were_written(path, index):
     assert np.array_equal(store.instances(index), np.tile(expected, (200 + index, 1)))
 
 
-def test_verify_finds_nothing(path):
-    assert Verification(path).run() == []
-
-
-def test_what_the_store_says_of_itself_is_understood(path):
+def test_the_description_is_read(path):
     store = FeatureStore.open(path)
     contents, rounded = store.contents, path.name.endswith("shards")
     assert contents.key == StoreKey(
@@ -88,3 +92,85 @@ def test_nothing_is_left_to_do(path):
 def test_plain_zarr_reads_it(path):
     group = zarr.open_group(str(path), mode="r")
     assert np.array_equal(group["t50/block09"][1], ramp(1, 9))
+
+
+@pytest.fixture(params=["store-v1", "store-v1-shards", "workspace-v1/glas-ramp.zarr", "workspace-v1/bcss-ramp.zarr"])
+def any_path(request):
+    return FIXTURES / request.param
+
+
+def files_of(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_verify_finds_nothing(any_path):
+    assert verify(any_path) == ()
+
+
+def test_each_store_is_described(any_path):
+    store = FeatureStore.open(any_path)
+    text = describe(store)
+    for t in store.timesteps():
+        assert f"t {t}" in text
+    assert ", ".join(store.classes) in text and "complete" in text
+
+
+def test_lazy_arrays_are_those_of_the_store(any_path):
+    arrays, store = open_lazy(any_path), FeatureStore.open(any_path)
+    t = store.timesteps()[0]
+    for block, maps in store.read(1, t=t).items():
+        assert np.array_equal(arrays[f"t{t}/block{block:02d}"][1].compute(), maps)
+    assert np.array_equal(arrays["masks"][0].compute(), store.mask(0))
+
+
+@pytest.mark.parametrize("run", sorted(path.parent.name for path in WORKSPACE.glob("heads/*/config.json")))
+def test_the_digest_is_the_one_that_the_runs_of_0_1_0_recorded(run):
+    data = json.loads((WORKSPACE / "heads" / run / "config.json").read_text())["data"]
+    assert FeatureStore.open(WORKSPACE / Path(data["store"]).name).digest() == data["digest"]
+
+
+def test_another_timestep_joins_a_store_of_format_1_and_changes_no_file(any_path, tmp_path):
+    folder = shutil.copytree(any_path, tmp_path / "a.zarr")
+    before, store = files_of(folder), FeatureStore.open(folder)
+    digest, t = store.digest(), store.timesteps()[0]
+    writer = StoreWriter(folder, store.contents)
+    writer.add_arrays([999], (4,))
+    for unit in range(store.contents.units):
+        maps = [store.read(index, t=t, blocks=(4,))[4] for index in writer.images(unit)]
+        writer.write_features(unit, t=999, features=[(4, maps)])
+    again = FeatureStore.open(folder)
+    assert again.unfinished(t=999, blocks=(4,)) == ()
+    assert np.array_equal(again.read(1, t=999)[4], store.read(1, t=t, blocks=(4,))[4])
+    assert again.digest() == digest
+    assert verify(folder) == ()
+    changed = {name for name, data in before.items() if files_of(folder)[name] != data}
+    assert changed == {MANIFEST}
+
+
+def test_another_key_is_refused_by_a_store_of_format_1(path, tmp_path, toy_contents):
+    folder = shutil.copytree(path, tmp_path / "a.zarr")
+    with pytest.raises(KeyMismatch, match="dataset"):
+        StoreWriter(folder, toy_contents())
+
+
+@pytest.mark.parametrize("name", ["zarr.json", MANIFEST, "t50/block04/zarr.json"])
+def test_repair_restores_the_description_of_format_1(tmp_path, name):
+    folder = shutil.copytree(FIXTURES / "store-v1", tmp_path / "a.zarr")
+    before, digest = files_of(folder), FeatureStore.open(folder).digest()
+    (folder / name).write_bytes(b"{")
+    assert [finding.name for finding in verify(folder, repair=True)] == [name]
+    assert files_of(folder) == before
+    assert FeatureStore.open(folder).digest() == digest
+
+
+def test_repair_of_a_lost_manifest_keeps_root_digest_and_features(any_path, tmp_path):
+    folder = shutil.copytree(any_path, tmp_path / "a.zarr")
+    root, digest = (folder / "zarr.json").read_bytes(), FeatureStore.open(folder).digest()
+    (folder / MANIFEST).unlink()
+    assert (MANIFEST, "missing") in {(finding.name, finding.kind) for finding in verify(folder, repair=True)}
+    assert verify(folder) == ()
+    assert (folder / "zarr.json").read_bytes() == root
+    store, t = FeatureStore.open(folder), FeatureStore.open(any_path).timesteps()[0]
+    assert store.digest() == digest
+    for block, maps in FeatureStore.open(any_path).read(1, t=t).items():
+        assert np.array_equal(store.read(1, t=t)[block], maps)

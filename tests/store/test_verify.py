@@ -5,7 +5,7 @@ import pytest
 
 from pathseg.store.errors import StoreError
 from pathseg.store.features import FeatureStore
-from pathseg.store.verify import Verification
+from pathseg.store.verify import Verification, verify
 from pathseg.store.writer import StoreWriter
 
 
@@ -28,14 +28,15 @@ def test_a_store_as_it_was_written_has_no_findings(toy_store, sharded_store):
     assert found(sharded_store.location.root) == set()
 
 
-def test_random_damage_is_all_found_and_none_false(toy_store, sharded_store):
-    """1,000 faults, ten at a time: flipped bits, truncations, deletions, additions, each in a file of its own."""
+@pytest.mark.parametrize("faults_per_store", [100, pytest.param(500, marks=pytest.mark.slow)])
+def test_random_damage_is_all_found_and_none_false(toy_store, sharded_store, faults_per_store):
+    """Faults, ten at a time: flipped bits, truncations, deletions, additions, each in a file of its own."""
     rng = np.random.default_rng(0)
     for store in (toy_store, sharded_store):
         folder = store.location.root
         whole = files_of(folder)
         made = 0
-        while made < 500:
+        while made < faults_per_store:
             names = rng.choice(list(whole), 10, replace=False).tolist()
             faults = dict(zip(names, rng.choice(["flip", "truncate", "delete", "add"], 10).tolist(), strict=True))
             if {"zarr.json", "_done/metadata.json"} <= faults.keys():
@@ -157,14 +158,14 @@ def test_foreign_files_are_named_and_left_alone(toy_store):
     assert (toy_store.location.root / "notes.txt").exists()
 
 
-def test_without_description_and_copy_there_is_no_way(toy_store):
+def test_a_store_without_description_and_copy_cannot_be_verified(toy_store):
     for name in ("zarr.json", "_done/metadata.json"):
         (toy_store.location.root / name).write_bytes(b"{")
     with pytest.raises(StoreError, match="lost both"):
         Verification(toy_store.location.root)
 
 
-def test_no_store_is_said(tmp_path):
+def test_a_folder_without_a_store_is_refused(tmp_path):
     with pytest.raises(StoreError, match="no feature store"):
         Verification(tmp_path)
 
@@ -202,7 +203,7 @@ def test_repair_spares_chunks_that_a_sound_record_names(toy_store):
     assert files_of(folder) == whole
 
 
-def test_a_flipped_bit_in_the_place_of_an_image_that_was_set_aside_is_found(tmp_path, toy_contents):
+def test_a_flipped_bit_in_the_chunk_of_an_image_that_was_set_aside_is_found(tmp_path, toy_contents):
     writer = StoreWriter(tmp_path / "lacking.zarr", toy_contents(images_per_unit=5))
     writer.add_arrays([50], (4,))
     shape = writer._array("t50/block04").shape[1:]
@@ -211,6 +212,24 @@ def test_a_flipped_bit_in_the_place_of_an_image_that_was_set_aside_is_found(tmp_
     before = found(folder)
     flip(folder / "t50/block04/c/0/0/0/0/0", byte=0)
     assert found(folder) - before == {("damaged", "t50/block04/c/0/0/0/0/0")}
+
+
+def test_the_library_call_repairs_and_reports_progress(toy_store):
+    folder, units = toy_store.location.root, []
+    flip(folder / "t50/block04/c/2/0/0/0/0", byte=7)
+    findings = verify(folder, repair=True, on_unit=units.append)
+    assert [(finding.kind, finding.name) for finding in findings] == [("damaged", "t50/block04/c/2/0/0/0/0")]
+    assert units == [10] * 10  # pixels and features of five images
+    assert {finding.kind for finding in verify(folder)} == {"missing"}
+    assert FeatureStore.open(folder).unfinished(t=50, blocks=(4,)) == (2,)
+
+
+def test_without_repair_nothing_is_changed(toy_store):
+    folder = toy_store.location.root
+    flip(folder / "t50/block04/c/2/0/0/0/0", byte=7)
+    before = files_of(folder)
+    assert verify(folder)
+    assert files_of(folder) == before
 
 
 def flip(path, *, byte):

@@ -1,4 +1,5 @@
 import os
+import pickle
 
 import numpy as np
 import pytest
@@ -131,7 +132,23 @@ def test_by_default_half_of_the_free_space_is_used_in_the_users_cache_folder(tmp
     assert ReadCache().limit_bytes == 500
 
 
-def test_only_a_store_with_an_address_gets_a_cache(tmp_path):
+def test_a_cache_sent_to_another_process_takes_the_limit_of_that_process(tmp_path, monkeypatch):
+    free = {"free": 900}
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), free))
+    default, explicit = pickle.dumps(ReadCache(tmp_path)), pickle.dumps(ReadCache(tmp_path, limit_bytes=77))
+    free["free"] = 100
+    assert (pickle.loads(default).limit_bytes, pickle.loads(default).folder) == (50, tmp_path)
+    assert pickle.loads(explicit).limit_bytes == 77
+
+
+def test_a_default_cache_folder_is_that_of_the_user_who_unpickles_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("platformdirs.user_cache_path", lambda app, appauthor: tmp_path / "driver")
+    pickled = pickle.dumps(ReadCache())
+    monkeypatch.setattr("platformdirs.user_cache_path", lambda app, appauthor: tmp_path / "worker")
+    assert pickle.loads(pickled).folder == tmp_path / "worker"
+
+
+def test_only_a_store_with_a_url_gets_a_cache(tmp_path):
     assert cache_for(tmp_path / "a.zarr", tmp_path) is None
     assert cache_for("s3://bucket/a.zarr", tmp_path).folder == tmp_path
 

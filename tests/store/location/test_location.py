@@ -7,26 +7,26 @@ from pathseg.store.location.location import open_location
 
 
 def test_a_file_is_whole_or_not_there(tmp_path, monkeypatch):
-    place = LocalFolder(tmp_path)
-    place.write("a/b.json", b"old")
+    location = LocalFolder(tmp_path)
+    location.write("a/b.json", b"old")
     monkeypatch.setattr("os.fsync", lambda fd: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space"):
-        place.write("a/b.json", b"new")
-    assert place.read("a/b.json") == b"old"
-    assert list(place.names()) == ["a/b.json"]
+        location.write("a/b.json", b"new")
+    assert location.read("a/b.json") == b"old"
+    assert list(location.names()) == ["a/b.json"]
 
 
-def test_a_run_that_starts_sweeps_only_what_is_half_written(tmp_path):
-    place = LocalFolder(tmp_path)
-    place.write("keep", b"1")
+def test_a_run_that_starts_removes_only_half_written_files(tmp_path):
+    location = LocalFolder(tmp_path)
+    location.write("keep", b"1")
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "0.abc.partial").write_bytes(b"half")
-    with place.writer_lock() as alone:
+    with location.writer_lock() as alone:
         assert alone
-        assert list(place.names()) == ["keep"]
+        assert list(location.names()) == ["keep"]
 
 
-def test_a_second_writer_is_told_and_sweeps_nothing(tmp_path):
+def test_a_second_writer_notices_the_first_and_removes_nothing(tmp_path):
     with LocalFolder(tmp_path).writer_lock():
         (tmp_path / "0.abc.partial").write_bytes(b"being written")
         with LocalFolder(tmp_path).writer_lock() as alone:
@@ -40,7 +40,7 @@ def test_free_bytes_are_known_before_the_folder_is_made(tmp_path):
     assert LocalFolder(tmp_path / "not" / "yet").free_bytes() > 0
 
 
-def test_an_address_of_another_kind_is_refused():
+def test_a_url_of_another_kind_is_refused():
     with pytest.raises(StoreError, match="ftp://x"):
         open_location("ftp://x")
 
