@@ -23,7 +23,9 @@ from pathseg.store.runtime import workspace as places
 from pathseg.store.runtime.flags import PATH, device_option, flags_of, workspace_option, wrong_flags
 from pathseg.train.config import BaselineConfig, HeadConfig
 from pathseg.train.flags import training_flags
-from pathseg.train.predict.config import PredictConfig, predict_options
+from pathseg.train.predict.config import PredictConfig
+
+MPP = click.FloatRange(min=0, min_open=True)
 
 DEBUG = "pathseg.debug"  # key of the click context's meta
 
@@ -244,7 +246,14 @@ def report_command(workspace: Path) -> None:
 
 @main.command("predict")
 @click.argument("images", nargs=-1, required=True)
-@predict_options
+@click.option("--run", required=True, help="A run of the workspace, or the folder of one.")
+@click.option("--out", type=PATH, required=True, help="Folder of the results: <format>/<image>.<suffix>.")
+@flags_of(PredictConfig)
+@click.option("--truth", type=PATH, help="Folder of ground truth masks named after the images: score by them.")
+@click.option("--mpp", type=MPP, help="um/px of the images, in place of what slides say.")
+@click.option("--trained-mpp", type=MPP, help="um/px the head was trained at, if its run does not say.")
+@click.option("--model", help="Folder of the model that the head was trained with.  [default: by its name]")
+@click.option("--hipt", type=PATH, help="HIPT's vit256_small_dino.pth, if it does not lie beside the model.")
 @workspace_option
 @device_option
 def predict_command(images: tuple[str, ...], **flags: Any) -> None:
@@ -253,18 +262,38 @@ def predict_command(images: tuple[str, ...], **flags: Any) -> None:
     Slides are read by region at the head's um/px; images are resized as those it was trained on were, or by --mpp.
     Memory does not grow with the slide. Run it again after an interruption: finished windows are kept.
     """
-    from pathseg.extract.inputs.images import list_input_images, open_input_image
-    from pathseg.train.predict.predictor import predict_all, summary
+    from pathseg.extract.inputs.images import ground_truth_reader, list_input_images, open_input_image
+    from pathseg.extract.models.load import load_model
+    from pathseg.extract.online_features import online_features
+    from pathseg.store.runtime.device import device
+    from pathseg.train.predict.ground_truth import GroundTruth
+    from pathseg.train.predict.predictor import predict, summary
     from pathseg.train.predict.progress import Progress
 
     with wrong_flags():
         config = PredictConfig(**{name: flags[name] for name in PredictConfig.__dataclass_fields__})
-    paths, predictor = list_input_images(images), make_predictor(config, flags)
-    opener = partial(open_input_image, sampling=predictor.head.sampling, file_mpp=flags["mpp"])
+    paths, run = list_input_images(images), places.run_path(flags["workspace"], flags["run"])
+    masks, device_name = flags["truth"], device(flags["device"])
+
+    def load_features(key: Any, t: int, blocks: Sequence[int], *, batch_size: int) -> Any:
+        model = load_model(flags["model"] or key.model, flags["hipt"], key.condition, device=device_name)
+        return online_features(model, key, t, blocks, batch_size=batch_size)
+
     with Progress(len(paths)) as progress:
-        records, failures = predict_all(predictor, paths, opener, progress)
-    click.echo(summary(records, flags["out"]))
-    require_all(failures, len(paths))
+        result = predict(
+            paths,
+            run,
+            flags["out"],
+            config,
+            load_features=load_features,
+            open_image=partial(open_input_image, file_mpp=flags["mpp"]),
+            ground_truth=GroundTruth(str(masks), ground_truth_reader(masks)) if masks else None,
+            trained_mpp=flags["trained_mpp"],
+            device=device_name,
+            on_window=progress,
+        )
+    click.echo(summary(result))
+    require_all([str(failure) for failure in result.failures], len(paths))
 
 
 @main.command("info")
@@ -320,24 +349,6 @@ def require_all(failures: Sequence[str], images: int) -> None:
     """Raise a ClickException with a line for each image that was set aside."""
     if failures:
         raise click.ClickException("\n  ".join([f"{len(failures)} of {images} images were set aside:", *failures]))
-
-
-def make_predictor(config: PredictConfig, flags: dict[str, Any]) -> Any:
-    """A run's head with the model that made its features, which is checked before anything runs."""
-    from pathseg.extract.inputs.images import ground_truth_reader
-    from pathseg.extract.models.load import load_model
-    from pathseg.extract.online_features import online_features
-    from pathseg.store.runtime.device import device
-    from pathseg.train.predict.ground_truth import Truth
-    from pathseg.train.predict.predictor import Predictor
-    from pathseg.train.predict.trained_head import TrainedHead
-
-    place, folder = device(flags["device"]), places.run_path(flags["workspace"], flags["run"])
-    head = TrainedHead.load(folder, device=place, mpp=flags["trained_mpp"])
-    truth = flags["truth"] and Truth(str(flags["truth"]), ground_truth_reader(flags["truth"]))
-    model = load_model(flags["model"] or head.key.model, flags["hipt"], head.key.condition, device=place)
-    features = online_features(model, head.key, head.config.t, head.config.blocks, batch_size=config.batch_size)
-    return Predictor(head, features, flags["out"], config, flags["formats"], truth)
 
 
 def absolute(model: str) -> str:

@@ -144,29 +144,31 @@ def bcss_root(drawn_regions, tmp_path):
 
 @pytest.fixture
 def colour_head():
-    """A linear head whose answers are known by hand: class 1 where the mean red of a cell of 4 px is below 128."""
+    """A linear head whose predictions are known by hand: class 1 where the mean red of a cell of 4 px is below 128."""
+    from pathseg.store.classes import background_code
     from pathseg.store.sampling import Sampling
     from pathseg.train.config import HeadConfig
     from pathseg.train.heads.linear import LinearHead
     from pathseg.train.predict.trained_head import TrainedHead
 
-    def make(*, size=(256, 256), classes=("background", "gland"), head=None, **changes):
-        if head is None:
-            head = LinearHead({0: 3}, len(classes))
+    def make(*, size=(256, 256), classes=("background", "gland"), module=None, **changes):
+        if module is None:
+            module = LinearHead({0: 3}, len(classes))
             with torch.no_grad():
-                head.scores.weight.zero_()
-                head.scores.bias.zero_()
-                head.scores.weight[1, 0], head.scores.bias[1] = -20.0, 10.0  # 20 (0.5 - red)
+                module.scores.weight.zero_()
+                module.scores.bias.zero_()
+                module.scores.weight[1, 0], module.scores.bias[1] = -20.0, 10.0  # 20 (0.5 - red)
         values = {
             "name": "by-colour",
-            "config": HeadConfig(blocks=(0,), head_type="linear"),
-            "head": head.eval(),
+            "settings": HeadConfig(blocks=(0,), head_type="linear"),
+            "module": module.eval(),
             "key": key(size=size, dtype="float32"),
             "sampling": Sampling(size=size, mpp=0.5, resized=False, original_px=size),
             "classes": classes,
+            "background": background_code(classes),
             "ignore": None,
-            "constant": classes[0],
-            "digest": "cd" * 32,
+            "constant_class": classes[0],
+            "weights_digest": "cd" * 32,
             "device": torch.device("cpu"),
         }
         return TrainedHead(**(values | changes))
@@ -176,7 +178,7 @@ def colour_head():
 
 @pytest.fixture
 def colour_features():
-    """Features of patches: the mean colour of cells of 4 px, 0..1, as block 0; counts the patches it was asked for."""
+    """Features of patches: the mean colour of cells of 4 px, 0..1, as block 0; counts the patches."""
 
     def features(patches, numbers, image_id):
         features.patches += len(patches)

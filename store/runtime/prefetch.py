@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -14,7 +14,7 @@ PREFETCH_BYTES = 2**28  # of items in flight; a larger item is processed alone
 
 def prefetch_map(
     call: Callable[[Item], Result], items: Iterable[Item], *, threads: int, size_bytes: Callable[[Item], int]
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Yield `call(item)` for each item, in order, computed in up to `threads` threads before it is requested.
 
     Items are taken from the iterable one at a time, in the caller's thread, while the total `size_bytes` of items in

@@ -1,15 +1,10 @@
-"""Every number of a prediction and its reason."""
+"""The settings of a prediction and their reasons."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
-
-import click
-
-from pathseg.store.runtime.flags import PATH, Parsed, flags_of
 
 FORMATS = {
     "mask": "class codes: PNG of the image's size; of a slide a pyramidal tiled TIFF at the head's um/px",
@@ -18,20 +13,30 @@ FORMATS = {
     "probabilities": "of each class at the head's um/px, Zarr (K, H, W)",
 }
 DEFAULT_FORMATS = ("mask", "overlay", "geojson")
-NOT_COMPUTED = 255  # code of glass in a mask whose classes have no background
 
 
-def _flag(default: Any, help: str) -> Any:
-    """A field that is also a flag of `predict`, with its help."""
-    return dataclasses.field(default=default, metadata={"help": help})
+def _flag(default: Any, help: str, **more: Any) -> Any:
+    """A field that is also a flag of `pathseg predict`, with its help."""
+    return dataclasses.field(default=default, metadata={"help": help, **more})
 
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """How a head is led over a picture and what becomes of its answer; each field is a flag."""
+    """How windows are laid over an image and which files are written of it; each field is a flag.
 
+    Raises ValueError, naming setting, rule and value, for a setting out of range.
+    """
+
+    formats: tuple[str, ...] = _flag(
+        DEFAULT_FORMATS,
+        "; ".join(f"{name}: {content}" for name, content in FORMATS.items()) + ".",
+        flag="--format",
+        shown=",".join(DEFAULT_FORMATS),
+    )
     overlap: int = _flag(64, "px that neighbouring windows share at least; blended there, so that no seams show.")
-    tissue: Literal["otsu", "all"] = _flag("otsu", "otsu: leave out the glass of slides; all: compute everything.")
+    tissue: Literal["otsu", "all"] = _flag(
+        "otsu", "otsu: leave out the background of slides where there is no tissue; all: compute everything."
+    )
     smallest: int = _flag(
         100, "px of the smallest object in geojson; at 0.5 um/px 100 are 25 um2, less than a nucleus."
     )
@@ -42,7 +47,10 @@ class PredictConfig:
     batch_size: int = _flag(9, "Patches a forward pass; 9 = one 768 px window.")
 
     def __post_init__(self) -> None:
+        if unknown := [name for name in self.formats if name not in FORMATS]:
+            raise ValueError(f"{unknown[0]!r} is no format; choose from {', '.join(FORMATS)}")
         rules = {
+            "formats": (bool(self.formats), "must name at least one"),
             "overlap": (self.overlap >= 1, "must be at least 1 px"),
             "smallest": (self.smallest >= 0, "must be 0 px or more"),
             "simplify": (0 <= self.simplify < 1000, "must be 0 to 1000 px"),
@@ -52,38 +60,3 @@ class PredictConfig:
         for name, (holds, rule) in rules.items():
             if not holds:
                 raise ValueError(f"{name} {rule}, got {getattr(self, name)}")
-
-
-def parse_formats(text: str) -> tuple[str, ...]:
-    """`mask,geojson` -> ("mask", "geojson"), in the order of FORMATS. Raises ValueError for an unknown one."""
-    wanted = [part.strip() for part in text.split(",")]
-    if unknown := [name for name in wanted if name not in FORMATS]:
-        raise ValueError(f"{unknown[0]!r} is no format; choose from {', '.join(FORMATS)}")
-    return tuple(name for name in FORMATS if name in wanted)
-
-
-_RESOLUTION = click.FloatRange(min=0, min_open=True)
-_OPTIONS = (
-    click.option("--run", required=True, help="A run of the workspace, or the folder of one."),
-    click.option("--out", type=PATH, required=True, help="Folder of the results: <format>/<image>.<suffix>."),
-    click.option(
-        "--format",
-        "formats",
-        type=Parsed("name[,name…]", parse_formats),
-        default=",".join(DEFAULT_FORMATS),
-        help="; ".join(f"{name}: {what}" for name, what in FORMATS.items()) + ".",
-    ),
-    click.option("--truth", type=PATH, help="Folder of masks named after the images: score by them."),
-    click.option("--mpp", type=_RESOLUTION, help="um/px of the images, in place of what slides say."),
-    click.option("--trained-mpp", type=_RESOLUTION, help="um/px the head was trained at, if its run does not say."),
-    click.option("--model", help="Folder of the model that the head was trained with.  [default: by its name]"),
-    click.option("--hipt", type=PATH, help="HIPT's vit256_small_dino.pth, if it does not lie beside the model."),
-    flags_of(PredictConfig),
-)
-
-
-def predict_options(command: Callable) -> Callable:
-    """All flags of `predict` but those that every command has."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command

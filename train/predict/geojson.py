@@ -1,29 +1,32 @@
-"""Objects of a class mask as polygons with holes, in the GeoJSON that QuPath reads."""
+"""Objects of class codes as polygons with holes, in the GeoJSON that QuPath reads."""
 
 from __future__ import annotations
 
-import json
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
+import msgspec
 import numpy as np
 
+from pathseg.train.colours import rgb
+from pathseg.train.predict.records import ClassObjects
+
 if TYPE_CHECKING:
-    from shapely import Polygon
+    from shapely import Geometry, Polygon
 
 NAMESPACE = uuid.UUID("6ba7b811-9dad-11d1-80b4-00c04fd430c8")  # RFC 4122's for names of things on the web
 
 
 @dataclass(frozen=True)
-class Outlining:
-    """What polygons are made of. classes: those that are outlined, code -> (name, hex colour).
+class OutlineSettings:
+    """How class codes become polygons.
 
-    scale: px of the file in one px of the mask, (down, across). mpp: um in one px of the mask, None where nobody knows.
-    simplify: px of the mask that an outline may leave its object's border by. smallest: px of the mask below which an
-    object is dropped.
+    classes: those that are outlined, code -> (name, hex colour). scale: px of the image file per px of the codes,
+    (down, across). mpp: um/px of the codes, None where it is unknown. simplify: px of the codes that an outline may
+    leave the border of its object by. smallest: px of the codes below which an object is dropped.
     """
 
     classes: Mapping[int, tuple[str, str]]
@@ -33,65 +36,96 @@ class Outlining:
     smallest: float
 
 
-def outline(codes: np.ndarray, how: Outlining) -> Iterator[tuple[int, int, Polygon]]:
-    """Code, area in px and polygon of each object of (H, W) uint8 codes, in px of the mask.
+class OutlinedObject(NamedTuple):
+    """A 4-connected region of one class: class code, area and polygon in px of the codes."""
 
-    An object is a 4-connected region of one class. Its polygon is valid, and has its holes; its corners are those of
-    the pixels, thinned by Douglas and Peucker's rule where that leaves it valid.
+    code: int
+    area_px: int
+    polygon: Polygon
+
+
+def outline_objects(codes: np.ndarray, settings: OutlineSettings) -> Iterator[OutlinedObject]:
+    """Yield the objects of (H, W) uint8 class codes.
+
+    Polygons are valid and have their holes. Their corners are those of the pixels, thinned with Douglas and Peucker's
+    algorithm where the polygon stays valid.
     """
     import shapely
     from rasterio.features import shapes
 
-    wanted = np.isin(codes, list(how.classes))
+    wanted = np.isin(codes, list(settings.classes))
     for geometry, value in shapes(codes, mask=wanted, connectivity=4):
         exact = shapely.geometry.shape(geometry)
         area = round(exact.area)
-        if area < max(1, how.smallest):
+        if area < max(1, settings.smallest):
             continue
-        exact = exact if exact.is_valid else _largest(shapely.make_valid(exact))
-        # half: where a ring closes, GEOS takes a corner away after the others, which may double what they are off by
-        thinned = exact.simplify(how.simplify / 2, preserve_topology=True) if how.simplify else exact
+        exact = exact if exact.is_valid else _largest_polygon(shapely.make_valid(exact))
+        # half: where a ring closes, GEOS drops a corner after the others, which may double the deviation
+        thinned = exact.simplify(settings.simplify / 2, preserve_topology=True) if settings.simplify else exact
         sound = thinned.is_valid and thinned.geom_type == "Polygon" and not thinned.is_empty
-        yield int(value), area, thinned if sound else exact
+        yield OutlinedObject(int(value), area, thinned if sound else exact)
 
 
-def write_geojson(path: Path, codes: np.ndarray, how: Outlining, *, source: str) -> dict[str, dict[str, Any]]:
-    """Write the objects as a FeatureCollection of QuPath annotations, in px of the file; objects go out one by one.
+def write_geojson(path: Path, codes: np.ndarray, settings: OutlineSettings, *, source: str) -> dict[str, ClassObjects]:
+    """Write the objects as a FeatureCollection of QuPath annotations, in px of the image file, one object at a time.
 
-    Each has its class with a colour and its area (um2 where um/px is known, px of the file else). Gives for each class
-    the number of objects and their area. source: what the ids are made of, so that the same mask gives the same file.
+    An annotation has its class with a colour and its area, in um2 where um/px is known, else in px of the file. Returns
+    number and total area of the objects of each class by its name. source: text that the ids of the annotations are
+    derived from, so that the same codes give the same file.
     """
-    unit, factor = ("µm^2", how.mpp**2) if how.mpp else ("px^2", how.scale[0] * how.scale[1])
-    key = "area_um2" if how.mpp else "area_px"
-    totals: dict[str, dict[str, Any]] = {name: {"count": 0, key: 0.0} for name, _ in how.classes.values()}
-    with path.open("w", encoding="utf-8") as file:
-        file.write('{"type": "FeatureCollection", "features": [')
-        for number, (code, area, polygon) in enumerate(outline(codes, how)):
-            name, colour = how.classes[code]
-            totals[name]["count"] += 1
-            totals[name][key] += area * factor
-            feature = {
-                "type": "Feature",
-                "id": str(uuid.uuid5(NAMESPACE, f"{source}/{number}")),
-                "geometry": {"type": "Polygon", "coordinates": _rings(polygon, how.scale)},
-                "properties": {
-                    "objectType": "annotation",
-                    "name": f"{name} {totals[name]['count']}",
-                    "classification": {"name": name, "color": [int(colour[i : i + 2], 16) for i in (1, 3, 5)]},
-                    "measurements": {f"Area {unit}": round(area * factor, 3), "Holes": len(polygon.interiors)},
-                },
-            }
-            file.write((",\n" if number else "\n") + json.dumps(feature))
-        file.write("\n]}\n")
-    return totals
+    known = settings.mpp is not None
+    unit = "µm^2" if known else "px^2"
+    factor = settings.mpp**2 if settings.mpp is not None else settings.scale[0] * settings.scale[1]
+    counts, areas = dict.fromkeys(settings.classes, 0), dict.fromkeys(settings.classes, 0.0)
+    with path.open("wb") as file:
+        file.write(b'{"type": "FeatureCollection", "features": [')
+        for number, (code, area_px, polygon) in enumerate(outline_objects(codes, settings)):
+            name, colour = settings.classes[code]
+            counts[code] += 1
+            areas[code] += area_px * factor
+            annotation = _Annotation(
+                id=str(uuid.uuid5(NAMESPACE, f"{source}/{number}")),
+                geometry=_PolygonGeometry(_rings(polygon, settings.scale)),
+                properties=_Properties(
+                    name=f"{name} {counts[code]}",
+                    classification=_Classification(name, rgb(colour)),
+                    measurements={f"Area {unit}": round(area_px * factor, 3), "Holes": len(polygon.interiors)},
+                ),
+            )
+            file.write((b",\n" if number else b"\n") + msgspec.json.encode(annotation))
+        file.write(b"\n]}\n")
+    area = "area_um2" if known else "area_px"
+    return {name: ClassObjects(counts[code], **{area: areas[code]}) for code, (name, _) in settings.classes.items()}
 
 
-def _rings(polygon: Polygon, scale: tuple[float, float]) -> list[list[list[float]]]:
-    """The outer ring and the holes, (x, y) in px of the file."""
-    rings: Sequence = (polygon.exterior, *polygon.interiors)
-    return [[[round(x * scale[1], 2), round(y * scale[0], 2)] for x, y in ring.coords] for ring in rings]
+class _Classification(msgspec.Struct, frozen=True):
+    name: str
+    color: tuple[int, int, int]
 
 
-def _largest(geometry: Any) -> Any:
-    parts = [part for part in getattr(geometry, "geoms", [geometry]) if part.geom_type == "Polygon"]
-    return max(parts, key=lambda part: part.area)
+class _Properties(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
+    object_type: str = "annotation"
+    name: str
+    classification: _Classification
+    measurements: dict[str, float]
+
+
+class _PolygonGeometry(msgspec.Struct, frozen=True, tag_field="type", tag="Polygon"):
+    coordinates: list[list[tuple[float, float]]]  # outer ring, then holes; (x, y) px of the file
+
+
+class _Annotation(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="Feature"):
+    id: str
+    geometry: _PolygonGeometry
+    properties: _Properties
+
+
+def _rings(polygon: Polygon, scale: tuple[float, float]) -> list[list[tuple[float, float]]]:
+    """The outer ring and the holes, (x, y) in px of the image file."""
+    rings = (polygon.exterior, *polygon.interiors)
+    return [[(round(x * scale[1], 2), round(y * scale[0], 2)) for x, y in ring.coords] for ring in rings]
+
+
+def _largest_polygon(geometry: Geometry) -> Polygon:
+    polygons = [one for one in getattr(geometry, "geoms", [geometry]) if one.geom_type == "Polygon"]
+    return max(polygons, key=lambda polygon: polygon.area)

@@ -1,8 +1,10 @@
-"""The whole answer of a picture, put together tile by tile: class codes at several resolutions, probabilities."""
+"""The prediction mosaic of a whole image: windows blended tile by tile into class codes at several resolutions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -10,112 +12,93 @@ import zarr
 from zarr.codecs import BloscCodec
 from zarr.storage import LocalStore, MemoryStore
 
-from pathseg.train.predict.sliding_window import Plan
-from pathseg.train.predict.window_cache import Answers
+from pathseg.train.predict.sliding_window import SlidingWindow
+from pathseg.train.predict.window_cache import WindowCache
 
-TILE_PX = 512  # of all that is written: a tile of a class mask is 256 KiB
+TILE_PX = 512  # side of a tile in memory and in every file: 256 KiB of class codes
+NOT_COMPUTED = 255  # code of pixels without a prediction where no class is the background
 
 
-class Canvas:
-    """Class codes (H, W) uint8 in tiles, and half, a quarter, ... of that size; `codes[0]` is the finest.
+@dataclass(frozen=True)
+class Mosaic:
+    """Class codes (H, W) uint8 of a whole image, also at half, a quarter, ... of that size.
 
-    In memory for an image, on disk for a slide. What was not computed has the code `empty`, and its tiles take no
-    room.
+    levels: `levels[0]` has full resolution, each next one half of it, down to a single tile. fill: the code of pixels
+    that were not computed; tiles without others take no bytes. pixels: (K,) computed pixels by class. probabilities:
+    path of a Zarr group with `probabilities` (K, H, W) float16, NaN where not computed, and `uncertainty` (H, W) if the
+    head gives one; None where they were not kept.
     """
 
-    def __init__(self, folder: Path | None, size: tuple[int, int], *, empty: int) -> None:
-        self.size, self.empty = size, empty
-        store = MemoryStore() if folder is None else LocalStore(folder / "codes.zarr")
-        group = zarr.create_group(store, overwrite=True)
-        self.codes = [self._level(group, 0)]
-        while max(self.codes[-1].shape) > TILE_PX:
-            self.codes.append(self._level(group, len(self.codes)))
+    levels: tuple[zarr.Array, ...]
+    fill: int
+    pixels: np.ndarray
+    probabilities: Path | None = None
 
-    def tiles(self, level: int = 0) -> Iterator[tuple[slice, slice]]:
-        """Rows and columns of each tile, row by row."""
-        return _tiles(self.codes[level].shape)
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in px at full resolution."""
+        height, width = self.levels[0].shape
+        return height, width
 
-    def thin(self) -> None:
-        """Fill the coarser levels: of every two pixels along each axis the first."""
-        for level in range(1, len(self.codes)):
-            finer, coarser = self.codes[level - 1], self.codes[level]
-            for rows, cols in self.tiles(level):
-                twice = [slice(s.start * 2, min(s.stop * 2, n)) for s, n in zip((rows, cols), finer.shape, strict=True)]
-                codes = np.asarray(finer[twice[0], twice[1]])[::2, ::2]
-                if (codes != self.empty).any():
-                    coarser[rows, cols] = codes
+    def codes(self, level: int = 0) -> np.ndarray:
+        """Return a whole level in memory, (h, w) uint8."""
+        return np.asarray(self.levels[level][:])
 
-    def within(self, longest_px: int) -> int:
-        """The finest level whose longer side is at most so many px, else the coarsest."""
-        fitting = (level for level, codes in enumerate(self.codes) if max(codes.shape) <= longest_px)
-        return next(fitting, len(self.codes) - 1)
+    def tiles(self, level: int = 0) -> Iterator[tuple[slice, slice, np.ndarray]]:
+        """Yield rows, columns and codes (h, w) uint8 of each tile of a level, row by row."""
+        for rows, cols in _tiles(self.levels[level]):
+            yield rows, cols, np.asarray(self.levels[level][rows, cols])
 
-    def _level(self, group: zarr.Group, level: int) -> zarr.Array:
-        height, width = (-(-side // 2**level) for side in self.size)
-        return group.create_array(
-            f"level{level}",
-            shape=(height, width),
-            chunks=(TILE_PX, TILE_PX),
-            dtype="uint8",
-            fill_value=self.empty,
-            compressors=[BloscCodec(cname="zstd", clevel=1)],
-        )
+    def level_within(self, longest_px: int) -> int:
+        """Return the finest level whose longer side is at most so many px, else the coarsest."""
+        fitting = (number for number, codes in enumerate(self.levels) if max(codes.shape) <= longest_px)
+        return next(fitting, len(self.levels) - 1)
 
 
-def assemble(
-    answers: Answers,
-    plan: Plan,
-    canvas: Canvas,
+def blend_windows(
+    cache: WindowCache,
+    windows: SlidingWindow,
     *,
     classes: int,
+    fill: int,
+    folder: Path | None = None,
     tissue: np.ndarray | None = None,
-    probabilities: zarr.Group | None = None,
-) -> np.ndarray:
-    """Blend the windows into the canvas, its coarser levels too; (K,) pixels of each class where anything counts.
+    probabilities: Path | None = None,
+    uncertainty: bool = False,
+) -> Mosaic:
+    """Blend the windows of a cache into a mosaic, each tile once; memory holds a tile and a few windows.
 
-    tissue: (h, w) bool over the whole; what lies outside of it counts as not computed, in a window or not.
-    With a group (`probability_arrays`) the blended maps are written there. Memory holds a tile and a few windows.
+    fill: code of pixels that are not computed. folder: the mosaic is written to files in it, else kept in memory.
+    tissue: (h, w) bool over the whole image in any resolution; pixels outside of it count as not computed, in a window
+    or not. probabilities: path of a Zarr group to write the blended maps to, the uncertainty too if there is one.
     """
-    places = {number: index for index, number in enumerate(plan.kept)}
-    counts = np.zeros(classes, np.int64)
-    for rows, cols in canvas.tiles():
-        maps, computed = _blended(answers, plan, places, rows, cols)
+    size = windows.rows.length, windows.cols.length
+    levels = _empty_levels(folder, size, fill=fill)
+    group = None if probabilities is None else _probability_arrays(probabilities, size, classes, uncertainty)
+    indices = {number: index for index, number in enumerate(windows.selected)}
+    pixels = np.zeros(classes, np.int64)
+    for rows, cols in _tiles(levels[0]):
+        maps, computed = _blended_tile(cache, windows, indices, rows, cols)
         if maps is None:
             continue
         if tissue is not None:
-            computed &= nearest(tissue, canvas.size, rows, cols)
-        codes = np.where(computed, maps[:classes].argmax(axis=0), canvas.empty).astype(np.uint8)
-        canvas.codes[0][rows, cols] = codes
-        counts += np.bincount(codes[computed], minlength=classes)[:classes]
-        if probabilities is not None:
+            computed &= resize_nearest(tissue, size, rows, cols)
+        codes = np.where(computed, maps[:classes].argmax(axis=0), fill).astype(np.uint8)
+        levels[0][rows, cols] = codes
+        pixels += np.bincount(codes[computed], minlength=classes)[:classes]
+        if group is not None:
             maps = np.where(computed, maps, np.nan)
-            probabilities["probabilities"][:, rows, cols] = maps[:classes]
-            if len(maps) > classes:
-                probabilities["uncertainty"][rows, cols] = maps[classes]
-    canvas.thin()
-    return counts
+            group["probabilities"][:, rows, cols] = maps[:classes]
+            if uncertainty:
+                group["uncertainty"][rows, cols] = maps[classes]
+    _downsample(levels, fill=fill)
+    return Mosaic(levels, fill, pixels, probabilities)
 
 
-def probability_arrays(path: Path, size: tuple[int, int], *, classes: int, uncertain: bool, about: dict) -> zarr.Group:
-    """A Zarr group at a path: `probabilities` (K, H, W) float16, NaN where nothing was computed; attributes `about`.
-
-    `uncertainty` (H, W) lies beside it where the head gives one.
-    """
-    group = zarr.create_group(LocalStore(path), attributes=about, overwrite=True)
-    shapes = {"probabilities": (classes, *size)} | ({"uncertainty": tuple(size)} if uncertain else {})
-    for name, shape in shapes.items():
-        chunks = (*shape[:-2], TILE_PX, TILE_PX)
-        packed = [BloscCodec(cname="zstd", shuffle="shuffle")]
-        group.create_array(
-            name, shape=shape, chunks=chunks, dtype="float16", fill_value=float("nan"), compressors=packed
-        )
-    return group
-
-
-def nearest(
+def resize_nearest(
     codes: np.ndarray, size: tuple[int, int], rows: slice | None = None, cols: slice | None = None
 ) -> np.ndarray:
-    """(h, w) codes brought to a size (H, W), or a part of it: the value at the centre of each new pixel."""
+    """Resize (h, w) codes to (H, W), or to these rows and columns of it: the value at each new pixel's centre."""
     picks = []
     for part, new, old in zip((rows, cols), size, codes.shape, strict=True):
         first, last = (0, new) if part is None else (part.start, part.stop)
@@ -123,41 +106,89 @@ def nearest(
     return codes[picks[0][:, None], picks[1]]
 
 
-def _blended(
-    answers: Answers, plan: Plan, places: dict[int, int], rows: slice, cols: slice
-) -> tuple[np.ndarray | None, np.ndarray]:
-    """The blended maps (M, h, w) of a tile, None where no window meets it, and where they count, (h, w) bool.
+def _empty_levels(folder: Path | None, size: tuple[int, int], *, fill: int) -> tuple[zarr.Array, ...]:
+    group = zarr.create_group(MemoryStore() if folder is None else LocalStore(folder / "codes.zarr"), overwrite=True)
+    shapes = [size]
+    while max(shapes[-1]) > TILE_PX:
+        height, width = (-(-side // 2 ** len(shapes)) for side in size)
+        shapes.append((height, width))
+    return tuple(
+        group.create_array(
+            f"level{number}",
+            shape=shape,
+            chunks=(TILE_PX, TILE_PX),
+            dtype="uint8",
+            fill_value=fill,
+            compressors=[BloscCodec(cname="zstd", clevel=1)],
+        )
+        for number, shape in enumerate(shapes)
+    )
 
-    Beside a window that was left out as glass the remaining weights are brought to 1.
+
+def _probability_arrays(path: Path, size: tuple[int, int], classes: int, uncertainty: bool) -> Mapping[str, zarr.Array]:
+    group = zarr.create_group(LocalStore(path), overwrite=True)
+    shapes: dict[str, tuple[int, ...]] = {"probabilities": (classes, *size)}
+    if uncertainty:
+        shapes["uncertainty"] = size
+    return {
+        name: group.create_array(
+            name,
+            shape=shape,
+            chunks=(*shape[:-2], TILE_PX, TILE_PX),
+            dtype="float16",
+            fill_value=float("nan"),
+            compressors=[BloscCodec(cname="zstd", shuffle="shuffle")],
+        )
+        for name, shape in shapes.items()
+    }
+
+
+def _blended_tile(
+    cache: WindowCache, windows: SlidingWindow, indices: Mapping[int, int], rows: slice, cols: slice
+) -> tuple[np.ndarray | None, np.ndarray]:
+    """The blended maps (M, h, w) of a tile, None where no window meets it, and where they are computed, (h, w) bool.
+
+    Next to a window that was not selected the weights of the others are scaled to add up to 1.
     """
     shape = rows.stop - rows.start, cols.stop - cols.start
-    total, maps = np.zeros(shape, np.float32), None
-    across = plan.cols.meeting(cols.start, cols.stop)
-    for r in plan.rows.meeting(rows.start, rows.stop):
-        for c in across:
-            index = places.get(r * len(plan.cols.starts) + c)
+    total = np.zeros(shape, np.float32)
+    maps: np.ndarray | None = None
+    for r in windows.rows.windows_within(rows.start, rows.stop):
+        for c in windows.cols.windows_within(cols.start, cols.stop):
+            index = indices.get(r * len(windows.cols.starts) + c)
             if index is None:
                 continue
-            into, part = _shared(rows, plan.rows.starts[r], plan.rows.window)
-            beside, piece = _shared(cols, plan.cols.starts[c], plan.cols.window)
-            values = answers.read(index)
-            weights = plan.rows.weights(r)[part, None] * plan.cols.weights(c)[None, piece]
+            tile_rows, window_rows = _intersection(rows, windows.rows.starts[r], windows.rows.window)
+            tile_cols, window_cols = _intersection(cols, windows.cols.starts[c], windows.cols.window)
+            values = cache.read(index)  # (M, h, w)
+            weights = windows.rows.weights(r)[window_rows, None] * windows.cols.weights(c)[None, window_cols]
             maps = np.zeros((len(values), *shape), np.float32) if maps is None else maps
-            maps[:, into, beside] += values[:, part, piece] * weights
-            total[into, beside] += weights
+            maps[:, tile_rows, tile_cols] += values[:, window_rows, window_cols] * weights
+            total[tile_rows, tile_cols] += weights
     computed = total > 0
     if maps is None or not computed.any():
         return None, computed
     return maps / np.where(computed, total, 1), computed
 
 
-def _shared(tile: slice, start: int, window: int) -> tuple[slice, slice]:
-    """Where a tile and a window meet along an axis, counted in the tile and counted in the window."""
+def _intersection(tile: slice, start: int, window: int) -> tuple[slice, slice]:
+    """The px that a tile and a window share along an axis, counted from the tile's start and from the window's."""
     first, last = max(tile.start, start), min(tile.stop, start + window)
     return slice(first - tile.start, last - tile.start), slice(first - start, last - start)
 
 
-def _tiles(shape: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
-    for y in range(0, shape[0], TILE_PX):
-        for x in range(0, shape[1], TILE_PX):
-            yield slice(y, min(y + TILE_PX, shape[0])), slice(x, min(x + TILE_PX, shape[1]))
+def _downsample(levels: tuple[zarr.Array, ...], *, fill: int) -> None:
+    """Fill the coarser levels: of every two pixels along each axis the first, so that no new code arises."""
+    for finer, coarser in pairwise(levels):
+        for rows, cols in _tiles(coarser):
+            codes = np.asarray(finer[rows.start * 2 : rows.stop * 2, cols.start * 2 : cols.stop * 2])[::2, ::2]
+            if (codes != fill).any():
+                coarser[rows, cols] = codes
+
+
+def _tiles(array: zarr.Array) -> Iterator[tuple[slice, slice]]:
+    """Rows and columns of each tile of (H, W), row by row."""
+    height, width = array.shape
+    for y in range(0, height, TILE_PX):
+        for x in range(0, width, TILE_PX):
+            yield slice(y, min(y + TILE_PX, height)), slice(x, min(x + TILE_PX, width))

@@ -1,28 +1,29 @@
-"""What a prediction leaves behind: masks, overlays, polygons, probabilities, and a record written last."""
+"""The files of a predicted image: class codes, overlay, polygons, probabilities, and a record that is written last."""
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import numpy as np
-from PIL import Image
+import zarr
+from msgspec import UNSET
+from zarr.storage import LocalStore
 
+from pathseg.store.runtime.atomic_files import atomic_path, write_atomic
 from pathseg.store.sampling import InputImage
-from pathseg.train.predict.config import NOT_COMPUTED, PredictConfig
-from pathseg.train.predict.geojson import Outlining, write_geojson
-from pathseg.train.predict.ground_truth import count
-from pathseg.train.predict.mosaic import Canvas, assemble, nearest, probability_arrays
+from pathseg.train.colours import class_colours, jpeg_bytes, overlay, painted_classes, png_bytes, to_uint8
+from pathseg.train.predict.config import PredictConfig
+from pathseg.train.predict.geojson import OutlineSettings, write_geojson
+from pathseg.train.predict.ground_truth import as_matrix
+from pathseg.train.predict.mosaic import NOT_COMPUTED, Mosaic, resize_nearest
 from pathseg.train.predict.pyramid_tiff import write_pyramid
-from pathseg.train.predict.sliding_window import Plan
+from pathseg.train.predict.records import OutlinedObjects, PredictedImage, PredictionIdentity
+from pathseg.train.predict.sliding_window import SlidingWindow
 from pathseg.train.predict.trained_head import TrainedHead
-from pathseg.train.predict.window_cache import Answers
-from pathseg.train.report.figures import class_colours, is_background, overlay
-from pathseg.train.report.image_encoding import jpeg
 
 DONE, WORK = "_done", "_work"
 SUFFIXES = {"mask": ".png", "overlay": ".jpg", "geojson": ".geojson", "probabilities": ".zarr"}
@@ -30,174 +31,169 @@ OVERLAY_PX = 2048  # longest side of an overlay: a screen's worth
 OVERLAY_QUALITY = 90
 
 
-class Outputs:
-    """The results of one picture below a folder: `<format>/<id>.<suffix>`, and `_done/<id>.json` once all are there.
+@dataclass(frozen=True)
+class ImageOutputs:
+    """The files of one image below a folder: `<format>/<id>.<suffix>`, then `_done/<id>.json`, each written atomically.
 
-    Each is written under another name first, so what has its final name is whole. about: what the head's answers
-    depend on. truth: digest of the mask that it is scored by, None for no scores.
+    identity: what the predicted probabilities depend on. ground_truth_digest: of the mask that the image is scored by,
+    None for no scores.
     """
 
-    def __init__(
-        self,
-        out: Path,
-        picture: InputImage,
-        head: TrainedHead,
-        config: PredictConfig,
-        formats: tuple[str, ...],
-        about: dict[str, Any],
-        truth: str | None = None,
-    ) -> None:
-        self._out, self._picture, self._head, self._config = out, picture, head, config
-        self._formats, self._truth, self._earlier = formats, truth, {}
-        drawn = {name: getattr(config, name) for name in ("smallest", "simplify", "outline")}
-        self._about = about | (drawn if "geojson" in formats else {})
-        self._colours = class_colours(head.classes, head.ignore)
-        self.work = out / WORK / picture.id
-        background = [code for code, name in enumerate(head.classes) if is_background(name)]
-        self.empty = background[0] if background else NOT_COMPUTED
+    folder: Path
+    image: InputImage
+    head: TrainedHead
+    config: PredictConfig
+    identity: PredictionIdentity
+    ground_truth_digest: str | None = None
 
     @property
     def record_path(self) -> Path:
-        """The file that is written last."""
-        return self._out / DONE / f"{self._picture.id}.json"
+        """Path of the image's record, which is written last."""
+        return self.folder / DONE / f"{self.image.id}.json"
 
-    def record(self) -> dict[str, Any] | None:
-        """What an earlier run wrote last, if all these formats are there and so are the scores that are asked for.
+    @property
+    def work_folder(self) -> Path:
+        """Folder of intermediate files, deleted once the record is written."""
+        return self.folder / WORK / self.image.id
 
-        Raises ValueError when it was made in another way.
+    def path(self, format_name: str) -> Path:
+        """Return the path of the image's file in one of `config.FORMATS`."""
+        suffix = ".tif" if format_name == "mask" and self.image.slide else SUFFIXES[format_name]
+        return self.folder / format_name / f"{self.image.id}{suffix}"
+
+    def earlier_record(self) -> PredictedImage | None:
+        """Read the record of an earlier run; None where there is none that can be read.
+
+        Raises ValueError, naming the setting and both values, when its predictions or outlines were made differently.
         """
-        if not self.record_path.is_file():
+        try:
+            record = PredictedImage.from_json(self.record_path.read_bytes(), source=str(self.record_path))
+        except (FileNotFoundError, ValueError):  # what cannot be read is made again
             return None
-        record = json.loads(self.record_path.read_text())
-        for name, value in self._about.items():
-            if (found := record["about"].get(name, value)) != value:
-                raise ValueError(
-                    f"{self._out} holds a prediction of {self._picture.id} made in another way: {name} is {found} "
-                    f"there, {value} asked for; pass another --out"
-                )
-        self._earlier = record
-        made = set(self._formats) <= set(record["formats"]) and all(self._final(f).exists() for f in self._formats)
-        if not made or self._truth not in (None, record["truth"]):
-            return None
-        return record if self._truth else record | {"confusion": None}
-
-    def write(
-        self, answers: Answers, plan: Plan, tissue: np.ndarray | None, truth: np.ndarray | None
-    ) -> dict[str, Any]:
-        """Put the answers together and write all formats, then the record.
-
-        tissue: (h, w) bool, where answers count, None for everywhere. truth: (h, w) class codes to score by.
-        """
-        head, picture = self._head, self._picture
-        canvas = Canvas(self.work if picture.slide else None, picture.size, empty=self.empty)
-        with self._probabilities() as group:
-            counts = assemble(answers, plan, canvas, classes=len(head.classes), tissue=tissue, probabilities=group)
-        record = {
-            "id": picture.id,
-            "about": self._earlier.get("about", {}) | self._about,
-            "formats": sorted({*self._earlier.get("formats", ()), *self._formats}),
-            "truth": self._truth,
-            "file_px": list(picture.file_px),
-            "size_px": list(picture.size),
-            "mpp": picture.mpp,
-            "windows": len(plan.kept),
-            "windows_in_all": len(plan.rows.starts) * len(plan.cols.starts),
-            "pixels": dict(zip(head.classes, counts.tolist(), strict=True)),
-            "confusion": None if truth is None else count(canvas, truth, head).tolist(),
-        }
-        if "mask" in self._formats:
-            self._write_mask(canvas)
-        if "overlay" in self._formats:
-            self._write_overlay(canvas)
-        if "geojson" in self._formats:
-            record["objects"] = self._write_geojson(canvas)
-        elif "objects" in self._earlier:
-            record["objects"] = self._earlier["objects"]
-        with _whole(self.record_path) as path:
-            path.write_text(json.dumps(record, indent=2) + "\n")
+        for name, here, wanted in record.identity.differences(self._complete_identity()):
+            raise ValueError(
+                f"{self.folder} holds a prediction of {self.image.id} made in another way: {name} is {here} there, "
+                f"{wanted} asked for; pass another --out"
+            )
         return record
 
-    @contextmanager
-    def _probabilities(self) -> Iterator[Any]:
-        """The Zarr group that takes the probabilities, None where they were not asked for."""
-        if "probabilities" not in self._formats:
-            yield None
-            return
-        head, picture = self._head, self._picture
-        about = {
-            **self._about,
-            "classes": list(head.classes),
-            "mpp": picture.mpp,
-            "file_px": list(picture.file_px),
-            "px_of_the_file_in_one": list(picture.scale),
-        }
-        with _whole(self._final("probabilities")) as path:
-            uncertain = head.gives_uncertainty
-            yield probability_arrays(path, picture.size, classes=len(head.classes), uncertain=uncertain, about=about)
+    def satisfied_by(self, record: PredictedImage) -> bool:
+        """Return whether an earlier run wrote all formats, which still exist, and scored by the same mask, if any."""
+        formats = self.config.formats
+        written = set(formats) <= set(record.formats) and all(self.path(name).exists() for name in formats)
+        return written and self.ground_truth_digest in (None, record.ground_truth_digest)
 
-    def _write_mask(self, canvas: Canvas) -> None:
-        if self._picture.slide:
-            names = [f"{code}: {name}" for code, name in enumerate(self._head.classes)]
-            legend = ", ".join(names + [f"{NOT_COMPUTED}: not computed"] * (self.empty == NOT_COMPUTED))
-            with _whole(self._final("mask")) as path:
-                write_pyramid(canvas, path, mpp=self._picture.mpp, colours=self._colours, legend=legend)
-            return
-        with _whole(self._final("mask")) as path:
-            codes = nearest(np.asarray(canvas.codes[0][:]), self._picture.file_px)
-            Image.fromarray(codes).save(path, "PNG")
+    def write(
+        self,
+        mosaic: Mosaic,
+        windows: SlidingWindow,
+        *,
+        confusion: np.ndarray | None,
+        earlier: PredictedImage | None,
+    ) -> PredictedImage:
+        """Write the mosaic in all formats, then the record; delete intermediate files.
 
-    def _write_overlay(self, canvas: Canvas) -> None:
-        picture = self._picture.overview(OVERLAY_PX)
-        codes = canvas.codes[max(0, canvas.within(OVERLAY_PX) - 1)]  # the next finer than the picture
+        confusion: (K, K) by the ground truth. earlier: record of an earlier run, whose formats and objects stay valid.
+        """
+        formats, objects = self.config.formats, UNSET if earlier is None else earlier.objects
+        if "mask" in formats:
+            self._write_mask(mosaic)
+        if "overlay" in formats:
+            self._write_overlay(mosaic)
+        if "geojson" in formats:
+            objects = self._write_geojson(mosaic)
+        if "probabilities" in formats:
+            self._write_probabilities(mosaic)
+        identity = self._complete_identity()
+        record = PredictedImage(
+            id=self.image.id,
+            identity=identity if earlier is None else earlier.identity.updated(identity),
+            formats=tuple(sorted({*(() if earlier is None else earlier.formats), *formats})),
+            ground_truth_digest=self.ground_truth_digest,
+            file_px=self.image.file_px,
+            size_px=self.image.size,
+            mpp=self.image.mpp,
+            windows=len(windows.selected),
+            windows_total=windows.total,
+            pixels=dict(zip(self.head.classes, mosaic.pixels.tolist(), strict=True)),
+            confusion=None if confusion is None else as_matrix(confusion),
+            objects=objects,
+        )
+        write_atomic(self.record_path, record.to_json())
+        if self.work_folder.exists():
+            shutil.rmtree(self.work_folder)
+            with suppress(OSError):  # other images have intermediate files beside it
+                self.work_folder.parent.rmdir()
+        return record
+
+    def _complete_identity(self) -> PredictionIdentity:
+        """The identity, with the outline settings where a GeoJSON file is written."""
+        if "geojson" not in self.config.formats:
+            return self.identity
+        config = self.config
+        return msgspec.structs.replace(
+            self.identity, smallest=config.smallest, simplify=config.simplify, outline=config.outline
+        )
+
+    def _write_mask(self, mosaic: Mosaic) -> None:
+        """Class codes: PNG of the file's size; of a slide a pyramidal TIFF."""
+        if not self.image.slide:
+            write_atomic(self.path("mask"), png_bytes(resize_nearest(mosaic.codes(), self.image.file_px)))
+            return
+        names = [f"{code}: {name}" for code, name in enumerate(self.head.classes)]
+        legend = ", ".join([*names, f"{NOT_COMPUTED}: not computed"] if mosaic.fill == NOT_COMPUTED else names)
+        assert self.image.mpp is not None, "slides are read at a known um/px"
+        with atomic_path(self.path("mask")) as path:
+            write_pyramid(mosaic, path, mpp=self.image.mpp, colours=self._colours(), legend=legend)
+
+    def _write_overlay(self, mosaic: Mosaic) -> None:
+        """Classes painted over the tissue, JPEG."""
+        tissue = self.image.overview(OVERLAY_PX)  # (h, w, 3)
+        level = max(0, mosaic.level_within(OVERLAY_PX) - 1)  # the next finer than the overview
         painted = overlay(
-            picture,
-            nearest(np.asarray(codes[:]), picture.shape[:2]),
-            classes=self._head.classes,
-            ignore=self._head.ignore,
+            tissue,
+            resize_nearest(mosaic.codes(level), tissue.shape[:2]),
+            classes=self.head.classes,
+            background=self.head.background,
+            ignore=self.head.ignore,
         )
-        with _whole(self._final("overlay")) as path:
-            path.write_bytes(jpeg(painted, OVERLAY_QUALITY))
+        write_atomic(self.path("overlay"), jpeg_bytes(to_uint8(painted), quality=OVERLAY_QUALITY))
 
-    def _write_geojson(self, canvas: Canvas) -> dict[str, Any]:
-        """Outlines from the finest level that memory is sure to hold; what was given up for it goes into the record."""
-        level = canvas.within(self._config.outline)
-        codes = np.asarray(canvas.codes[level][:])
-        scale = tuple(whole / part for whole, part in zip(self._picture.file_px, codes.shape, strict=True))
-        times = max(whole / part for whole, part in zip(canvas.size, codes.shape, strict=True))
-        head, mpp = self._head, self._picture.mpp
-        how = Outlining(
+    def _write_geojson(self, mosaic: Mosaic) -> OutlinedObjects:
+        """Objects as polygons, outlined on the finest level that is no longer than the `outline` setting."""
+        head, mpp = self.head, self.image.mpp
+        level = mosaic.level_within(self.config.outline)
+        codes = mosaic.codes(level)
+        shrunk = max(full / side for full, side in zip(mosaic.size, codes.shape, strict=True))
+        colours = self._colours()
+        settings = OutlineSettings(
             classes={
-                code: (name, self._colours[code])
-                for code, name in enumerate(head.classes)
-                if code != head.ignore and not is_background(name)
+                code: (head.classes[code], colours[code])
+                for code in painted_classes(head.classes, background=head.background, ignore=head.ignore)
             },
-            scale=scale,
-            mpp=None if mpp is None else mpp * times,
-            simplify=self._config.simplify,
-            smallest=self._config.smallest / times**2,
+            scale=(self.image.file_px[0] / codes.shape[0], self.image.file_px[1] / codes.shape[1]),
+            mpp=None if mpp is None else mpp * shrunk,
+            simplify=self.config.simplify,
+            smallest=self.config.smallest / shrunk**2,
         )
-        with _whole(self._final("geojson")) as path:
-            totals = write_geojson(path, codes, how, source=f"{head.digest}/{self._picture.id}")
-        return {
-            "of_mask_level": level,
-            "tolerance_px": times * (self._config.simplify + (level > 0)),
-            "classes": totals,
+        with atomic_path(self.path("geojson")) as path:
+            classes = write_geojson(path, codes, settings, source=f"{head.weights_digest}/{self.image.id}")
+        tolerance_px = shrunk * (self.config.simplify + (level > 0))
+        return OutlinedObjects(mask_level=level, tolerance_px=tolerance_px, classes=classes)
+
+    def _write_probabilities(self, mosaic: Mosaic) -> None:
+        """Move the mosaic's Zarr group to its path, with attributes that say what it holds."""
+        assert mosaic.probabilities is not None, "the mosaic was blended without probabilities"
+        attributes = {
+            **msgspec.to_builtins(self._complete_identity()),
+            "classes": list(self.head.classes),
+            "mpp": self.image.mpp,
+            "file_px": list(self.image.file_px),
+            "px_of_the_file_in_one": list(self.image.scale),
         }
+        zarr.open_group(LocalStore(mosaic.probabilities), mode="r+").update_attributes(attributes)
+        with atomic_path(self.path("probabilities")) as path:
+            mosaic.probabilities.rename(path)
 
-    def _final(self, name: str) -> Path:
-        """Where a format of this picture belongs."""
-        suffix = ".tif" if name == "mask" and self._picture.slide else SUFFIXES[name]
-        return self._out / name / f"{self._picture.id}{suffix}"
-
-
-@contextmanager
-def _whole(final: Path) -> Iterator[Path]:
-    """A path to write to, which takes its final name when the block ends without an error."""
-    partial = final.with_name(f"{final.name}.partial")
-    final.parent.mkdir(parents=True, exist_ok=True)
-    if partial.is_dir():
-        shutil.rmtree(partial)
-    yield partial
-    if final.is_dir():
-        shutil.rmtree(final)
-    partial.replace(final)
+    def _colours(self) -> tuple[str, ...]:
+        return class_colours(self.head.classes, background=self.head.background, ignore=self.head.ignore)

@@ -1,41 +1,113 @@
-"""A trained head on new images and slides: windows in, results out; a slide of any size in the same memory."""
+"""Predict images and whole slides with a trained head: windows, mosaic, files. Memory does not grow with the slide."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
+import msgspec
 import numpy as np
 import torch
 
 from pathseg.store.grid import PatchGrid
-from pathseg.store.sampling import InputImage
+from pathseg.store.key import StoreKey
+from pathseg.store.runtime.atomic_files import write_atomic
+from pathseg.store.runtime.prefetch import prefetch_map
+from pathseg.store.sampling import InputImage, Sampling
 from pathseg.train.predict.config import PredictConfig
-from pathseg.train.predict.ground_truth import Truth, digest_for, score
-from pathseg.train.predict.outputs import Outputs
-from pathseg.train.predict.sliding_window import Axis, Plan
+from pathseg.train.predict.ground_truth import GroundTruth, mask_digest, mosaic_confusion, prediction_metrics
+from pathseg.train.predict.mosaic import NOT_COMPUTED, blend_windows
+from pathseg.train.predict.outputs import ImageOutputs
+from pathseg.train.predict.records import (
+    PredictedImage,
+    PredictionIdentity,
+    PredictionMetrics,
+    WindowCacheIdentity,
+)
+from pathseg.train.predict.sliding_window import SlidingWindow, WindowAxis
 from pathseg.train.predict.trained_head import TrainedHead
-from pathseg.train.predict.window_cache import Answers
+from pathseg.train.predict.window_cache import WindowCache
 
-Features = Callable[[np.ndarray, Sequence[int], str], dict[int, torch.Tensor]]
-OnWindow = Callable[[str, int, int], None]  # id of the picture, windows that are done, windows in all
-SCORES = ("accuracy", "dice", "miou", "f1")
-AHEAD = 2  # batches of windows that are read while one is computed
+# patches (P, 256, 256, 3) uint8, their indices and the image id -> {block: (P, C, h, w)}
+Features = Callable[[np.ndarray, Sequence[int], str], Mapping[int, torch.Tensor]]
+OpenImage = Callable[[Path, Sampling], InputImage]
+OnWindow = Callable[[str, int, int], None]  # image id, windows completed, windows in total
+READ_THREADS = 3  # two batches of windows are read while one is computed
+
+
+class LoadFeatures(Protocol):
+    """Load the model that made a store's features and return the function that computes features of new patches."""
+
+    def __call__(self, key: StoreKey, t: int, blocks: Sequence[int], *, batch_size: int) -> Features:
+        """Raises ValueError when the model is not the one that made the features of the store with this key."""
+
+
+@dataclass(frozen=True)
+class FailedImage:
+    """An image that could not be predicted, and why in one line."""
+
+    path: Path
+    reason: str
+
+    def __str__(self) -> str:
+        return self.reason if str(self.path) in self.reason else f"{self.path}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class PredictionResult:
+    """The outcome of `predict`: the record of each predicted image, the failures, metrics if ground truth was given."""
+
+    out: Path
+    images: tuple[PredictedImage, ...]
+    failures: tuple[FailedImage, ...]
+    metrics: PredictionMetrics | None = None
+
+
+def predict(
+    images: Sequence[Path],
+    run: Path,
+    out: Path,
+    config: PredictConfig | None = None,
+    *,
+    load_features: LoadFeatures,
+    open_image: OpenImage,
+    ground_truth: GroundTruth | None = None,
+    trained_mpp: float | None = None,
+    device: str = "cpu",
+    on_window: OnWindow = lambda image_id, completed, total: None,
+) -> PredictionResult:
+    """Predict images and slides with the head of a finished run and write the results below `out`.
+
+    images: paths. run: a run folder. config: default settings when omitted. load_features:
+    `functools.partial(online_features, model)` (pathseg.extract.online_features), called once with the run's store key,
+    timestep and blocks. open_image: `open_input_image` (pathseg.extract.inputs.images) or a partial of it with
+    `file_mpp`. trained_mpp: um/px of the training images, in place of what the run records. on_window: called after
+    every batch of windows.
+
+    An image that cannot be read or does not fit is set aside as a failure and the others are predicted. With
+    `ground_truth`, metrics.json is written too. Results that exist are kept, and a slide that was interrupted is
+    resumed after its last finished batch of windows, with the same result.
+
+    Raises FileNotFoundError for an unfinished run; ValueError for a damaged one, for another model than that of the
+    run's features, for an overlap that does not fit the head, and when no image has a ground truth mask.
+    """
+    config = config or PredictConfig()
+    head = TrainedHead.load(run, device=device, mpp=trained_mpp)
+    features = load_features(head.key, head.settings.t, head.settings.blocks, batch_size=config.batch_size)
+    predictor = Predictor(head, features, out, config, ground_truth)
+    return predictor.predict_all(images, open_image, on_window)
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """A head, the features it takes, and the folder its results go to.
+    """A head, the features that it takes, and the folder of its results; `predict` makes one.
 
-    features: from patches (P, 256, 256, 3) uint8, their indices and an image's id to {block: (P, C, h, w)}. The noise
-    of a patch depends on these, so they are part of the method: the id is the file's stem; the index is that of the
-    patch in its window, plus the window's number in the whole plan (row by row, glass counted) times the patches of a
-    window. An image of one window so gets the very features that the store holds for it.
+    features: the noise of a patch depends on its index and on the image id, so they are part of the method: the id is
+    the stem of the file; the index is that of the patch in its window, plus the window's number (row by row, windows
+    without tissue counted) times the patches per window. An image of one window so gets the features of the store.
 
     Raises ValueError for an overlap that does not fit the head's windows.
     """
@@ -44,137 +116,149 @@ class Predictor:
     features: Features
     out: Path
     config: PredictConfig
-    formats: tuple[str, ...]
-    truth: Truth | None = None
+    ground_truth: GroundTruth | None = None
 
     def __post_init__(self) -> None:
         for side in self.head.sampling.size:
-            Axis(side, side, self.config.overlap)
+            WindowAxis(side, side, self.config.overlap)
 
-    def predict(self, picture: InputImage, on_window: OnWindow = lambda id_, done, total: None) -> dict[str, Any]:
-        """Predict one picture and write what was asked for; gives the record of it, which is written last.
+    def predict_all(
+        self,
+        paths: Sequence[Path],
+        open_image: OpenImage,
+        on_window: OnWindow = lambda image_id, completed, total: None,
+    ) -> PredictionResult:
+        """Predict one file after the other; see `predict`."""
+        images, failures = [], []
+        for path in paths:
+            try:
+                with closing(open_image(path, self.head.sampling)) as image:
+                    images.append(self.predict_image(image, on_window))
+            except (ValueError, FileNotFoundError, PermissionError) as e:
+                failures.append(FailedImage(path, str(e)))
+                on_window(path.stem, 1, 1)
+        metrics = None
+        if self.ground_truth is not None and images:
+            metrics = prediction_metrics(images, self.head)
+            write_atomic(self.out / "metrics.json", metrics.to_json())
+        return PredictionResult(self.out, tuple(images), tuple(failures), metrics)
 
-        What is there of the same making is not made again. A slide that was cut off goes on after its last finished
-        batch of windows, with the same result. Raises ValueError for a picture that cannot be read, for a truth that
-        does not fit, and where the folder holds results of another making.
+    def predict_image(
+        self, image: InputImage, on_window: OnWindow = lambda image_id, completed, total: None
+    ) -> PredictedImage:
+        """Predict one image, write its files and return its record.
+
+        Raises ValueError for an image that cannot be read, for a ground truth mask that does not fit it, and where the
+        folder holds results that were made differently.
         """
-        about = self._about(picture)
-        truth = None if self.truth is None else self.truth.read(picture.id, self.head)
-        scored_by = None if truth is None else digest_for(truth, picture)
-        outputs = Outputs(self.out, picture, self.head, self.config, self.formats, about, truth=scored_by)
-        if (record := outputs.record()) is not None:
-            on_window(picture.id, record["windows"], record["windows"])
-            return record
-        scored_glass = truth is not None and outputs.empty >= len(self.head.classes)  # it has no class to be scored as
-        glass_left_out = self.config.tissue == "otsu" and not scored_glass
-        tissue = picture.tissue() if glass_left_out else None
-        plan = Plan.of(picture.size, self.head.sampling.size, self.config.overlap, tissue)
-        answers = Answers(
-            outputs.work if picture.slide else None,
-            windows=len(plan.kept),
-            shape=(len(self.head.classes) + self.head.gives_uncertainty, *self.head.sampling.size),
-            about={**about, "batch_size": self.config.batch_size, "windows": list(plan.kept)},
+        head, config = self.head, self.config
+        identity = self._identity(image)
+        mask = None if self.ground_truth is None else self.ground_truth.class_codes(image.id, head)
+        digest = None if mask is None else mask_digest(mask, image)
+        outputs = ImageOutputs(self.out, image, head, config, identity, digest)
+        earlier = outputs.earlier_record()
+        if earlier is not None and outputs.satisfied_by(earlier):
+            on_window(image.id, earlier.windows, earlier.windows)
+            return earlier if mask is not None else msgspec.structs.replace(earlier, confusion=None)
+
+        # without a background class, pixels beside the tissue have no class that they could be scored as
+        everywhere = config.tissue == "all" or (mask is not None and head.background is None)
+        tissue = None if everywhere else image.tissue()
+        windows = SlidingWindow.over(image.size, window=head.sampling.size, overlap=config.overlap, tissue=tissue)
+        cache = self._window_cache(image, windows, outputs.work_folder, identity)
+        self._predict_windows(image, windows, cache, on_window)
+        mosaic = blend_windows(
+            cache,
+            windows,
+            classes=len(head.classes),
+            fill=NOT_COMPUTED if head.background is None else head.background,
+            folder=outputs.work_folder if image.slide else None,
+            tissue=tissue,
+            probabilities=outputs.work_folder / "probabilities.zarr" if "probabilities" in config.formats else None,
+            uncertainty=head.gives_uncertainty,
         )
-        self._answer(picture, plan, answers, on_window)
-        record = outputs.write(answers, plan, tissue, truth)
-        answers.remove()
-        return record
+        confusion = None if mask is None else mosaic_confusion(mosaic, mask, head)
+        return outputs.write(mosaic, windows, confusion=confusion, earlier=earlier)
 
-    def _answer(self, picture: InputImage, plan: Plan, answers: Answers, on_window: OnWindow) -> None:
-        """Compute the windows that are lacking in batches, which are the same however often a run was cut off."""
-        each = max(1, self.config.batch_size // PatchGrid.of(*self.head.sampling.size).patches)
-        batches = [range(i, min(i + each, len(plan.kept))) for i in range(0, len(plan.kept), each)]
-        waiting = [batch for batch in batches if answers.lacking(batch)]
-        done = len(plan.kept) - sum(map(len, waiting))
-        on_window(picture.id, done, len(plan.kept))
-        with closing(_ahead(waiting, lambda batch: self._pixels(picture, plan, batch))) as pieces:
-            # closed, so that an error here waits for the reader: the caller will close the slide under it
-            for batch, pixels in pieces:
-                answers.write(batch, self._ask(picture.id, [plan.kept[i] for i in batch], pixels))
-                done += len(batch)
-                on_window(picture.id, done, len(plan.kept))
+    def _window_cache(
+        self, image: InputImage, windows: SlidingWindow, folder: Path, identity: PredictionIdentity
+    ) -> WindowCache:
+        shape = len(self.head.classes) + self.head.gives_uncertainty, *self.head.sampling.size
+        if not image.slide:
+            return WindowCache.in_memory(len(windows.selected), shape=shape)
+        of_windows = WindowCacheIdentity.of(identity, batch_size=self.config.batch_size, windows=windows.selected)
+        return WindowCache.on_disk(folder, of_windows, shape=shape)
 
-    def _pixels(self, picture: InputImage, plan: Plan, batch: Sequence[int]) -> np.ndarray:
+    def _predict_windows(
+        self, image: InputImage, windows: SlidingWindow, cache: WindowCache, on_window: OnWindow
+    ) -> None:
+        """Predict the missing windows in batches, which are the same however often a run was interrupted."""
         height, width = self.head.sampling.size
-        return np.stack([picture.read(*plan.corner(plan.kept[i]), height, width) for i in batch])  # (N, H, W, 3)
+        total, grid = len(windows.selected), PatchGrid.of(height, width)
+        step = max(1, self.config.batch_size // grid.patches)  # windows per batch
+        batches = [range(first, min(first + step, total)) for first in range(0, total, step)]
+        missing = [batch for batch in batches if not cache.complete(batch)]
+        completed = total - sum(map(len, missing))
+        on_window(image.id, completed, total)
 
-    def _ask(self, image_id: str, numbers: Sequence[int], pixels: np.ndarray) -> np.ndarray:
-        """Windows (N, H, W, 3) by their numbers -> (N, M, H, W) float32."""
-        grid = PatchGrid.of(*self.head.sampling.size)
-        patches = np.concatenate([grid.cut(window) for window in pixels])
+        def read(batch: range) -> np.ndarray:
+            corners = [windows.corner(windows.selected[index]) for index in batch]
+            return np.stack([image.read(y, x, height, width) for y, x in corners])  # (N, H, W, 3)
+
+        def size_bytes(batch: range) -> int:
+            return len(batch) * height * width * 3
+
+        # closed at the end, so that after an error no thread reads the image while its caller closes it
+        with closing(prefetch_map(read, missing, threads=READ_THREADS, size_bytes=size_bytes)) as batches_read:
+            for batch, pixels in zip(missing, batches_read, strict=True):
+                numbers = [windows.selected[index] for index in batch]
+                cache.write(batch, self._predict_batch(image.id, numbers, pixels, grid))
+                completed += len(batch)
+                on_window(image.id, completed, total)
+
+    def _predict_batch(self, image_id: str, numbers: Sequence[int], pixels: np.ndarray, grid: PatchGrid) -> np.ndarray:
+        """Windows (N, H, W, 3) with their numbers -> probabilities, and uncertainty if any, (N, M, H, W) float32."""
+        patches = np.concatenate([grid.cut(window) for window in pixels])  # (N * P, 256, 256, 3)
         indices = [number * grid.patches + patch for number in numbers for patch in range(grid.patches)]
         maps = self.features(patches, indices, image_id)
-        unfolded = {block: values.unflatten(0, (len(numbers), grid.patches)) for block, values in maps.items()}
-        return self.head.judge(unfolded, grid).cpu().numpy()
+        features = {block: values.unflatten(0, (len(numbers), grid.patches)) for block, values in maps.items()}
+        return self.head.predict(features, grid).cpu().numpy()
 
-    def _about(self, picture: InputImage) -> dict[str, Any]:
-        """All that the head's answers depend on."""
-        return {
-            "file": picture.path.name,
-            "size_bytes": picture.path.stat().st_size,
-            "content": picture.digest,
-            "size": list(picture.size),
-            "mpp": picture.mpp,
-            "run": self.head.name,
-            "head": self.head.digest,
-            "model": self.head.key.model_digest,
-            "overlap": self.config.overlap,
-            "tissue": self.config.tissue,
-        }
-
-
-def _ahead(batches: Sequence[range], read: Callable[[range], np.ndarray]) -> Iterator[tuple[range, np.ndarray]]:
-    """Each batch with its pixels; the next ones are being read meanwhile."""
-    with ThreadPoolExecutor(1) as reader:
-        reading = [reader.submit(read, batch) for batch in batches[:AHEAD]]
-        for number, batch in enumerate(batches):
-            pixels = reading.pop(0).result()
-            reading += [reader.submit(read, later) for later in batches[number + AHEAD : number + AHEAD + 1]]
-            yield batch, pixels
+    def _identity(self, image: InputImage) -> PredictionIdentity:
+        return PredictionIdentity(
+            file=image.path.name,
+            size_bytes=image.path.stat().st_size,
+            content_digest=image.digest,
+            size=image.size,
+            mpp=image.mpp,
+            run=self.head.name,
+            weights_digest=self.head.weights_digest,
+            model_digest=self.head.key.model_digest,
+            overlap=self.config.overlap,
+            tissue=self.config.tissue,
+        )
 
 
-def predict_all(
-    predictor: Predictor, paths: Sequence[Path], opener: Callable[[Path], InputImage], on_window: OnWindow
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """Predict file after file: the records of those that could be, and a line for each that could not.
-
-    `on_window` is told of every window. With a truth, metrics.json is written beside the results. Raises ValueError
-    when no image has a mask.
-    """
-    records, failures = [], []
-    for path in paths:
-        try:
-            with closing(opener(path)) as picture:
-                records.append(predictor.predict(picture, on_window))
-        except (ValueError, FileNotFoundError, PermissionError) as e:
-            failures.append(str(e) if str(path) in str(e) else f"{path}: {e}")
-            on_window(path.stem, 1, 1)
-    if predictor.truth is not None and records:
-        predictor.out.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(score(records, predictor.head), indent=2) + "\n"
-        (predictor.out / "metrics.json").write_text(text)
-    return records, failures
-
-
-def summary(records: Sequence[dict[str, Any]], out: Path) -> str:
-    """Lines for a person: size, windows, share of each class and objects of each image; scores where there are."""
+def summary(result: PredictionResult) -> str:
+    """Describe a result for people: size, windows, share of each class and objects of each image, scores if any."""
     lines = []
-    for record in records:
-        total = max(1, sum(record["pixels"].values()))
-        shares = ", ".join(f"{name} {100 * count / total:.1f} %" for name, count in record["pixels"].items())
-        windows = f"{record['windows']} of {record['windows_in_all']} windows"
-        found = record.get("objects", {"classes": {}})["classes"]
-        objects = "".join(f"; {one['count']} x {name}" for name, one in found.items())
-        none = "; no tissue was found, --tissue all computes everything" if not record["windows"] else ""
-        height, width = record["file_px"]
-        lines.append(f"{out}: {record['id']}, {width}x{height} px, {windows}: {shares}{objects}{none}")
-    if (out / "metrics.json").is_file() and any(record.get("confusion") for record in records):
-        metrics = json.loads((out / "metrics.json").read_text())
-        figures = "  ".join(f"{name} {_figure(metrics['scores'][name])}" for name in SCORES)
-        always = f"always {metrics['constant']['class']}: dice {_figure(metrics['constant']['scores']['dice'])}"
-        lines.append(f"{metrics['images']} images with a mask: {figures}  ({always})")
+    for image in result.images:
+        total = max(1, sum(image.pixels.values()))
+        shares = ", ".join(f"{name} {100 * count / total:.1f} %" for name, count in image.pixels.items())
+        found = {} if isinstance(image.objects, msgspec.UnsetType) else image.objects.classes
+        objects = "".join(f"; {of_class.count} x {name}" for name, of_class in found.items())
+        none = "; no tissue was found, --tissue all computes everything" if not image.windows else ""
+        height, width = image.file_px
+        windows = f"{image.windows} of {image.windows_total} windows"
+        lines.append(f"{result.out}: {image.id}, {width}x{height} px, {windows}: {shares}{objects}{none}")
+    if (metrics := result.metrics) is not None:
+        scores, constant = metrics.scores, metrics.constant
+        values = {"accuracy": scores.accuracy, "dice": scores.dice, "miou": scores.miou, "f1": scores.f1}
+        shown = "  ".join(f"{name} {_score(value)}" for name, value in values.items())
+        always = f"always {constant.class_name}: dice {_score(constant.scores.dice)}"
+        lines.append(f"{metrics.images} images with a mask: {shown}  ({always})")
     return "\n".join(lines)
 
 
-def _figure(value: float | None) -> str:
+def _score(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"

@@ -1,4 +1,4 @@
-"""Windows over a picture that is larger than what a head sees at once, and how their results are blended."""
+"""Sliding windows over an image that is larger than what a head takes at once, and the weights that blend them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Axis:
-    """Windows along one axis of a picture: evenly spaced, flush with both ends, neighbours share `overlap` px or more.
+class WindowAxis:
+    """Windows along one axis of an image: evenly spaced, flush with both ends, neighbours share `overlap` px or more.
 
-    A picture that is shorter than a window has one, which reaches beyond its end.
+    length: of the image, px. window: length of a window, px. An image that is shorter than a window has one window,
+    which reaches beyond its end. Raises ValueError for an overlap below 1 px or above a third of the window, beyond
+    which more than two windows would share a pixel.
     """
 
     length: int
@@ -31,27 +33,29 @@ class Axis:
     @cached_property
     def starts(self) -> tuple[int, ...]:
         """First px of each window."""
-        room = self.length - self.window
-        if room <= 0:
+        last = self.length - self.window
+        if last <= 0:
             return (0,)
-        count = 1 + math.ceil(room / (self.window - self.overlap))
-        return tuple(round(i * room / (count - 1)) for i in range(count))
+        count = 1 + math.ceil(last / (self.window - self.overlap))
+        return tuple(round(i * last / (count - 1)) for i in range(count))
 
     @cached_property
     def borders(self) -> tuple[float, ...]:
-        """Where one window hands over to the next: the middle of what they share."""
-        starts = self.starts
-        return tuple((a + self.window + b) / 2 for a, b in pairwise(starts))
+        """Position (px) of the border between each window and the next: the middle of their overlap."""
+        return tuple((start + self.window + following) / 2 for start, following in pairwise(self.starts))
 
-    def reach(self, index: int) -> tuple[int, int]:
-        """First px and the px after the last in which a window has any weight, within the picture."""
+    def extent(self, index: int) -> tuple[int, int]:
+        """Return the first px and the px after the last in which a window has any weight, within the image."""
         half = self.overlap / 2
         first = 0 if index == 0 else math.floor(self.borders[index - 1] - half)
         last = self.length if index == len(self.starts) - 1 else math.ceil(self.borders[index] + half)
         return first, min(last, self.length)
 
     def weights(self, index: int) -> np.ndarray:
-        """(window,) float32: 1 inside, falling linearly over `overlap` px around a border; all windows add up to 1."""
+        """Return a window's blending weights, (window,) float32; the weights of all windows add up to 1 at each px.
+
+        1 inside the window, falling linearly over `overlap` px around a border.
+        """
         centres = self.starts[index] + np.arange(self.window) + 0.5
         weights = np.ones(self.window)
         if index > 0:
@@ -60,51 +64,59 @@ class Axis:
             weights *= np.clip((self.borders[index] - centres) / self.overlap + 0.5, 0, 1)
         return weights.astype(np.float32)
 
-    def meeting(self, start: int, stop: int) -> list[int]:
-        """The windows that have weight somewhere in start..stop."""
-        firsts, lasts = self._reaches
+    def windows_within(self, start: int, stop: int) -> list[int]:
+        """Return the indices of the windows that have weight somewhere in px start..stop."""
+        firsts, lasts = self._extents
         return np.flatnonzero((firsts < stop) & (lasts > start)).tolist()
 
     @cached_property
-    def _reaches(self) -> np.ndarray:
-        return np.array([self.reach(i) for i in range(len(self.starts))]).T  # (2, windows): firsts, lasts
+    def _extents(self) -> np.ndarray:
+        return np.array([self.extent(i) for i in range(len(self.starts))]).T  # (2, windows): firsts, lasts
 
 
 @dataclass(frozen=True)
-class Plan:
-    """All windows of a picture, numbered row by row, and those of them that are computed (`kept`, ascending)."""
+class SlidingWindow:
+    """The windows over an image, numbered row by row, and the numbers of those to compute (`selected`, ascending)."""
 
-    rows: Axis
-    cols: Axis
-    kept: tuple[int, ...]
+    rows: WindowAxis
+    cols: WindowAxis
+    selected: tuple[int, ...]
 
     @classmethod
-    def of(cls, size: tuple[int, int], window: tuple[int, int], overlap: int, tissue: np.ndarray | None = None) -> Plan:
-        """Windows (height, width) over a picture (H, W). tissue: (h, w) bool over the same area, in any resolution.
+    def over(
+        cls, size: tuple[int, int], *, window: tuple[int, int], overlap: int, tissue: np.ndarray | None = None
+    ) -> SlidingWindow:
+        """Lay windows (height, width) over an image (H, W), all in px.
 
-        With it only windows are kept that have weight in a pixel of tissue.
+        tissue: (h, w) bool over the same area, in any resolution: only windows with weight in a pixel of tissue are
+        selected. Without it all are.
         """
-        rows, cols = Axis(size[0], window[0], overlap), Axis(size[1], window[1], overlap)
-        numbers = range(len(rows.starts) * len(cols.starts))
+        rows, cols = WindowAxis(size[0], window[0], overlap), WindowAxis(size[1], window[1], overlap)
         if tissue is None:
-            return cls(rows, cols, tuple(numbers))
+            return cls(rows, cols, tuple(range(len(rows.starts) * len(cols.starts))))
         seen = np.zeros((len(rows.starts), len(cols.starts)), bool)
         for r in range(seen.shape[0]):
             for c in range(seen.shape[1]):
                 seen[r, c] = tissue[_scaled(rows, r, tissue.shape[0]), _scaled(cols, c, tissue.shape[1])].any()
         return cls(rows, cols, tuple(np.flatnonzero(seen).tolist()))
 
-    def place(self, number: int) -> tuple[int, int]:
-        """Row and column of a window."""
+    @property
+    def total(self) -> int:
+        """Number of windows, selected or not."""
+        return len(self.rows.starts) * len(self.cols.starts)
+
+    def row_col(self, number: int) -> tuple[int, int]:
+        """Return the row and column of a window."""
         return divmod(number, len(self.cols.starts))
 
     def corner(self, number: int) -> tuple[int, int]:
-        """y and x of a window's first px."""
-        row, col = self.place(number)
+        """Return y and x (px) of a window's upper left corner."""
+        row, col = self.row_col(number)
         return self.rows.starts[row], self.cols.starts[col]
 
 
-def _scaled(axis: Axis, index: int, length: int) -> slice:
-    first, last = axis.reach(index)
+def _scaled(axis: WindowAxis, index: int, length: int) -> slice:
+    """The extent of a window in px of a mask of another length along this axis; at least one px."""
+    first, last = axis.extent(index)
     times = length / axis.length
     return slice(math.floor(first * times), max(math.ceil(last * times), math.floor(first * times) + 1))

@@ -1,4 +1,4 @@
-"""A trained head, ready to be asked: its weights, and what its run says of the features and images it takes."""
+"""The head of a finished run, loaded for inference, with the features and images that it takes."""
 
 from __future__ import annotations
 
@@ -17,89 +17,93 @@ from pathseg.store.grid import PatchGrid
 from pathseg.store.key import StoreKey
 from pathseg.store.sampling import Sampling
 from pathseg.train.config import HeadConfig
-from pathseg.train.heads.inference import class_probabilities, predict
+from pathseg.train.heads import inference
 from pathseg.train.heads.pixel_ensemble import PixelEnsemble
 from pathseg.train.heads.registry import HEADS
-from pathseg.train.heads.stack import Features
-from pathseg.train.runs.finished import FinishedRun
+from pathseg.train.runs.finished_run import FinishedRun
 from pathseg.train.runs.folder import RunFolder
 
 
 @dataclass(frozen=True)
 class TrainedHead:
-    """A head of a finished run. key: of the store it was trained from. digest: hex SHA-256 of its weights' file.
+    """The head of a finished run in evaluation mode.
 
-    constant: the class that is most frequent in its training pixels, to which scores are compared.
+    name: of the run. key, sampling: of the store that it was trained from. background, ignore: codes in `classes`, None
+    where there is none. constant_class: the most frequent class in the training pixels, whose constant prediction
+    scores are compared to. weights_digest: hex SHA-256 of head.safetensors.
     """
 
     name: str
-    config: HeadConfig
-    head: nn.Module
+    settings: HeadConfig
+    module: nn.Module
     key: StoreKey
     sampling: Sampling
     classes: tuple[str, ...]
+    background: int | None
     ignore: int | None
-    constant: str
-    digest: str
+    constant_class: str
+    weights_digest: str
     device: torch.device
 
     @classmethod
     def load(cls, folder: Path, *, device: str = "cpu", mpp: float | None = None) -> TrainedHead:
-        """Load the head of a run folder. mpp: um/px of its images, in place of what the run says.
+        """Load the head of a run folder. mpp: um/px of its training images, in place of what the run records.
 
-        Raises FileNotFoundError for an unfinished run, ValueError (naming the file) for a damaged or older one.
+        Raises FileNotFoundError for an unfinished run, ValueError for a baseline or (naming the file) a damaged run.
         """
         run = FinishedRun.read(RunFolder(folder))
-        data, path = run.data, run.folder.path / "config.json"
-        if run.head.get("head") not in HEADS:
+        settings, data = run.settings, run.data
+        if not isinstance(settings, HeadConfig):
             heads = ", ".join(HEADS)
-            raise ValueError(f"{path}: {run.head.get('head')!r} is no head on features; predict takes {heads}")
-        try:
-            key, sampling = StoreKey.from_dict(data["features"]), Sampling.from_dict(data["sampling"])
-            channels = {int(block): int(count) for block, count in data["channels"].items()}
-        except (KeyError, TypeError, AttributeError) as e:
-            raise ValueError(f"{path} does not say how its features were made ({e}); train the run again") from e
-        config = HeadConfig.from_dict(run.head)
-        head = HEADS[config.head](channels, len(data["classes"]))
-        _load_weights(head, run.folder.weights)
+            raise ValueError(
+                f"{run.folder.path}: {settings.network} takes images, predict needs a head on features ({heads}); "
+                f"pass another --run"
+            )
+        module = HEADS[settings.head_type](data.channels, len(data.classes))
+        _load_weights(module, run.folder.weights)
         return cls(
             name=run.name,
-            config=config,
-            head=head.to(device).eval(),
-            key=key,
-            sampling=sampling if mpp is None else dataclasses.replace(sampling, mpp=mpp),
-            classes=tuple(data["classes"]),
-            ignore=data["ignore"],
-            constant=run.quoted.constant_class,
-            digest=hashlib.sha256(run.folder.weights.read_bytes()).hexdigest(),
+            settings=settings,
+            module=module.to(device).eval(),
+            key=data.key,
+            sampling=data.sampling if mpp is None else dataclasses.replace(data.sampling, mpp=mpp),
+            classes=data.classes,
+            background=data.background,
+            ignore=data.ignore,
+            constant_class=run.quoted.constant.class_name,
+            weights_digest=hashlib.sha256(run.folder.weights.read_bytes()).hexdigest(),
             device=torch.device(device),
         )
 
     @property
     def gives_uncertainty(self) -> bool:
-        """Whether the head also says how sure it is of each pixel."""
-        return isinstance(self.head, PixelEnsemble)
+        """Whether predictions carry an uncertainty: those of an ensemble do."""
+        return isinstance(self.module, PixelEnsemble)
 
     @torch.inference_mode()
-    def judge(self, features: Mapping[int, torch.Tensor], grid: PatchGrid) -> torch.Tensor:
-        """{block: (N, P, C, h, w)} -> (N, K, H, W) float32 probabilities of the classes; the ignored one has 0.
+    def predict(self, features: Mapping[int, torch.Tensor], grid: PatchGrid) -> torch.Tensor:
+        """Return the probabilities of the classes, {block: (N, P, C, h, w)} -> (N, K, H, W) float32; the ignored one 0.
 
-        Of an ensemble they are the shares of its members that name a class, so that the largest is its vote, and its
-        uncertainty (N, H, W), in nats, is one more map behind the classes.
+        Of an ensemble they are the shares of its members' votes, so that the largest is the majority, and its
+        uncertainty in nats follows as one more map: (N, K + 1, H, W).
         """
-        on_device: Features = {block: maps.to(self.device) for block, maps in features.items()}
-        config = self.config
-        prediction = predict(
-            self.head, on_device, grid, blocks=config.blocks, precision=config.precision, ignore=self.ignore
+        on_device = {block: maps.to(self.device) for block, maps in features.items()}
+        predicted = inference.predict(
+            self.module,
+            on_device,
+            grid,
+            blocks=self.settings.blocks,
+            precision=self.settings.precision,
+            ignore=self.ignore,
         )
-        if prediction.shares is not None and prediction.uncertainty is not None:
-            return torch.cat([prediction.shares, prediction.uncertainty[:, None]], dim=1).float()
-        return class_probabilities(prediction.scores, self.ignore)
+        if predicted.shares is not None and predicted.uncertainty is not None:
+            return torch.cat([predicted.shares, predicted.uncertainty[:, None]], dim=1).float()  # (N, K + 1, H, W)
+        return inference.class_probabilities(predicted.scores, self.ignore)  # (N, K, H, W)
 
 
-def _load_weights(head: nn.Module, path: Path) -> None:
+def _load_weights(module: nn.Module, path: Path) -> None:
     try:
-        head.load_state_dict(load_file(path))
+        module.load_state_dict(load_file(path))
     except (SafetensorError, OSError, RuntimeError) as e:
-        why = (str(e).splitlines() or [type(e).__name__])[0]
-        raise ValueError(f"{path} is damaged or not of this run: {why}; train the run again") from e
+        reason = (str(e).splitlines() or [type(e).__name__])[0]
+        raise ValueError(f"{path} is damaged or not of this run: {reason}; train the run again") from e

@@ -1,98 +1,111 @@
-"""A head's answers, window by window: in memory for an image, on disk for a slide, so that a killed run goes on."""
+"""A cache of predicted windows: in memory for an image, on disk for a slide, so that a killed run can be resumed."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import LocalStore, MemoryStore
 
-JOURNAL, ABOUT = "done.txt", "about.json"
-REMEMBERED = 6  # windows that are kept after reading: tiles beside each other share them
+from pathseg.store.runtime.atomic_files import write_atomic
+from pathseg.train.predict.records import WindowCacheIdentity
+
+JOURNAL, IDENTITY, ARRAY = "done.txt", "about.json", "windows.zarr"
+RECENT_WINDOWS = 6  # kept decoded: neighbouring tiles of the mosaic share them
 
 
-class Answers:
-    """(M, h, w) maps for each kept window: probabilities of the classes, behind them an uncertainty if there is one.
+class WindowCache:
+    """Maps (M, h, w) of each selected window: the probabilities of K classes, then the uncertainty if the head has one.
 
-    On disk they are float16, one chunk a window, with a checksum. A window counts as done when its number stands in
-    the journal, which is written after the chunk; a run that was killed computes only the others. Without a folder
-    they are float32 in memory.
+    Windows are counted from 0 in the order of `SlidingWindow.selected`. Make one with `in_memory` or `on_disk`.
     """
 
-    def __init__(self, folder: Path | None, *, windows: int, shape: tuple[int, int, int], about: dict | None = None):
-        """about: what the answers depend on; what lies there of anything else is removed first."""
-        self._folder, self._done, self._recent = folder, set(), OrderedDict()
-        store = MemoryStore()
-        if folder is not None:
-            self._done = _resumed(folder, about or {})
-            store = LocalStore(folder / "windows.zarr")
-        if self._done:
-            self._array = zarr.open_array(store, mode="r+")
-            return
-        self._array = zarr.create_array(
-            store,
-            shape=(windows, *shape),
-            chunks=(1, *shape),
-            dtype="float32" if folder is None else "float16",
-            fill_value=float("nan"),
-            compressors=None if folder is None else [BloscCodec(cname="zstd", shuffle="shuffle"), Crc32cCodec()],
-            config={"write_empty_chunks": True},
-            overwrite=True,
-        )
+    def __init__(self, array: zarr.Array, folder: Path | None, complete: Iterable[int]) -> None:
+        self._array, self._folder, self._complete = array, folder, set(complete)
+        self._recent: OrderedDict[int, np.ndarray] = OrderedDict()
 
-    def lacking(self, indices: Sequence[int]) -> bool:
-        """Whether any of these windows has still to be computed."""
-        return not self._done.issuperset(indices)
+    @classmethod
+    def in_memory(cls, windows: int, *, shape: tuple[int, int, int]) -> WindowCache:
+        """Make an empty cache of so many windows (M, h, w), float32."""
+        return cls(_new_array(MemoryStore(), windows, shape, dtype="float32", compressors=None), None, ())
+
+    @classmethod
+    def on_disk(cls, folder: Path, identity: WindowCacheIdentity, *, shape: tuple[int, int, int]) -> WindowCache:
+        """Open or make the cache with this identity in a folder; what is there of another identity is deleted first.
+
+        Windows are float16, one chunk with a checksum each. A window counts as complete once its index is in the
+        journal, which is written after the chunk.
+        """
+        complete, store = _completed_windows(folder, identity), LocalStore(folder / ARRAY)
+        if complete:
+            return cls(zarr.open_array(store, mode="r+"), folder, complete)
+        packed = [BloscCodec(cname="zstd", shuffle="shuffle"), Crc32cCodec()]
+        array = _new_array(store, len(identity.windows), shape, dtype="float16", compressors=packed)
+        return cls(array, folder, ())
+
+    def complete(self, indices: Iterable[int]) -> bool:
+        """Return whether all of these windows have been computed."""
+        return self._complete.issuperset(indices)
 
     def write(self, indices: Sequence[int], maps: np.ndarray) -> None:
-        """Keep the maps (n, M, h, w) of windows and commit them."""
+        """Write the maps (n, M, h, w) of n windows and record them as complete."""
         for index, values in zip(indices, maps, strict=True):
             self._array[index] = values
         if self._folder is not None:
             with (self._folder / JOURNAL).open("a") as journal:
                 journal.write("".join(f"{index}\n" for index in indices))
-        self._done.update(indices)
+        self._complete.update(indices)
 
     def read(self, index: int) -> np.ndarray:
-        """(M, h, w) float32 of a window. Raises ValueError where its bytes are not those that were written."""
+        """Return the maps of a window, (M, h, w) float32. Raises ValueError where its chunk is damaged or missing."""
         if index not in self._recent:
             try:
                 values = np.asarray(self._array[index]).astype(np.float32)
             except (ValueError, RuntimeError) as e:
                 raise ValueError(f"window {index} in {self._folder} is damaged: {e}; delete that folder") from e
-            if np.isnan(values).any():  # what Zarr gives for a chunk that is not there
-                raise ValueError(f"window {index} in {self._folder} has gone; delete that folder")
+            if np.isnan(values).any():  # Zarr fills a missing chunk with the fill value
+                raise ValueError(f"window {index} in {self._folder} is missing; delete that folder")
             self._recent[index] = values
-            if len(self._recent) > REMEMBERED:
+            if len(self._recent) > RECENT_WINDOWS:
                 self._recent.popitem(last=False)
         self._recent.move_to_end(index)
         return self._recent[index]
 
-    def remove(self) -> None:
-        """Delete what lies on the disk."""
-        if self._folder is not None:
-            shutil.rmtree(self._folder)
-            with suppress(OSError):  # others work beside it
-                self._folder.parent.rmdir()
+
+def _new_array(store: Any, windows: int, shape: tuple[int, int, int], *, dtype: str, compressors: Any) -> zarr.Array:
+    return zarr.create_array(
+        store,
+        shape=(windows, *shape),
+        chunks=(1, *shape),
+        dtype=dtype,
+        fill_value=float("nan"),
+        compressors=compressors,
+        config={"write_empty_chunks": True},
+        overwrite=True,
+    )
 
 
-def _resumed(folder: Path, about: dict) -> set[int]:
-    """The windows that an earlier run has finished; a folder of another make is emptied."""
-    text = json.dumps(about, sort_keys=True)
-    if (folder / ABOUT).is_file() and (folder / ABOUT).read_text() == text:
-        if not (folder / JOURNAL).is_file():
-            return set()
-        *lines, _ = (folder / JOURNAL).read_text().split("\n")  # a line without its end was cut off
-        (folder / JOURNAL).write_text("".join(f"{line}\n" for line in lines))
-        return {int(line) for line in lines}
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    (folder / ABOUT).write_text(text)
-    return set()
+def _completed_windows(folder: Path, identity: WindowCacheIdentity) -> set[int]:
+    """The windows that an earlier run completed; a folder of another identity is emptied and gets this one."""
+    if _recorded_identity(folder) != identity:
+        shutil.rmtree(folder, ignore_errors=True)
+        write_atomic(folder / IDENTITY, identity.to_json())
+        return set()
+    if not (folder / JOURNAL).is_file():
+        return set()
+    *lines, _ = (folder / JOURNAL).read_text().split("\n")  # a line without its end was cut off by a kill
+    write_atomic(folder / JOURNAL, "".join(f"{line}\n" for line in lines).encode())
+    return {int(line) for line in lines}
+
+
+def _recorded_identity(folder: Path) -> WindowCacheIdentity | None:
+    with suppress(FileNotFoundError, ValueError):  # a damaged file is of no known identity
+        return WindowCacheIdentity.from_json((folder / IDENTITY).read_bytes(), source=str(folder / IDENTITY))
+    return None

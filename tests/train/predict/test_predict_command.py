@@ -54,7 +54,7 @@ def predict(work, out, *arguments):
 def test_an_image_of_the_store_is_predicted_as_the_run_did_with_the_same_scores(work, tmp_path):
     result = predict(work, tmp_path, work / "images", "--truth", work / "masks")
     assert result.exit_code == 0, result.output
-    (path,) = (work / "heads" / "head" / "predictions").iterdir()  # the test part is one image
+    (path,) = (work / "heads" / "head" / "predictions").iterdir()  # the test split is one image
     mask = np.asarray(Image.open(tmp_path / "mask" / path.name))
     np.testing.assert_array_equal(mask, np.asarray(Image.open(path)))
     ours, runs = (json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path, work / "heads" / "head"))
@@ -111,7 +111,7 @@ def test_another_model_than_the_heads_is_refused_before_anything_is_written(work
     other = tmp_path / "heads" / "head"
     shutil.copytree(work / "heads" / "head", other)
     config = json.loads((other / "config.json").read_text())
-    config["data"]["features"]["model_digest"] = "ab" * 32
+    config["data"]["key"]["model_digest"] = "ab" * 32
     (other / "config.json").write_text(json.dumps(config))
     result = predict(tmp_path, tmp_path / "out", work / "images")
     assert result.exit_code == 1

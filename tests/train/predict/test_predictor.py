@@ -1,9 +1,11 @@
 import json
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
+import torch
 import zarr
 from PIL import Image
 
@@ -11,22 +13,24 @@ from pathseg.extract.inputs.images import open_input_image
 from pathseg.store.sampling import Sampling
 from pathseg.train.heads.pixel_ensemble import PixelEnsemble
 from pathseg.train.predict.config import PredictConfig
-from pathseg.train.predict.ground_truth import Truth
-from pathseg.train.predict.predictor import Predictor, predict_all, summary
-from pathseg.train.predict.sliding_window import Axis
+from pathseg.train.predict.ground_truth import GroundTruth
+from pathseg.train.predict.predictor import Predictor, predict, summary
+from pathseg.train.predict.records import PredictedImage, PredictionMetrics
+from pathseg.train.predict.sliding_window import WindowAxis
 
-GLASS, GLAND, STROMA = (243, 243, 243), (80, 60, 150), (220, 130, 180)
+WHITE, GLAND, STROMA = (243, 243, 243), (80, 60, 150), (220, 130, 180)
+HEADS_V1 = Path(__file__).parents[2] / "fixtures" / "workspace-v1" / "heads"  # written by release 0.1.0
 ALL = ("mask", "overlay", "geojson", "probabilities")
 
 
 def tissue(height, width, corner=0):
-    """Stroma with a gland in the middle, from `corner` on; glass before it."""
+    """Stroma with a gland in the middle, from `corner` on; white background before it."""
     pixels = np.empty((height, width, 3), np.uint8)
-    pixels[:] = GLASS
+    pixels[:] = WHITE
     pixels[corner:, corner:] = STROMA
     y, x = np.mgrid[:height, :width]
     middle = (corner + height) / 2, (corner + width) / 2
-    inside = np.hypot(y - middle[0], x - middle[1]) < (min(height, width) - corner) / 4
+    inside = np.hypot(y - middle[0], x - middle[1]) < (min(height, width) - corner) / 3
     pixels[inside] = GLAND
     return pixels, inside
 
@@ -40,8 +44,8 @@ def image(tmp_path):
 
 @pytest.fixture
 def slide(tmp_path):
-    """1200x1000 px of glass and tissue at 0.5 um/px."""
-    pixels, inside = tissue(1200, 1000, corner=520)
+    """800x700 px, upper left without tissue, at 0.5 um/px."""
+    pixels, inside = tissue(800, 700, corner=420)
     path = tmp_path / "slide.tif"
     tifffile.imwrite(path, pixels, tile=(256, 256), resolution=(2e4, 2e4), resolutionunit="CENTIMETER", metadata=None)
     return path, inside
@@ -49,15 +53,16 @@ def slide(tmp_path):
 
 @pytest.fixture
 def predictor(tmp_path, colour_head, colour_features):
-    def make(out="out", formats=ALL, truth=None, head=None, features=colour_features, **settings):
-        head = head or colour_head()
-        return Predictor(head, features, tmp_path / out, PredictConfig(**settings), formats, truth)
+    def make(out="out", formats=ALL, mask=None, head=None, features=colour_features, **settings):
+        ground_truth = None if mask is None else GroundTruth("masks", mask)
+        config = PredictConfig(formats=formats, **settings)
+        return Predictor(head or colour_head(), features, tmp_path / out, config, ground_truth)
 
     return make
 
 
-def predict(predictor, path):
-    return predictor.predict(open_input_image(path, predictor.head.sampling))
+def predict_one(predictor, path):
+    return predictor.predict_image(open_input_image(path, predictor.head.sampling))
 
 
 def files(folder):
@@ -67,94 +72,94 @@ def files(folder):
 
 def test_an_image_is_segmented_up_to_a_cell_at_the_border(predictor, image, tmp_path):
     path, inside = image
-    predict(predictor(), path)
+    predict_one(predictor(), path)
     mask = np.asarray(Image.open(tmp_path / "out" / "mask" / "image.png"))
     assert mask.shape == inside.shape
     assert (mask != inside).mean() < 0.01
 
 
-def test_a_slide_is_segmented_and_its_glass_is_not_computed(predictor, slide, tmp_path, colour_features):
+def test_a_slide_is_segmented_and_windows_without_tissue_are_not_computed(predictor, slide, tmp_path, colour_features):
     path, inside = slide
-    record = predict(predictor(), path)
+    record = predict_one(predictor(), path)
     mask = tifffile.imread(tmp_path / "out" / "mask" / "slide.tif", key=0)
     assert mask.shape == inside.shape
     assert (mask != inside).mean() < 0.01
-    assert record["windows"] < record["windows_in_all"]
-    assert colour_features.patches == record["windows"]
+    assert record.windows < record.windows_total
+    assert colour_features.patches == record.windows
 
 
 def test_all_is_computed_when_tissue_is_not_looked_for(predictor, slide):
-    record = predict(predictor(tissue="all"), slide[0])
-    assert record["windows"] == record["windows_in_all"]
+    record = predict_one(predictor(tissue="all"), slide[0])
+    assert record.windows == record.windows_total
 
 
 def test_objects_are_counted_and_measured(predictor, slide):
     path, inside = slide
-    found = predict(predictor(), path)["objects"]["classes"]["gland"]
-    assert found["count"] == 1
-    assert found["area_um2"] == pytest.approx(inside.sum() * 0.25, rel=0.02)
+    found = predict_one(predictor(), path).objects.classes["gland"]
+    assert found.count == 1
+    assert found.area_um2 == pytest.approx(inside.sum() * 0.25, rel=0.02)
 
 
 def test_probabilities_lie_in_an_array_of_the_slides_size(predictor, slide, tmp_path):
-    predict(predictor(), slide[0])
+    predict_one(predictor(), slide[0])
     group = zarr.open_group(tmp_path / "out" / "probabilities" / "slide.zarr", mode="r")
     values = np.asarray(group["probabilities"][:])
-    assert values.shape == (2, 1200, 1000)
+    assert values.shape == (2, 800, 700)
     assert group.attrs["classes"] == ["background", "gland"]
-    counted = values[:, 900:, 900:].astype(np.float32)
+    counted = values[:, 600:, 600:].astype(np.float32)
     np.testing.assert_allclose(counted.sum(0), 1, atol=2e-3)
 
 
-def test_only_the_formats_asked_for_are_written(predictor, image, tmp_path):
-    predict(predictor(formats=("geojson",)), image[0])
+def test_only_the_wanted_formats_are_written(predictor, image, tmp_path):
+    predict_one(predictor(formats=("geojson",)), image[0])
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"geojson", "_done"}
 
 
 def test_nothing_of_the_work_stays(predictor, slide, tmp_path):
-    predict(predictor(), slide[0])
+    predict_one(predictor(), slide[0])
     assert not (tmp_path / "out" / "_work" / "slide").exists()
     assert not list((tmp_path / "out").rglob("*.partial"))
 
 
 def test_predicting_again_computes_nothing(predictor, slide, colour_features):
-    predict(predictor(), slide[0])
+    predict_one(predictor(), slide[0])
     before = colour_features.patches
-    predict(predictor(), slide[0])
+    predict_one(predictor(), slide[0])
     assert colour_features.patches == before
 
 
 def test_a_format_that_was_left_out_can_be_had_later(predictor, image, tmp_path, colour_features):
-    predict(predictor(formats=("mask",)), image[0])
-    predict(predictor(formats=("geojson",)), image[0])
+    predict_one(predictor(formats=("mask",)), image[0])
+    predict_one(predictor(formats=("geojson",)), image[0])
     before = colour_features.patches
-    predict(predictor(formats=("mask", "geojson")), image[0])
+    predict_one(predictor(formats=("mask", "geojson")), image[0])
     assert colour_features.patches == before
     assert (tmp_path / "out/mask/image.png").is_file()
     assert (tmp_path / "out/geojson/image.geojson").is_file()
 
 
-def test_another_making_in_the_same_folder_is_refused_with_both_values(predictor, slide):
-    predict(predictor(), slide[0])
-    with pytest.raises(ValueError, match="overlap is 64 there, 32 asked for; pass another --out"):
-        predict(predictor(overlap=32), slide[0])
+def test_other_settings_in_the_same_folder_are_refused_with_both_values(predictor, slide):
+    predict_one(predictor(), slide[0])
+    with pytest.raises(ValueError, match=r"overlap is 64.*32.*--out"):
+        predict_one(predictor(overlap=32), slide[0])
 
 
 def test_other_outlines_are_refused_also_after_a_format_was_added(predictor, image):
-    predict(predictor(formats=("geojson",)), image[0])
-    predict(predictor(formats=("mask",)), image[0])
-    with pytest.raises(ValueError, match="smallest is 100 there, 5 asked for"):
-        predict(predictor(formats=("geojson",), smallest=5), image[0])
+    predict_one(predictor(formats=("geojson",)), image[0])
+    predict_one(predictor(formats=("mask",)), image[0])
+    with pytest.raises(ValueError, match=r"smallest is 100.* 5 "):
+        predict_one(predictor(formats=("geojson",), smallest=5), image[0])
 
 
 def test_the_objects_stay_known_after_a_format_was_added(predictor, image):
-    first = predict(predictor(formats=("geojson",)), image[0])
-    assert predict(predictor(formats=("mask",)), image[0])["objects"] == first["objects"]
+    first = predict_one(predictor(formats=("geojson",)), image[0])
+    assert predict_one(predictor(formats=("mask",)), image[0]).objects == first.objects
 
 
 def test_a_result_that_was_deleted_is_made_again(predictor, image, tmp_path):
-    predict(predictor(), image[0])
+    predict_one(predictor(), image[0])
     (tmp_path / "out/overlay/image.jpg").unlink()
-    predict(predictor(), image[0])
+    predict_one(predictor(), image[0])
     assert (tmp_path / "out/overlay/image.jpg").is_file()
 
 
@@ -162,21 +167,21 @@ def test_another_image_of_the_same_name_and_size_is_refused(predictor, tmp_path)
     for folder, red in (("a", 40), ("b", 200)):
         (tmp_path / folder).mkdir()
         Image.new("RGB", (300, 300), (red, 100, 150)).save(tmp_path / folder / "same.bmp")
-    predict(predictor(), tmp_path / "a" / "same.bmp")
+    predict_one(predictor(), tmp_path / "a" / "same.bmp")
     with pytest.raises(ValueError, match=r"content is .*pass another --out"):
-        predict(predictor(), tmp_path / "b" / "same.bmp")
+        predict_one(predictor(), tmp_path / "b" / "same.bmp")
 
 
 def test_another_resolution_of_the_same_pixels_is_refused(predictor, image, colour_head):
-    predict(predictor(), image[0])
+    predict_one(predictor(), image[0])
     head = colour_head(sampling=Sampling(size=(256, 256), mpp=0.25, resized=False, original_px=(256, 256)))
-    with pytest.raises(ValueError, match=r"mpp is 0\.5 there, 0\.25 asked for"):
-        predict(predictor(head=head), image[0])
+    with pytest.raises(ValueError, match=r"mpp is 0\.5.* 0\.25 "):
+        predict_one(predictor(head=head), image[0])
 
 
-def test_patches_are_numbered_by_window_and_place_for_the_noise(predictor, colour_head, colour_features, tmp_path):
+def test_patches_are_numbered_by_window_and_position_for_the_noise(predictor, colour_head, colour_features, tmp_path):
     Image.fromarray(tissue(512, 1000)[0]).save(tmp_path / "wide.png")
-    predict(predictor(head=colour_head(size=(512, 512))), tmp_path / "wide.png")
+    predict_one(predictor(head=colour_head(size=(512, 512))), tmp_path / "wide.png")
     assert colour_features.numbers == list(range(12))  # three windows of 2x2 patches
 
 
@@ -198,12 +203,12 @@ def stopping(features, after):
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_a_slide_that_was_cut_off_goes_on_with_the_same_result(predictor, slide, tmp_path, colour_features, batch_size):
     settings = {"batch_size": batch_size, "tissue": "all"}
-    predict(predictor("whole", **settings), slide[0])
+    predict_one(predictor("whole", **settings), slide[0])
     in_all = colour_features.patches
     with pytest.raises(Stop):
-        predict(predictor("cut", features=stopping(colour_features, 2), **settings), slide[0])
+        predict_one(predictor("cut", features=stopping(colour_features, 2), **settings), slide[0])
     before = colour_features.patches
-    predict(predictor("cut", **settings), slide[0])
+    predict_one(predictor("cut", **settings), slide[0])
     assert colour_features.patches - before == in_all - 2 * batch_size
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
 
@@ -211,14 +216,14 @@ def test_a_slide_that_was_cut_off_goes_on_with_the_same_result(predictor, slide,
 def test_a_slide_cut_off_while_results_are_written_computes_nothing_again(
     predictor, slide, tmp_path, colour_features, monkeypatch
 ):
-    predict(predictor("whole"), slide[0])
+    predict_one(predictor("whole"), slide[0])
     before = colour_features.patches
     monkeypatch.setattr("pathseg.train.predict.outputs.write_pyramid", lambda *a, **k: (_ for _ in ()).throw(Stop))
     with pytest.raises(Stop):
-        predict(predictor("cut"), slide[0])
+        predict_one(predictor("cut"), slide[0])
     monkeypatch.undo()
     assert not (tmp_path / "cut" / "_done").exists()
-    predict(predictor("cut"), slide[0])
+    predict_one(predictor("cut"), slide[0])
     assert colour_features.patches == 2 * before
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
 
@@ -229,98 +234,133 @@ def test_no_seam_is_seen_where_windows_meet(predictor, tmp_path, colour_head):
     red = 128 + 12 * np.sin(y / 80) + 12 * np.cos(x / 110)
     pixels = np.stack([red, red * 0 + 120, red * 0 + 180], axis=-1).round().astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "smooth.png")
-    predict(predictor(formats=("probabilities",)), tmp_path / "smooth.png")
+    predict_one(predictor(formats=("probabilities",)), tmp_path / "smooth.png")
     values = zarr.open_group(tmp_path / "out" / "probabilities" / "smooth.zarr", mode="r")["probabilities"][1]
     steps = np.abs(np.diff(values.astype(np.float32), axis=1))  # between x and x + 1
     near = np.zeros(899, bool)
-    for border in Axis(900, 256, 64).borders:
+    for border in WindowAxis(900, 256, 64).borders:
         near[int(border) - 40 : int(border) + 40] = True
     assert steps[:, near].mean() <= 1.1 * steps[:, ~near].mean()
     assert steps[:, near].max() <= 1.1 * steps[:, ~near].max()
 
 
-def test_an_image_alone_and_with_others_in_a_batch_gets_the_same_answer(predictor, image, tmp_path):
+def test_the_batch_size_does_not_change_a_prediction(predictor, image, tmp_path):
     for name, batch_size in (("one", 1), ("many", 9)):
-        predict(predictor(name, batch_size=batch_size), image[0])
+        predict_one(predictor(name, batch_size=batch_size), image[0])
     a, b = (np.asarray(Image.open(tmp_path / name / "mask" / "image.png")) for name in ("one", "many"))
     np.testing.assert_array_equal(a, b)
 
 
-def test_a_slide_of_glass_alone_has_an_empty_mask_and_the_flag_is_named(predictor, tmp_path):
+def test_a_slide_without_tissue_has_an_empty_mask_and_the_flag_is_named(predictor, tmp_path):
     pixels = np.full((600, 600, 3), 243, np.uint8)
-    path = tmp_path / "glass.tif"
+    path = tmp_path / "blank.tif"
     tifffile.imwrite(path, pixels, tile=(256, 256), resolution=(2e4, 2e4), resolutionunit="CENTIMETER", metadata=None)
-    record = predict(predictor(), path)
-    assert record["windows"] == 0
-    assert not tifffile.imread(tmp_path / "out" / "mask" / "glass.tif", key=0).any()
-    assert "--tissue all" in summary([record], tmp_path / "out")
+    result = predictor().predict_all([path], open_input_image)
+    assert result.images[0].windows == 0
+    assert not tifffile.imread(tmp_path / "out" / "mask" / "blank.tif", key=0).any()
+    assert "--tissue all" in summary(result)
 
 
-def test_what_cannot_be_read_is_set_aside_and_the_rest_goes_on(predictor, image, tmp_path):
-    (tmp_path / "broken.png").write_bytes(b"no picture")
-    one, paths = predictor(), [tmp_path / "broken.png", image[0]]
-    records, failures = predict_all(one, paths, lambda p: open_input_image(p, one.head.sampling), lambda *a: None)
-    assert [record["id"] for record in records] == ["image"]
-    (line,) = failures
-    assert "broken.png" in line
-    assert "\n" not in line
+def test_a_file_that_cannot_be_read_is_set_aside_and_the_rest_goes_on(predictor, image, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    result = predictor().predict_all([tmp_path / "broken.png", image[0]], open_input_image)
+    assert [found.id for found in result.images] == ["image"]
+    (failure,) = result.failures
+    assert "broken.png" in str(failure)
+    assert "\n" not in str(failure)
 
 
-def test_a_truth_gives_the_reports_scores(predictor, image, tmp_path):
+def test_a_ground_truth_gives_the_reports_scores(predictor, image, tmp_path):
     path, inside = image
-    judge = predictor(truth=Truth("masks", lambda image_id: inside.astype(np.uint8) * 255))
-    records, _ = predict_all(judge, [path], lambda p: open_input_image(p, judge.head.sampling), lambda *a: None)
+    scored = predictor(mask=lambda image_id: inside.astype(np.uint8) * 255)
+    result = scored.predict_all([path], open_input_image)
     mask = np.asarray(Image.open(tmp_path / "out" / "mask" / "image.png"))
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert metrics["scores"]["accuracy"] == pytest.approx((mask == inside).mean())
-    assert metrics["images"] == 1
-    assert "1 images with a mask: accuracy" in summary(records, tmp_path / "out")
+    assert result.metrics.scores.accuracy == pytest.approx((mask == inside).mean())
+    assert result.metrics.images == 1
+    assert "1 images with a mask: accuracy" in summary(result)
+    written = PredictionMetrics.from_json((tmp_path / "out" / "metrics.json").read_bytes(), source="metrics.json")
+    assert written == result.metrics
 
 
-def test_a_mask_that_came_or_changed_since_is_scored(predictor, image):
+def test_a_metrics_file_that_cannot_be_written_whole_leaves_the_old_one(predictor, image, tmp_path, monkeypatch):
+    path, inside = image
+    scored = predictor(mask=lambda image_id: inside.astype(np.uint8))
+    scored.predict_all([path], open_input_image)
+    before = (tmp_path / "out" / "metrics.json").read_bytes()
+
+    def disk_full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", disk_full)
+    with pytest.raises(OSError, match="No space left"):
+        scored.predict_all([path], open_input_image)  # the image is complete, only its scores are written again
+    assert (tmp_path / "out" / "metrics.json").read_bytes() == before
+    assert not list((tmp_path / "out").rglob("*.partial"))
+
+
+def test_a_mask_that_is_new_or_changed_is_scored(predictor, image):
     path, inside = image
     masks = [None, inside.astype(np.uint8), np.zeros_like(inside, np.uint8)]
-    records = [predict(predictor(truth=Truth("masks", lambda image_id, mask=mask: mask)), path) for mask in masks]
-    assert records[0]["confusion"] is None
-    assert [np.sum(record["confusion"], axis=1)[1] for record in records[1:]] == [inside.sum(), 0]
+    found = [predict_one(predictor(mask=lambda image_id, mask=mask: mask), path) for mask in masks]
+    assert found[0].confusion is None
+    assert [np.sum(one.confusion, axis=1)[1] for one in found[1:]] == [inside.sum(), 0]
 
 
-def test_scores_of_an_earlier_run_are_not_shown_where_none_are_asked_for(predictor, image):
+def test_scores_of_an_earlier_run_are_not_shown_without_ground_truth(predictor, image):
     path, inside = image
-    predict(predictor(truth=Truth("masks", lambda image_id: inside.astype(np.uint8))), path)
-    assert predict(predictor(), path)["confusion"] is None
+    predict_one(predictor(mask=lambda image_id: inside.astype(np.uint8)), path)
+    assert predict_one(predictor(), path).confusion is None
+
+
+def test_the_record_on_disk_is_the_one_returned(predictor, slide, tmp_path):
+    record = predict_one(predictor(mask=lambda image_id: slide[1].astype(np.uint8)), slide[0])
+    path = tmp_path / "out" / "_done" / "slide.json"
+    assert PredictedImage.from_json(path.read_bytes(), source=str(path)) == record
+    about = json.loads(path.read_text())["about"]
+    assert sorted(about) == sorted([
+        "file", "size_bytes", "content", "size", "mpp", "run", "head", "model", "overlap", "tissue", "smallest",
+        "simplify", "outline",
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"id": "image"}'])
+def test_an_image_whose_record_cannot_be_read_is_predicted_again(predictor, image, tmp_path, content):
+    record = predict_one(predictor(), image[0])
+    path = tmp_path / "out" / "_done" / "image.json"
+    path.write_text(content)
+    assert predict_one(predictor(), image[0]) == record
+    assert PredictedImage.from_json(path.read_bytes(), source=str(path)) == record
 
 
 def test_the_slide_is_not_closed_while_its_next_windows_are_read(predictor, slide, colour_features):
     reading = []
 
-    def slow(picture):
-        read = picture.read
+    def slow(image):
+        read = image.read
 
-        def one(*place):
-            reading.append(place)
+        def read_slowly(*region):
+            reading.append(region)
             time.sleep(0.05)
-            pixels = read(*place)
+            pixels = read(*region)
             reading.pop()
             return pixels
 
-        picture.read = one
-        return picture
+        image.read = read_slowly
+        return image
 
-    judge = predictor(features=stopping(colour_features, 1), batch_size=1, tissue="all")
-    picture = slow(open_input_image(slide[0], judge.head.sampling))
+    one = predictor(features=stopping(colour_features, 1), batch_size=1, tissue="all")
+    image = slow(open_input_image(slide[0], one.head.sampling))
     with pytest.raises(Stop) as caught:
-        judge.predict(picture)
+        one.predict_image(image)
     assert caught.tb is not None  # it holds the frames
     assert not reading
 
 
-def test_glass_is_computed_where_it_is_scored_and_no_class_stands_for_it(predictor, slide, colour_head):
+def test_everything_is_computed_where_it_is_scored_and_no_class_is_the_background(predictor, slide, colour_head):
     head = colour_head(classes=("stroma", "gland"))
-    truth = Truth("masks", lambda image_id: slide[1].astype(np.uint8))
-    record = predict(predictor(head=head, truth=truth), slide[0])
-    assert record["windows"] == record["windows_in_all"]
-    assert np.sum(record["confusion"]) == 1200 * 1000
+    record = predict_one(predictor(head=head, mask=lambda image_id: slide[1].astype(np.uint8)), slide[0])
+    assert record.windows == record.windows_total
+    assert np.sum(record.confusion) == 800 * 700
 
 
 def test_an_overlap_that_does_not_fit_the_head_is_refused_before_anything_runs(predictor):
@@ -329,8 +369,36 @@ def test_an_overlap_that_does_not_fit_the_head_is_refused_before_anything_runs(p
 
 
 def test_an_uncertainty_that_a_head_gives_is_written_beside_the_probabilities(predictor, slide, tmp_path, colour_head):
-    predict(predictor(head=colour_head(head=PixelEnsemble({0: 3}, 2)), tissue="all"), slide[0])
+    predict_one(predictor(head=colour_head(module=PixelEnsemble({0: 3}, 2)), tissue="all"), slide[0])
     group = zarr.open_group(tmp_path / "out" / "probabilities" / "slide.zarr", mode="r")
     unsure = np.asarray(group["uncertainty"][:])
     assert unsure.shape == group["probabilities"].shape[1:]
     assert 0 <= unsure.min() <= unsure.max() <= np.log(2)  # of two classes
+
+
+@pytest.mark.parametrize(
+    "run",
+    ["glas-ramp-t50-b4-5-linear-lr0.01-epochs2-s1", "glas-ramp-t50-b4,9-pixel-ensemble-lr0.001-epochs1-pixels256-s0"],
+)
+def test_a_run_of_0_1_0_predicts_an_image_from_python(tmp_path, run):
+    Image.fromarray(tissue(203, 240)[0]).save(tmp_path / "image.png")
+    loaded = []
+
+    def load_features(key, t, blocks, *, batch_size):
+        loaded.append((key.model, t, tuple(blocks), batch_size))
+        shapes = {4: (5, 16), 5: (3, 32), 9: (2, 64)}  # channels and side
+
+        def features(patches, indices, image_id):
+            return {b: torch.ones(len(patches), shapes[b][0], shapes[b][1], shapes[b][1]) for b in blocks}
+
+        return features
+
+    result = predict(
+        [tmp_path / "image.png"], HEADS_V1 / run, tmp_path / "out", PredictConfig(batch_size=2),
+        load_features=load_features, open_image=open_input_image,
+    )  # fmt: skip
+    assert not result.failures
+    assert result.images[0].file_px == (203, 240)
+    assert np.asarray(Image.open(tmp_path / "out" / "mask" / "image.png")).shape == (203, 240)
+    ((model, t, _, batch_size),) = loaded
+    assert (model, t, batch_size) == ("ramp", 50, 2)

@@ -9,7 +9,7 @@ def test_the_bar_moves_by_windows_and_ends_full(capsys):
     assert "100 %" in capsys.readouterr().err
 
 
-def test_the_picture_and_its_windows_are_named(capsys):
+def test_the_image_and_its_windows_are_named(capsys):
     with Progress(1) as progress:
         progress("slide", 3, 4)
     assert "slide: window 3 of 4" in capsys.readouterr().err

@@ -1,15 +1,20 @@
-import json
+import shutil
+from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 
+from pathseg.store.features import FeatureStore
 from pathseg.store.grid import PatchGrid
 from pathseg.train.config import HeadConfig
 from pathseg.train.heads.pixel_ensemble import PixelEnsemble
 from pathseg.train.predict.trained_head import TrainedHead
 from pathseg.train.runs.folder import RunFolder
 from pathseg.train.training.loop import train_heads
+
+HEADS_V1 = Path(__file__).parents[2] / "fixtures" / "workspace-v1" / "heads"  # written by release 0.1.0
 
 
 @pytest.fixture
@@ -18,10 +23,10 @@ def run(toy_store, tmp_path):
     return trainee.run
 
 
-def test_it_answers_as_the_run_did_on_its_test_images(run, toy_store):
+def test_it_predicts_the_test_images_as_its_run_did(run, toy_store):
     head, index = TrainedHead.load(run.path), toy_store.splits.index("test")
     features = {b: torch.from_numpy(m)[None] for b, m in toy_store.read(index, blocks=(4, 9)).items()}
-    codes = head.judge(features, toy_store.contents.grid)[0].argmax(0).numpy()
+    codes = head.predict(features, toy_store.contents.grid)[0].argmax(0).numpy()
     np.testing.assert_array_equal(codes, run.read_prediction(toy_store.ids[index]))
 
 
@@ -35,28 +40,50 @@ def test_a_resolution_that_is_passed_replaces_the_runs(run):
     assert TrainedHead.load(run.path, mpp=0.7).sampling.mpp == 0.7
 
 
-def test_a_run_that_does_not_say_how_its_features_were_made_is_named(run):
-    config = run.read_config()
+def test_a_baseline_is_refused_with_the_heads_there_are():
+    with pytest.raises(ValueError, match=r"res-unet takes images.*fcn, linear"):
+        TrainedHead.load(HEADS_V1 / "glas-ramp-res-unet-none-lr0.0001-epochs1-s0")
+
+
+def test_an_unfinished_run_is_refused():
+    with pytest.raises(FileNotFoundError, match=r"unfinished.metrics\.json"):
+        TrainedHead.load(HEADS_V1 / "unfinished")
+
+
+@pytest.fixture
+def old_run(tmp_path):
+    """A copy of a run of release 0.1.0: a linear head on blocks 4 and 5 with 5 and 3 channels."""
+    return Path(shutil.copytree(HEADS_V1 / "glas-ramp-t50-b4-5-linear-lr0.01-epochs2-s1", tmp_path / "old"))
+
+
+def test_a_run_that_does_not_say_how_its_features_were_made_is_named(old_run):
+    config = msgspec.json.decode((old_run / "config.json").read_bytes())
     del config["data"]["features"]
-    run.write_config(config)
-    with pytest.raises(ValueError, match=r"config\.json does not say how its features were made.*train the run again"):
-        TrainedHead.load(run.path)
+    (old_run / "config.json").write_bytes(msgspec.json.encode(config))
+    with pytest.raises(ValueError, match=r"config\.json.*features"):
+        TrainedHead.load(old_run)
 
 
-def test_a_head_that_takes_no_features_is_refused(run):
-    config = run.read_config()
-    config["head"]["head"] = "res-unet"
-    run.write_config(config)
-    with pytest.raises(ValueError, match="'res-unet' is no head on features; predict takes fcn, linear"):
-        TrainedHead.load(run.path)
+def test_weights_that_do_not_fit_the_run_are_named(old_run):
+    shutil.copy(HEADS_V1 / "glas-ramp-t100-b4-linear-lr0.01-epochs2-s0" / "head.safetensors", old_run)
+    with pytest.raises(ValueError, match=r"head\.safetensors.*train the run again"):
+        TrainedHead.load(old_run)
 
 
-def test_weights_of_another_run_are_named(run):
-    config = run.read_config()
-    config["data"]["classes"].append("third")
-    (run.path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="damaged"):
-        TrainedHead.load(run.path)
+@pytest.mark.parametrize(
+    "name",
+    ["glas-ramp-t50-b4-5-linear-lr0.01-epochs2-s1", "glas-ramp-t50-b4,9-pixel-ensemble-lr0.001-epochs1-pixels256-s0"],
+)
+def test_runs_of_0_1_0_predict_their_test_images_as_they_did(name):
+    head, folder = TrainedHead.load(HEADS_V1 / name), RunFolder(HEADS_V1 / name)
+    store = FeatureStore.open(HEADS_V1.parent / "glas-ramp.zarr")
+    assert (head.classes, head.background, head.ignore) == (("background", "gland"), 0, None)
+    assert head.sampling.resized
+    for index in (i for i, split in enumerate(store.splits) if split == "testB"):
+        maps = store.read(index, t=head.settings.t, blocks=head.settings.blocks)
+        features = {block: torch.from_numpy(values)[None] for block, values in maps.items()}
+        codes = head.predict(features, store.contents.grid)[0, :2].argmax(0).numpy()
+        np.testing.assert_array_equal(codes, folder.read_prediction(store.ids[index]))
 
 
 def test_damaged_weights_are_named(run):
@@ -67,7 +94,7 @@ def test_damaged_weights_are_named(run):
 
 def test_probabilities_add_up_to_one_and_the_ignored_class_has_none(colour_head):
     head = colour_head(classes=("outside", "tumor", "stroma"), ignore=0)
-    found = head.judge({0: torch.rand(2, 1, 3, 64, 64)}, PatchGrid(1, 1))
+    found = head.predict({0: torch.rand(2, 1, 3, 64, 64)}, PatchGrid(1, 1))
     assert found.shape == (2, 3, 256, 256)
     assert (found[:, 0] == 0).all()
     torch.testing.assert_close(found.sum(1), torch.ones(2, 256, 256))
@@ -75,13 +102,13 @@ def test_probabilities_add_up_to_one_and_the_ignored_class_has_none(colour_head)
 
 def test_an_ensemble_adds_its_uncertainty(colour_head):
     torch.manual_seed(0)
-    head = colour_head(head=PixelEnsemble({0: 3}, 2))
+    head = colour_head(module=PixelEnsemble({0: 3}, 2))
     assert head.gives_uncertainty
     features = {0: torch.rand(2, 1, 3, 64, 64)}
-    found = head.judge(features, PatchGrid(1, 1))
+    found = head.predict(features, PatchGrid(1, 1))
     assert found.shape == (2, 3, 256, 256)
     torch.testing.assert_close(found[:, :2].sum(1), torch.ones(2, 256, 256))
-    answer = head.head.predict(features, (1, 1))
-    torch.testing.assert_close(found[:, 2], answer.uncertainty)
-    assert (found[:, :2].argmax(1) == answer.labels).all()  # the vote, not the mean of the probabilities
+    vote = head.module.predict(features, (1, 1))
+    torch.testing.assert_close(found[:, 2], vote.uncertainty)
+    assert (found[:, :2].argmax(1) == vote.labels).all()  # the vote, not the mean of the probabilities
     assert ((found[:, 0] * 10).round() - found[:, 0] * 10).abs().max() < 1e-5  # tenths: ten networks

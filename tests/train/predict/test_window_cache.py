@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from pathseg.train.predict.window_cache import Answers
+from pathseg.train.predict.records import WindowCacheIdentity
+from pathseg.train.predict.window_cache import WindowCache
 
 SHAPE = (2, 16, 16)
 
@@ -10,63 +11,79 @@ def maps(count, seed=0):
     return np.random.default_rng(seed).random((count, *SHAPE), np.float32)
 
 
-def answers(folder, about=None):
-    return Answers(folder, windows=4, shape=SHAPE, about=about or {"run": "a"})
+def identity(**changes):
+    values = {
+        "file": "a.tif", "size_bytes": 9, "content_digest": "ab", "size": (20, 50), "mpp": 0.5, "run": "a",
+        "weights_digest": "cd", "model_digest": "ef", "overlap": 4, "tissue": "otsu", "batch_size": 1,
+        "windows": (0, 1, 2, 5),
+    }  # fmt: skip
+    return WindowCacheIdentity(**(values | changes))
+
+
+def cache(folder, **changes):
+    return WindowCache.on_disk(folder, identity(**changes), shape=SHAPE)
+
+
+def chunk_file(folder):
+    (chunk,) = (path for path in folder.rglob("*") if path.is_file() and "/c/" in path.as_posix())
+    return chunk
 
 
 def test_in_memory_values_come_back_exactly():
-    kept = answers(None)
+    kept = WindowCache.in_memory(4, shape=SHAPE)
     kept.write([0, 2], maps(2))
     np.testing.assert_array_equal(kept.read(2), maps(2)[1])
+    assert kept.complete([0, 2])
+    assert not kept.complete([0, 1])
 
 
 def test_on_disk_values_come_back_as_float16(tmp_path):
-    kept = answers(tmp_path / "work")
+    kept = cache(tmp_path / "work")
     kept.write([1], maps(1))
     np.testing.assert_array_equal(kept.read(1), maps(1)[0].astype(np.float16))
 
 
-def test_what_was_committed_is_not_lacking_after_opening_again(tmp_path):
-    answers(tmp_path / "work").write([0, 1], maps(2))
-    again = answers(tmp_path / "work")
-    assert not again.lacking([0, 1])
-    assert again.lacking([1, 2])
+def test_written_windows_are_complete_after_opening_again(tmp_path):
+    cache(tmp_path / "work").write([0, 1], maps(2))
+    again = cache(tmp_path / "work")
+    assert again.complete([0, 1])
+    assert not again.complete([1, 2])
     np.testing.assert_array_equal(again.read(1), maps(2)[1].astype(np.float16))
 
 
-def test_a_line_that_was_cut_off_does_not_count_nor_spoil_the_next(tmp_path):
-    answers(tmp_path / "work").write([0], maps(1))
+def test_a_journal_line_that_was_cut_off_does_not_count_nor_spoil_the_next(tmp_path):
+    cache(tmp_path / "work").write([0], maps(1))
     with (tmp_path / "work" / "done.txt").open("a") as journal:
         journal.write("1")  # of a number that was to follow
-    answers(tmp_path / "work").write([3], maps(1))
-    again = answers(tmp_path / "work")
-    assert [again.lacking([i]) for i in range(4)] == [False, True, True, False]
+    cache(tmp_path / "work").write([3], maps(1))
+    again = cache(tmp_path / "work")
+    assert [again.complete([i]) for i in range(4)] == [True, False, False, True]
 
 
-def test_answers_of_another_make_are_thrown_away(tmp_path):
-    answers(tmp_path / "work").write([0], maps(1))
-    assert answers(tmp_path / "work", {"run": "b"}).lacking([0])
+@pytest.mark.parametrize("change", [{"run": "b"}, {"batch_size": 2}, {"mpp": None}, {"windows": (0, 1, 2, 6)}], ids=str)
+def test_windows_of_another_identity_are_deleted(tmp_path, change):
+    cache(tmp_path / "work").write([0], maps(1))
+    assert not cache(tmp_path / "work", **change).complete([0])
 
 
-def test_a_damaged_window_is_named(tmp_path):
-    answers(tmp_path / "work").write([0], maps(1))
-    (chunk,) = (path for path in (tmp_path / "work").rglob("*") if path.is_file() and "/c/" in path.as_posix())
+def test_windows_without_a_readable_identity_are_deleted(tmp_path):
+    cache(tmp_path / "work").write([0], maps(1))
+    (tmp_path / "work" / "about.json").write_text("{")
+    assert not cache(tmp_path / "work").complete([0])
+
+
+def test_a_damaged_window_is_named_with_its_folder(tmp_path):
+    cache(tmp_path / "work").write([0], maps(1))
+    chunk = chunk_file(tmp_path / "work")
     data = bytearray(chunk.read_bytes())
     data[len(data) // 2] ^= 1
     chunk.write_bytes(data)
-    with pytest.raises(ValueError, match=r"window 0 .*delete"):
-        answers(tmp_path / "work").read(0)
+    with pytest.raises(ValueError, match=rf"window 0 in {tmp_path}/work is damaged.*delete"):
+        cache(tmp_path / "work").read(0)
 
 
-def test_a_window_that_has_gone_is_not_read_as_empty(tmp_path):
-    answers(tmp_path / "work").write([0], maps(1))
-    (chunk,) = (path for path in (tmp_path / "work").rglob("*") if path.is_file() and "/c/" in path.as_posix())
-    chunk.unlink()
-    with pytest.raises(ValueError, match=r"window 0 .*has gone"):
-        answers(tmp_path / "work").read(0)
-
-
-def test_removing_leaves_nothing(tmp_path):
-    kept = answers(tmp_path / "work")
-    kept.remove()
-    assert not (tmp_path / "work").exists()
+def test_a_missing_window_is_not_read_as_empty(tmp_path):
+    cache(tmp_path / "work").write([0], maps(1))
+    chunk_file(tmp_path / "work").unlink()
+    with pytest.raises(ValueError, match=rf"window 0 in {tmp_path}/work is missing.*delete"):
+        cache(tmp_path / "work").read(0)
