@@ -19,18 +19,17 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
+from diffusers.models.autoencoders.vae import Decoder
 
-from pathseg.extract.models.ldm.config import conditioning_design, first_stage_design, unet_design
+from pathseg.extract.models.dino_vit import vit_shapes
+from pathseg.extract.models.ldm.conditioning import conditioning_shapes
+from pathseg.extract.models.ldm.config import FirstStageDesign, conditioning_design, first_stage_design, unet_design
+from pathseg.extract.models.ldm.first_stage import encoder_shapes
 from pathseg.extract.models.ldm.release import CONDITIONING, EMA, FIRST_STAGE, UNET
-from pathseg.extract.models.ldm.shapes import (
-    conditioning_shapes,
-    decoder_shapes,
-    encoder_shapes,
-    unet_shapes,
-    vit_shapes,
-)
+from pathseg.extract.models.ldm.unet import unet_shapes
 from pathseg.extract.models.mini import MINI_PARAMS, random_weights
 from pathseg.extract.models.registry import HIPT_FILE
+from pathseg.extract.models.weights import Shape, shapes_of
 
 VIT = (384, 12)  # width and depth of ViT-S/16
 
@@ -49,6 +48,18 @@ def full_params(*, ema: bool) -> dict:
     params["first_stage_config"]["params"]["ddconfig"] |= {"ch": 128, "ch_mult": [1, 2, 4], "num_res_blocks": 2}
     params["cond_stage_config"]["params"] |= {"patch_embed_dim": VIT[0], "region_embed_dim": 768}
     return params
+
+
+def decoder_shapes(design: FirstStageDesign) -> dict[str, Shape]:
+    """Return the shapes of the first stage's decoder, which a checkpoint holds and pathseg does not read."""
+    with torch.device("meta"):
+        decoder = Decoder(
+            in_channels=design.z_channels,
+            up_block_types=("UpDecoderBlock2D",) * len(design.channels),
+            block_out_channels=design.channels,
+            layers_per_block=design.num_res_blocks,
+        )
+    return {f"decoder.{name}": shape for name, shape in shapes_of(decoder).items()}
 
 
 def full_state(params: dict, rng: np.random.Generator) -> dict[str, torch.Tensor]:

@@ -29,8 +29,7 @@ from benchmarks.mini.training_utils import (
 from pathseg.extract.models.dino_vit import build_vit, vit_tokens
 from pathseg.extract.models.ldm.conditioning import Conditioning
 from pathseg.extract.models.ldm.config import ConditioningDesign, UNetDesign
-from pathseg.extract.models.ldm.shapes import unet_shapes
-from pathseg.extract.models.ldm.unet import empty_unet
+from pathseg.extract.models.ldm.unet import empty_unet, unet_shapes
 
 CROP = 32  # side of the latent crops in cells, of 64: a step is four times as fast
 BATCH = 16

@@ -22,8 +22,7 @@ from benchmarks.mini.training_utils import (
     to_compvis_names,
 )
 from pathseg.extract.models.ldm.config import FirstStageDesign
-from pathseg.extract.models.ldm.first_stage import FirstStage
-from pathseg.extract.models.ldm.shapes import encoder_shapes
+from pathseg.extract.models.ldm.first_stage import FirstStage, encoder_shapes
 
 CODES = 1024
 CROP_PX = 64

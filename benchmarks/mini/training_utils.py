@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pathseg.extract.models.ldm.shapes import Shape
+from pathseg.extract.models.weights import Shape
 
 Tensors = dict[str, torch.Tensor]
 CHECKPOINT_EVERY = 100  # steps between checkpoints

@@ -28,13 +28,12 @@ from benchmarks.machine import PICTURES, RESULTS, describe_machine, module_comma
 from benchmarks.mini.fields import draw_fields
 from benchmarks.mini.probe import probe
 from pathseg.extract.models.cpu_threads import CPU_THREADS
-from pathseg.extract.models.dino_vit import build_vit, vit_tokens
-from pathseg.extract.models.ldm.conditioning import build_conditioning
+from pathseg.extract.models.dino_vit import build_vit, vit_shapes, vit_tokens
+from pathseg.extract.models.ldm.conditioning import build_conditioning, conditioning_shapes
 from pathseg.extract.models.ldm.config import conditioning_design, first_stage_design, unet_design
-from pathseg.extract.models.ldm.first_stage import build_first_stage
+from pathseg.extract.models.ldm.first_stage import build_first_stage, encoder_shapes
 from pathseg.extract.models.ldm.release import CONDITIONING, FIRST_STAGE, UNET
-from pathseg.extract.models.ldm.shapes import conditioning_shapes, encoder_shapes, unet_shapes, vit_shapes
-from pathseg.extract.models.ldm.unet import build_unet
+from pathseg.extract.models.ldm.unet import build_unet, unet_shapes
 from pathseg.extract.models.load import load_model
 from pathseg.extract.models.mini import MINI_PARAMS, MINI_VIT, mini_release, mini_vit, random_weights
 from pathseg.extract.models.noise import add_noise
@@ -122,7 +121,9 @@ def measure_conditioning(fields: np.ndarray) -> list[dict]:
     worse_for: share of patches with a higher loss.
     """
     release = mini_release()
-    unet, stage, encoder = build_unet(release), build_conditioning(release), build_first_stage(release)
+    unet = build_unet(release.unet_design, release.unet)
+    stage = build_conditioning(release.conditioning_design, release.unet_design.context_dim, release.conditioning)
+    encoder = build_first_stage(release.first_stage_design, release.first_stage)
     images = network_input(fields, torch.device("cpu"))
     vit = build_vit(mini_vit())
     z0 = torch.cat([encoder(batch) for batch in images.split(8)]) * release.scale_factor

@@ -12,13 +12,13 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.nn import functional as F
 
-from pathseg.extract.models.checkpoint import read_checkpoint
-from pathseg.extract.models.ldm.shapes import check_shapes, named_tensors, vit_shapes
+from pathseg.extract.models.checkpoint import read_state_dict
+from pathseg.extract.models.weights import Shape, check_weights, load_frozen, shapes_of
 from pathseg.store.grid import PATCH_PX
 
-HEAD_DIM = 64  # width of an attention head in every DINO ViT; a checkpoint does not say it
+HEAD_DIM = 64  # width of an attention head in every DINO ViT; checkpoints do not hold it
 
-# The tensors that a ViT's sizes are read from, with their axes.
+# The tensors that the sizes of a ViT are read from, with their axes.
 SIZING = {
     "pos_embed": ("1", "1 + g*g", "D"),
     "patch_embed.proj.weight": ("D", "3", "p", "p"),
@@ -27,13 +27,11 @@ SIZING = {
 
 
 def read_vit(path: str | Path) -> dict[str, torch.Tensor]:
-    """The teacher of a DINO training checkpoint, or a plain state dict, under DINO's names and without a head.
+    """Read the teacher of a DINO training checkpoint, or a plain state dict, under DINO's names and without a head.
 
     Raises FileNotFoundError; ValueError when the file is unreadable or holds no such ViT, naming the tensor.
     """
-    content = read_checkpoint(path)
-    state = content.get("teacher", content) if isinstance(content, dict) else content
-    found = named_tensors(state, str(path))
+    found = read_state_dict(path, "teacher")
     named = {name.removeprefix("module.").removeprefix("backbone."): tensor for name, tensor in found.items()}
     tensors = {name: tensor for name, tensor in named.items() if not name.startswith("head.")}
     for name, axes in SIZING.items():
@@ -44,52 +42,62 @@ def read_vit(path: str | Path) -> dict[str, torch.Tensor]:
                 f"{path}: tensor {name} must have the axes ({', '.join(axes)}), none of them empty, got the shape "
                 f"{shape}; a DINO checkpoint of a ViT is needed (HIPT's vit256*.pth)"
             )
-    check_shapes(tensors, _expected(tensors), str(path))
-    if (dim := tensors["pos_embed"].shape[-1]) % HEAD_DIM:
+    dim, patch = tensors["pos_embed"].shape[-1], tensors["patch_embed.proj.weight"].shape[-1]
+    if dim % HEAD_DIM:
         raise ValueError(f"{path} has a ViT of width {dim}, but it must be a multiple of its heads' width {HEAD_DIM}")
-    if PATCH_PX % (token := tensors["patch_embed.proj.weight"].shape[-1]):
-        raise ValueError(f"{path} has a ViT with tokens of {token} px, but they must divide patches of {PATCH_PX} px")
+    if PATCH_PX % patch:
+        raise ValueError(f"{path} has a ViT with tokens of {patch} px, but they must divide patches of {PATCH_PX} px")
+    grid, hidden = math.isqrt(tensors["pos_embed"].shape[1] - 1), tensors["blocks.0.mlp.fc1.weight"].shape[0]
+    check_weights(tensors, vit_shapes(dim, _depth(tensors), grid=grid, patch=patch, hidden=hidden), str(path))
     return tensors
 
 
-def _expected(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes that follow from the sizes of three tensors and the number of blocks."""
-    positions, dim = tensors["pos_embed"].shape[-2:]
-    blocks = {name.split(".")[1] for name in tensors if name.startswith("blocks.")}
-    patch, hidden = tensors["patch_embed.proj.weight"].shape[-1], tensors["blocks.0.mlp.fc1.weight"].shape[0]
-    return vit_shapes(dim, len(blocks), grid=math.isqrt(positions - 1), patch=patch, hidden=hidden)
+def _depth(tensors: Mapping[str, torch.Tensor]) -> int:
+    return len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
+
+
+def empty_vit(dim: int, depth: int, *, grid: int, patch: int = 16, hidden: int | None = None) -> VisionTransformer:
+    """Build DINO's VisionTransformer without a head on the current default device.
+
+    grid: side of its square of position embeddings. hidden: width of its MLPs, by default 4 x dim.
+    """
+    return VisionTransformer(
+        img_size=grid * patch,
+        patch_size=patch,
+        num_classes=0,
+        embed_dim=dim,
+        depth=depth,
+        num_heads=dim // HEAD_DIM,
+        mlp_ratio=(hidden or 4 * dim) / dim,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+    )
+
+
+def vit_shapes(dim: int, depth: int, *, grid: int = 14, patch: int = 16, hidden: int | None = None) -> dict[str, Shape]:
+    """Return the names and shapes of the tensors of `empty_vit`."""
+    with torch.device("meta"):
+        return shapes_of(empty_vit(dim, depth, grid=grid, patch=patch, hidden=hidden))
 
 
 def build_vit(tensors: Mapping[str, torch.Tensor]) -> VisionTransformer:
-    """The ViT for 256 px patches with weights as `read_vit` gives them: float32, CPU, frozen, ready to run."""
+    """Build the ViT for 256 px patches from what `read_vit` returned: float32, CPU, frozen, ready to run."""
     dim, patch = tensors["pos_embed"].shape[-1], tensors["patch_embed.proj.weight"].shape[-1]
+    grid, hidden = PATCH_PX // patch, tensors["blocks.0.mlp.fc1.weight"].shape[0]
     with torch.device("meta"):
-        vit = VisionTransformer(
-            img_size=PATCH_PX,
-            patch_size=patch,
-            num_classes=0,
-            embed_dim=dim,
-            depth=sum(name.endswith(".attn.qkv.weight") for name in tensors),
-            num_heads=dim // HEAD_DIM,
-            mlp_ratio=tensors["blocks.0.mlp.fc1.weight"].shape[0] / dim,
-            norm_layer=partial(nn.LayerNorm, eps=1e-6),
-        )
-    copies = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}
-    copies["pos_embed"] = resize_positions(copies["pos_embed"], PATCH_PX // patch)
-    vit.load_state_dict(copies, assign=True)
-    return vit.eval().requires_grad_(False)
+        vit = empty_vit(dim, _depth(tensors), grid=grid, patch=patch, hidden=hidden)
+    return load_frozen(vit, {**tensors, "pos_embed": resize_positions(tensors["pos_embed"].float(), grid)})
 
 
 def load_vit(path: str | Path) -> VisionTransformer:
-    """`build_vit` of `read_vit`: a DINO checkpoint ready to run on 256 px patches."""
+    """Read a DINO checkpoint and build its ViT for 256 px patches."""
     return build_vit(read_vit(path))
 
 
 def resize_positions(positions: torch.Tensor, side: int) -> torch.Tensor:
-    """Position embeddings (1, 1 + g*g, D) for a grid of side x side tokens, by DINO's own rule.
+    """Resize position embeddings (1, 1 + g*g, D) to a grid of side x side tokens as DINO does.
 
-    Bicubic without antialiasing, with the scale (side + 0.1) / g handed on to the interpolation: DINO's
-    `interpolate_pos_encoding`. timm's own resampling gives other values.
+    Bicubic without antialiasing, with the scale factor (side + 0.1) / g passed on to the interpolation: DINO's
+    `interpolate_pos_encoding`. timm's `resample_abs_pos_embed` returns other values.
     """
     grid = math.isqrt(positions.shape[1] - 1)
     if grid == side:
@@ -101,7 +109,7 @@ def resize_positions(positions: torch.Tensor, side: int) -> torch.Tensor:
 
 
 def vit_tokens(vit: VisionTransformer, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(N, 3, 256, 256) in [-1, 1] -> the normed patch tokens as a map (N, D, g, g) and the class token (N, D).
+    """Run a ViT: (N, 3, 256, 256) in [-1, 1] -> normed patch tokens as a map (N, D, g, g) and class token (N, D).
 
     g = 16 for tokens of 16 px. The class token is the embedding y of equation 1 of the paper.
     """

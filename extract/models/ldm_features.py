@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
+from torch import nn
 
 from pathseg.extract.models.cpu_threads import fixed_threads
-from pathseg.extract.models.digest import weights_digest
 from pathseg.extract.models.dino_vit import build_vit, vit_tokens
 from pathseg.extract.models.hooks import captured
 from pathseg.extract.models.ldm.conditioning import build_conditioning
@@ -18,6 +18,7 @@ from pathseg.extract.models.ldm.release import Release
 from pathseg.extract.models.ldm.unet import build_unet
 from pathseg.extract.models.noise import add_noise, patch_noise
 from pathseg.extract.models.patches import network_input
+from pathseg.extract.models.weights import weights_digest
 
 if TYPE_CHECKING:
     from pathseg.extract.models.feature_model import Images
@@ -50,10 +51,13 @@ class DiffusionFeatures:
         if vit is not None:
             _require_fit(release, vit)
         self._vit = None if vit is None else build_vit(vit).to(self.device)
-        self._encoder = build_first_stage(release).to(self.device)
-        conditioning = build_conditioning(release)
-        self._conditioning = None if conditioning is None else conditioning.to(self.device)
-        self._unet = build_unet(release).to(self.device)
+        self._encoder = build_first_stage(release.first_stage_design, release.first_stage).to(self.device)
+        self._conditioning = None
+        if release.conditioning_design is not None and release.unet_design.context_dim is not None:
+            self._conditioning = build_conditioning(
+                release.conditioning_design, release.unet_design.context_dim, release.conditioning
+            ).to(self.device)
+        self._unet: nn.Module = build_unet(release.unet_design, release.unet).to(self.device)
         self._scale_factor = release.scale_factor
         self._alpha_bars = release.schedule.alpha_bars()
 

@@ -1,7 +1,7 @@
-"""The bundled model `mini`: the make of the paper's model in small, trained on a few free images.
+"""The bundled model `mini`: the architecture of the paper's model with fewer channels, trained on a few free images.
 
-It exists so that everything can be tried without anyone's weights. `weights/MODEL_CARD.md` says what it learned from
-and what it is worth; `benchmarks/mini/train.py` trains it.
+It lets every command run without downloaded weights. `weights/MODEL_CARD.md` describes its training and evaluation;
+`benchmarks/mini/train.py` trains it.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from pathseg.extract.models.checkpoint import read_checkpoint
+from pathseg.extract.models.checkpoint import read_state_dict
 from pathseg.extract.models.dino_vit import read_vit
 from pathseg.extract.models.ldm.release import Release, release_from
-from pathseg.extract.models.ldm.shapes import Shape
 from pathseg.extract.models.registry import bundled_file
+from pathseg.extract.models.weights import Shape
 
 MINI_VIT = (192, 4)  # width, depth; the paper's is 384, 12
 
@@ -33,8 +33,8 @@ MINI_PARAMS: dict[str, Any] = {
         "params": {
             "in_channels": 3,
             "out_channels": 3,
-            # The paper's is 192. Group norm has 32 groups, so with 32 channels each is normalised by itself, and what
-            # is the same all over a patch, such as what its embedding says of it, does not reach the result.
+            # The paper's is 192. Group norm has 32 groups, so with 32 channels each is normalised by itself, and a
+            # signal that is constant over the patch, such as the condition, does not reach the output.
             "model_channels": 64,
             "attention_resolutions": [4],  # at 16x16, and 8x8 in the middle block; the paper's at 32, 16 and 8
             "num_res_blocks": 2,
@@ -66,9 +66,8 @@ MINI_PARAMS: dict[str, Any] = {
     },
 }
 
-# Residual branches add little to what passes by, so that features still say where in the image they are from; latents
-# come out at unit size, so that the noise of a small timestep does not drown them. A linear probe for glands on them
-# was better for it than with gains of 1.
+# Small gains of residual branches keep the spatial detail of the skip path in random features; latents of unit variance
+# are not drowned by the noise of a small timestep. Both improved a linear probe for glands over gains of 1.
 GAINS = {
     "out_layers.3.weight": 0.1,
     "conv2.weight": 0.1,
@@ -78,12 +77,11 @@ GAINS = {
 
 
 def random_weights(shapes: Mapping[str, Shape], rng: np.random.Generator) -> dict[str, torch.Tensor]:
-    """Weights that have learned nothing but keep signals near unit size: float32, drawn in the order of `shapes`.
+    """Draw random weights that keep signals near unit variance: float32, in the order of `shapes`.
 
-    What trained weights are measured against, and what stands in for weights that cannot be shipped.
-
-    Matrices and kernels: normal with variance 1 / fan-in, times a gain for the few in GAINS. Norms: weight 1. Biases:
-    normal with deviation 0.1, so that units differ in where they bend.
+    Matrices and kernels are normal with variance 1 / fan-in, times the gain of GAINS; weights of norms are 1; biases
+    are normal with standard deviation 0.1, so that units differ in where they saturate. Trained weights are compared
+    with these, and benchmarks use them for models whose weights cannot be shipped.
     """
     return {name: torch.from_numpy(_draw(name, shape, rng)) for name, shape in shapes.items()}
 
@@ -98,11 +96,11 @@ def _draw(name: str, shape: Shape, rng: np.random.Generator) -> np.ndarray:
 
 
 def mini_release() -> Release:
-    """mini's latent diffusion model, through the same checks and builders as a release on disk."""
+    """Read mini's latent diffusion model, with the same checks as a release folder."""
     path = bundled_file("mini", "mini.safetensors")
-    return release_from(MINI_PARAMS, read_checkpoint(path), name="mini", source=str(path))
+    return release_from(MINI_PARAMS, read_state_dict(path, "state_dict"), name="mini", source=str(path))
 
 
 def mini_vit() -> dict[str, torch.Tensor]:
-    """The weights of mini's ViT, as `dino.read_vit` gives those of a file."""
+    """Read the weights of mini's ViT, as `read_vit` returns them."""
     return read_vit(bundled_file("mini", "mini-vit.safetensors"))

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Literal, NoReturn
 import torch
 
 from pathseg.extract.models.cpu_threads import fixed_threads
-from pathseg.extract.models.digest import weights_digest
 from pathseg.extract.models.dino_vit import build_vit, vit_tokens
 from pathseg.extract.models.patches import network_input
+from pathseg.extract.models.weights import weights_digest
 from pathseg.store.grid import PATCH_PX
 
 if TYPE_CHECKING:

@@ -1,19 +1,22 @@
-"""The conditioning stage of a release: embeddings to the denoiser's context tokens."""
+"""The conditioning stage of a release: SSL embeddings to the context tokens of the denoiser."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from pathseg.extract.models.ldm.config import ConditioningDesign
-from pathseg.extract.models.ldm.release import Release
+from pathseg.extract.models.weights import Shape, load_frozen, shapes_of
 
 
 class Conditioning(nn.Module):
-    """SSLEmbedder (a patch and a region token) or PatchEmbedder (a patch token) of the public release.
+    """SSLEmbedder (a patch token and a region token) or PatchEmbedder (a patch token) of the public release.
 
-    A patch comes without a region around it, so the region's embedding is always zeros, as in the release.
+    Images are cut into patches without the region around them, so the region embedding is always zero, as the release
+    does without one.
     """
 
     def __init__(self, design: ConditioningDesign, context_dim: int) -> None:
@@ -24,7 +27,7 @@ class Conditioning(nn.Module):
             self.region_fc = nn.Linear(design.region_embed_dim, context_dim)
 
     def forward(self, embedding: torch.Tensor) -> torch.Tensor:
-        """(N, D) patch embeddings -> (N, L, context_dim), L = 2 or 1 tokens. Zeros stand for no condition."""
+        """(N, D) patch embeddings -> (N, L, context_dim), L = 2 or 1 tokens. A zero embedding: unconditional."""
         if self.design.normalize:
             embedding = F.normalize(embedding, dim=-1)  # zeros stay zeros
         tokens = [self.patch_fc(embedding)]
@@ -33,11 +36,16 @@ class Conditioning(nn.Module):
         return torch.stack(tokens, dim=1)
 
 
-def build_conditioning(release: Release) -> Conditioning | None:
-    """The release's conditioning stage with its weights: float32, CPU, frozen, ready to run; None where it has none."""
-    if release.conditioning_design is None or release.unet_design.context_dim is None:
-        return None
+def conditioning_shapes(design: ConditioningDesign, context_dim: int) -> dict[str, Shape]:
+    """Return the shapes of a design's tensors, named as below `cond_stage_model.`."""
     with torch.device("meta"):
-        stage = Conditioning(release.conditioning_design, release.unet_design.context_dim)
-    stage.load_state_dict({n: t.to(torch.float32, copy=True) for n, t in release.conditioning.items()}, assign=True)
-    return stage.eval().requires_grad_(False)
+        return shapes_of(Conditioning(design, context_dim))
+
+
+def build_conditioning(
+    design: ConditioningDesign, context_dim: int, tensors: Mapping[str, torch.Tensor]
+) -> Conditioning:
+    """Build the conditioning stage of a design with its weights: float32, CPU, frozen, ready to run."""
+    with torch.device("meta"):
+        stage = Conditioning(design, context_dim)
+    return load_frozen(stage, tensors)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
-from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from diffusers.models.autoencoders.vae import Encoder
 from torch import nn
 
+from pathseg.extract.models.ldm.compvis import encoder_name
 from pathseg.extract.models.ldm.config import FirstStageDesign
-from pathseg.extract.models.ldm.release import Release
+from pathseg.extract.models.weights import Shape, load_frozen, shapes_of
 
 
 class FirstStage(nn.Module):
-    """Encoder and quant_conv of CompVis' autoencoders (equation 2 of the paper); their decoders are not built."""
+    """Encoder and quant_conv of CompVis' autoencoders (equation 2 of the paper), without their decoders."""
 
     def __init__(self, design: FirstStageDesign) -> None:
         super().__init__()
@@ -40,11 +42,17 @@ class FirstStage(nn.Module):
         return z.chunk(2, dim=1)[0] if self.kind == "kl" else z
 
 
-def build_first_stage(release: Release) -> FirstStage:
-    """The release's image encoder with its weights: float32, CPU, frozen, ready to run."""
+def encoder_shapes(design: FirstStageDesign) -> dict[str, Shape]:
+    """Return the shapes of a design's tensors under CompVis' names, as below `first_stage_model.`."""
     with torch.device("meta"):
-        stage = FirstStage(release.first_stage_design)
-    levels = [""] * len(release.first_stage_design.channels)  # the converter only counts them
-    tensors = convert_ldm_vae_checkpoint(release.first_stage, {"down_block_types": levels, "up_block_types": levels})
-    stage.load_state_dict({n: t.to(torch.float32, copy=True) for n, t in tensors.items()}, assign=True)
-    return stage.eval().requires_grad_(False)
+        shapes = {encoder_name(name): shape for name, shape in shapes_of(FirstStage(design)).items()}
+    # CompVis' attention projects by convolutions, diffusers' by matrices.
+    return {name: (*s, 1, 1) if ".attn_1." in name and len(s) == 2 else s for name, s in shapes.items()}
+
+
+def build_first_stage(design: FirstStageDesign, tensors: Mapping[str, torch.Tensor]) -> FirstStage:
+    """Build the image encoder of a design with weights under CompVis' names: float32, CPU, frozen, ready to run."""
+    with torch.device("meta"):
+        stage = FirstStage(design)
+    state = {name: tensors[encoder_name(name)].reshape(shape) for name, shape in shapes_of(stage).items()}
+    return load_frozen(stage, state)

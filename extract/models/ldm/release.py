@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ import numpy as np
 import torch
 import yaml
 
-from pathseg.extract.models.checkpoint import read_checkpoint
+from pathseg.extract.models.checkpoint import read_state_dict
+from pathseg.extract.models.ldm.conditioning import conditioning_shapes
 from pathseg.extract.models.ldm.config import (
     ConditioningDesign,
     FirstStageDesign,
@@ -26,13 +26,9 @@ from pathseg.extract.models.ldm.config import (
     unet_design,
     uses_ema,
 )
-from pathseg.extract.models.ldm.shapes import (
-    check_shapes,
-    conditioning_shapes,
-    encoder_shapes,
-    named_tensors,
-    unet_shapes,
-)
+from pathseg.extract.models.ldm.first_stage import encoder_shapes
+from pathseg.extract.models.ldm.unet import unet_shapes
+from pathseg.extract.models.weights import check_weights
 
 LAYOUT = "configs/*-project.yaml and checkpoints/last.ckpt (or checkpoints/last.safetensors)"
 UNET, EMA, FIRST_STAGE, CONDITIONING = "model.diffusion_model.", "model_ema.", "first_stage_model.", "cond_stage_model."
@@ -42,11 +38,11 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Release:
-    """A latent diffusion model: how its networks are made and their weights, under CompVis' names.
+    """A latent diffusion model: the designs of its networks and their weights under CompVis' names.
 
-    unet: the weights to use, so the EMA copy where the config says so. first_stage: encoder and quant_conv alone.
-    conditioning_design: None where the model has no conditioning stage, and then there are no tensors of one. Every
-    tensor has the shape that the designs ask for. source: where it was read from, for messages.
+    unet: the weights to use, so the EMA copy where the config says so. first_stage: encoder and quant_conv, without
+    the decoder. conditioning_design: None for a model without a conditioning stage; `conditioning` is then empty.
+    Every tensor has the shape that its design asks for. source: path of the checkpoint, for messages.
     """
 
     name: str
@@ -62,10 +58,10 @@ class Release:
 
 
 def read_release(folder: str | Path) -> Release:
-    """Read a release folder; nothing in it is executed. Of several configs the last by name (the newest) counts.
+    """Read a release folder without executing anything from it. Of several configs the last by name (newest) is used.
 
     Raises FileNotFoundError where the folder or a file of it is missing; ValueError where config and checkpoint do
-    not fit each other or ask for a network that is not supported.
+    not fit each other or describe a network that is not supported.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -76,25 +72,22 @@ def read_release(folder: str | Path) -> Release:
         if not found:
             raise FileNotFoundError(f"release folder {folder} has no {what}; {LAYOUT} are needed")
     params = _read_config(configs[-1])
-    content = read_checkpoint(checkpoints[0])
-    state = content.get("state_dict", content) if isinstance(content, dict) else content
-    if not isinstance(state, dict):
-        raise ValueError(f"{checkpoints[0]} holds no state_dict, so it is no checkpoint of a latent diffusion model")
+    tensors = read_state_dict(checkpoints[0], "state_dict")
     try:
-        return release_from(params, state, name=folder.resolve().name, source=str(checkpoints[0]))
+        return release_from(params, tensors, name=folder.resolve().name, source=str(checkpoints[0]))
     except _ConfigError as e:
         raise ValueError(f"{configs[-1]}: {e}") from e
 
 
 class _ConfigError(ValueError):
-    """The config asks for what is not supported."""
+    """The config describes a network that is not supported."""
 
 
-def release_from(params: dict[str, Any], state: Mapping[str, Any], *, name: str, source: str) -> Release:
-    """A release from the `model.params` of its config and the state dict of its checkpoint.
+def release_from(params: dict[str, Any], tensors: Tensors, *, name: str, source: str) -> Release:
+    """Make a release of the `model.params` of its config and the state dict of its checkpoint.
 
-    Raises ValueError where the config is not supported, a tensor is missing, unexpected or of another shape, or two
-    statements disagree.
+    Raises ValueError where the config is not supported, a tensor is missing, unexpected, of another shape or not
+    finite, or config and checkpoint contradict each other.
     """
     try:
         unet, first_stage = unet_design(params), first_stage_design(params)
@@ -104,7 +97,6 @@ def release_from(params: dict[str, Any], state: Mapping[str, Any], *, name: str,
         raise _ConfigError(*e.args) from e
     if unet.in_channels != first_stage.embed_dim:
         raise _ConfigError(f"the unet takes {unet.in_channels} channels, the first stage gives {first_stage.embed_dim}")
-    tensors = named_tensors(state, source)
     release = Release(
         name=name,
         source=source,
@@ -113,13 +105,16 @@ def release_from(params: dict[str, Any], state: Mapping[str, Any], *, name: str,
         conditioning_design=conditioning,
         schedule=schedule,
         scale_factor=_stored_scale(tensors["scale_factor"], source) if "scale_factor" in tensors else scale_factor,
-        unet=_unet_tensors(tensors, unet, use_ema=use_ema),
-        first_stage=_below(tensors, FIRST_STAGE + "encoder.", FIRST_STAGE + "quant_conv."),
+        unet=_unet_tensors(tensors, use_ema=use_ema),
+        first_stage=_below(tensors, FIRST_STAGE, "encoder.", "quant_conv."),
         conditioning=_below(tensors, CONDITIONING),
     )
-    check_shapes(release.unet, unet_shapes(unet), f"{source} (unet)")
-    check_shapes(release.first_stage, encoder_shapes(first_stage), f"{source} (first stage)")
-    check_shapes(release.conditioning, conditioning_shapes(conditioning, unet.context_dim), f"{source} (conditioning)")
+    context = {}
+    if conditioning is not None and unet.context_dim is not None:
+        context = conditioning_shapes(conditioning, unet.context_dim)
+    check_weights(release.unet, unet_shapes(unet), f"{source} (unet)")
+    check_weights(release.first_stage, encoder_shapes(first_stage), f"{source} (first stage)")
+    check_weights(release.conditioning, context, f"{source} (conditioning)")
     _check_schedule(tensors, schedule, source)
     return release
 
@@ -138,24 +133,26 @@ def _read_config(path: Path) -> dict[str, Any]:
     return params
 
 
-def _below(tensors: Tensors, *prefixes: str) -> Tensors:
-    """The tensors whose names start so, named from after the part's own prefix."""
-    part = len(prefixes[0].split(".")[0]) + 1
-    return {name[part:]: tensor for name, tensor in tensors.items() if name.startswith(prefixes)}
+def _below(tensors: Tensors, prefix: str, *modules: str) -> Tensors:
+    """Return the tensors of a network, named without its prefix; only of `modules`, where some are given."""
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix) and name.removeprefix(prefix).startswith(modules or "")
+    }
 
 
-def _unet_tensors(tensors: Tensors, design: UNetDesign, *, use_ema: bool) -> Tensors:
-    """The EMA copy when the config uses one; where the file has none it was pruned, and its live weights are it.
+def _unet_tensors(tensors: Tensors, *, use_ema: bool) -> Tensors:
+    """Return the EMA copy where the config uses one and the checkpoint holds it, otherwise the live weights.
 
-    CompVis names the copy's tensors by dropping the dots, so the names are recognised from the design.
+    A pruned checkpoint has the EMA weights in the place of the live ones and no copy. CompVis names the tensors of
+    the copy by those of the live weights without their dots.
     """
-    averaged = _below(tensors, EMA)
-    if use_ema and averaged:
-        named = {f"diffusion_model.{name}".replace(".", ""): name for name in unet_shapes(design)}
-        counters = ("decay", "num_updates")
-        return {named.get(key, key): tensor for key, tensor in averaged.items() if key not in counters}
-    prefix = len(UNET)
-    return {name[prefix:]: tensor for name, tensor in tensors.items() if name.startswith(UNET)}
+    live, averaged = _below(tensors, UNET), _below(tensors, EMA)
+    if not (use_ema and averaged):
+        return live
+    named = {f"{UNET}{name}".removeprefix("model.").replace(".", ""): name for name in live}
+    return {named.get(key, key): tensor for key, tensor in averaged.items() if key not in ("decay", "num_updates")}
 
 
 def _stored_scale(tensor: torch.Tensor, source: str) -> float:
@@ -167,7 +164,7 @@ def _stored_scale(tensor: torch.Tensor, source: str) -> float:
 
 
 def _check_schedule(tensors: Tensors, schedule: Schedule, source: str) -> None:
-    """The schedule is computed from the config; a checkpoint that carries another one is refused."""
+    """Raise ValueError where the checkpoint holds another noise schedule than the config describes."""
     if "alphas_cumprod" not in tensors:
         return
     buffer, computed = tensors["alphas_cumprod"], schedule.alpha_bars()

@@ -5,8 +5,7 @@ import pytest
 import torch
 from timm.layers import resample_abs_pos_embed
 
-from pathseg.extract.models.dino_vit import build_vit, load_vit, read_vit, resize_positions, vit_tokens
-from pathseg.extract.models.ldm.shapes import vit_shapes
+from pathseg.extract.models.dino_vit import build_vit, load_vit, read_vit, resize_positions, vit_shapes, vit_tokens
 from pathseg.extract.models.patches import network_input
 
 FILES = runpy.run_path(Path(__file__).parents[2] / "golden/files.py")
@@ -54,6 +53,11 @@ def test_the_teacher_is_read_and_not_the_student(tmp_path, tensors):
 def test_a_plain_state_dict_is_read(tmp_path, tensors):
     torch.save(tensors, tmp_path / "vit.pth")
     assert read_vit(tmp_path / "vit.pth").keys() == tensors.keys()
+
+
+@pytest.mark.parametrize("name", FILES["CASES"])
+def test_names_and_shapes_are_those_of_the_reference(name):
+    assert vit_shapes(128, 2) == {k: tuple(s) for k, s in FILES["case"](name)["shapes"]["vit"].items()}
 
 
 def test_the_papers_vit_is_built_to_its_published_size():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pathseg.extract.models.ldm.shapes import vit_shapes
+from pathseg.extract.models.dino_vit import vit_shapes
 from pathseg.extract.models.ldm_features import DiffusionFeatures
 from pathseg.extract.models.mini import mini_release, mini_vit
 from pathseg.extract.models.noise import patch_noise

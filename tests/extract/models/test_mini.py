@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pathseg.extract.datasets.synthetic.painting import draw_tissue
-from pathseg.extract.models.ldm.shapes import vit_shapes
+from pathseg.extract.models.dino_vit import vit_shapes
 from pathseg.extract.models.ldm.unet import build_unet
 from pathseg.extract.models.load import load_model
 from pathseg.extract.models.mini import MINI_PARAMS, MINI_VIT, mini_release, mini_vit, random_weights
@@ -56,7 +56,7 @@ def test_the_denoiser_tells_noise_from_latents():
     alpha_bar = float(release.schedule.alpha_bars()[t])
     zt = add_noise(z0, eps, alpha_bar)
     with torch.inference_mode():
-        error = (build_unet(release)(zt, t, context).sample - eps).square().mean().item()
+        error = (build_unet(release.unet_design, release.unet)(zt, t, context).sample - eps).square().mean().item()
     # The best guess without a look at neighbours is a share of zt; its error is the latents' share of zt's variance.
     blind = alpha_bar * z0.var().item() / zt.var().item()
     assert error < 0.8 * blind
@@ -67,7 +67,10 @@ def test_a_patchs_own_embedding_helps_the_denoiser_more_than_anothers():
     images = np.stack([draw_tissue(np.random.default_rng(seed), 256).image for seed in range(8)])
     z0, context = load_model("mini").prepare(images)
     eps = torch.randn(z0.shape, generator=torch.Generator().manual_seed(0))
-    zt, unet = add_noise(z0, eps, float(release.schedule.alpha_bars()[t])), build_unet(release)
+    zt, unet = (
+        add_noise(z0, eps, float(release.schedule.alpha_bars()[t])),
+        build_unet(release.unet_design, release.unet),
+    )
     with torch.inference_mode():
         own, another = ((unet(zt, t, y).sample - eps).square().mean((1, 2, 3)) for y in (context, context.roll(1, 0)))
     assert own.mean() < another.mean()

@@ -3,9 +3,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
-from pathseg.extract.models.ldm.conditioning import Conditioning, build_conditioning
-from pathseg.extract.models.ldm.config import ConditioningDesign
+from pathseg.extract.models.ldm.conditioning import Conditioning, build_conditioning, conditioning_shapes
+from pathseg.extract.models.ldm.config import ConditioningDesign, conditioning_design
 from pathseg.extract.models.ldm.release import read_release
 
 FILES = runpy.run_path(Path(__file__).parents[3] / "golden/files.py")
@@ -14,7 +15,8 @@ FILES = runpy.run_path(Path(__file__).parents[3] / "golden/files.py")
 @pytest.mark.parametrize("name", FILES["CASES"])
 def test_context_agrees_with_the_reference(tmp_path, name):
     reference = FILES["expected"](name)
-    stage = build_conditioning(read_release(FILES["write_case"](name, tmp_path)))
+    release = read_release(FILES["write_case"](name, tmp_path))
+    stage = build_conditioning(release.conditioning_design, release.unet_design.context_dim, release.conditioning)
     assert FILES["relative_error"](stage(torch.from_numpy(reference["hipt"])), reference["context"]) < 1e-5
 
 
@@ -28,3 +30,10 @@ def test_zeros_are_conditioned_by_the_biases_alone():
     stage = Conditioning(ConditioningDesign(4, 6, normalize=True), 8)
     context = stage(torch.zeros(2, 4))
     assert torch.allclose(context, torch.stack([stage.patch_fc.bias, stage.region_fc.bias]).expand(2, 2, 8))
+
+
+@pytest.mark.parametrize("name", FILES["CASES"])
+def test_names_and_shapes_are_those_of_the_reference(name):
+    described = FILES["case"](name)
+    design = conditioning_design(yaml.safe_load(described["config_yaml"])["model"]["params"])
+    assert conditioning_shapes(design, 512) == {k: tuple(s) for k, s in described["shapes"]["cond_stage"].items()}

@@ -56,7 +56,7 @@ def test_a_pruned_checkpoint_has_its_ema_copy_as_live_weights(write, state, conf
 def test_half_an_ema_copy_is_refused(write, state, config):
     config["model"]["params"]["use_ema"] = True
     state["model_ema.diffusion_modelout2weight"] = torch.zeros(3, 32, 3, 3)
-    with pytest.raises(ValueError, match=r"last\.ckpt \(unet\) lacks tensor time_embed\.0\.weight and 682 more"):
+    with pytest.raises(ValueError, match=r"last\.ckpt \(unet\) lacks tensor \S+ and 682 more"):
         read_release(write(state, config))
 
 
@@ -146,7 +146,7 @@ def test_a_file_that_is_no_config_is_refused(write, state, config, text):
 
 
 def test_a_checkpoint_without_weights_is_refused(write, config):
-    with pytest.raises(ValueError, match=r"\(unet\) lacks tensor time_embed\.0\.weight and 683 more"):
+    with pytest.raises(ValueError, match=r"\(unet\) lacks tensor \S+ and 683 more"):
         read_release(write({}, config))
 
 
