@@ -1,12 +1,12 @@
-"""What a release's config says about its networks, checked: what pathseg cannot rebuild exactly is refused by name."""
+"""Designs of the networks, read from a release's config. An option that pathseg cannot rebuild exactly is refused."""
 
 from __future__ import annotations
 
 import math
-import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from reprlib import Repr
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +16,11 @@ from pathseg.store.grid import PATCH_PX
 
 UPSAMPLING_BLOCKS = len(BLOCKS) - 1
 
-# Options of CompVis' UNetModel that change the network, with the only value that is rebuilt here.
+_REPR = Repr()  # for messages: with YAML's aliases a file of some bytes can hold a value of gigabytes
+_REPR.maxlevel = 2
+short = _REPR.repr
+
+# Options of CompVis' UNetModel that change the network, with the only supported value.
 UNET_RULES: dict[str, Any] = {
     "use_linear_in_transformer": False,
     "use_scale_shift_norm": False,
@@ -26,14 +30,15 @@ UNET_RULES: dict[str, Any] = {
     "n_embed": None,
     "dims": 2,
 }
-# More of them with and without a conditioning stage; those without are also what a silent config means in CompVis.
+# The same with and without a conditioning stage. The values without one are also CompVis' defaults.
 WITH_STAGE: dict[str, Any] = {"use_spatial_transformer": True}
 WITHOUT_STAGE: dict[str, Any] = {"use_spatial_transformer": False, "context_dim": None, "num_heads_upsample": -1}
 
-MOST = 1_000_000  # above every width and length of a network that exists
-DEEPEST = 100  # above every number of layers in a row
+MOST = 1_000_000  # above every width and length of an existing network
+DEEPEST = 100  # above every number of consecutive layers
+NORM_GROUPS = 32  # of every group norm in CompVis' networks
 
-# What an option may be, in the words of the message that refuses it.
+# The kinds of values of an option, as error messages name them.
 OPTIONS, FLAG = "a mapping of options", "true or false"
 WHOLE, DEPTH = f"a whole number from 1 to {MOST}", f"a whole number from 1 to {DEEPEST}"
 WHOLES, SOME = f"a list of whole numbers from 1 to {MOST}", f"a list, empty or of whole numbers from 1 to {MOST}"
@@ -57,6 +62,7 @@ class UNetDesign:
     new_attention_order: bool = False  # of plain self-attention: all q, then k, then v; otherwise head by head
 
     def __post_init__(self) -> None:
+        _check_groups("unet", self.channels)
         blocks = len(self.channel_mult) * (self.num_res_blocks + 1)
         if blocks != UPSAMPLING_BLOCKS:
             raise ValueError(
@@ -95,7 +101,7 @@ class UNetDesign:
         return self.num_heads
 
     def blocks(self, latent_side: int) -> dict[int, tuple[int, int]]:
-        """Block number -> (channels, side) of what it gives for latents of that side."""
+        """Return block number -> (channels, side) of its output for latents of that side."""
         last = len(self.channels) - 1
         sizes = [(self.channels[last], latent_side >> last)]
         for level in range(last, -1, -1):
@@ -117,6 +123,9 @@ class FirstStageDesign:
     embed_dim: int
     n_embed: int | None = None  # codebook entries, VQ only
 
+    def __post_init__(self) -> None:
+        _check_groups("first stage", self.channels)
+
     @property
     def factor(self) -> int:
         """Image side / latent side."""
@@ -137,6 +146,14 @@ class FirstStageDesign:
     def channels(self) -> tuple[int, ...]:
         """Channels of each level, finest first."""
         return tuple(self.ch * mult for mult in self.ch_mult)
+
+
+def _check_groups(network: str, channels: tuple[int, ...]) -> None:
+    if wrong := [number for number in channels if number % NORM_GROUPS]:
+        raise ValueError(
+            f"the channels of every level of the {network} must be a multiple of {NORM_GROUPS}, the groups of its "
+            f"norms, got {wrong[0]}; correct the config"
+        )
 
 
 @dataclass(frozen=True)
@@ -163,20 +180,22 @@ class Schedule:
 
 
 def unet_design(params: dict[str, Any]) -> UNetDesign:
-    """Read `model.params` of a config. Raises ValueError, naming the option, where the network is another one."""
-    part, conditional = _part(params, "unet_config", ("UNetModel",))[1], _has_stage(params)
+    """Read `model.params` of a config. Raises ValueError, naming the option, for a network that is not supported."""
+    options, conditional = _network(params, "unet_config", ("UNetModel",))[1], _has_stage(params)
     for option, needed in (UNET_RULES | (WITH_STAGE if conditional else WITHOUT_STAGE)).items():
-        if (value := part.get(option, (UNET_RULES | WITHOUT_STAGE)[option])) != needed:
+        if (value := options.get(option, (UNET_RULES | WITHOUT_STAGE)[option])) != needed:
             stage = "" if option in UNET_RULES else f" {'with' if conditional else 'without'} a cond_stage_config"
-            raise ValueError(f"unet_config has {option}: {value}, but only {option}: {needed} is supported{stage}")
+            raise ValueError(
+                f"unet_config has {option}: {short(value)}, but only {option}: {needed} is supported{stage}"
+            )
     key = params.get("conditioning_key", "crossattn")
-    if conditional and (key != "crossattn" or part.get("context_dim") is None):
+    if conditional and (key != "crossattn" or options.get("context_dim") is None):
         raise ValueError(
-            f"the unet is conditioned by {key!r} with context_dim {part.get('context_dim')}, but only a unet with "
-            "cross-attention (conditioning_key: crossattn and a context_dim) is supported"
+            f"the unet is conditioned by {short(key)} with context_dim {short(options.get('context_dim'))}, but only a "
+            "unet with cross-attention (conditioning_key: crossattn and a context_dim) is supported"
         )
-    need = partial(_need, part, where="model.params.unet_config.params")
-    given = [option for option in ("num_heads", "num_head_channels") if part.get(option) not in (None, -1)]
+    need = partial(_need, options, where="model.params.unet_config.params")
+    given = [option for option in ("num_heads", "num_head_channels") if options.get(option) not in (None, -1)]
     if not given:
         raise ValueError("unet_config needs num_heads or num_head_channels, and has neither")
     return UNetDesign(
@@ -193,17 +212,19 @@ def unet_design(params: dict[str, Any]) -> UNetDesign:
 
 
 def first_stage_design(params: dict[str, Any]) -> FirstStageDesign:
-    """Read `model.params` of a config. Raises ValueError, naming the option, where the encoder is another one."""
+    """Read `model.params` of a config. Raises ValueError, naming the option, for an encoder that is not supported."""
     kinds: dict[str, Literal["vq", "kl"]] = {"VQModelInterface": "vq", "VQModel": "vq", "AutoencoderKL": "kl"}
-    target, part = _part(params, "first_stage_config", tuple(kinds))
-    need = partial(_need, part, where="model.params.first_stage_config.params")
+    target, options = _network(params, "first_stage_config", tuple(kinds))
+    need = partial(_need, options, where="model.params.first_stage_config.params")
     sizes = need("ddconfig", OPTIONS)
     need_size = partial(_need, sizes, where="model.params.first_stage_config.params.ddconfig")
     kind = kinds[target]
     needed = {"attn_resolutions": [], "double_z": kind == "kl", "in_channels": 3}
     for option, value in needed.items():
         if (found := need_size(option)) != value:
-            raise ValueError(f"ddconfig has {option}: {found}, but only {option}: {value} is supported for {target}")
+            raise ValueError(
+                f"ddconfig has {option}: {short(found)}, but only {option}: {value} is supported for {target}"
+            )
     return FirstStageDesign(
         kind,
         **{name: need_size(name, WHOLE) for name in ("ch", "z_channels")},
@@ -215,11 +236,11 @@ def first_stage_design(params: dict[str, Any]) -> FirstStageDesign:
 
 
 def conditioning_design(params: dict[str, Any]) -> ConditioningDesign | None:
-    """Read `model.params` of a config, None without such a stage; silent options have the defaults of its class."""
+    """Read `model.params` of a config: None without a conditioning stage; missing options have its class's defaults."""
     if not _has_stage(params):
         return None
-    target, part = _part(params, "cond_stage_config", ("SSLEmbedder", "PatchEmbedder"))
-    need = partial(_need, part, where="model.params.cond_stage_config.params")
+    target, options = _network(params, "cond_stage_config", ("SSLEmbedder", "PatchEmbedder"))
+    need = partial(_need, options, where="model.params.cond_stage_config.params")
     two_tokens = target == "SSLEmbedder"
     return ConditioningDesign(
         patch_embed_dim=need("patch_embed_dim", WHOLE, default=384 if two_tokens else 768),
@@ -229,21 +250,21 @@ def conditioning_design(params: dict[str, Any]) -> ConditioningDesign | None:
 
 
 def schedule_of(params: dict[str, Any]) -> Schedule:
-    """Read `model.params` of a config; silent options have CompVis' defaults."""
+    """Read `model.params` of a config; missing options have CompVis' defaults."""
     if (kind := params.get("beta_schedule", "linear")) != "linear":
-        raise ValueError(f"config has beta_schedule: {kind}, but only beta_schedule: linear is supported")
+        raise ValueError(f"config has beta_schedule: {short(kind)}, but only beta_schedule: linear is supported")
     need = partial(_need, params, where="model.params")
     start, end = need("linear_start", SHARE, default=1e-4), need("linear_end", SHARE, default=2e-2)
     return Schedule(float(start), float(end), need("timesteps", WHOLE, default=1000))
 
 
 def scale_factor_of(params: dict[str, Any]) -> float:
-    """What `model.params` of a config says that latents are multiplied by; 1 where it is silent."""
+    """Read the factor that latents are multiplied by from `model.params` of a config, by default 1."""
     return float(_need(params, "scale_factor", POSITIVE, where="model.params", default=1.0))
 
 
 def uses_ema(params: dict[str, Any]) -> bool:
-    """Whether `model.params` of a config asks for the averaged weights; CompVis' default is that it does."""
+    """Read from `model.params` of a config whether the EMA weights are used, which is CompVis' default."""
     return bool(_need(params, "use_ema", FLAG, where="model.params", default=True))
 
 
@@ -251,25 +272,26 @@ def _has_stage(params: dict[str, Any]) -> bool:
     return params.get("cond_stage_config") not in (None, "__is_unconditional__")  # CompVis' word for none
 
 
-def _part(params: dict[str, Any], name: str, targets: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
+def _network(params: dict[str, Any], name: str, targets: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
     """The class name and the parameters of a `{target, params}` entry."""
     entry = _need(params, name, where="model.params")
-    target = str(entry.get("target") if isinstance(entry, dict) else entry).rpartition(".")[2]
+    path = entry.get("target") if isinstance(entry, dict) else entry
+    target = path.rpartition(".")[2] if isinstance(path, str) else short(path)
     if target not in targets:
         raise ValueError(f"config has the {name} target {target}, but only {' and '.join(targets)} are supported")
     entry = _need(params, name, OPTIONS, where="model.params")
-    if entry.get("params") is None:  # a class that is content with its defaults
+    if entry.get("params") is None:
         return target, {}
     return target, _need(entry, "params", OPTIONS, where=f"model.params.{name}")
 
 
 def _need(options: dict[str, Any], name: str, kind: str | None = None, *, where: str, default: Any = ...) -> Any:
-    """An option of the mapping at `where`; ValueError where it is missing without a default, or not of the kind."""
+    """Return an option of the mapping at `where`. Raises ValueError if it is missing or of another kind."""
     value = options.get(name, default)
     if value is ...:
         raise ValueError(f"config has no {name} in {where}; a CompVis *-project.yaml is needed")
     if kind is not None and not _FITS[kind](value):
-        raise ValueError(f"{where}.{name} must be {kind}, got {reprlib.repr(value)}; correct it in the config")
+        raise ValueError(f"{where}.{name} must be {kind}, got {short(value)}; correct it in the config")
     return value
 
 
@@ -278,7 +300,7 @@ def _is_whole(value: Any, most: int = MOST) -> bool:
 
 
 def _number(value: Any) -> float:
-    """A number, also one in text, since YAML reads 1e-4 as a string; NaN for whatever is none."""
+    """Return a number, also from a string, since YAML reads 1e-4 as one; NaN for anything else."""
     try:
         return float(value) if type(value) in (int, float, str) else math.nan
     except (ValueError, OverflowError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from pathseg.extract.models.ldm.config import (
     first_stage_design,
     scale_factor_of,
     schedule_of,
+    short,
     unet_design,
     uses_ema,
 )
@@ -128,7 +128,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     params = model.get("params") if isinstance(model, dict) else model
     if not isinstance(params, dict):
         raise ValueError(
-            f"{path} has no model.params with options, got {reprlib.repr(params)}; a CompVis *-project.yaml is needed"
+            f"{path} has no model.params with options, got {short(params)}; a CompVis *-project.yaml is needed"
         )
     return params
 

@@ -172,6 +172,27 @@ def test_heads_that_do_not_divide_the_channels_are_refused(option, value):
         unet_design(changed(f"unet_config/params/{option}", value))
 
 
+@pytest.mark.parametrize("path", ["unet_config/params/model_channels", "first_stage_config/params/ddconfig/ch"])
+def test_channels_that_group_norm_cannot_divide_are_refused(path):
+    with pytest.raises(ValueError, match=r"multiple of 32, .*got 48"):
+        for read in READERS:
+            read(changed(path, 48))
+
+
+@pytest.mark.parametrize(
+    "path", ["unet_config", "unet_config/target", "unet_config/params/dims", "unet_config/params/channel_mult",
+             "conditioning_key", "beta_schedule", "first_stage_config/params/ddconfig/double_z"],
+)  # fmt: skip
+def test_a_value_of_gigabytes_made_of_aliases_is_not_printed(path):
+    value = ["x"] * 9
+    for _ in range(40):
+        value = [value] * 9
+    with pytest.raises(ValueError) as error:
+        for read in READERS:
+            read(changed(path, value))
+    assert len(str(error.value)) < 2000
+
+
 def test_heads_need_not_divide_the_channels_of_a_level_without_attention():
     assert unet_design(changed("unet_config/params/num_head_channels", 64 // 2)).attends(0) is False
     assert unet_design(changed("unet_config/params/num_heads", 64 // 2)).heads[0] == 32
