@@ -1,4 +1,4 @@
-"""A forward pass on a CPU takes the same number of threads everywhere, because rounding depends on it."""
+"""A fixed number of CPU threads for forward passes, because rounding depends on it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from contextlib import contextmanager
 
 import torch
 
-CPU_THREADS = 2  # PyTorch sums in another order with another number; this one agrees with the reference to 4e-6
+CPU_THREADS = 2  # with another number PyTorch sums in another order; with two it agrees with the reference to 4e-6
 
 
 @contextmanager
 def fixed_threads(device: torch.device) -> Iterator[None]:
-    """Run what is inside on CPU_THREADS threads of PyTorch; on a GPU nothing changes. More cores: `--workers`."""
+    """Set PyTorch to CPU_THREADS threads inside this context, and back afterwards; does nothing for a GPU.
+
+    More cores are used by more worker processes (`--workers`).
+    """
     before = torch.get_num_threads()
     if device.type != "cpu" or before == CPU_THREADS:
         yield

@@ -1,4 +1,4 @@
-"""Feature blocks read from a running UNet: forward hooks from outside, stopping once all have been seen."""
+"""Capture the block outputs of a UNet with forward hooks."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import nn
 from pathseg.extract.models.ldm.unet import UNet
 
 
-class _Seen(Exception):
-    """All wanted blocks have been seen; the rest of the pass is not needed."""
+class _LastBlock(Exception):
+    """Ends the forward pass after the last wanted block."""
 
 
 def block_modules(unet: UNet) -> list[nn.Module]:
-    """The modules whose outputs are blocks 0 (middle) and 1, 2, ... (upsampling), in running order.
+    """Return the modules whose outputs are blocks 0 (middle) and 1, 2, ... (upsampling), in the order they run.
 
     CompVis counts a residual layer, its attention and its upsampling layer as one output block; diffusers keeps them
-    in three lists. A block's output is that of the last of the three which it has.
+    in three lists. The output of a block is that of the last of its layers.
     """
     modules: list[nn.Module] = [unet.mid_block]
     for stage in unet.up_blocks:
@@ -32,11 +32,10 @@ def block_modules(unet: UNet) -> list[nn.Module]:
 
 @contextmanager
 def captured(unet: UNet, blocks: Iterable[int]) -> Iterator[dict[int, torch.Tensor]]:
-    """Within this context one call of `unet` fills the yielded dict: block number -> (N, C, h, w).
+    """Capture blocks of one call of `unet` inside this context in the yielded dict: block number -> (N, C, h, w).
 
-    The call ends at the last wanted block (so it returns nothing, and what follows it inside the context is
-    skipped). The hooks are gone when the context is left, however it is left. Raises ValueError for a block that
-    the UNet does not have.
+    The call stops after the last wanted block and leaves the context, so statements after it do not run. The hooks
+    are removed on leaving the context, also after an error. Raises ValueError for a block that the UNet does not have.
     """
     modules = block_modules(unet)
     wanted = sorted(set(blocks))
@@ -47,11 +46,11 @@ def captured(unet: UNet, blocks: Iterable[int]) -> Iterator[dict[int, torch.Tens
     def keep(block: int, output: Any) -> None:
         outputs[block] = output[0] if isinstance(output, tuple) else output  # attention layers give a 1-tuple
         if block == wanted[-1]:
-            raise _Seen
+            raise _LastBlock
 
     with ExitStack() as hooks:
         for block in wanted:
             hook = modules[block].register_forward_hook(lambda _m, _i, output, block=block: keep(block, output))
             hooks.callback(hook.remove)
-        with suppress(_Seen):
+        with suppress(_LastBlock):
             yield outputs

@@ -1,9 +1,9 @@
-"""The frozen latent diffusion model as a source of features: equations 1 to 3 of the paper and one denoiser pass."""
+"""Features of a frozen latent diffusion model: equations 1 to 3 of the paper and one denoiser pass."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class DiffusionFeatures:
-    """A release and its ViT, ready to run; see `FeatureModel` for its attributes."""
+    """A latent diffusion release and its ViT as a FeatureModel."""
 
     def __init__(
         self,
@@ -36,9 +36,9 @@ class DiffusionFeatures:
         trained: bool,
         device: str | torch.device = "cpu",
     ) -> None:
-        """Without `vit` the model is unconditional: its patch embedding is zeros, if it has a conditioning stage.
+        """Build the networks. Without `vit` the patch embedding of the conditioning stage is zero (unconditional).
 
-        Raises ValueError when the ViT's width is not the one that the conditioning stage takes, or there is none.
+        Raises ValueError for a ViT that the release has no conditioning stage for, or one of another width.
         """
         self.name, self.trained = name, trained
         self.device = torch.device(device)
@@ -57,13 +57,14 @@ class DiffusionFeatures:
             self._conditioning = build_conditioning(
                 release.conditioning_design, release.unet_design.context_dim, release.conditioning
             ).to(self.device)
-        self._unet: nn.Module = build_unet(release.unet_design, release.unet).to(self.device)
+        self._unet = build_unet(release.unet_design, release.unet)
+        cast(nn.Module, self._unet).to(self.device)  # diffusers' classes do not show as modules to a type checker
         self._scale_factor = release.scale_factor
         self._alpha_bars = release.schedule.alpha_bars()
 
     @torch.inference_mode()
     def embed(self, images: Images) -> torch.Tensor:
-        """Equation 1: (N, D). Raises ValueError without a ViT."""
+        """Compute the embeddings of equation 1: (N, D). Raises ValueError without a ViT."""
         if self._vit is None:
             raise ValueError(f"model {self.name} was loaded with condition 'none' and has no ViT; use condition 'ssl'")
         with fixed_threads(self.device):
@@ -71,13 +72,13 @@ class DiffusionFeatures:
 
     @torch.inference_mode()
     def encode(self, images: Images) -> torch.Tensor:
-        """Equation 2: (N, z, h, w), scale factor applied."""
+        """Compute the latents of equation 2: (N, z, h, w), scale factor applied."""
         with fixed_threads(self.device):
             return self._encoder(network_input(images, self.device)) * self._scale_factor
 
     @torch.inference_mode()
     def prepare(self, images: Images) -> tuple[torch.Tensor, torch.Tensor]:
-        """z0 (N, z, h, w) and the context tokens (N, L, c), L = 0 without a conditioning stage."""
+        """Compute z0 (N, z, h, w) and the context tokens (N, L, c), L = 0 without a conditioning stage."""
         z0 = self.encode(images)
         if self._conditioning is None:
             return z0, z0.new_zeros(len(z0), 0, 0)
@@ -92,7 +93,7 @@ class DiffusionFeatures:
     def denoise(
         self, z0: torch.Tensor, context: torch.Tensor, t: int, blocks: Iterable[int], noise: Images | None
     ) -> dict[int, torch.Tensor]:
-        """Equation 3 and one pass of the denoiser up to the last wanted block: block -> (N, C, h, w)."""
+        """Add noise (equation 3) and run the denoiser up to the last wanted block: block -> (N, C, h, w)."""
         wanted = self._check(t, blocks)
         eps = torch.as_tensor(self._noise(len(z0), t) if noise is None else noise).to(self.device, torch.float32)
         if eps.shape != z0.shape:
@@ -105,8 +106,8 @@ class DiffusionFeatures:
     def features(
         self, images: Images, t: int = 50, blocks: Iterable[int] | None = None, noise: Images | None = None
     ) -> dict[int, torch.Tensor]:
-        """`denoise` of `prepare`, by default for all blocks: block -> (N, C, h, w)."""
-        wanted = self._check(t, self.blocks if blocks is None else blocks)  # before the work, not after
+        """Run `denoise` on the outputs of `prepare`, by default for all blocks: block -> (N, C, h, w)."""
+        wanted = self._check(t, self.blocks if blocks is None else blocks)  # before the encoders run
         return self.denoise(*self.prepare(images), t, wanted, noise)
 
     def _noise(self, patches: int, t: int) -> torch.Tensor:
@@ -114,13 +115,13 @@ class DiffusionFeatures:
         return torch.stack(list(rule))  # (N, z, h, w)
 
     def _check(self, t: int, blocks: Iterable[int]) -> list[int]:
-        """The wanted blocks, ascending and each once."""
+        """Check t and blocks; return the blocks in ascending order without duplicates."""
         if not isinstance(t, int | np.integer) or not 0 <= t < self.timesteps:
             raise ValueError(f"t must be a whole number within 0-{self.timesteps - 1}, got {t}")
         wanted = sorted(set(blocks))
         unknown = [block for block in wanted if block not in self.blocks]
         if unknown or not wanted:
-            what = f"has no block {unknown[0]}" if unknown else "was asked for no block"
+            what = f"has no block {unknown[0]}" if unknown else "needs at least one block"
             raise ValueError(f"model {self.name} {what}; its blocks are 0-{max(self.blocks)}")
         return wanted
 
@@ -137,14 +138,15 @@ def _require_fit(release: Release, vit: Mapping[str, torch.Tensor]) -> None:
 
 
 def _digest(release: Release, vit: Mapping[str, torch.Tensor] | None) -> str:
-    parts = {"unet": release.unet, "first_stage": release.first_stage, "conditioning": release.conditioning}
-    tensors = {
-        f"{part}.{name}": tensor
-        for part, named in {**parts, "vit": vit or {}}.items()
-        for name, tensor in named.items()
+    networks = {
+        "unet": release.unet,
+        "first_stage": release.first_stage,
+        "conditioning": release.conditioning,
+        "vit": vit or {},
     }
+    tensors = {f"{network}.{name}": tensor for network, named in networks.items() for name, tensor in named.items()}
     schedule = release.schedule
-    settings = {
+    settings: dict[str, Any] = {
         "first_stage": release.first_stage_design.name,
         "scale_factor": release.scale_factor,
         "schedule": [schedule.linear_start, schedule.linear_end, schedule.timesteps],

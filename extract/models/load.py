@@ -25,24 +25,23 @@ def load_model(
     """Load a model by its name in MODELS, or from a release folder (`release.LAYOUT`).
 
     hipt: the DINO checkpoint of the ViT; by default a `vit256*.pth` in the folder, beside it or in the user's data
-    folder (mini and mini-hipt have their own). condition: `none` = a zero patch embedding, for which no ViT is needed;
-    of a release without a conditioning stage the only one.
+    folder (mini and mini-hipt have their own). condition: `none` = a zero patch embedding, which needs no ViT and is
+    the only choice for a release without a conditioning stage.
 
-    Raises FileNotFoundError saying where to get what is missing; ValueError when a file is not what it should be.
+    Raises FileNotFoundError, with the source of the missing file; ValueError for a file that cannot be used.
     """
     if condition not in ("ssl", "none"):
         raise ValueError(f"condition must be ssl or none, got {condition!r}")
     record = MODELS.get(str(path))
     if record is None:
         return _from_folder(Path(path), hipt, condition, device)
-    about = {"name": record.name, "trained": record.trained, "device": device}
     if record.kind == "vit":
         vit = read_vit(hipt) if hipt else mini_vit() if record.files else read_vit(find_hipt())
-        return TokenFeatures(vit, **about)
+        return TokenFeatures(vit, name=record.name, trained=record.trained, device=device)
     if not record.files:
         return _from_folder(find_release(record.name), hipt, condition, device)
-    vit = None if condition == "none" else read_vit(hipt) if hipt else mini_vit()
-    return DiffusionFeatures(mini_release(), vit, **about)
+    encoder = None if condition == "none" else read_vit(hipt) if hipt else mini_vit()
+    return DiffusionFeatures(mini_release(), encoder, name=record.name, trained=record.trained, device=device)
 
 
 def _from_folder(

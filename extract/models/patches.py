@@ -1,4 +1,4 @@
-"""Patches as the networks take them."""
+"""Input normalisation of the encoders."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathseg.store.grid import PATCH_PX
 
 
 def network_input(images: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
-    """(N, 256, 256, 3) uint8 RGB -> (N, 3, 256, 256) float32 in [-1, 1]: x / 127.5 - 1, the map of both encoders.
+    """Normalise patches for the ViT and the first stage: uint8 RGB (N, 256, 256, 3) -> float32 (N, 3, 256, 256).
 
-    Raises ValueError for another shape or type.
+    x / 127.5 - 1, so in [-1, 1]. Raises ValueError for another shape or dtype.
     """
     dtype = str(images.dtype).removeprefix("torch.")
     if images.ndim != 4 or tuple(images.shape[1:]) != (PATCH_PX, PATCH_PX, 3) or dtype != "uint8":

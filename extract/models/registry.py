@@ -1,4 +1,4 @@
-"""The models that have a name: what they are and where to get them. Imports no torch, so that `--help` is quick."""
+"""The named models and where to get them. Imports no torch, so that `--help` is quick."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Literal
 import platformdirs
 
 HIPT_FILE = "vit256_small_dino.pth"  # HIPT's own name
-VIT_DIGEST = "d9d09b434c2c8179e1d6246470d9ef1067130e8e5084ea5f62eb7b0f79055f57"  # of mini's ViT, which two models share
-BUNDLED = Path(__file__).parents[1] / "weights"  # what pathseg ships, with a model card
+VIT_DIGEST = "d9d09b434c2c8179e1d6246470d9ef1067130e8e5084ea5f62eb7b0f79055f57"  # of mini's ViT, used by two models
+BUNDLED = Path(__file__).parents[1] / "weights"  # shipped with pathseg, with a model card
 HIPT_SOURCE = f"HIPT_4K/Checkpoints/{HIPT_FILE} in the GitHub repository mahmoodlab/HIPT"
 
 
@@ -20,7 +20,7 @@ HIPT_SOURCE = f"HIPT_4K/Checkpoints/{HIPT_FILE} in the GitHub repository mahmood
 class ModelRecord:
     """A named model.
 
-    trained: whether its weights have learned anything. files: of a bundled model, file name -> SHA-256 in hex.
+    trained: False for random weights. files: of a bundled model, file name -> hex SHA-256.
     """
 
     name: str
@@ -44,7 +44,7 @@ MODELS: dict[str, ModelRecord] = {
     "mini": ModelRecord(
         name="mini",
         kind="latent-diffusion",
-        description="the same make in small, bundled, trained on a few free images: for trying things out",
+        description="the same architecture with fewer channels, bundled, trained on a few free images",
         licence="Apache-2.0; learned from BreCaHAD (Aksac et al. 2019, figshare 7379186, CC BY 4.0) and CC0 images",
         source="bundled; made by benchmarks/mini/train.py",
         files={
@@ -73,12 +73,12 @@ DEFAULT_MODEL = "brca-hipt-20x"  # the paper's
 
 
 def models_folder() -> Path:
-    """Where named models are looked for: `<user data dir>/pathseg/models`."""
+    """Return the folder of named models: `<user data dir>/pathseg/models`."""
     return platformdirs.user_data_path("pathseg", appauthor=False) / "models"
 
 
 def find_release(name: str) -> Path:
-    """The folder of a named latent diffusion model. Raises FileNotFoundError saying where to get it."""
+    """Return the folder of a named latent diffusion model. Raises FileNotFoundError, with the source of the model."""
     record, folder = MODELS[name], models_folder() / name
     if not folder.is_dir():
         raise FileNotFoundError(
@@ -90,30 +90,29 @@ def find_release(name: str) -> Path:
 
 
 def bundled_file(name: str, file: str) -> Path:
-    """A file of a bundled model, its digest checked against the record's.
+    """Return the path of a bundled model's file after comparing its SHA-256 with the record's.
 
-    Raises FileNotFoundError where the installation lacks it, ValueError where it holds something else.
+    Raises FileNotFoundError where the installation lacks it, ValueError where it has another SHA-256.
     """
-    path, way = BUNDLED / file, "install pathseg again"
+    path, way_out = BUNDLED / file, "install pathseg again"
     if not path.is_file():
-        raise FileNotFoundError(f"model {name} is bundled, but its file {path} is missing; {way}")
+        raise FileNotFoundError(f"model {name} is bundled, but its file {path} is missing; {way_out}")
     expected, found = MODELS[name].files[file], hashlib.sha256(path.read_bytes()).hexdigest()
     if found != expected:
-        raise ValueError(f"{path} has the SHA-256 {found}, but model {name} has {expected}; {way}")
+        raise ValueError(f"{path} has the SHA-256 {found}, but model {name} has {expected}; {way_out}")
     return path
 
 
 def find_hipt(release: Path | None = None) -> Path:
-    """HIPT's ViT: `vit256*.pth` in a release folder, in its parent, or in the models folder or a model's folder there.
+    """Find HIPT's `vit256*.pth` in a release folder, its parent, the models folder or a model's folder in that.
 
-    Raises FileNotFoundError naming the places and where to get the file.
+    Raises FileNotFoundError, naming the folders and the source of the file.
     """
     beside = [] if release is None else [release, release.resolve().parent]
-    places = [*beside, models_folder(), models_folder() / "brca-hipt-20x", models_folder() / "hipt"]
-    for place in places:
-        if found := sorted(place.glob("vit256*.pth")):
+    folders = [*beside, models_folder(), models_folder() / "brca-hipt-20x", models_folder() / "hipt"]
+    for folder in folders:
+        if found := sorted(folder.glob("vit256*.pth")):
             return found[0]
     raise FileNotFoundError(
-        f"no vit256*.pth in {', '.join(str(place) for place in dict.fromkeys(places))}; "
-        f"get {HIPT_SOURCE}, or pass --hipt FILE"
+        f"no vit256*.pth in {', '.join(map(str, dict.fromkeys(folders)))}; get {HIPT_SOURCE}, or pass --hipt FILE"
     )

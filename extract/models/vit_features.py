@@ -1,4 +1,4 @@
-"""The baseline: a ViT's patch tokens as features."""
+"""The baseline without diffusion: patch tokens of a ViT as features."""
 
 from __future__ import annotations
 
@@ -18,10 +18,7 @@ if TYPE_CHECKING:
 
 
 class TokenFeatures:
-    """A ViT alone, ready to run; see `FeatureModel` for its attributes.
-
-    Block 0 is the map of its normed patch tokens. It has no latents, so t and noise change nothing.
-    """
+    """A ViT as a FeatureModel: block 0 is the map of its normed patch tokens. It has no latents, timesteps or noise."""
 
     first_stage = "none"
     condition: Literal["ssl", "none"] = "none"
@@ -39,23 +36,23 @@ class TokenFeatures:
         self._vit = build_vit(vit).to(self.device)
 
     def embed(self, images: Images) -> torch.Tensor:
-        """The normed class token: (N, D)."""
+        """Return the normed class tokens: (N, D)."""
         return self.prepare(images)[1]
 
     def encode(self, images: Images) -> NoReturn:
-        """Raises ValueError: there are no latents."""
+        """Raise ValueError: a ViT has no latents."""
         raise ValueError(f"model {self.name} is a ViT and has no latents; use embed or features")
 
     @torch.inference_mode()
     def prepare(self, images: Images) -> tuple[torch.Tensor, torch.Tensor]:
-        """The patch tokens as a map (N, D, g, g) and the embeddings (N, D)."""
+        """Return the patch tokens as a map (N, D, g, g) and the embeddings (N, D)."""
         with fixed_threads(self.device):
             return vit_tokens(self._vit, network_input(images, self.device))
 
     def denoise(
         self, z0: torch.Tensor, context: torch.Tensor, t: int, blocks: Iterable[int], noise: Images | None
     ) -> dict[int, torch.Tensor]:
-        """The patch tokens that `prepare` gave, as block 0."""
+        """Return the patch tokens of `prepare` as block 0; t and noise are ignored."""
         if set(wanted := list(blocks)) != {0}:
             raise ValueError(f"model {self.name} has its patch tokens as block 0 and no other, got blocks {wanted}")
         return {0: z0}
@@ -63,5 +60,5 @@ class TokenFeatures:
     def features(
         self, images: Images, t: int = 50, blocks: Iterable[int] | None = None, noise: Images | None = None
     ) -> dict[int, torch.Tensor]:
-        """{0: patch tokens (N, D, g, g)}; t and noise are ignored."""
+        """Return {0: patch tokens (N, D, g, g)}; t and noise are ignored."""
         return self.denoise(*self.prepare(images), t, self.blocks if blocks is None else blocks, noise)

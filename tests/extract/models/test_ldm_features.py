@@ -118,7 +118,7 @@ def test_a_timestep_outside_the_schedule_is_refused(model, images, t):
 
 
 @pytest.mark.parametrize(
-    ("blocks", "what"), [([4, 13], "has no block 13"), ([-1], "has no block -1"), ([], "for no block")]
+    ("blocks", "what"), [([4, 13], "has no block 13"), ([-1], "has no block -1"), ([], "at least one block")]
 )
 def test_blocks_that_are_not_there_are_refused(model, images, blocks, what):
     with pytest.raises(ValueError, match=rf"model mini .*{what}; its blocks are 0-12"):
