@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from pathseg.cli import main
 from pathseg.extract.models.hooks import captured
 from pathseg.extract.models.ldm.config import UNetDesign, conditioning_design, unet_design
-from pathseg.extract.models.ldm.release import read_release
+from pathseg.extract.models.ldm.release import read_release, release_from
 from pathseg.extract.models.ldm.unet import build_unet, unet_shapes
 from pathseg.extract.models.ldm_features import DiffusionFeatures
 from pathseg.extract.models.load import load_model
@@ -60,18 +60,30 @@ def params_of(options):
     return config_of(options)["model"]["params"]
 
 
-def write(folder, options, **more):
+def state_of(options):
     rng, first_stage = np.random.default_rng(5), FILES["weights"]("vq_f4_ssl")["first_stage"]
     shapes = unet_shapes(unet_design(params_of(options)))
     state = {f"model.diffusion_model.{name}": FILES["drawn"](name, shape, rng) for name, shape in shapes.items()}
-    state |= {f"first_stage_model.{name}": tensor for name, tensor in first_stage.items()}
-    return FILES["write_release"](folder, state | more, yaml.safe_dump(config_of(options)))
+    return state | {f"first_stage_model.{name}": tensor for name, tensor in first_stage.items()}
+
+
+def release_of(options, **more):
+    return release_from(params_of(options), state_of(options) | more, name="plain", source="last.ckpt")
+
+
+def write(folder, options):
+    return FILES["write_release"](folder, state_of(options), yaml.safe_dump(config_of(options)))
 
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory):
     """A release to be read only."""
     return write(tmp_path_factory.mktemp("releases") / "plain", SMALL)
+
+
+@pytest.fixture(scope="module")
+def model(release):
+    return load_model(release, condition="none")
 
 
 class Reference:
@@ -171,8 +183,8 @@ def test_the_published_number_of_parameters_is_that_of_the_design():
 
 
 @pytest.mark.parametrize("name", ATTENTION)
-def test_every_block_agrees_with_compvis_definition(tmp_path, name):
-    read = read_release(write(tmp_path, ATTENTION[name]))
+def test_every_block_agrees_with_compvis_definition(name):
+    read = release_of(ATTENTION[name])
     zt = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     unet = build_unet(read.unet_design, read.unet)
     with torch.inference_mode(), captured(unet, range(13)) as features:
@@ -193,8 +205,7 @@ def test_the_order_of_q_k_and_v_matters_to_several_heads(release):
     assert FILES["relative_error"](new[0], legacy[0]) > 1e-2
 
 
-def test_features_of_a_folder_agree_with_compvis_definition(release):
-    model = load_model(release, condition="none")
+def test_features_of_a_folder_agree_with_compvis_definition(model, release):
     patch, eps = FILES["patch"]("vq_f4_ssl"), np.random.default_rng(2).standard_normal((1, 3, 64, 64))
     alpha_bar = (1 - np.linspace(0.0015**0.5, 0.0195**0.5, 1000) ** 2).cumprod()[50]
     zt = add_noise(model.encode(patch), torch.from_numpy(eps).float(), alpha_bar)
@@ -204,15 +215,14 @@ def test_features_of_a_folder_agree_with_compvis_definition(release):
     assert max(FILES["relative_error"](maps, expected[block]) for block, maps in features.items()) < 1e-5
 
 
-def test_there_are_no_context_tokens(release):
-    model = load_model(release, condition="none")
+def test_there_are_no_context_tokens(model):
     assert model.condition == "none"
     assert model.prepare(FILES["patch"]("vq_f4_ssl"))[1].shape == (1, 0, 0)
 
 
-def test_the_order_of_q_k_and_v_is_part_of_the_digest(tmp_path, release):
-    other = write(tmp_path / "new", {**SMALL, "use_new_attention_order": True})
-    assert load_model(other, condition="none").digest != load_model(release, condition="none").digest
+def test_the_order_of_q_k_and_v_is_part_of_the_digest(model):
+    other = DiffusionFeatures(release_of({**SMALL, "use_new_attention_order": True}), None, name="new", trained=True)
+    assert other.digest != model.digest
 
 
 @pytest.mark.parametrize("stage", [{}, {"cond_stage_config": None}, {"cond_stage_config": "__is_unconditional__"}])
@@ -238,9 +248,9 @@ def test_another_network_is_refused_by_name(option, value, message):
         unet_design(params_of({**SMALL, option: value}))
 
 
-def test_tensors_of_a_conditioning_stage_are_refused(tmp_path):
+def test_tensors_of_a_conditioning_stage_are_refused():
     with pytest.raises(ValueError, match=r"\(conditioning\) has the unexpected tensor patch_fc\.bias"):
-        read_release(write(tmp_path, SMALL, **{"cond_stage_model.patch_fc.bias": torch.zeros(4)}))
+        release_of(SMALL, **{"cond_stage_model.patch_fc.bias": torch.zeros(4)})
 
 
 def test_a_vit_is_refused(release):
