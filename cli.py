@@ -132,8 +132,9 @@ def extract_command(**flags: Any) -> None:
     Prints the size first and refuses what does not fit. Run it again after an interruption: finished images are
     kept. Later runs with other --t or --blocks add to the same store.
     """
-    from pathseg.extract import pipeline
     from pathseg.extract.models.load import load_model
+    from pathseg.extract.pipeline import extract
+    from pathseg.extract.plan import plan_extraction
     from pathseg.store.runtime.device import device
 
     with wrong_flags():
@@ -144,27 +145,47 @@ def extract_command(**flags: Any) -> None:
             raise ValueError("--workers and --scheduler exclude each other; name one")
     opener = partial(open_dataset, flags["dataset"], options)
     loader = partial(load_model, absolute(flags["model"]), hipt=flags["hipt"], condition=flags["condition"])
-    spread = bool(flags["workers"] or flags["scheduler"])
-    dataset, model = opener(), loader(device="cpu" if spread else device(flags["device"]))
+    on_workers = bool(flags["workers"] or flags["scheduler"])
+    dataset, model = opener(), loader(device="cpu" if on_workers else device(flags["device"]))
     path = flags["store"] or places.store_path(flags["workspace"], dataset.name, model.name)
-    click.echo(pipeline.size_table(dataset, model, config, path), err=not flags["dry_run"])
+    plan = plan_extraction(dataset, model, path, config)
+    click.echo(plan, err=not flags["dry_run"])
     if flags["dry_run"]:
         return
-    writer = pipeline.prepare_store(path, dataset, model, config)
-    store, patches = writer.store, writer.store.contents.grid.patches
-    left = pipeline.unfinished_images(writer, pipeline.wanted_blocks(model, config), config)
-    with tqdm(total=left * patches, unit="patch", desc="extract", disable=not left) as bar:
-        if spread:
-            from pathseg.extract.dask_driver import extract_spread
+    with tqdm(total=plan.missing_patches, unit="patch", desc="extract", disable=not plan.missing_patches) as bar:
+        if on_workers:
+            from pathseg.extract.dask_driver import extract_on_workers, worker_client
 
-            place = {name: flags[name] for name in ("workers", "scheduler", "device")}
-            failures = extract_spread(writer, opener, loader, config, lambda n: bar.update(n * patches), **place)
+            with worker_client(workers=local_workers(flags), scheduler=flags["scheduler"]) as client:
+                result = extract_on_workers(
+                    dataset,
+                    model,
+                    path,
+                    config,
+                    client=client,
+                    open_dataset=opener,
+                    load_model=loader,
+                    device=flags["device"],
+                    progress=bar.update,
+                )
         else:
-            failures = pipeline.extract(writer, dataset, model, config, lambda images: bar.update(images * patches))
-    click.echo(
-        f"{store.location}: {len(store) - len(failures)} of {len(store)} images at t {','.join(map(str, config.t))}"
-    )
-    require_all([f"{failure.id}: {failure.reason}" for failure in failures], len(store))
+            result = extract(dataset, model, path, config, progress=bar.update)
+    store = result.store
+    click.echo(f"{store.location}: {result.complete} of {len(store)} images at t {','.join(map(str, config.t))}")
+    require_all([f"{failure.id}: {failure.reason}" for failure in result.failures], len(store))
+
+
+def local_workers(flags: dict[str, Any]) -> int | None:
+    """The number of local processes, on a CPU as many as it can keep busy; says so where these are fewer."""
+    from pathseg.extract.dask_driver import usable_workers
+    from pathseg.store.runtime.device import device
+
+    if not flags["workers"]:
+        return None
+    count = usable_workers(flags["workers"], device=device(flags["device"]))
+    if count < flags["workers"]:
+        click.echo(f"--workers {count}: more forward passes than that would take turns on this machine", err=True)
+    return count
 
 
 @main.command("train-head")

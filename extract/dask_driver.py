@@ -1,13 +1,15 @@
-"""Stage one over Dask: the same units of work as in one process, on processes of this machine or of a cluster."""
+"""Stage one on Dask workers: the same units of work as in one process, on this machine's processes or on a cluster."""
 
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import islice
+from typing import cast
 
 import dask
 from dask.system import CPU_COUNT
@@ -17,178 +19,191 @@ from distributed.scheduler import NoValidWorkerError, NoWorkerError
 from distributed.worker import Worker
 
 from pathseg.extract.config import ExtractConfig
-from pathseg.extract.dask_worker import Job, Workbench
+from pathseg.extract.dask_worker import ExtractionJob, ExtractionPlugin
 from pathseg.extract.datasets.registry import Dataset
+from pathseg.extract.models.cpu_threads import CPU_THREADS
 from pathseg.extract.models.feature_model import FeatureModel
-from pathseg.extract.unit import Failure, work_left
+from pathseg.extract.pipeline import ExtractResult, in_store_order, open_extraction
+from pathseg.extract.unit import Extraction, Failure, missing_work
+from pathseg.store.features import FeatureStore
 from pathseg.store.runtime.dask_client import ClusterError, first_line, require_workers, scheduler_client
-from pathseg.store.writer import StoreWriter
 
-THREADS = 2  # of a local worker: one unit is in the model while another is read or written, so the device never waits
-IN_FLIGHT = 1000  # units handed to the scheduler at a time: work for 300 workers, whatever the size of the data set
-RETRIES = 1  # of a unit whose local worker died, before it is looked at alone; elsewhere the scheduler's own setting
-HOPELESS = 20  # units that ended with their worker before the first was finished: it is not the images
-REVIVAL_S = 300  # for local workers to come back when all have died; importing torch from a slow disk takes a minute
+TASKS_PER_WORKER = 2  # while one unit is in the model, another is decoded or written
+MAX_QUEUED_UNITS = 1000  # with the scheduler at a time: enough for 300 workers, however large the data set
+RETRIES = 1  # of a unit whose local worker died, before it is tried alone; a cluster has its scheduler's setting
+MAX_LOST_UNITS = 20  # units that ended with their worker before the first was finished: the images are not the cause
+RESTART_S = 300  # for local workers to restart when all have died; importing torch from a slow disk takes a minute
 
 
-class LeaveInterrupts(WorkerPlugin):
-    """Ctrl-C reaches all processes of a terminal: the driver ends its workers, they need not end themselves."""
+def extract_on_workers(
+    dataset: Dataset,
+    model: FeatureModel,
+    store: str | os.PathLike[str],
+    config: ExtractConfig,
+    *,
+    client: Client,
+    open_dataset: Callable[[], Dataset],
+    load_model: Callable[..., FeatureModel],
+    device: str = "auto",
+    progress: Callable[[int], object] = lambda patches: None,
+) -> ExtractResult:
+    """Compute and write the features that a store lacks, as `pipeline.extract`, on the workers of a Dask client.
+
+    dataset and model are those of this process, which computes nothing: the model may be on the CPU. open_dataset and
+    load_model open them again, once on each worker: `partial(open_dataset, name, options)` and
+    `partial(load_model, name, hipt=..., condition=...)`, called with `device=`. The workers must have pathseg, the
+    files, and the store under the same paths.
+
+    A unit whose worker dies is retried, at last while no other unit runs. One that ends with its worker again is set
+    aside, its images are failures. Which units are complete is read from the store's completion records.
+
+    Raises as `pipeline.extract`; ClusterError when there is no worker, or one cannot open data set, model or store.
+    Finished units are kept.
+    """
+    require_workers(client)
+    extraction = open_extraction(dataset, model, store, config)
+    location, digest = extraction.writer.store.location, extraction.writer.store.contents.key.model_digest
+    job = ExtractionJob(str(location), open_dataset, load_model, config, digest, device)
+    with location.writer_lock(), _installed_plugin(client, job) as plugin:
+        failures, units = _run_units(extraction, client, plugin, progress)
+    return _checked_result(extraction, failures, units)
+
+
+def worker_client(*, workers: int | None, scheduler: str | None) -> AbstractContextManager[Client]:
+    """Return a client of `workers` processes on this machine, or else of the scheduler at an address."""
+    return local_client(workers) if workers else scheduler_client(scheduler or "")
+
+
+@contextmanager
+def local_client(workers: int) -> Iterator[Client]:
+    """Start worker processes on this machine; they end with the `with` block, or soon after this process dies.
+
+    GPUs are assigned to the workers in turn, and the CPU's threads are divided among them. On a CPU take no more than
+    `usable_workers`. A worker that dies is restarted.
+    """
+    if workers < 1:
+        raise ValueError(f"--workers must be at least 1, got {workers}")
+    threads = str(max(1, CPU_COUNT // workers))
+    with (
+        dask.config.set({"distributed.scheduler.no-workers-timeout": f"{RESTART_S}s"}),
+        LocalCluster(
+            n_workers=workers,
+            threads_per_worker=TASKS_PER_WORKER,
+            memory_limit=0,
+            silence_logs=logging.CRITICAL,  # a worker that dies is reported in the result
+            scheduler_kwargs={"allowed_failures": RETRIES, "dashboard": False, "dashboard_address": "127.0.0.1:0"},
+            env={"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        client.register_plugin(IgnoreInterrupts(), name="ignore-interrupts")
+        yield client
+
+
+def usable_workers(workers: int, *, device: str) -> int:
+    """Return how many of `workers` local processes a device can keep busy: on a CPU one per CPU_THREADS cores.
+
+    A forward pass on a CPU always takes CPU_THREADS threads, because rounding depends on their number. More passes at
+    a time than the cores have threads for would take turns on them, each with its own copy of the model.
+    """
+    return min(workers, max(1, CPU_COUNT // CPU_THREADS)) if device == "cpu" else workers
+
+
+class IgnoreInterrupts(WorkerPlugin):
+    """Makes workers ignore Ctrl-C, which reaches all processes of a terminal: the driver ends its workers itself."""
 
     def setup(self, worker: Worker) -> None:
         """Called by Dask on each worker, in its main thread."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-@contextmanager
-def local_client(workers: int) -> Iterator[Client]:
-    """Start worker processes on this machine, which end with the `with` block or soon after this process dies.
+def _run_units(
+    extraction: Extraction, client: Client, plugin: str, progress: Callable[[int], object]
+) -> tuple[list[Failure], list[int]]:
+    """Run the unfinished units on the workers; return the failures and the units that were worked on."""
+    failures: list[Failure] = []
+    finished: list[int] = []
 
-    They share out the GPUs (with more workers than GPUs several use one) and the CPU's threads. A worker that dies is
-    started anew.
-    """
-    if workers < 1:
-        raise ValueError(f"--workers must be at least 1, got {workers}")
-    threads = str(max(1, CPU_COUNT // workers))
-    with (
-        dask.config.set({"distributed.scheduler.no-workers-timeout": f"{REVIVAL_S}s"}),
-        LocalCluster(
-            n_workers=workers,
-            threads_per_worker=THREADS,
-            memory_limit=0,
-            silence_logs=logging.CRITICAL,  # what matters of a death is told in the result
-            scheduler_kwargs={"allowed_failures": RETRIES, "dashboard": False, "dashboard_address": "127.0.0.1:0"},
-            env={"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        client.register_plugin(LeaveInterrupts(), name="leave-interrupts")
-        yield client
-
-
-def extract_spread(
-    writer: StoreWriter,
-    dataset: Callable[[], Dataset],
-    model: Callable[..., FeatureModel],
-    config: ExtractConfig,
-    on_unit: Callable[[int], None],
-    *,
-    workers: int | None,
-    scheduler: str | None,
-    device: str,
-) -> tuple[Failure, ...]:
-    """`extract_on_cluster` on so many processes of this machine, or else on a scheduler's workers."""
-    with local_client(workers) if workers else scheduler_client(scheduler or "") as client:
-        return extract_on_cluster(
-            writer, client, dataset=dataset, model=model, config=config, device=device, on_unit=on_unit
-        )
-
-
-def extract_on_cluster(
-    writer: StoreWriter,
-    client: Client,
-    *,
-    dataset: Callable[[], Dataset],
-    model: Callable[..., FeatureModel],
-    config: ExtractConfig,
-    device: str = "auto",
-    on_unit: Callable[[int], None] = lambda images: None,
-) -> tuple[Failure, ...]:
-    """`pipeline.extract` on the workers of a Dask cluster, which all see the store at the same place.
-
-    dataset: opens the data set, `partial(open_dataset, name, options)`. model: loads the model on a `device`,
-    `partial(load_model, name, hipt=..., condition=...)`. Each worker calls both once; paths in them hold there too.
-
-    A unit whose worker dies is tried again, at last alone, so that no other unit suffers from it; one that still ends
-    with its worker is set aside, its images named. What is done is judged by the completion records. Returns the
-    images that were set aside, in the order of the store. Raises ClusterError when a worker cannot open what it
-    needs or there is none; StoreError, OSError and ValueError as the workers raise them. Finished units are kept.
-    """
-    require_workers(client)
-    store, failures = writer.store, []
-    blocks = tuple(block for block in config.blocks if block in store.contents.blocks)
-    job = Job(str(store.location), dataset, model, config, store.contents.key.model_digest, device)
-    finished = 0
-
-    def run(units: Iterable[int], at_once: int) -> list[int]:
-        """Units that ended with their worker."""
-        nonlocal finished
+    def run(units: Iterable[int], max_queued: int) -> list[int]:
+        """Run units; return those that ended with their worker."""
         lost = []
-        for unit, future in _completed(client, bench, units, at_once=at_once):
+        for unit, future in _completed(client, plugin, units, max_queued=max_queued):
             if (result := _result(future)) is None:
                 lost.append(unit)
             else:
                 failures.extend(result)
-                finished += 1
-                on_unit(len(writer.images(unit)))
-            if len(lost) >= HOPELESS and not finished:
+                finished.append(unit)
+                progress(extraction.patches(unit))
+            if len(lost) >= MAX_LOST_UNITS and not finished:
                 raise ClusterError(
                     f"{len(lost)} units ended with the death of their worker and none was finished; run without "
                     f"--workers and --scheduler to see why"
                 )
         return lost
 
-    with store.location.writer_lock(), _benches(client, job) as bench:
-        todo = (u for u in range(store.contents.units) if work_left(writer, u, blocks, config))
-        for unit in run(run(todo, IN_FLIGHT), 1):
-            failures += [Failure(store.ids[i], "its worker died, each time it was tried") for i in writer.images(unit)]
-            on_unit(len(writer.images(unit)))
-    return _accounted(writer, blocks, config, failures)
+    killers = run(run(extraction.unfinished_units(), MAX_QUEUED_UNITS), 1)  # the lost ones again, one at a time
+    for unit in killers:
+        failures += [Failure(id_, "its worker died, each time it was tried") for id_ in extraction.ids(unit)]
+        progress(extraction.patches(unit))
+    return failures, finished + killers
 
 
-def _accounted(
-    writer: StoreWriter, blocks: tuple[int, ...], config: ExtractConfig, failures: list[Failure]
-) -> tuple[Failure, ...]:
-    """The failures, and whatever else has no completion record now, in the order of the store."""
-    reasons = {failure.id: failure.reason for failure in failures}
-    now = StoreWriter(writer.store.location, writer.store.contents)
-    for unit in range(now.store.contents.units):
-        if not work_left(now, unit, blocks, config):
+def _checked_result(extraction: Extraction, failures: list[Failure], units: list[int]) -> ExtractResult:
+    """Return the result of a run after reading the store's records: what is not complete is a failure."""
+    config, blocks = extraction.config, extraction.blocks
+    store = FeatureStore.open(extraction.writer.store.location)
+    reported = {failure.id for failure in failures}
+    for unit in range(store.contents.units):
+        if not missing_work(store, unit, config.t, blocks):
             continue
-        whole = {index for index in now.images(unit) if now.store.complete(index, config.t, blocks)}
-        for index in set(now.images(unit)) - whole:
-            reasons.setdefault(now.store.ids[index], "not in the store, though its worker reported it; run again")
-    return tuple(Failure(id_, reasons[id_]) for id_ in now.store.ids if id_ in reasons)
+        for index in store.contents.unit_images(unit):
+            if store.ids[index] not in reported and not store.complete(index, config.t, blocks):
+                reason = "not in the store, though its worker reported it; run again"
+                failures.append(Failure(store.ids[index], reason))
+    computed = sum(len(store.contents.unit_images(unit)) for unit in units)
+    return ExtractResult(store, in_store_order(failures, store), computed)
 
 
 @contextmanager
-def _benches(client: Client, job: Job) -> Iterator[str]:
-    """Put a bench on every worker, present and future, for the time of a run; its name."""
+def _installed_plugin(client: Client, job: ExtractionJob) -> Iterator[str]:
+    """Install an ExtractionPlugin on every present and future worker for the time of a run; return its name."""
     name = f"pathseg-{uuid.uuid4().hex}"
     try:
         try:
-            client.register_plugin(Workbench(job), name=name)
-        except Exception as e:  # of whatever kind: Dask passes on an error of its workers as a plain Exception
+            client.register_plugin(ExtractionPlugin(job), name=name)
+        except Exception as e:  # Dask raises errors of its workers as a plain Exception
             raise ClusterError(f"the workers cannot take the run ({first_line(e)}); install this pathseg there") from e
         yield name
     finally:
-        with suppress(OSError, KeyError):  # a scheduler that has gone, a worker that never had it
+        with suppress(OSError, KeyError):  # the scheduler has gone, or a worker never had the plugin
             client.unregister_worker_plugin(name)
 
 
-def _completed(client: Client, bench: str, units: Iterable[int], *, at_once: int) -> Iterator[tuple[int, Future]]:
-    """Each unit with its future once that is finished; never more than `at_once` are with the scheduler."""
+def _completed(client: Client, plugin: str, units: Iterable[int], *, max_queued: int) -> Iterator[tuple[int, Future]]:
+    """Yield each unit with its finished future; at most `max_queued` are with the scheduler at a time."""
     units = iter(units)
-    running = {client.submit(_work, bench, unit, pure=False): unit for unit in islice(units, at_once)}
+    running = {client.submit(_extract_unit, plugin, unit, pure=False): unit for unit in islice(units, max_queued)}
     completed = as_completed(running, loop=client.loop)
     try:
         for future in completed:
             yield running.pop(future), future
             for unit in islice(units, 1):
-                following = client.submit(_work, bench, unit, pure=False)
+                following = client.submit(_extract_unit, plugin, unit, pure=False)
                 running[following] = unit
                 completed.add(following)
     finally:
         client.cancel(list(running))
 
 
-def _work(bench: str, unit: int) -> tuple[Failure, ...]:
-    return get_worker().plugins[bench].work(unit)
+def _extract_unit(plugin: str, unit: int) -> tuple[Failure, ...]:
+    """The task: runs on a worker."""
+    return cast(ExtractionPlugin, get_worker().plugins[plugin]).extract_unit(unit)
 
 
 def _result(future: Future) -> tuple[Failure, ...] | None:
-    """What the worker reported, None when the unit killed it."""
+    """Return the failures of a unit, None when its worker died."""
     try:
-        return future.result()
+        return cast(tuple[Failure, ...], future.result())
     except KilledWorker:
         return None
     except (CancelledError, NoValidWorkerError, NoWorkerError) as e:

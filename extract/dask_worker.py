@@ -1,4 +1,4 @@
-"""The worker's side of stage one over Dask: what a worker process holds during a run, and how it makes a unit."""
+"""Stage one on a Dask worker: the data set, model and store that a worker process opens, and how it makes a unit."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from distributed.worker import Worker
 from pathseg.extract.config import ExtractConfig
 from pathseg.extract.datasets.registry import Dataset
 from pathseg.extract.models.feature_model import FeatureModel
-from pathseg.extract.pipeline import contents_of
-from pathseg.extract.unit import Failure, compute_unit, has_pixels, load_unit, still_lacking, write_unit
+from pathseg.extract.plan import contents_of, wanted_blocks
+from pathseg.extract.unit import Extraction, Failure
 from pathseg.store.errors import StoreError
 from pathseg.store.format.manifest import MANIFEST
 from pathseg.store.location.location import open_location
@@ -26,104 +26,103 @@ from pathseg.store.writer import StoreWriter
 
 
 @dataclass(frozen=True)
-class Job:
-    """What a worker needs to know to make itself ready; small, and the same for all of them.
+class ExtractionJob:
+    """What a worker opens; the same for all workers, and small.
 
-    dataset opens the data set, model loads the model on the `device` it is given; both are importable there. digest
-    is the one that the model must have. device `auto` is a GPU of the worker's machine, or the CPU.
+    store: its path or s3 URL. open_dataset: returns the data set. load_model: returns the model on a `device`. Both are
+    importable on the workers. model_digest: the digest that the loaded model must have. device: `auto` takes a GPU of
+    the worker's machine, or its CPU.
     """
 
     store: str
-    dataset: Callable[[], Dataset]
-    model: Callable[..., FeatureModel]
+    open_dataset: Callable[[], Dataset]
+    load_model: Callable[..., FeatureModel]
     config: ExtractConfig
-    digest: str
+    model_digest: str
     device: str
 
 
-class Workbench(WorkerPlugin):
-    """What one worker process holds during a run: data set, model and store, opened when its first unit comes.
+class ExtractionPlugin(WorkerPlugin):
+    """Keeps data set, model and store open in a worker process from its first unit to the end of the run.
 
-    They are opened in the task and not in `setup`: that would hold up the worker's event loop, and of a worker that
-    joins late nobody would hear that it failed. At the end of the run `teardown` gives the memory back.
+    They are opened by the first task and not in `setup`, which would block the worker's event loop, and whose errors on
+    a worker that joins late reach nobody. Two tasks run at a time: while one is in the model, the other decodes its
+    images or writes its features.
     """
 
-    def __init__(self, job: Job) -> None:
-        self._packed = cloudpickle.dumps(job)  # a worker that could not unpack its plugins would not even start
+    def __init__(self, job: ExtractionJob) -> None:
+        self._pickled_job = cloudpickle.dumps(job)  # a worker that cannot unpickle its plugins does not start at all
 
     def setup(self, worker: Worker) -> None:
         """Called by Dask on each worker, also on those that join later."""
         self._worker = worker
-        self._opening, self._reading, self._computing = threading.Lock(), threading.Lock(), threading.Lock()
-        self._opened: tuple[Job, Dataset, FeatureModel, StoreWriter] | None = None
+        self._open_lock, self._load_lock, self._compute_lock = threading.Lock(), threading.Lock(), threading.Lock()
+        self._extraction: Extraction | None = None
 
     def teardown(self, worker: Worker) -> None:
-        """Called by Dask when the run has ended."""
-        self._opened = None
+        """Called by Dask at the end of the run: frees the memory of model and data set."""
+        self._extraction = None
 
-    def work(self, unit: int) -> tuple[Failure, ...]:
-        """Make what the store lacks of a unit; the images that were set aside.
+    def extract_unit(self, unit: int) -> tuple[Failure, ...]:
+        """Compute and write what the store lacks of a unit; return the images that were set aside.
 
-        Raises StoreError, OSError and ValueError as they come, whatever else as ClusterError with place and images.
+        Raises StoreError, OSError and ValueError as they come, any other exception as ClusterError that names the
+        worker and the images.
         """
-        with self._opening:
-            self._opened = self._opened or self._open()
-        _, dataset, _, writer = self._opened
+        with self._open_lock:
+            if self._extraction is None:
+                self._extraction = self._open()
+            extraction = self._extraction
         try:
-            return self._make(unit)
+            with self._load_lock:
+                loaded = extraction.load(unit)
+            if not loaded.missing:  # another run has completed it
+                return ()
+            with self._compute_lock:
+                computed = extraction.compute(loaded)
+            extraction.write(computed)
+            return loaded.failures
         except (StoreError, OSError, ValueError):
             raise
         except Exception as e:
-            ids = ", ".join(dataset.samples[index].id for index in writer.images(unit))
-            raise ClusterError(f"{self._place} failed at {ids}: {first_line(e)}") from e
+            ids = ", ".join(extraction.ids(unit))
+            raise ClusterError(f"{self._name} failed at {ids}: {first_line(e)}") from e
 
-    def _make(self, unit: int) -> tuple[Failure, ...]:
-        job, dataset, model, writer = self._opened
-        config = job.config
-        with self._reading:
-            blocks = tuple(block for block in config.blocks if block in model.blocks)
-            lacking = still_lacking(writer, unit, blocks, config)
-            if not lacking and has_pixels(writer, unit):
-                return ()
-            loaded = load_unit(writer, dataset, unit, lacking)
-        with self._computing:
-            ids = [dataset.samples[index].id for index in writer.images(unit)]
-            maps = compute_unit(model, loaded, ids, writer.store.contents.grid, config)
-        write_unit(writer, loaded, maps, config)
-        return loaded.failures
-
-    def _open(self) -> tuple[Job, Dataset, FeatureModel, StoreWriter]:
-        with self._explained("the run"):
-            job: Job = pickle.loads(self._packed)
-        with self._explained("the data set"):
-            dataset = job.dataset()
-        with self._explained("the model"):
-            model = job.model(device=_device(job.device, self._worker.name))
-            if model.digest != job.digest:
-                raise ValueError(f"its digest is {model.digest} here, but the store is made with {job.digest}")
-        with self._explained("the store"):
+    def _open(self) -> Extraction:
+        with self._errors_named("the run"):
+            job: ExtractionJob = pickle.loads(self._pickled_job)
+        with self._errors_named("the data set"):
+            dataset = job.open_dataset()
+        with self._errors_named("the model"):
+            model = job.load_model(device=worker_device(job.device, self._worker.name))
+            if model.digest != job.model_digest:
+                raise ValueError(f"its digest is {model.digest} here, but the store is made with {job.model_digest}")
+        with self._errors_named("the store"):
             location = open_location(job.store)
-            if not location.exists(MANIFEST):  # a writer would make a new one, on this machine alone
+            if not location.exists(MANIFEST):  # a StoreWriter would create one that only this machine sees
                 raise StoreError(f"{location} is not there; all machines must see the same folder, or take s3://")
             writer = StoreWriter(location, contents_of(dataset, model, job.config))
-        return job, dataset, model, writer
+        return Extraction(dataset, model, writer, job.config, wanted_blocks(model, job.config))
 
     @contextmanager
-    def _explained(self, what: str) -> Iterator[None]:
+    def _errors_named(self, opened: str) -> Iterator[None]:
         try:
             yield
         except Exception as e:
-            raise ClusterError(f"{self._place} cannot open {what}: {first_line(e)}") from e
+            raise ClusterError(f"{self._name} cannot open {opened}: {first_line(e)}") from e
 
     @property
-    def _place(self) -> str:
+    def _name(self) -> str:
         return f"worker {self._worker.name} at {self._worker.address}"
 
 
-def _device(device: str, worker: object) -> str:
-    """`auto`: the GPU of this worker's number, where workers have numbers as local ones do, else the first."""
+def worker_device(device: str, worker_name: object) -> str:
+    """Return the device of a worker: `auto` is the GPU with the worker's number, as local workers have, else the first.
+
+    On a machine without a GPU `auto` is its CPU.
+    """
     if device != "auto":
         return device
     if torch.cuda.is_available():
-        return f"cuda:{worker % torch.cuda.device_count() if isinstance(worker, int) else 0}"
+        return f"cuda:{worker_name % torch.cuda.device_count() if isinstance(worker_name, int) else 0}"
     return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -1,10 +1,11 @@
-"""One unit of work of stage one: load its images, run the frozen model, write and commit what the store lacks."""
+"""One unit of work of stage one: find what the store lacks, decode images, compute features, write and record them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -14,154 +15,227 @@ from pathseg.extract.datasets.registry import Dataset, Pixels
 from pathseg.extract.models.feature_model import FeatureModel
 from pathseg.extract.models.noise import patch_noise
 from pathseg.store.errors import StoreError
+from pathseg.store.features import FeatureStore
 from pathseg.store.format.layout import to_layout
-from pathseg.store.grid import PatchGrid
 from pathseg.store.records import PIXELS, ArraySet, checksum
 from pathseg.store.writer import StoreWriter
 
-Wanted = dict[int, tuple[int, ...]]  # timestep -> blocks
-Maps = dict[int, list[torch.Tensor | None]]  # block -> per image (P, C, h, w) float32, None = set aside
+TimestepBlocks = dict[int, tuple[int, ...]]  # timestep -> blocks
+BlockMaps = dict[int, list[torch.Tensor | None]]  # block -> (P, C, h, w) of each image, None = set aside
 
 
 @dataclass(frozen=True)
 class Failure:
-    """An image that was set aside, and why."""
+    """An image that was set aside, and the reason."""
 
     id: str
     reason: str
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """The images of a unit, None where one could not be read, and the blocks it lacks at each timestep."""
+class MissingWork:
+    """What the store lacks of a unit: the pixels, and blocks at timesteps. False when the unit is complete."""
+
+    pixels: bool
+    blocks: TimestepBlocks
+
+    def __bool__(self) -> bool:
+        return self.pixels or bool(self.blocks)
+
+
+@dataclass(frozen=True)
+class LoadedUnit:
+    """The decoded images of a unit, None where one was set aside; no images when nothing is missing."""
 
     unit: int
-    images: list[Pixels | None]
-    failures: tuple[Failure, ...]
-    lacking: Wanted
+    missing: MissingWork
+    images: tuple[Pixels | None, ...] = ()
+    failures: tuple[Failure, ...] = ()
 
 
-def lacking_blocks(writer: StoreWriter, unit: int, blocks: tuple[int, ...], config: ExtractConfig) -> Wanted:
-    """Timestep -> the blocks that at least one image of the unit lacks; empty when the unit is done."""
-    records, lacking = writer.store.records, {}
-    for t in config.t:
-        missing = {block for index in writer.images(unit) for block in records.missing(t, blocks, index)}
-        if missing:
-            lacking[t] = tuple(sorted(missing))
-    return lacking
+@dataclass(frozen=True)
+class ComputedUnit:
+    """The missing features of a unit.
 
-
-def still_lacking(writer: StoreWriter, unit: int, blocks: tuple[int, ...], config: ExtractConfig) -> Wanted:
-    """`lacking_blocks` after a look at what somebody else has finished since the store was opened, pixels included."""
-    lacking, records = lacking_blocks(writer, unit, blocks, config), writer.store.records
-    for arrays in (PIXELS, *(ArraySet(t, missing) for t, missing in lacking.items())):
-        records.refresh(arrays, unit)
-    return lacking and lacking_blocks(writer, unit, blocks, config)
-
-
-def has_pixels(writer: StoreWriter, unit: int) -> bool:
-    """Whether the images and masks of a unit are in the store."""
-    return all(writer.store.records.done(PIXELS, index) for index in writer.images(unit))
-
-
-def work_left(writer: StoreWriter, unit: int, blocks: tuple[int, ...], config: ExtractConfig) -> bool:
-    """Whether a unit lacks blocks or pixels, as far as is known."""
-    return bool(lacking_blocks(writer, unit, blocks, config)) or not has_pixels(writer, unit)
-
-
-def load_unit(writer: StoreWriter, dataset: Dataset, unit: int, lacking: Wanted) -> Loaded:
-    """Decode a unit's images; one that cannot be read is set aside.
-
-    Raises StoreError when an image is not the one that the store already holds under its id.
+    maps: by timestep, native and float32 on the model's device. computed: on a GPU the event after the kernels that
+    compute them, None on other devices.
     """
-    images, failures = [], []
-    for index in writer.images(unit):
-        sample = dataset.samples[index]
-        try:
-            pixels = dataset.load(sample)
-        except (ValueError, OSError) as e:
-            failures.append(Failure(sample.id, str(e)))
-            images.append(None)
-        else:
-            _require_same(writer, index, pixels)
-            images.append(pixels)
-    return Loaded(unit, images, tuple(failures), lacking)
+
+    loaded: LoadedUnit
+    maps: dict[int, BlockMaps]
+    computed: torch.cuda.Event | None
 
 
-def compute_unit(
-    model: FeatureModel, loaded: Loaded, ids: list[str], grid: PatchGrid, config: ExtractConfig
-) -> dict[int, Maps]:
-    """Timestep -> the lacking blocks of each image, native and float32, on the model's device.
+@dataclass(frozen=True)
+class Extraction:
+    """The steps of each unit of work in one process, and the objects that they share: load, compute, write.
 
-    A batch holds patches of one image only, from its first patch on, so that where a run was cut changes no number.
+    Each step may run in its own thread. blocks: those of the model that are stored.
     """
-    maps: dict[int, Maps] = {t: {block: [] for block in blocks} for t, blocks in loaded.lacking.items()}
-    for image_id, pixels in zip(ids, loaded.images, strict=True):
-        done = {}
-        if pixels is not None and maps:
-            patches = grid.cut(pixels.image)
-            done = compute_patches(model, patches, range(len(patches)), image_id, loaded.lacking, config)
-        for t, blocks in maps.items():
-            for block, images in blocks.items():
-                images.append(torch.cat(done[t][block]) if done else None)
-    return maps
+
+    dataset: Dataset
+    model: FeatureModel
+    writer: StoreWriter
+    config: ExtractConfig
+    blocks: tuple[int, ...]
+
+    def ids(self, unit: int) -> list[str]:
+        """Return the ids of a unit's images."""
+        return [self.dataset.samples[index].id for index in self.writer.images(unit)]
+
+    def patches(self, unit: int) -> int:
+        """Return the number of patches of a unit."""
+        return len(self.writer.images(unit)) * self.writer.store.contents.grid.patches
+
+    def missing(self, unit: int) -> MissingWork:
+        """Return what the store lacks of a unit, as far as its records were read."""
+        return missing_work(self.writer.store, unit, self.config.t, self.blocks)
+
+    def unfinished_units(self) -> list[int]:
+        """Return the units of which something is missing, as far as the records were read."""
+        return [unit for unit in range(self.writer.store.contents.units) if self.missing(unit)]
+
+    def load(self, unit: int) -> LoadedUnit:
+        """Decode the images of a unit, unless another run has completed it meanwhile; unreadable ones are set aside.
+
+        Raises StoreError when an image differs from the one that the store has under its id.
+        """
+        missing = self._missing_now(unit)
+        images: list[Pixels | None] = []
+        failures = []
+        for index in self.writer.images(unit) if missing else ():
+            sample = self.dataset.samples[index]
+            try:
+                pixels = self.dataset.load(sample)
+            except (ValueError, OSError) as e:
+                failures.append(Failure(sample.id, str(e)))
+                images.append(None)
+            else:
+                _require_same_pixels(self.writer.store, index, pixels)
+                images.append(pixels)
+        return LoadedUnit(unit, missing, tuple(images), tuple(failures))
+
+    def compute(self, loaded: LoadedUnit) -> ComputedUnit:
+        """Compute the missing features of a unit.
+
+        A batch holds patches of one image only, from its first patch on, so that the numbers do not depend on where a
+        run was interrupted.
+        """
+        wanted, grid = loaded.missing.blocks, self.writer.store.contents.grid
+        maps: dict[int, BlockMaps] = {t: {block: [] for block in blocks} for t, blocks in wanted.items()}
+        for image_id, pixels in zip(self.ids(loaded.unit), loaded.images, strict=True):
+            batches = {}
+            if pixels is not None and wanted:
+                patches = grid.cut(pixels.image)
+                batches = compute_patches(self.model, patches, range(len(patches)), image_id, wanted, self.config)
+            for t, blocks in maps.items():
+                for block, images in blocks.items():
+                    images.append(torch.cat(batches[t][block]) if batches else None)
+        computed = None
+        if self.model.device.type == "cuda":
+            computed = torch.cuda.Event()
+            computed.record(torch.cuda.current_stream(self.model.device))
+        return ComputedUnit(loaded, maps, computed)
+
+    def write(self, unit: ComputedUnit) -> None:
+        """Write and record a unit: its pixels if they are missing, then its features, timestep by timestep.
+
+        On a GPU, upsampling and copies run on a stream of their own: on the default stream they would wait for the
+        forward pass of the next unit, whose kernels are queued there already.
+        """
+        loaded = unit.loaded
+        if not any(loaded.images):
+            return
+        if loaded.missing.pixels:
+            pixels = [None if image is None else (image.image, image.mask, image.instances) for image in loaded.images]
+            self.writer.write_pixels(loaded.unit, pixels)
+        with torch.cuda.stream(self._copy_stream):  # None: no effect
+            if self._copy_stream is not None and unit.computed is not None:
+                self._copy_stream.wait_event(unit.computed)
+            for t, blocks in unit.maps.items():
+                self.writer.write_features(loaded.unit, t=t, features=_stored_maps(blocks, self.config))
+
+    @cached_property
+    def _copy_stream(self) -> torch.cuda.Stream | None:
+        return torch.cuda.Stream(self.model.device) if self.model.device.type == "cuda" else None
+
+    def _missing_now(self, unit: int) -> MissingWork:
+        """Return what is missing after looking for records that other runs have written since the store was opened."""
+        missing, records = self.missing(unit), self.writer.store.records
+        for arrays in (PIXELS, *(ArraySet(t, blocks) for t, blocks in missing.blocks.items())):
+            records.refresh(arrays, unit)
+        return self.missing(unit) if missing else missing
 
 
-def write_unit(writer: StoreWriter, loaded: Loaded, maps: dict[int, Maps], config: ExtractConfig) -> None:
-    """Write and commit a unit: its pixels if they are not there, then each timestep."""
-    if not has_pixels(writer, loaded.unit) and any(loaded.images):
-        writer.write_pixels(loaded.unit, [p and (p.image, p.mask, p.instances) for p in loaded.images])
-    for t, blocks in maps.items():
-        if any(loaded.images):
-            writer.write_features(loaded.unit, t=t, features=_stored(blocks, config))
+def missing_work(store: FeatureStore, unit: int, timesteps: Iterable[int], blocks: Iterable[int]) -> MissingWork:
+    """Return what the store lacks of a unit: pixels and blocks that at least one of its images lacks."""
+    records, images, blocks = store.records, store.contents.unit_images(unit), tuple(blocks)
+    by_timestep = {t: {block for index in images for block in records.missing(t, blocks, index)} for t in timesteps}
+    return MissingWork(
+        pixels=not all(records.done(PIXELS, index) for index in images),
+        blocks={t: tuple(sorted(missing)) for t, missing in by_timestep.items() if missing},
+    )
 
 
 def compute_patches(
     model: FeatureModel,
     patches: np.ndarray,
-    numbers: Sequence[int],
+    indices: Sequence[int],
     image_id: str,
-    wanted: Wanted,
+    wanted: TimestepBlocks,
     config: ExtractConfig,
 ) -> dict[int, dict[int, list[torch.Tensor]]]:
-    """Patches (P, 256, 256, 3) of an image -> timestep -> block -> a float32 tensor (n, C, h, w) per batch.
+    """Compute features of an image's patches: timestep -> block -> one float32 tensor (n, C, h, w) per batch.
 
-    numbers are the patches' indices in their image, which the noise depends on.
+    patches: (P, 256, 256, 3) uint8. indices: of the patches in their image; the noise depends on them.
     """
-    maps = {t: {block: [] for block in blocks} for t, blocks in wanted.items()}
+    maps: dict[int, dict[int, list[torch.Tensor]]] = {t: {block: [] for block in wanted[t]} for t in wanted}
     for start in range(0, len(patches), config.batch_size):
         batch = slice(start, start + config.batch_size)
-        with _arithmetic(model, config):
+        with _autocast(model, config):
             z0, context = model.prepare(patches[batch])
             for t, blocks in wanted.items():
-                noise = _noise(model, image_id, numbers[batch], t, config.seed)
+                noise = _noise(model, image_id, indices[batch], t, config.seed)
                 for block, values in model.denoise(z0, context, t, blocks, noise).items():
                     maps[t][block].append(values.float())
     return maps
 
 
-def _arithmetic(model: FeatureModel, config: ExtractConfig) -> AbstractContextManager:
-    """Mixed precision where the configuration asks for it: matrices and convolutions in half, sums in float32."""
+def _autocast(model: FeatureModel, config: ExtractConfig) -> AbstractContextManager[object]:
     if config.precision == "float32":
         return nullcontext()
     return torch.autocast(model.device.type, dtype=getattr(torch, config.precision))
 
 
 def _noise(model: FeatureModel, image_id: str, patches: Sequence[int], t: int, seed: int) -> torch.Tensor | None:
-    if model.latent_shape is None:
+    """Return the noise of a batch of patches, (N, z, h, w); None for a model without latents."""
+    shape = model.latent_shape
+    if shape is None:
         return None
-    return torch.stack([patch_noise(model.latent_shape, seed=seed, image_id=image_id, patch=p, t=t) for p in patches])
+    return torch.stack([patch_noise(shape, seed=seed, image_id=image_id, patch=patch, t=t) for patch in patches])
 
 
-def _stored(maps: Maps, config: ExtractConfig) -> Iterator[tuple[int, list[np.ndarray | None]]]:
-    """Block by block to the stored layout and dtype, so that only one is upsampled at a time."""
-    dtype = getattr(torch, config.dtype)
+def _stored_maps(maps: BlockMaps, config: ExtractConfig) -> Iterator[tuple[int, list[np.ndarray | None]]]:
+    """Yield block by block the maps as they are stored, so that only one block is upsampled at a time."""
     for block, images in maps.items():
-        yield block, [None if m is None else to_layout(m, config.layout).to(dtype).cpu().numpy() for m in images]
+        yield block, [None if image is None else _stored_map(image, config) for image in images]
 
 
-def _require_same(writer: StoreWriter, index: int, pixels: Pixels) -> None:
-    store = writer.store
+@torch.inference_mode()
+def _stored_map(maps: torch.Tensor, config: ExtractConfig) -> np.ndarray:
+    """Bring maps (P, C, h, w) of one image to layout and dtype of the store and copy them to the host."""
+    stored = to_layout(maps, config.layout).to(getattr(torch, config.dtype))
+    if not stored.is_cuda:
+        return stored.cpu().numpy()
+    stream = torch.cuda.current_stream(stored.device)
+    maps.record_stream(stream)  # allocated on another stream, whose allocator must not reuse the memory before this one
+    host = torch.empty(stored.shape, dtype=stored.dtype, pin_memory=True)  # copies to pageable memory block the GPU
+    host.copy_(stored, non_blocking=True)
+    stream.synchronize()
+    return host.numpy()
+
+
+def _require_same_pixels(store: FeatureStore, index: int, pixels: Pixels) -> None:
     if not store.records.done(PIXELS, index):
         return
     for name, values in (("images", pixels.image), ("masks", pixels.mask)):

@@ -63,6 +63,11 @@ class Contents:
         """Number of units of work."""
         return -(-len(self.images) // self.images_per_unit)
 
+    def unit_images(self, unit: int) -> range:
+        """Return the indices of a unit's images."""
+        first = unit * self.images_per_unit
+        return range(first, min(first + self.images_per_unit, len(self.images)))
+
     @property
     def grid(self) -> PatchGrid:
         """Rows and columns of patches of an image, the same for all images."""

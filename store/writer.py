@@ -61,8 +61,7 @@ class StoreWriter:
 
     def images(self, unit: int) -> range:
         """Return the indices of a unit's images."""
-        size = self.store.contents.images_per_unit
-        return range(unit * size, min((unit + 1) * size, len(self.store)))
+        return self.store.contents.unit_images(unit)
 
     def write_pixels(self, unit: int, images: Sequence[ImagePixels | None]) -> None:
         """Write and record the pixels of a unit; None for an image that is set aside."""

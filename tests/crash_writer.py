@@ -28,7 +28,8 @@ import torch.nn.functional as F
 
 from pathseg.extract.config import ExtractConfig
 from pathseg.extract.datasets.registry import Dataset, Pixels, Sample
-from pathseg.extract.pipeline import contents_of, extract, prepare_store
+from pathseg.extract.pipeline import open_extraction, run_extraction
+from pathseg.extract.plan import contents_of
 from pathseg.store.key import Preprocessing
 from pathseg.store.writer import StoreWriter
 
@@ -87,16 +88,13 @@ def run(order: dict) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     images, model = dataset(order["images"]), ToyModel(Path(order["log"]))
     config = ExtractConfig(t=tuple(order["t"]), layout=order["layout"], batch_size=4)
-    if order["per_unit"] == 1:
-        writer = prepare_store(order["store"], images, model, config)
-    else:
-        contents = replace(contents_of(images, model, config), images_per_unit=order["per_unit"])
-        writer = StoreWriter(order["store"], contents)
-        writer.add_arrays(config.t, model.blocks)
+    if order["per_unit"] > 1:
+        StoreWriter(order["store"], replace(contents_of(images, model, config), images_per_unit=order["per_unit"]))
+    extraction = open_extraction(images, model, order["store"], config)
     if free_bytes := order.get("free_bytes"):
         beside = Path(order["store"]).parent
         (beside / "ballast").write_bytes(bytes(shutil.disk_usage(beside).free - free_bytes))
-    if failures := extract(writer, images, model, config):
+    if failures := run_extraction(extraction).failures:
         raise SystemExit(f"set aside: {failures}")
 
 

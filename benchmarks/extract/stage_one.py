@@ -56,8 +56,8 @@ from benchmarks.train.heads import count_flops, training_step
 from pathseg.extract.config import ExtractConfig
 from pathseg.extract.datasets.registry import DatasetOptions, open_dataset
 from pathseg.extract.models import FeatureModel, load_model
-from pathseg.extract.pipeline import extract, prepare_store
-from pathseg.extract.unit import compute_unit
+from pathseg.extract.pipeline import open_extraction, run_extraction
+from pathseg.extract.unit import ComputedUnit, Extraction, LoadedUnit
 from pathseg.store.grid import PatchGrid
 from pathseg.store.writer import StoreWriter
 from pathseg.train.heads.fcn import FCNHead
@@ -263,9 +263,11 @@ def measure_waiting(model: FeatureModel) -> Rows:
     config = ExtractConfig(layout="native", precision="bfloat16" if device == "cuda" else "float32")
     rows, busy = [], [0.0]
 
-    def timed(*arguments: object) -> object:
+    compute = Extraction.compute
+
+    def timed(extraction: Extraction, loaded: LoadedUnit) -> ComputedUnit:
         start = time.perf_counter()  # not `seconds`: its garbage collection would count as waiting
-        features = compute_unit(*arguments)
+        features = compute(extraction, loaded)
         if model.device.type == "cuda":
             torch.cuda.synchronize()
         busy[0] += time.perf_counter() - start
@@ -274,12 +276,12 @@ def measure_waiting(model: FeatureModel) -> Rows:
     with tempfile.TemporaryDirectory() as folder:
         dataset = write_png_dataset(Path(folder) / "tissue", images)
         for number, written in enumerate((True, True, False)):  # the first warms up
-            writer, busy[0] = prepare_store(Path(folder) / f"{number}.zarr", dataset, model, config), 0.0
+            extraction, busy[0] = open_extraction(dataset, model, Path(folder) / f"{number}.zarr", config), 0.0
             with ExitStack() as stack:
-                stack.enter_context(patch("pathseg.extract.pipeline.compute_unit", timed))
+                stack.enter_context(patch.object(Extraction, "compute", timed))
                 if not written:
                     stack.enter_context(patch.object(StoreWriter, "write_features", discard_features))
-                wall = seconds(lambda w=writer: extract(w, dataset, model, config))
+                wall = seconds(lambda extraction=extraction: run_extraction(extraction))
             row = {"written": written, "images": images, "precision": config.precision}
             rows.append(row | {"seconds": wall, "forward_s": busy[0], "waiting_share": 1 - busy[0] / wall})
     for row in rows[1:]:

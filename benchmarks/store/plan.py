@@ -25,8 +25,9 @@ from pathlib import Path
 from benchmarks.constant_model import FULL_SIZE, TINY, ConstantModel, blank_dataset
 from benchmarks.machine import RESULTS, describe_machine
 from pathseg.extract.config import ExtractConfig
-from pathseg.extract.pipeline import contents_of, extract
-from pathseg.extract.unit import lacking_blocks
+from pathseg.extract.pipeline import open_extraction, run_extraction
+from pathseg.extract.plan import contents_of
+from pathseg.extract.unit import missing_work
 from pathseg.store.blocks import format_blocks
 from pathseg.store.format.arrays import CHUNK_BYTES
 from pathseg.store.format.size import BlockShape, format_bytes, patch_bytes
@@ -69,7 +70,7 @@ def measure_resume(folder: Path, patches: int, per_unit: int) -> dict[str, float
     before, start = resident_bytes(), time.perf_counter()
     writer = StoreWriter(path, contents)
     opened = time.perf_counter() - start
-    if any(lacking_blocks(writer, unit, tuple(TINY), config) for unit in range(units)):
+    if any(missing_work(writer.store, unit, config.t, TINY) for unit in range(units)):
         raise AssertionError("the store is not complete")
     total = time.perf_counter() - start
     return {
@@ -84,10 +85,9 @@ def measure_resume(folder: Path, patches: int, per_unit: int) -> dict[str, float
 def measure_pipeline(folder: Path, units: int) -> dict[str, float]:
     """Measure seconds per unit of the pipeline with a model that computes nothing and tiny arrays."""
     dataset, model, config = blank_dataset(units, (256, 256)), ConstantModel(TINY), ExtractConfig(layout="native")
-    writer = StoreWriter(folder / "overhead.zarr", contents_of(dataset, model, config))
-    writer.add_arrays([50], TINY)
+    extraction = open_extraction(dataset, model, folder / "overhead.zarr", config)
     start = time.perf_counter()
-    extract(writer, dataset, model, config)
+    run_extraction(extraction)
     return {"units": units, "seconds_a_unit": (time.perf_counter() - start) / units}
 
 

@@ -40,8 +40,8 @@ from benchmarks.store.random_store import random_contents
 from pathseg.extract.config import ExtractConfig
 from pathseg.extract.datasets.registry import Dataset, DatasetOptions, open_dataset
 from pathseg.extract.models.load import load_model
-from pathseg.extract.pipeline import contents_of, extract, prepare_store, unfinished_images, wanted_blocks
-from pathseg.extract.unit import compute_unit, load_unit
+from pathseg.extract.pipeline import extract, open_extraction, run_extraction
+from pathseg.extract.plan import contents_of
 from pathseg.store.features import FeatureStore
 from pathseg.store.format.size import format_bytes
 from pathseg.store.writer import StoreWriter
@@ -145,17 +145,15 @@ def measure_extract(folder: Path, images: int = 8, turns: int = 2) -> list[dict[
     for layout in ("native", "grid"):
         config, whole, forward = ExtractConfig(layout=layout), [], []
         for turn in range(turns + 1):  # the first warms up
-            writer = prepare_store(folder / f"{layout}{turn}.zarr", dataset, model, config)
-            lacking = {50: wanted_blocks(model, config)}
-            loaded = [load_unit(writer, dataset, unit, lacking) for unit in range(images)]
-            grid, ids = writer.store.contents.grid, writer.store.ids
+            extraction = open_extraction(dataset, model, folder / f"{layout}{turn}.zarr", config)
+            loaded = [extraction.load(unit) for unit in range(images)]
 
-            def passes(loaded=loaded, grid=grid, ids=ids, config=config):
+            def passes(loaded=loaded, extraction=extraction):
                 for unit in loaded:
-                    compute_unit(model, unit, [ids[unit.unit]], grid, config)
+                    extraction.compute(unit)
 
             forward.append(seconds(passes))
-            whole.append(seconds(lambda writer=writer, config=config: extract(writer, dataset, model, config)))
+            whole.append(seconds(lambda extraction=extraction: run_extraction(extraction)))
             shutil.rmtree(folder / f"{layout}{turn}.zarr")
         ratio = median_ratio(whole[1:], forward[1:])
         row = {"layout": layout, "images": images, "threads": torch.get_num_threads()}
@@ -172,7 +170,7 @@ def extract_constant(folder: Path, images: int) -> None:
     """Extract features of the constant model, in this process."""
     dataset, config = blank_dataset(images, (256, 256)), ExtractConfig(layout="native")
     model = ConstantModel(load_model("mini", condition="none").blocks)
-    extract(prepare_store(folder / "constant.zarr", dataset, model, config), dataset, model, config)
+    extract(dataset, model, folder / "constant.zarr", config)
 
 
 def measure_memory(folder: Path) -> list[dict[str, object]]:
@@ -194,13 +192,11 @@ def measure_resume(folder: Path, units: int = 10_000) -> list[dict[str, object]]
     """Measure a second run of `extract` on a complete store."""
     dataset, model, config = blank_dataset(units, (256, 256)), ConstantModel(TINY), ExtractConfig(layout="native")
     path = folder / "many.zarr"
-    fill = seconds(lambda: extract(prepare_store(path, dataset, model, config), dataset, model, config))
+    fill = seconds(lambda: extract(dataset, model, path, config))
 
     def resume() -> None:
-        writer = prepare_store(path, dataset, model, config)
-        if unfinished_images(writer, wanted_blocks(model, config), config):
-            raise AssertionError("the store is not complete")
-        extract(writer, dataset, model, config)
+        if extract(dataset, model, path, config).computed:
+            raise AssertionError("the store was not complete")
 
     times = [seconds(resume) for _ in range(3)]
     opening = seconds(lambda: StoreWriter(path, contents_of(dataset, model, config)))

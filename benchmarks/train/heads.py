@@ -56,7 +56,7 @@ from benchmarks.store.s3_server import s3_server
 from pathseg.extract.config import ExtractConfig
 from pathseg.extract.datasets.registry import DatasetOptions, open_dataset
 from pathseg.extract.models.load import load_model
-from pathseg.extract.pipeline import extract, prepare_store
+from pathseg.extract.pipeline import extract
 from pathseg.store.features import FeatureStore
 from pathseg.store.grid import PatchGrid
 from pathseg.train.config import HeadConfig
@@ -295,9 +295,7 @@ def measure_precision(folder: Path, arguments: argparse.Namespace, seeds: int = 
     for features, precision in (("float32", "float32"), ("float32", "bfloat16"), ("bfloat16", "float32")):
         if features not in stores:
             config = ExtractConfig(layout="native", blocks=(4, 5, 6), precision=features)
-            writer = prepare_store(folder / f"tissue-{features}.zarr", dataset, model, config)
-            extract(writer, dataset, model, config)
-            stores[features] = writer.store
+            stores[features] = extract(dataset, model, folder / f"tissue-{features}.zarr", config).store
         heads = [HeadConfig(blocks=(4, 5, 6), epochs=3, seed=s, lr=1e-3, precision=precision) for s in range(seeds)]
         dice = train(stores[features], folder / f"{features}-{precision}", heads, arguments.device, None)["dice"]
         row = {"features": features, "precision": precision, "dice": dice}

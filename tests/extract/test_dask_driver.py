@@ -1,4 +1,4 @@
-"""Real Dask clusters of two processes: started, killed, poisoned, and compared byte by byte with one process."""
+"""Real Dask clusters of two processes, whose stores are compared byte by byte with that of one process."""
 
 import importlib
 import os
@@ -17,12 +17,11 @@ from dask.system import CPU_COUNT
 from distributed import Client, LocalCluster
 from PIL import Image
 
-from pathseg.extract import dask_driver as cluster
 from pathseg.extract.config import ExtractConfig
-from pathseg.extract.dask_driver import RETRIES, extract_on_cluster, local_client
+from pathseg.extract.dask_driver import RETRIES, extract_on_workers, local_client, usable_workers
 from pathseg.extract.datasets.registry import DatasetOptions, open_dataset
 from pathseg.extract.models.load import load_model
-from pathseg.extract.pipeline import extract, prepare_store
+from pathseg.extract.pipeline import extract
 from pathseg.store.features import FeatureStore
 from pathseg.store.runtime import dask_client as scheduler
 from pathseg.store.runtime.dask_client import ClusterError, scheduler_client
@@ -37,6 +36,7 @@ TRAPS = """
 import os
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from pathseg.extract.datasets.registry import DatasetOptions, open_dataset
 from pathseg.extract.models.load import load_model
 
@@ -48,6 +48,11 @@ def load(inner, ids, sample):
     if sample.id in ids:
         os._exit(1)
     return inner(sample)
+
+def without_store(path, limit):
+    for folder in Path(path).parent.glob("store.zarr"):
+        folder.rename(folder.with_name("elsewhere.zarr"))
+    return open_dataset("synthetic", DatasetOptions(limit=limit, resize=256))
 
 def broken(device):
     model = load_model("mini", device=device)
@@ -81,22 +86,22 @@ def mini():
 
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory, mini):
-    """The bytes of a store made in one process, with as many threads of torch as a worker has."""
-    usual = torch.get_num_threads()
-    torch.set_num_threads(max(1, CPU_COUNT // 2))
+    """The bytes of a store made in one process."""
     path = tmp_path_factory.mktemp("one") / "store.zarr"
-    assert extract(prepare_store(path, TISSUE(), mini, CONFIG), TISSUE(), mini, CONFIG) == ()
-    torch.set_num_threads(usual)
+    assert extract(TISSUE(), mini, path, CONFIG).failures == ()
     return tree(path)
 
 
 @pytest.fixture
-def writer(tmp_path, mini):
-    return prepare_store(tmp_path / "store.zarr", TISSUE(), mini, CONFIG)
+def run(tmp_path, mini, client):
+    """Extract into `store.zarr` on the client's workers; `open_dataset` and `load_model` are what these open."""
 
+    def extract_there(client=client, dataset=None, **changes):
+        options = {"open_dataset": TISSUE, "load_model": MINI} | changes
+        opened = TISSUE() if dataset is None else dataset
+        return extract_on_workers(opened, mini, tmp_path / "store.zarr", CONFIG, client=client, **options)
 
-def run(writer, client, **changes):
-    return extract_on_cluster(writer, client, **({"dataset": TISSUE, "model": MINI, "config": CONFIG} | changes))
+    return extract_there
 
 
 def tree(path):
@@ -108,23 +113,25 @@ def lacking(path):
     return [store.ids[index] for index in store.unfinished(t=50, blocks=CONFIG.blocks)]
 
 
-def test_the_bytes_are_those_of_one_process(writer, client, one_process, tmp_path):
-    worked = []
-    assert run(writer, client, on_unit=worked.append) == ()
-    assert worked == [1] * IMAGES
+def test_the_bytes_are_those_of_one_process(run, one_process, tmp_path):
+    patches = []
+    result = run(progress=patches.append)
+    assert (result.failures, result.complete, result.computed) == ((), IMAGES, IMAGES)
+    assert result.store.unfinished(t=50, blocks=CONFIG.blocks) == ()
+    assert patches == [1] * IMAGES
     assert tree(tmp_path / "store.zarr") == one_process
 
 
-def test_a_finished_store_is_left_alone(writer, client, tmp_path):
-    run(writer, client)
+def test_a_finished_store_is_left_alone(run, tmp_path):
+    run()
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "store.zarr").rglob("*") if file.is_file()}
-    worked, again = [], cluster.StoreWriter(tmp_path / "store.zarr", writer.store.contents)
-    assert run(again, client, on_unit=worked.append) == ()
-    assert worked == []
+    patches = []
+    assert run(progress=patches.append).computed == 0
+    assert patches == []
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "store.zarr").rglob("*") if file.is_file()} == before
 
 
-def test_an_image_that_cannot_be_read_is_named_as_in_one_process(client, tmp_path, mini):
+def test_an_image_that_cannot_be_read_is_named_as_in_one_process(run, tmp_path, mini):
     rng = np.random.default_rng(0)
     for kind, channels in (("images", (3,)), ("masks", ())):
         (tmp_path / kind).mkdir()
@@ -135,57 +142,54 @@ def test_an_image_that_cannot_be_read_is_named_as_in_one_process(client, tmp_pat
     dataset = opening()
     whole = (tmp_path / "images/b.png").read_bytes()
     (tmp_path / "images/b.png").write_bytes(whole[: len(whole) // 2])
-    there = prepare_store(tmp_path / "there.zarr", dataset, mini, CONFIG)
-    here = prepare_store(tmp_path / "here.zarr", dataset, mini, CONFIG)
-    failures = run(there, client, dataset=opening)
+    failures = run(dataset=dataset, open_dataset=opening).failures
     assert [failure.id for failure in failures] == ["b"]
-    assert failures == extract(here, dataset, mini, CONFIG)
+    assert failures == extract(dataset, mini, tmp_path / "here.zarr", CONFIG).failures
 
 
-def test_a_model_that_cannot_be_loaded_is_one_line(writer, client):
+def test_a_model_that_cannot_be_loaded_is_one_line(run):
     with pytest.raises(ClusterError) as caught:
-        run(writer, client, model=partial(load_model, "no-such-model"))
+        run(load_model=partial(load_model, "no-such-model"))
     assert "cannot open the model: no model no-such-model" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_model_with_other_weights_is_refused(writer, client):
+def test_a_model_with_other_weights_is_refused(run):
     with pytest.raises(ClusterError, match="its digest is"):
-        run(writer, client, model=partial(load_model, "mini", condition="none"))
+        run(load_model=partial(load_model, "mini", condition="none"))
 
 
-def test_another_data_set_on_the_worker_is_refused(writer, client):
+def test_another_data_set_on_the_worker_is_refused(run):
     other = partial(open_dataset, "synthetic", DatasetOptions(limit=IMAGES, resize=256, seed=1))
-    with pytest.raises(ClusterError, match=r"cannot open the store.*generated with seed 1"):
-        run(writer, client, dataset=other)
+    with pytest.raises(ClusterError, match=r"cannot open the store.*generator_seed"):
+        run(open_dataset=other)
 
 
-def test_a_worker_that_does_not_see_the_store_makes_none(writer, client, tmp_path):
-    (tmp_path / "store.zarr").rename(tmp_path / "elsewhere.zarr")
+def test_a_worker_that_does_not_see_the_store_makes_none(run, traps, tmp_path):
+    away = partial(traps.without_store, str(tmp_path / "store.zarr"), IMAGES)
     with pytest.raises(ClusterError, match="is not there; all machines must see the same folder"):
-        run(writer, client)
+        run(open_dataset=away)
     assert not (tmp_path / "store.zarr/zarr.json").exists()
 
 
-def test_a_failure_of_the_model_names_worker_and_image(writer, client, traps):
+def test_a_failure_of_the_model_names_worker_and_image(run, traps):
     with pytest.raises(ClusterError, match=r"^worker [01] at tcp://\S+ failed at tissue_\d: CUDA error"):
-        run(writer, client, model=traps.broken)
+        run(load_model=traps.broken)
 
 
-def test_a_write_that_fails_ends_the_run_with_its_error(writer, client, one_process, tmp_path):
+def test_a_write_that_fails_ends_the_run_with_its_error(run, client, one_process, tmp_path):
     usual = resource.getrlimit(resource.RLIMIT_FSIZE)
     client.run(resource.setrlimit, resource.RLIMIT_FSIZE, (10_000, usual[1]))
     with pytest.raises(OSError, match="File too large"):
-        run(writer, client)
+        run()
     client.run(resource.setrlimit, resource.RLIMIT_FSIZE, usual)
-    again = cluster.StoreWriter(tmp_path / "store.zarr", writer.store.contents)
-    assert run(again, client) == ()
+    assert run().failures == ()
     assert tree(tmp_path / "store.zarr") == one_process
 
 
-def test_any_dask_scheduler_will_do(writer, client, one_process, tmp_path):
+def test_any_dask_scheduler_can_be_used(run, client, one_process, tmp_path):
     with scheduler_client(client.scheduler.address) as other:
-        assert run(writer, other) == ()
+        assert run(other).failures == ()
     assert tree(tmp_path / "store.zarr") == one_process
 
 
@@ -193,55 +197,67 @@ def test_the_threads_of_torch_are_shared_out(client):
     assert set(client.run(torch.get_num_threads).values()) == {max(1, CPU_COUNT // 2)}
 
 
-def test_nothing_stays_on_the_workers(writer, client):
+@pytest.mark.parametrize(
+    ("cores", "device", "workers"), [(2, "cpu", 1), (3, "cpu", 1), (8, "cpu", 4), (1, "cpu", 1), (2, "cuda", 6)]
+)
+def test_a_cpu_runs_no_more_workers_than_it_has_threads_for_their_forward_passes(cores, device, workers, monkeypatch):
+    monkeypatch.setattr("pathseg.extract.dask_driver.CPU_COUNT", cores)
+    assert usable_workers(6, device=device) == workers
+
+
+def test_no_more_workers_than_requested_are_used():
+    assert usable_workers(1, device="cpu") == 1
+
+
+def test_nothing_stays_on_the_workers(run, client):
     with pytest.raises(ClusterError):
-        run(writer, client, model=partial(load_model, "no-such-model"))
+        run(load_model=partial(load_model, "no-such-model"))
     plugins = client.run(lambda dask_worker: [name for name in dask_worker.plugins if name.startswith("pathseg")])
     assert list(plugins.values()) == [[], []]
 
 
-def test_a_module_that_the_workers_lack_is_named(writer, client, tmp_path, monkeypatch):
+def test_a_module_that_the_workers_lack_is_named(run, client, tmp_path, monkeypatch):
     (tmp_path / "pathseg_late.py").write_text(TRAPS)
     monkeypatch.syspath_prepend(tmp_path)  # of this process alone: the workers are running
     late = importlib.import_module("pathseg_late")
     with pytest.raises(ClusterError, match="cannot open the run: No module named 'pathseg_late'"):
-        run(writer, client, model=late.broken)
+        run(load_model=late.broken)
 
 
-def test_a_worker_that_is_killed_costs_only_time(writer, client, one_process, tmp_path):
-    worked = []
+def test_a_worker_that_is_killed_costs_only_time(run, client, one_process, tmp_path):
+    finished = []
 
-    def kill_one(images):
-        worked.append(images)
-        if len(worked) == 2:
+    def kill_one(patches):
+        finished.append(patches)
+        if len(finished) == 2:
             os.kill(next(iter(client.run(os.getpid).values())), signal.SIGKILL)
 
-    assert run(writer, client, on_unit=kill_one) == ()
-    assert len(worked) == IMAGES
+    assert run(progress=kill_one).failures == ()
+    assert len(finished) == IMAGES
     assert tree(tmp_path / "store.zarr") == one_process
 
 
 @pytest.mark.parametrize("retries", [0, pytest.param(RETRIES, marks=pytest.mark.slow)])
 def test_a_unit_that_kills_its_workers_is_set_aside_and_the_rest_finishes(
-    retries, writer, client, traps, tmp_path, monkeypatch
+    retries, run, client, traps, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(client.cluster.scheduler, "allowed_failures", retries)
-    failures = run(writer, client, dataset=partial(traps.deadly, IMAGES, ("tissue_2",)))
-    assert [failure.id for failure in failures] == ["tissue_2"]
+    result = run(open_dataset=partial(traps.deadly, IMAGES, ("tissue_2",)))
+    assert [failure.id for failure in result.failures] == ["tissue_2"]
     assert lacking(tmp_path / "store.zarr") == ["tissue_2"]
 
 
 @pytest.mark.slow
-def test_a_run_in_which_every_unit_kills_its_worker_ends(writer, client, traps, monkeypatch):
-    monkeypatch.setattr(cluster, "HOPELESS", 2)
+def test_a_run_in_which_every_unit_kills_its_worker_ends(run, traps, monkeypatch):
+    monkeypatch.setattr("pathseg.extract.dask_driver.MAX_LOST_UNITS", 2)
     everything = partial(traps.deadly, IMAGES, tuple(f"tissue_{i}" for i in range(IMAGES)))
     with pytest.raises(ClusterError, match="none was finished"):
-        run(writer, client, dataset=everything)
+        run(open_dataset=everything)
 
 
 @pytest.mark.slow
 def test_a_cluster_without_workers_is_named_and_one_that_joins_late_does_the_work(
-    writer, one_process, tmp_path, monkeypatch
+    run, one_process, tmp_path, monkeypatch
 ):
     threads = str(max(1, CPU_COUNT // 2))
     with (
@@ -256,18 +272,18 @@ def test_a_cluster_without_workers_is_named_and_one_that_joins_late_does_the_wor
     ):
         with monkeypatch.context() as patch, pytest.raises(ClusterError, match="no worker joined tcp://"):
             patch.setattr(scheduler, "WAIT_S", 0.2)
-            run(writer, client)
+            run(client)
         late.scale(1)
 
-        def replace(images):  # by one that was not there when the run began
-            if not worked:
+        def replace(patches):  # by one that was not there when the run began
+            if not finished:
                 late.scale(2)
                 client.wait_for_workers(2)
                 client.retire_workers([next(iter(client.nthreads()))])
-            worked.append(images)
+            finished.append(patches)
 
-        worked = []
-        assert run(writer, client, on_unit=replace) == ()
+        finished = []
+        assert run(client, progress=replace).failures == ()
         assert client.run(lambda dask_worker: dask_worker.name).values() != [0]
     assert tree(tmp_path / "store.zarr") == one_process
 
@@ -275,20 +291,19 @@ def test_a_cluster_without_workers_is_named_and_one_that_joins_late_does_the_wor
 DRIVER = """
 import os, sys
 from functools import partial
-from pathseg.extract.dask_driver import extract_on_cluster, local_client
+from pathseg.extract.dask_driver import extract_on_workers, local_client
 from pathseg.extract.config import ExtractConfig
 from pathseg.extract.datasets.registry import DatasetOptions, open_dataset
 from pathseg.extract.models.load import load_model
-from pathseg.extract.pipeline import prepare_store
 
 if __name__ == "__main__":
     config = ExtractConfig(blocks=(4, 5, 6), layout="native")
     dataset = partial(open_dataset, "synthetic", DatasetOptions(limit=int(sys.argv[2]), resize=256))
     model = partial(load_model, "mini")
-    writer = prepare_store(sys.argv[1], dataset(), model(), config)
     with local_client(2) as client:
-        tell = lambda images: print(*client.run(os.getpid).values(), flush=True)
-        extract_on_cluster(writer, client, dataset=dataset, model=model, config=config, on_unit=tell)
+        tell = lambda patches: print(*client.run(os.getpid).values(), flush=True)
+        extract_on_workers(dataset(), model(), sys.argv[1], config, client=client, open_dataset=dataset,
+                           load_model=model, progress=tell)
 """
 
 
@@ -321,14 +336,13 @@ def seconds_until_gone(pids):
 
 
 @pytest.mark.slow
-def test_the_workers_go_with_a_driver_that_is_killed_and_the_next_run_goes_on(driver, client, one_process, tmp_path):
+def test_the_workers_go_with_a_driver_that_is_killed_and_the_next_run_goes_on(driver, run, one_process, tmp_path):
     process, pids = driver
     process.kill()
     assert len(pids) == 2
     assert seconds_until_gone(pids) < 15
     assert lacking(tmp_path / "store.zarr")
-    writer = prepare_store(tmp_path / "store.zarr", TISSUE(), load_model("mini"), CONFIG)
-    assert run(writer, client) == ()
+    assert run().failures == ()
     assert tree(tmp_path / "store.zarr") == one_process
 
 
@@ -345,15 +359,10 @@ def test_ctrl_c_ends_driver_and_workers(driver):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
-def test_five_kills_at_random_moments_cost_only_time(seed, client, tmp_path, mini):
+def test_five_kills_at_random_moments_cost_only_time(seed, run, client, tmp_path, mini):
     count, rng = 30, np.random.default_rng(seed)
     dataset = partial(open_dataset, "synthetic", DatasetOptions(limit=count, resize=256))
-    here = prepare_store(tmp_path / "here.zarr", dataset(), mini, CONFIG)
-    there = prepare_store(tmp_path / "there.zarr", dataset(), mini, CONFIG)
-    usual = torch.get_num_threads()
-    torch.set_num_threads(max(1, CPU_COUNT // 2))
-    extract(here, dataset(), mini, CONFIG)
-    torch.set_num_threads(usual)
+    extract(dataset(), mini, tmp_path / "here.zarr", CONFIG)
     ended, kills = threading.Event(), []
 
     def kill():
@@ -368,10 +377,10 @@ def test_five_kills_at_random_moments_cost_only_time(seed, client, tmp_path, min
     killer = threading.Thread(target=kill)
     killer.start()
     start = time.monotonic()
-    failures = run(there, client, dataset=dataset)
+    failures = run(dataset=dataset(), open_dataset=dataset).failures
     ended.set()
     killer.join()
     print(f"{len(kills)} kills in {time.monotonic() - start:.1f} s")
     assert failures == ()
     assert kills
-    assert tree(tmp_path / "there.zarr") == tree(tmp_path / "here.zarr")
+    assert tree(tmp_path / "store.zarr") == tree(tmp_path / "here.zarr")

@@ -1,4 +1,4 @@
-"""A bench on a real Dask worker that lives in this process."""
+"""The plugin on a real Dask worker that is part of this process."""
 
 import pickle
 from dataclasses import replace
@@ -8,10 +8,10 @@ import pytest
 from distributed import LocalCluster
 
 from pathseg.extract.config import ExtractConfig
-from pathseg.extract.dask_worker import Job, Workbench
+from pathseg.extract.dask_worker import ExtractionJob, ExtractionPlugin, worker_device
 from pathseg.extract.datasets.registry import DatasetOptions, open_dataset
 from pathseg.extract.models.load import load_model
-from pathseg.extract.pipeline import prepare_store
+from pathseg.extract.pipeline import open_extraction
 from pathseg.store.features import FeatureStore
 from pathseg.store.runtime.dask_client import ClusterError
 
@@ -33,40 +33,48 @@ def worker():
 @pytest.fixture
 def job(tmp_path):
     model = load_model("mini")
-    prepare_store(tmp_path / "store.zarr", tissue(2)(), model, CONFIG)
-    opening = partial(load_model, "mini")
-    return Job(str(tmp_path / "store.zarr"), tissue(2), opening, CONFIG, model.digest, "auto")
+    open_extraction(tissue(2)(), model, tmp_path / "store.zarr", CONFIG)
+    loader = partial(load_model, "mini")
+    return ExtractionJob(str(tmp_path / "store.zarr"), tissue(2), loader, CONFIG, model.digest, "auto")
 
 
-def put(job, worker):
-    bench = pickle.loads(pickle.dumps(Workbench(job)))  # as Dask sends it
-    bench.setup(worker)
-    return bench
+def installed(job, worker):
+    plugin = pickle.loads(pickle.dumps(ExtractionPlugin(job)))  # as Dask sends it
+    plugin.setup(worker)
+    return plugin
 
 
-def test_a_bench_makes_the_unit_it_is_asked_for(job, worker):
-    assert put(job, worker).work(1) == ()
+def test_a_worker_makes_the_unit_of_a_task(job, worker):
+    assert installed(job, worker).extract_unit(1) == ()
     assert FeatureStore.open(job.store).unfinished(t=50, blocks=(4,)) == (0,)
 
 
-def test_a_unit_that_another_has_finished_is_not_made_again(job, worker, tmp_path):
-    late = put(job, worker)
-    late.work(1)  # opens the store while unit 0 is lacking
-    put(job, worker).work(0)
+def test_a_unit_that_another_worker_has_finished_is_not_made_again(job, worker, tmp_path):
+    late = installed(job, worker)
+    late.extract_unit(1)  # opens the store while unit 0 is missing
+    installed(job, worker).extract_unit(0)
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()}
-    assert late.work(0) == ()
+    assert late.extract_unit(0) == ()
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()} == before
 
 
-def test_what_travels_is_small_however_many_images_there_are(job):
-    few, many = (replace(job, dataset=tissue(limit)) for limit in (10, 99))
-    assert len(pickle.dumps(Workbench(few))) == len(pickle.dumps(Workbench(many))) < 2000
+def test_a_pickled_plugin_is_small_and_does_not_grow_with_the_data_set(job):
+    few, many = (replace(job, open_dataset=tissue(limit)) for limit in (10, 99))
+    assert len(pickle.dumps(ExtractionPlugin(few))) == len(pickle.dumps(ExtractionPlugin(many))) < 2000
 
 
-def test_a_failure_to_open_says_where_in_one_line(job, worker, tmp_path):
-    missing = replace(job, dataset=partial(open_dataset, "glas", DatasetOptions(root=tmp_path / "nowhere")))
+def test_a_failure_to_open_names_the_worker_in_one_line(job, worker, tmp_path):
+    missing = replace(job, open_dataset=partial(open_dataset, "glas", DatasetOptions(root=tmp_path / "nowhere")))
     with pytest.raises(
         ClusterError, match=r"^worker 0 at inproc://\S+ cannot open the data set: no glas data set"
     ) as caught:
-        put(missing, worker).work(0)
+        installed(missing, worker).extract_unit(0)
     assert "\n" not in str(caught.value)
+
+
+def test_local_workers_share_the_gpus(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert [worker_device("auto", number) for number in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert worker_device("auto", "tcp://10.0.0.1:4000") == "cuda:0"
+    assert worker_device("cpu", 1) == "cpu"

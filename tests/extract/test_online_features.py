@@ -8,7 +8,8 @@ from pathseg.extract.config import ExtractConfig
 from pathseg.extract.datasets.registry import DatasetOptions, open_dataset
 from pathseg.extract.models.load import load_model
 from pathseg.extract.online_features import online_features
-from pathseg.extract.pipeline import contents_of, extract, prepare_store
+from pathseg.extract.pipeline import extract
+from pathseg.extract.plan import contents_of
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +28,7 @@ def dataset():
 
 
 def test_features_are_those_of_the_store_to_the_bit(model, config, dataset, tmp_path):
-    writer = prepare_store(tmp_path / "store.zarr", dataset, model, config)
-    extract(writer, dataset, model, config)
-    store = writer.store
+    store = extract(dataset, model, tmp_path / "store.zarr", config).store
     features = online_features(model, store.contents.key, 50, (0, 1), batch_size=4)
     found = features(store.contents.grid.cut(store.image(0)), range(4), store.ids[0])
     for block, maps in store.read(0, blocks=(0, 1)).items():

@@ -6,7 +6,7 @@ from pathseg.extract.config import ExtractConfig
 from pathseg.extract.datasets.registry import DatasetOptions, open_dataset
 from pathseg.extract.models.load import load_model
 from pathseg.extract.models.noise import patch_noise
-from pathseg.extract.pipeline import extract, prepare_store
+from pathseg.extract.pipeline import extract
 from pathseg.store.features import FeatureStore
 
 
@@ -17,15 +17,15 @@ def model():
 
 @pytest.fixture(scope="module")
 def dataset():
-    return open_dataset("synthetic", DatasetOptions(resize=512, limit=2))
+    return open_dataset("synthetic", DatasetOptions(resize=512, limit=1))
 
 
 def stored(path, model, dataset, **settings):
     """Block 4 and 9 of the first image after a run of stage one."""
     config = ExtractConfig(**{"blocks": (4, 9), "layout": "native", **settings})
-    writer = prepare_store(path, dataset, model, config)
-    assert extract(writer, dataset, model, config) == ()
-    return FeatureStore.open(path).read(0, t=config.t[0], blocks=(4, 9))
+    result = extract(dataset, model, path, config)
+    assert result.failures == ()
+    return result.store.read(0, t=config.t[0], blocks=(4, 9))
 
 
 @pytest.fixture(scope="module")

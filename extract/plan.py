@@ -1,0 +1,246 @@
+"""The plan of a run of stage one: the description of its store, what is missing in it, and whether that fits."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pathseg.extract.config import ExtractConfig
+from pathseg.extract.datasets.registry import Dataset
+from pathseg.extract.models.feature_model import FeatureModel
+from pathseg.extract.unit import MissingWork, missing_work
+from pathseg.store.blocks import BLOCKS, format_blocks
+from pathseg.store.contents import Contents, ImageEntry
+from pathseg.store.errors import StoreError
+from pathseg.store.features import FeatureStore
+from pathseg.store.format.manifest import MANIFEST
+from pathseg.store.format.size import BlockShape, fitting_layouts, format_bytes, images_per_unit, patch_bytes
+from pathseg.store.grid import PATCH_PX, PatchGrid
+from pathseg.store.key import StoreKey
+from pathseg.store.location.location import Location, open_location
+
+PIXEL_BYTES = 4  # of an image pixel and its mask code, before compression
+PACKAGES = ("pathseg", "torch", "diffusers", "timm", "zarr")  # whose versions a store names
+
+
+@dataclass(frozen=True)
+class ExtractPlan:
+    """Sizes of a run of stage one, before it starts; `str()` is a table for people.
+
+    splits: images per split. size: height and width of an image in px. shapes: of the blocks that are stored.
+    exists: whether the store is there already. missing_images: images of the units of which anything is missing.
+    missing_maps: block -> patches that lack it, summed over timesteps. missing_pixels: images without pixels.
+    free_bytes: at the store's location, None where no limit is known. left_out: see `Dataset`.
+    """
+
+    store: str
+    dataset: str
+    splits: Mapping[str, int]
+    size: tuple[int, int]
+    model: str
+    model_trained: bool
+    layout: str
+    dtype: str
+    packing: str
+    timesteps: tuple[int, ...]
+    shapes: Mapping[int, BlockShape]
+    exists: bool
+    missing_images: int
+    missing_maps: Mapping[int, int]
+    missing_pixels: int
+    free_bytes: int | None
+    left_out: str = ""
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return sum(self.splits.values())
+
+    @property
+    def patches_per_image(self) -> int:
+        """Number of patches of an image."""
+        return PatchGrid.of(*self.size).patches
+
+    @property
+    def patch_bytes(self) -> dict[int, int]:
+        """Bytes of one patch at one timestep, by block."""
+        return patch_bytes(self.shapes, layout=self.layout, dtype=self.dtype, packing=self.packing)
+
+    @property
+    def feature_bytes(self) -> int:
+        """Bytes of all features of all images and timesteps, stored or missing."""
+        return sum(self.patch_bytes.values()) * self.images * self.patches_per_image * len(self.timesteps)
+
+    @property
+    def missing_patches(self) -> int:
+        """Number of patches that the run goes through."""
+        return self.missing_images * self.patches_per_image
+
+    @property
+    def missing_bytes(self) -> int:
+        """Bytes that the run will write: missing features, and missing images and masks before compression."""
+        each = self.patch_bytes
+        return self._missing_pixel_bytes + sum(each[block] * patches for block, patches in self.missing_maps.items())
+
+    def require_space(self) -> None:
+        """Raise StoreError, naming a way out, when what is missing does not fit into the free space."""
+        if self.free_bytes is None or self.missing_bytes <= self.free_bytes:
+            return
+        free, way_out = self.free_bytes, "take fewer --blocks or --t"
+        if self.exists:  # its layout is fixed
+            way_out += ", free space, or pass another --store"
+        elif fitting := fitting_layouts(
+            self.shapes,
+            layouts=("grid", "native"),
+            free_bytes=free - self._missing_pixel_bytes,
+            patches=self.images * self.patches_per_image * len(self.timesteps),
+            dtype=self.dtype,
+            packing=self.packing,
+        ):
+            way_out = " or ".join(f"--layout {name}" for name in fitting) + " would fit"
+        raise StoreError(
+            f"the features take {format_bytes(self.missing_bytes, packing=self.packing)} in layout {self.layout}, but "
+            f"{format_bytes(free)} are free; {way_out}"
+        )
+
+    def __str__(self) -> str:
+        """Return the sizes as lines of a table: images, patches, bytes per block, total and free space."""
+
+        def sized(size_bytes: int) -> str:
+            return format_bytes(size_bytes, packing=self.packing)
+
+        one_patch, patches = sum(self.patch_bytes.values()), self.patches_per_image
+        splits = ", ".join(f"{split} {count}" for split, count in self.splits.items())
+        timesteps = f"{len(self.timesteps)} timestep{'s' * (len(self.timesteps) > 1)}"
+        height, width = self.size
+        rows = {
+            "images": f"{self.images} of {self.dataset} ({splits}), {width}x{height} px",
+            "model": f"{self.model}{'' if self.model_trained else ' (UNTRAINED: random weights)'}",
+            "patches": f"{self.images * patches}, each {sized(one_patch)} in {self.layout} {self.dtype}",
+            "a patch": ", ".join(f"block {block} {sized(bytes_)}" for block, bytes_ in self.patch_bytes.items()),
+            "an image": f"{sized(one_patch * patches)} ({patches} patches) at each timestep",
+            "total": f"{sized(self.feature_bytes)} of features for {timesteps}",
+        }
+        if self.exists:
+            rows["missing"] = f"{sized(self.missing_bytes)} in {self.missing_images} of {self.images} images"
+        free = "no limit known" if self.free_bytes is None else format_bytes(self.free_bytes)
+        rows["free"] = f"{free} at {self.store}"
+        if self.left_out:
+            rows["left out"] = self.left_out
+        return "\n".join(f"{name:>8}  {text}" for name, text in rows.items())
+
+    @property
+    def _missing_pixel_bytes(self) -> int:
+        return self.missing_pixels * self.patches_per_image * PATCH_PX**2 * PIXEL_BYTES
+
+
+def plan_extraction(
+    dataset: Dataset,
+    model: FeatureModel,
+    store: str | os.PathLike[str],
+    config: ExtractConfig,
+) -> ExtractPlan:
+    """Return the sizes of a run that computes what is missing in the store at this path or s3 URL; nothing is written.
+
+    Raises ValueError for a block or a timestep that the model does not have, KeyMismatch when the store has features
+    that were made in another way.
+    """
+    location = open_location(store)
+    existing = FeatureStore.open(location) if location.exists(MANIFEST) else None
+    if existing is not None:
+        existing.contents.require(contents_of(dataset, model, config), store=str(location))
+    return plan_for(dataset, model, config, location, existing)
+
+
+def plan_for(
+    dataset: Dataset, model: FeatureModel, config: ExtractConfig, location: Location, existing: FeatureStore | None
+) -> ExtractPlan:
+    """Return the sizes of a run into an opened store, or into a new one where `existing` is None."""
+    blocks = wanted_blocks(model, config)
+    patches = PatchGrid.of(*dataset.size).patches
+    missing = _missing_in(existing, dataset, config, blocks)
+    maps: Counter[int] = Counter()
+    for images, work in missing:
+        for blocks_at_t in work.blocks.values():
+            maps.update(dict.fromkeys(blocks_at_t, images * patches))
+    return ExtractPlan(
+        store=str(location),
+        dataset=dataset.name,
+        splits=Counter(sample.split for sample in dataset.samples),
+        size=dataset.size,
+        model=model.name,
+        model_trained=model.trained,
+        layout=config.layout,
+        dtype=config.dtype,
+        packing=config.packing,
+        timesteps=config.t,
+        shapes={block: BlockShape(*model.blocks[block]) for block in blocks},
+        exists=existing is not None,
+        missing_images=sum(images for images, _ in missing),
+        missing_maps=maps,
+        missing_pixels=sum(images for images, work in missing if work.pixels),
+        free_bytes=location.free_bytes(),
+        left_out=dataset.left_out,
+    )
+
+
+def contents_of(dataset: Dataset, model: FeatureModel, config: ExtractConfig) -> Contents:
+    """Return the description of a store with features of this data set, model and configuration."""
+    key = StoreKey(
+        dataset=dataset.name,
+        preprocessing=dataset.preprocessing,
+        size=dataset.size,
+        mpp=dataset.mpp,
+        model=model.name,
+        model_digest=model.digest,
+        first_stage=model.first_stage,
+        condition=model.condition,
+        seed=config.seed,
+        layout=config.layout,
+        dtype=config.dtype,
+        packing=config.packing,
+        precision=config.precision,
+    )
+    shapes = {block: BlockShape(*shape) for block, shape in model.blocks.items()}
+    largest = max(patch_bytes(shapes, layout=config.layout, dtype=config.dtype).values())
+    return Contents(
+        key=key,
+        images=tuple(ImageEntry(**dataclasses.asdict(sample)) for sample in dataset.samples),
+        classes=dataset.classes,
+        background=dataset.background,
+        ignore=dataset.ignore,
+        test_split=dataset.test_split,
+        blocks=shapes,
+        model_trained=model.trained,
+        has_instances=dataset.has_instances,
+        made_by={name: importlib.metadata.version(name) for name in PACKAGES},
+        images_per_unit=images_per_unit(len(dataset.samples), largest * PatchGrid.of(*dataset.size).patches),
+    )
+
+
+def wanted_blocks(model: FeatureModel, config: ExtractConfig) -> tuple[int, ...]:
+    """Return the configured blocks, by default all that the model has.
+
+    Raises ValueError for a block or a timestep that the model does not have.
+    """
+    if model.timesteps is not None and (unknown_t := [t for t in config.t if not 0 <= t < model.timesteps]):
+        raise ValueError(f"t {unknown_t[0]} is not within 0-{model.timesteps - 1}, the timesteps of model {model.name}")
+    blocks = tuple(sorted(model.blocks)) if config.blocks == BLOCKS else config.blocks
+    if unknown := [block for block in blocks if block not in model.blocks]:
+        raise ValueError(f"model {model.name} has blocks {format_blocks(model.blocks)}, not {format_blocks(unknown)}")
+    return blocks
+
+
+def _missing_in(
+    existing: FeatureStore | None, dataset: Dataset, config: ExtractConfig, blocks: tuple[int, ...]
+) -> list[tuple[int, MissingWork]]:
+    """Return number of images and missing work of each unfinished unit; all images as one unit without a store."""
+    if existing is None:
+        return [(len(dataset.samples), MissingWork(pixels=True, blocks=dict.fromkeys(config.t, blocks)))]
+    contents = existing.contents
+    found = ((unit, missing_work(existing, unit, config.t, blocks)) for unit in range(contents.units))
+    return [(len(contents.unit_images(unit)), work) for unit, work in found if work]

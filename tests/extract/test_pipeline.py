@@ -1,0 +1,100 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pathseg.cli
+from pathseg.extract.config import ExtractConfig
+from pathseg.extract.pipeline import extract, open_extraction, run_extraction
+from pathseg.store.errors import StoreError
+from pathseg.store.features import FeatureStore
+
+CONFIG = ExtractConfig(layout="native", t=(10, 50))
+
+
+def tree(path):
+    return {file.relative_to(path).as_posix(): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+def test_the_result_has_the_complete_store_and_the_counts(toy_dataset, toy_model, tmp_path):
+    result = extract(toy_dataset("a", "b"), toy_model, tmp_path / "store.zarr", CONFIG)
+    assert (result.failures, result.complete, result.computed) == ((), 2, 2)
+    assert result.store.read(1, t=50)[9].shape == (2, 2, 64, 64)
+    assert result.store.contents.background == 0
+    assert FeatureStore.open(tmp_path / "store.zarr").unfinished(t=10, blocks=(0, 4, 9)) == ()
+
+
+def test_a_path_may_be_text(toy_dataset, toy_model, tmp_path):
+    assert extract(toy_dataset("a", "b"), toy_model, str(tmp_path / "store.zarr"), CONFIG).complete == 2
+
+
+def test_progress_adds_up_to_the_missing_patches(toy_dataset, toy_model, tmp_path):
+    patches = []
+    extract(toy_dataset("a", "b", "c"), toy_model, tmp_path / "store.zarr", CONFIG, progress=patches.append)
+    assert patches == [2, 2, 2]
+
+
+def test_a_second_run_computes_and_writes_nothing(toy_dataset, toy_model, tmp_path):
+    path = tmp_path / "store.zarr"
+    extract(toy_dataset("a", "b"), toy_model, path, CONFIG)
+    before = {file: file.stat().st_mtime_ns for file in path.rglob("*")}
+    assert extract(toy_dataset("a", "b"), toy_model, path, CONFIG).computed == 0
+    assert {file: file.stat().st_mtime_ns for file in path.rglob("*")} == before
+
+
+def test_timesteps_and_blocks_that_are_added_later_give_the_same_features(toy_dataset, toy_model, tmp_path):
+    dataset, at_once, in_turn = toy_dataset("a", "b"), tmp_path / "one.zarr", tmp_path / "two.zarr"
+    extract(dataset, toy_model, at_once, CONFIG)
+    for t, blocks in (((50,), (4,)), ((50,), (0, 4)), ((10, 50), (0, 4, 9))):
+        extract(dataset, toy_model, in_turn, ExtractConfig(layout="native", t=t, blocks=blocks))
+    one, two = FeatureStore.open(at_once), FeatureStore.open(in_turn)
+    for t in (10, 50):
+        for block, maps in one.read(1, t=t).items():
+            np.testing.assert_array_equal(two.read(1, t=t)[block], maps)
+
+
+def test_images_that_cannot_be_read_are_set_aside_in_the_order_of_the_store(toy_dataset, toy_model, tmp_path):
+    dataset = toy_dataset("a", "unreadable_2", "b", "unreadable_1")
+    result = extract(dataset, toy_model, tmp_path / "store.zarr", CONFIG)
+    assert [failure.id for failure in result.failures] == ["unreadable_2", "unreadable_1"]
+    assert "unreadable_2.png" in result.failures[0].reason
+    assert result.complete == 2
+    assert result.store.unfinished(t=50, blocks=(4,)) == (1, 3)
+
+
+def test_units_that_another_run_completes_meanwhile_are_skipped(toy_dataset, toy_model, tmp_path):
+    dataset, path, patches = toy_dataset("a", "b", "c", "d", "e", "f"), tmp_path / "store.zarr", []
+    first = open_extraction(dataset, toy_model, path, CONFIG)
+
+    def run_other(done):
+        if not patches:
+            extract(dataset, toy_model, path, CONFIG)
+        patches.append(done)
+
+    result = run_extraction(first, progress=run_other)
+    assert result.computed < 6
+    assert patches == [2] * 6
+    assert FeatureStore.open(path).unfinished(t=10, blocks=(0, 4, 9)) == ()
+
+
+def test_an_image_that_has_changed_since_is_refused(toy_dataset, toy_model, tmp_path):
+    dataset, path = toy_dataset("a", "b"), tmp_path / "store.zarr"
+    extract(dataset, toy_model, path, ExtractConfig(layout="native"))
+    load = dataset.load
+
+    def changed(sample):
+        pixels = load(sample)
+        pixels.image[0, 0] ^= 1
+        return pixels
+
+    object.__setattr__(dataset, "load", changed)
+    with pytest.raises(StoreError, match=r"a is not the same in the data set as in .*store.zarr.*--store"):
+        extract(dataset, toy_model, path, CONFIG)
+
+
+def test_the_example_of_the_readme_runs(tmp_path, monkeypatch, capsys):
+    readme = Path(pathseg.cli.__file__).parent / "extract" / "README.md"
+    example = readme.read_text().split("## From Python\n\n```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, str(readme), "exec"), {})
+    assert "3 3 ()" in capsys.readouterr().out

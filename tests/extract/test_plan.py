@@ -1,0 +1,130 @@
+"""Sizes before a run, by hand: two patches an image; blocks 0 (8 x 8 x 8), 4 (4 x 16 x 16), 9 (2 x 64 x 64)."""
+
+import pytest
+
+from pathseg.extract.config import ExtractConfig
+from pathseg.extract.pipeline import extract
+from pathseg.extract.plan import plan_extraction
+from pathseg.store.errors import KeyMismatch, StoreError
+from pathseg.store.location.local import LocalFolder
+
+NATIVE = ExtractConfig(layout="native")
+BLOCK_BYTES = {0: 2 * 8 * 8 * 8, 4: 2 * 4 * 16 * 16, 9: 2 * 2 * 64 * 64}  # of a patch in native float16
+FEATURE_BYTES = 2 * sum(BLOCK_BYTES.values())  # of an image at one timestep
+PIXEL_BYTES = 512 * 256 * (3 + 1)  # of an image and its mask
+
+
+@pytest.fixture
+def dataset(toy_dataset):
+    return toy_dataset("a", "b", "c")
+
+
+@pytest.fixture
+def store(tmp_path):
+    return tmp_path / "store.zarr"
+
+
+@pytest.fixture
+def free(monkeypatch):
+    def set_free(size_bytes):
+        monkeypatch.setattr(LocalFolder, "free_bytes", lambda self: size_bytes)
+
+    return set_free
+
+
+def test_the_sizes_of_a_new_store_are_those_of_all_images(dataset, toy_model, store):
+    plan = plan_extraction(dataset, toy_model, store, ExtractConfig(t=(10, 50), layout="native"))
+    assert plan.patch_bytes == BLOCK_BYTES
+    assert plan.feature_bytes == 3 * 2 * FEATURE_BYTES
+    assert plan.missing_bytes == 3 * (2 * FEATURE_BYTES + PIXEL_BYTES)
+    assert (plan.images, plan.missing_images, plan.missing_patches) == (3, 3, 6)
+    assert not store.exists()
+
+
+@pytest.mark.parametrize(("layout", "cells"), [("grid", 64), ("image", 256)])
+def test_the_sizes_follow_the_layout(dataset, toy_model, store, layout, cells):
+    plan = plan_extraction(dataset, toy_model, store, ExtractConfig(layout=layout, dtype="float32"))
+    assert plan.patch_bytes == {0: 4 * 8 * cells**2, 4: 4 * 4 * cells**2, 9: 4 * 2 * cells**2}
+
+
+def test_the_sizes_follow_the_packing_and_say_that_they_are_estimates(dataset, toy_model, store):
+    plain = plan_extraction(dataset, toy_model, store, NATIVE)
+    rounded = plan_extraction(dataset, toy_model, store, ExtractConfig(layout="native", packing="rounded"))
+    assert rounded.missing_bytes < plain.missing_bytes
+    assert "about" in str(rounded) and "about" not in str(plain)
+
+
+def test_the_table_names_images_model_blocks_and_free_space(dataset, toy_model, store, free):
+    free(12_300_000)
+    table = str(plan_extraction(dataset, toy_model, store, NATIVE))
+    for words in ("3 of toy (test 1, train 2), 512x256 px", "UNTRAINED", "block 9 16.4 kB", "12.3 MB", str(store)):
+        assert words in table
+    assert "missing" not in table
+
+
+def test_of_a_complete_store_nothing_is_missing(dataset, toy_model, store):
+    extract(dataset, toy_model, store, NATIVE)
+    plan = plan_extraction(dataset, toy_model, store, NATIVE)
+    assert (plan.missing_bytes, plan.missing_images) == (0, 0)
+    assert "0 B in 0 of 3 images" in str(plan)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "missing"),
+    [
+        ({"t": (10,)}, {"t": (10, 50)}, FEATURE_BYTES),  # neither the pixels nor t 10 again
+        ({"blocks": (0, 4)}, {"blocks": (0, 4, 9)}, 2 * BLOCK_BYTES[9]),
+        ({"t": (10,), "blocks": (4,)}, {"t": (10, 50), "blocks": (4, 9)}, 2 * BLOCK_BYTES[4] + 4 * BLOCK_BYTES[9]),
+    ],
+)
+def test_of_a_store_that_grows_only_the_missing_bytes_count(dataset, toy_model, store, free, first, second, missing):
+    extract(dataset, toy_model, store, ExtractConfig(layout="native", **first))
+    config = ExtractConfig(layout="native", **second)
+    assert plan_extraction(dataset, toy_model, store, config).missing_bytes == 3 * missing
+    free(3 * missing)
+    assert extract(dataset, toy_model, store, config).complete == 3
+
+
+def test_an_image_that_was_set_aside_is_what_is_missing(toy_dataset, toy_model, store):
+    dataset = toy_dataset("a", "unreadable", "c")
+    extract(dataset, toy_model, store, NATIVE)
+    plan = plan_extraction(dataset, toy_model, store, NATIVE)
+    assert (plan.missing_images, plan.missing_bytes) == (1, FEATURE_BYTES + PIXEL_BYTES)
+
+
+def test_a_new_store_that_does_not_fit_names_the_layouts_that_would(dataset, toy_model, store, free):
+    free(3 * (FEATURE_BYTES + PIXEL_BYTES))
+    with pytest.raises(StoreError, match=r"layout image, but .* are free; --layout native would fit"):
+        extract(dataset, toy_model, store, ExtractConfig(layout="image"))
+    assert not store.exists()
+
+
+def test_a_new_store_that_fits_in_no_layout_names_fewer_blocks_or_timesteps(dataset, toy_model, store, free):
+    free(3 * PIXEL_BYTES)
+    with pytest.raises(StoreError, match="fewer --blocks or --t"):
+        extract(dataset, toy_model, store, NATIVE)
+
+
+def test_a_store_that_cannot_grow_names_what_can_be_done_with_its_layout(dataset, toy_model, store, free):
+    grid = ExtractConfig(layout="grid")
+    extract(dataset, toy_model, store, grid)
+    before = sorted(store.rglob("*"))
+    free(3 * FEATURE_BYTES)  # enough for another timestep in native layout, which the store does not have
+    with pytest.raises(StoreError, match=r"fewer --blocks or --t, free space, or pass another --store") as caught:
+        extract(dataset, toy_model, store, ExtractConfig(layout="grid", t=(50, 10)))
+    assert "--layout" not in str(caught.value)
+    assert sorted(store.rglob("*")) == before
+
+
+def test_a_store_of_other_features_is_refused_before_a_run(dataset, toy_model, store):
+    extract(dataset, toy_model, store, NATIVE)
+    with pytest.raises(KeyMismatch, match="seed is 0"):
+        plan_extraction(dataset, toy_model, store, ExtractConfig(layout="native", seed=1))
+
+
+@pytest.mark.parametrize(
+    ("config", "words"), [({"blocks": (3,)}, "has blocks 0,4,9, not 3"), ({"t": (1000,)}, "t 1000 is not within 0-999")]
+)
+def test_blocks_and_timesteps_that_the_model_lacks_are_named(dataset, toy_model, store, config, words):
+    with pytest.raises(ValueError, match=words):
+        plan_extraction(dataset, toy_model, store, ExtractConfig(**config))
