@@ -236,7 +236,7 @@ def _follow(file: IO[bytes]) -> _Pickle:
     found = _Pickle()
     stack: list[_Value] = []
     marks: list[int] = []
-    memo: dict[int, _Value] = {}
+    memo: dict[Any, _Value] = {}
     for opcode, argument, _ in pickletools.genops(file):
         code = opcode.name
         if code == "MARK":
@@ -257,7 +257,7 @@ def _follow(file: IO[bytes]) -> _Pickle:
         if code in ("BINGET", "LONG_BINGET"):
             value = memo[argument]
         elif code == "GLOBAL":
-            value = _Value(name=_python3_name(*argument.split(" ", 1)))
+            value = _Value(name=_python3_name(*str(argument).split(" ", 1)))
             found.names.add(value.name)
         elif code.startswith("TUPLE"):
             value = _Value(items=tuple(popped), size=1 + sum(item.size for item in popped))

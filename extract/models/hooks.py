@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -22,8 +22,8 @@ def block_modules(unet: UNet) -> list[nn.Module]:
     CompVis counts a residual layer, its attention and its upsampling layer as one output block; diffusers keeps them
     in three lists. The output of a block is that of the last of its layers.
     """
-    modules: list[nn.Module] = [unet.mid_block]
-    for stage in unet.up_blocks:
+    modules = [cast(nn.Module, unet.mid_block)]
+    for stage in cast("list[Any]", unet.up_blocks):  # diffusers types them as modules without these attributes
         modules += getattr(stage, "attentions", stage.resnets)
         if stage.upsamplers is not None:
             modules[-1] = stage.upsamplers[0]
