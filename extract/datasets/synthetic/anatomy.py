@@ -1,4 +1,4 @@
-"""The anatomy of generated tissue: where glands lie, where their lumens are, which way their cells point."""
+"""The anatomy of generated tissue: masks of glands and lumens, and the directions that cells point in."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class Anatomy:
     """The layout of one piece of tissue; all arrays are (S, S), in px.
 
     glands: uint16 ids, 0 = stroma. lumen: bool, inside glands. depth: distance from the gland's outer edge,
-    inside glands. gap: distance to the nearest gland, in the stroma. wall: thickness that the epithelium has
-    at that place. inward: (2, S, S) unit vectors (y, x) that point from the gland's edge to its middle.
+    inside glands. gap: distance to the nearest gland, in the stroma. wall: thickness of the epithelium at each
+    pixel. inward: (2, S, S) unit vectors (y, x) that point from the gland's edge to its middle.
     """
 
     glands: np.ndarray
@@ -79,7 +79,7 @@ def _place(rng: np.random.Generator, side: int, habit: Habit) -> np.ndarray:
     glands = np.zeros((side, side), np.uint16)
     crowding = rng.uniform(4, 22) * (1.0 - 0.5 * habit.atypia)  # px of stroma between neighbours
     size = rng.uniform(34, 48) + 14 * habit.atypia  # mean radius of a tube in px
-    tilt, spread = rng.uniform(0, np.pi), rng.uniform(0.2, 1.2)  # crypts of one place lie alike
+    tilt, spread = rng.uniform(0, np.pi), rng.uniform(0.2, 1.2)  # crypts of one region are roughly parallel
     lengthwise = rng.beta(0.7, 1.0)
     number = 0
     for _ in range(int(90 * (side / 592) ** 2) + 10):
@@ -134,16 +134,16 @@ def _whole(glands: np.ndarray) -> np.ndarray:
             continue
         box = tuple(slice(max(0, side.start - 2), side.stop + 2) for side in found)
         near = ndimage.binary_dilation(whole[box] > 0, iterations=2)
-        parts, count = ndimage.label((glands[box] == number) & ~near)
-        sizes = np.bincount(parts.ravel(), minlength=count + 1)[1:]
+        pieces, count = ndimage.label((glands[box] == number) & ~near)
+        sizes = np.bincount(pieces.ravel(), minlength=count + 1)[1:]
         if count and sizes.max() >= GLAND_MIN_PX:
-            piece = ndimage.binary_fill_holes(parts == sizes.argmax() + 1) & ~near
+            piece = ndimage.binary_fill_holes(pieces == sizes.argmax() + 1) & ~near
             whole[box][piece] = whole.max() + 1
     return whole
 
 
 def _walls(rng: np.random.Generator, glands: np.ndarray, habit: Habit) -> np.ndarray:
-    """(S, S) float32 thickness of the epithelium: by image, by gland, by place, and ragged at the end."""
+    """(S, S) float32 thickness of the epithelium: varies by image, by gland and slowly over the image, with a ragged edge."""
     side = len(glands)
     usual = 28 + 11 * habit.atypia + 9 * habit.goblets
     each = rng.uniform(0.75, 1.3, int(glands.max()) + 1).astype(np.float32)
@@ -154,7 +154,7 @@ def _walls(rng: np.random.Generator, glands: np.ndarray, habit: Habit) -> np.nda
 
 def _open_lumens(opening: np.ndarray) -> np.ndarray:
     """Drop the flecks that noise leaves around a lumen."""
-    parts, count = ndimage.label(opening)
-    large = np.bincount(parts.ravel(), minlength=count + 1) >= LUMEN_MIN_PX
+    pieces, count = ndimage.label(opening)
+    large = np.bincount(pieces.ravel(), minlength=count + 1) >= LUMEN_MIN_PX
     large[0] = False
-    return large[parts]
+    return large[pieces]

@@ -1,4 +1,4 @@
-"""Painting generated tissue: how much hematoxylin and eosin lies where, and what a scanner makes of it."""
+"""Painting generated tissue: hematoxylin and eosin per pixel, and the RGB image that a scanner records."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Sheet:
         """Draw n uneven ovals.
 
         places: (n, 2) middles (y, x). along: (n, 2) directions (y, x) of the first axis. axes: (n, 2) half
-        axes in px. shade: (n,) grey from 1 to 255; the outline is a little lighter and so parts neighbours.
+        axes in px. shade: (n,) grey from 1 to 255; the outline is a little lighter, which separates neighbours.
         """
         count, rng = len(places), self._rng
         along = along / (np.linalg.norm(along, axis=1, keepdims=True) + 1e-6)
@@ -135,10 +135,10 @@ def _fill_lumens(rng: np.random.Generator, stains: np.ndarray, anatomy: Anatomy)
     side = len(anatomy.glands)
     stains *= np.where(anatomy.lumen, 0.05, 1.0)
     full = rng.random(int(anatomy.glands.max()) + 1) < 0.35
-    room = anatomy.depth - anatomy.wall - 7
+    into_lumen = anatomy.depth - anatomy.wall - 7
     clumps = smooth_noise(rng, side, scale=22) + 0.6 * smooth_noise(rng, side, scale=6)
     grains = smooth_noise(rng, side, scale=3.5)
-    debris = _step(np.minimum(room / 3, 2 * clumps + 0.6 + 0.7 * grains), 0.35)
+    debris = _step(np.minimum(into_lumen / 3, 2 * clumps + 0.6 + 0.7 * grains), 0.35)
     debris *= anatomy.lumen & full[anatomy.glands]
     stains[0] += debris * (0.14 + 0.06 * clumps + 0.07 * grains + 0.9 * (grains > 1.9))
     stains[1] += debris * (0.40 + 0.10 * clumps + 0.08 * grains)
@@ -146,7 +146,7 @@ def _fill_lumens(rng: np.random.Generator, stains: np.ndarray, anatomy: Anatomy)
 
 
 def _scatter(rng: np.random.Generator, chance: np.ndarray, spacing: int) -> np.ndarray:
-    """(n, 2) places (y, x), `spacing` px or more apart along an axis, where `chance` (per px) puts them."""
+    """Draw points (n, 2), (y, x), at least `spacing` px apart along an axis, with probability `chance` per px."""
     places = np.argwhere(rng.random(chance.shape, dtype=np.float32) < chance)
     rng.shuffle(places)
     taken = np.zeros(chance.shape, bool)

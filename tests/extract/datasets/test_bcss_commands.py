@@ -70,7 +70,7 @@ def test_masks_without_annotation_are_refused_before_anything_is_written(bcss_ro
     assert not (tmp_path / "work").exists()
 
 
-def test_the_size_table_says_what_is_left_out(drawn_regions, bcss_root, tmp_path):
+def test_the_plan_says_what_is_left_out(drawn_regions, bcss_root, tmp_path):
     whole = extract(drawn_regions, tmp_path / "work", "--dry-run", "--val-institutes", "")
     unannotate(next((bcss_root / "masks").glob("TCGA-BH-*.png")))
     part = extract(bcss_root, tmp_path / "work", "--dry-run", "--val-institutes", "")
