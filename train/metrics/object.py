@@ -140,9 +140,20 @@ def mean_scores(several: Sequence[ObjectSums]) -> ObjectScores:
     """
     if not several:
         raise ValueError("cannot take the mean over 0 images; pass the sums of at least one")
-    columns = zip(*(one.scores() for one in several), strict=True)
-    defined = ([value for value in column if value is not None] for column in columns)
-    return ObjectScores(*(sum(values) / len(values) if values else None for values in defined))
+    scores = [one.scores() for one in several]
+    distances = [one.hausdorff for one in scores if one.hausdorff is not None]
+    return ObjectScores(
+        tp=_mean([one.tp for one in scores]),
+        fp=_mean([one.fp for one in scores]),
+        fn=_mean([one.fn for one in scores]),
+        f1=_mean([one.f1 for one in scores]),
+        dice=_mean([one.dice for one in scores]),
+        hausdorff=_mean(distances) if distances else None,
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def components(mask: np.ndarray, *, connectivity: int = 8, min_px: int = 0) -> np.ndarray:
