@@ -62,6 +62,7 @@ class VGG16FCN8(nn.Module):
         for layer in (*self.features, self.fc6, self.fc7):
             if isinstance(layer, nn.Conv2d):  # as torchvision does; with PyTorch's default activations vanish
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+                assert layer.bias is not None
                 nn.init.zeros_(layer.bias)
         self.score7, self.score4, self.score3 = (nn.Conv2d(c, classes, 1) for c in (width, 512, 256))
         self.up7, self.up4, self.up3 = (_bilinear_upsampling(classes, times) for times in (2, 2, 8))

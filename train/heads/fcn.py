@@ -52,6 +52,7 @@ class FCNHead(nn.Module):
         A training step on a CPU takes a fraction of the time of `plain_forward` (`benchmarks.train.heads`, step).
         """
         require_fitting(features, self.channels, PatchGrid(*patch_grid))
+        assert self.first.bias is not None
         x = native_convolution(features, self.first.weight, self.first.bias, PatchGrid(*patch_grid))
         return fast_tail(self.tail, x)
 

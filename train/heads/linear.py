@@ -25,6 +25,7 @@ class LinearHead(nn.Module):
         """Return class scores before the softmax: {block: (N, P, C, h, w)} in any layout -> (N, K, H, W)."""
         grid = PatchGrid(*patch_grid)
         require_fitting(features, self.channels, grid)
+        assert self.scores.bias is not None
         # as self.scores(stack_blocks(features, grid)), with the convolution at native resolution
         x = native_pointwise(features, self.scores.weight, self.scores.bias, grid)  # (N, K, H/4, W/4)
         return F.interpolate(x, scale_factor=PATCH_PX // HEAD_CELLS, mode="bilinear", align_corners=False)

@@ -94,15 +94,18 @@ class PixelEnsemble(nn.Module):
         The first layer is applied at native resolution, because it commutes with upsampling.
         """
         for model in self.models:
+            assert isinstance(model, nn.Sequential) and isinstance(model[0], nn.Linear)
+            first = model[0]
             by_side: dict[int, torch.Tensor] = {}
             start = 0
             for block in sorted(maps):
                 c, side = maps[block].shape[:2]
-                x = F.conv2d(maps[block][None], model[0].weight[:, start : start + c, None, None])  # (1, 128, h, w)
+                x = F.conv2d(maps[block][None], first.weight[:, start : start + c, None, None])  # (1, 128, h, w)
                 by_side[side] = by_side[side] + x if side in by_side else x
                 start += c
-            hidden = sum(resample(x, PATCH_PX) for x in by_side.values())  # (1, 128, 256, 256)
-            yield model[1:](hidden[0].flatten(1).T + model[0].bias)
+            fine = [resample(x, PATCH_PX) for x in by_side.values()]
+            hidden = sum(fine[1:], fine[0])  # (1, 128, 256, 256)
+            yield model[1:](hidden[0].flatten(1).T + first.bias)
 
 
 def _network(channels: int, classes: int) -> nn.Sequential:
