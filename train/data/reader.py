@@ -1,9 +1,9 @@
-"""Images of a store, one after another, as tensors: read ahead, kept in memory where they fit."""
+"""Batches of cached features: prefetched in threads, and read only once where they fit into memory."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
@@ -11,40 +11,51 @@ import numpy as np
 import torch
 
 from pathseg.store.features import FeatureStore
+from pathseg.store.grid import PATCH_PX
 from pathseg.store.runtime.prefetch import PREFETCH_BYTES
-from pathseg.train.config import Config
-from pathseg.train.data.buffers import Buffer, Values, copy_image, image_bytes, own_copy, read_image, stacked
-from pathseg.train.data.memory import rooms
-
-Group = tuple[int, ...]  # the images of a batch
+from pathseg.train.config import IMAGE, Config
+from pathseg.train.data.memory import keep_limits
 
 
 @dataclass(frozen=True)
-class Batch(Values):
-    """Features {t: {block: (N, P, C, h, w)}} as stored, class codes (N, H, W) uint8, and the images' indices.
+class Sample:
+    """Features {t: {block: (P, C, h, w)}} in the stored dtype and class codes (H, W) uint8 of one image.
 
-    At t None the only block is IMAGE: the image itself, RGB uint8 (N, P, 3, 256, 256). The tensors are to be read only,
-    and hold these images until the batch after the next is asked for: then their memory is filled again.
+    Several images together have a leading dimension N. At t None the only block is IMAGE: the image itself, RGB uint8
+    (P, 3, 256, 256).
     """
 
-    indices: Group
+    features: dict[int | None, dict[int, torch.Tensor]]
+    masks: torch.Tensor
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Sample:
+        """Return a sample of the changed tensors."""
+        features = {t: {b: change(maps) for b, maps in blocks.items()} for t, blocks in self.features.items()}
+        return Sample(features, change(self.masks))
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """Yield all tensors, always in the same order."""
+        for blocks in self.features.values():
+            yield from blocks.values()
+        yield self.masks
 
 
 @dataclass(frozen=True)
-class _Begun:
-    """A batch that is being read; its futures give each image on the device, and what is to be kept of it."""
+class Batch(Sample):
+    """Features {t: {block: (N, P, C, h, w)}}, class codes (N, H, W) uint8 and the indices of the images.
 
-    group: Group
-    buffer: Buffer | None
-    images: list[Future[tuple[Values, Values | None]]]
-    size_bytes: int
+    The tensors are read-only, and valid until the next batch is requested: then their memory is filled again.
+    """
+
+    indices: tuple[int, ...]
 
 
 class FeatureReader:
-    """Reads chosen blocks at chosen timesteps. What fits into memory is read from the store only once.
+    """Read chosen blocks at chosen timesteps, image by image, into batches on a device.
 
-    On a GPU it is kept in the GPU's memory, and what that has no room for in the machine's. `kept` counts the images
-    that are kept, `bytes_read` what came from the store.
+    A bounded queue of batches is read ahead by threads, into buffers that are used again and again: on a CPU, fresh
+    memory for each batch costs as much as reading it. What fits into memory stays there in its stored dtype and is not
+    read again: on a GPU in the GPU's memory, then in the machine's. `bytes_read` counts bytes read from the store.
     """
 
     def __init__(
@@ -55,168 +66,195 @@ class FeatureReader:
         device: torch.device,
         memory_bytes: int | None = None,
     ) -> None:
-        """wanted: timestep -> blocks, None -> the image. memory_bytes: room in all, half of what is free if None."""
+        """wanted: timestep -> blocks, None -> the image. memory_bytes: see `memory.keep_limits`."""
         self.store, self.device = store, device
         self.wanted = {t: tuple(blocks) for t, blocks in wanted.items()}
         self.bytes_read = 0
         self._image_bytes = image_bytes(store, self.wanted)
-        self._places = places(store, self.wanted, device=device, memory_bytes=memory_bytes)  # what is left of them
-        self._kept: dict[int, Values] = {}
-        self._keeping: set[int] = set()  # those that are kept or on their way there
+        self._capacity = keep_capacity(store, self.wanted, device=device, memory_bytes=memory_bytes)  # images left
+        self._kept: dict[int, Sample] = {}
+        self._reserved: set[int] = set()  # images that are kept, or being read to be kept
         self._threads = ThreadPoolExecutor(store.location.concurrency)
-        self._expected: list[Group] = []
-        self._begun: deque[_Begun] = deque()
-        self._handed: deque[Buffer | None] = deque()  # of the batches last given away
-        self._free: list[Buffer] = []
+        self._buffers: dict[int, list[Sample]] = {}  # batch size -> the buffers of its queue
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     @property
     def kept(self) -> int:
         """Number of images whose features are in memory."""
         return len(self._kept)
 
-    def expect(self, indices: Sequence[int], batch_size: int) -> None:
-        """Say what the call of `batches` after the next will ask for: it is begun while the next comes to its end.
-
-        When something else is asked for after all, what was begun is in vain.
-        """
-        self._expected = _groups(indices, batch_size)
-
     def batches(self, indices: Sequence[int], batch_size: int) -> Iterator[Batch]:
-        """The images in the order given, on the device; while one batch is used the next ones are being read."""
-        groups = _groups(indices, batch_size)
-        if [begun.group for begun in self._begun] != groups[: len(self._begun)]:
-            self._drop()
-        waiting = deque(groups[len(self._begun) :])
-        for _ in groups:
-            self._release()
-            if not self._begun:
-                self._begin(waiting.popleft())
-            current = self._begun.popleft()
-            self._begin_more(waiting)
-            yield self._end(current)
+        """Yield the images in the order given, on the device; the next batches are read while one is in use.
 
-    def _begin_more(self, waiting: deque[Group]) -> None:
-        """Begin what comes next, and after it what is expected: one batch, more while they are small."""
-        while True:
-            if not waiting:
-                waiting.extend(self._expected)
-                self._expected = []
-            under_way = sum(len(begun.group) for begun in self._begun)
-            if not waiting or len(self._begun) >= self.store.location.concurrency:
-                return
-            if self._begun and (under_way + len(waiting[0])) * self._image_bytes > PREFETCH_BYTES:
-                return
-            self._begin(waiting.popleft())
+        Raises what reading the store raises, when the batch is due.
+        """
+        groups = [tuple(indices[i : i + batch_size]) for i in range(0, len(indices), batch_size)]
+        depth = max(1, min(self.store.location.concurrency, PREFETCH_BYTES // (batch_size * self._image_bytes)))
+        buffers = self._buffers.setdefault(batch_size, [])
+        while len(buffers) < min(depth + 1, len(groups)):  # those being read and the one in use
+            buffers.append(self._new_buffer(batch_size))
+        pending: deque[list[Future[Sample]]] = deque()
 
-    @torch.inference_mode(False)  # whoever asks may not learn from what he gets, but the next one may
-    def _begin(self, group: Group) -> None:
-        straight = len(group) == 1 or self.device.type != "cpu"  # what is kept on the device is not copied first
-        kept = [self._kept.get(index) for index in group]
-        ready = [straight and k is not None and k.masks.device.type == self.device.type for k in kept]
-        buffer = None if all(ready) else self._buffer(len(group))
-        images = []
-        for n, (index, own) in enumerate(zip(group, kept, strict=True)):
-            if ready[n]:
-                images.append(Future())
-                images[n].set_result((own, None))
-            else:
-                slot = buffer.values.each(lambda values, n=n: values[n])
-                place = self._place(index) if own is None else None
-                images.append(self._threads.submit(self._image, index, slot, own, place))
-        self._begun.append(_Begun(group, buffer, images, kept.count(None) * self._image_bytes))
+        def start(number: int) -> None:
+            if number < len(groups):
+                pending.append(self._start(groups[number], buffers[number % len(buffers)]))
 
-    def _end(self, begun: _Begun) -> Batch:
-        """Wait for a batch and give it away."""
-        images = self._wait(begun)
-        self._handed.append(begun.buffer)
-        if begun.buffer is not None and self.device.type == "cpu":
-            found = begun.buffer.values.each(lambda values: values[: len(images)])
-        else:
-            found = stacked(images)
-        return Batch(found.features, found.masks, begun.group)
+        try:
+            for number in range(depth):
+                start(number)
+            for number, group in enumerate(groups):
+                samples = [future.result() for future in pending[0]]
+                pending.popleft()
+                start(number + depth)  # into the buffer of the last batch, which the caller no longer uses
+                yield self._batch(group, samples, buffers[number % len(buffers)])
+        finally:
+            wait([future for futures in pending for future in futures])  # they write into the buffers
 
-    def _wait(self, begun: _Begun) -> list[Values]:
-        images = [image.result() for image in begun.images]
-        self.bytes_read += begun.size_bytes
-        self._kept |= {i: keep for i, (_, keep) in zip(begun.group, images, strict=True) if keep is not None}
-        if begun.buffer is not None:
-            begun.buffer.all_asked_for()
-        return [here for here, _ in images]
+    def _start(self, group: tuple[int, ...], buffer: Sample) -> list[Future[Sample]]:
+        """Start to read the images of a batch, each into its slot of the buffer."""
+        futures = []
+        for n, index in enumerate(group):
+            if index not in self._kept:
+                self.bytes_read += self._image_bytes
+            slot = buffer.map(lambda values, n=n: values[n])
+            direct = len(group) == 1 or self.device.type != "cpu"
+            futures.append(self._threads.submit(self._load, index, slot, self._reserve(index), direct))
+        return futures
 
-    def _drop(self) -> None:
-        """Let go what nobody asks for, errors in it too."""
-        while self._begun:
-            begun = self._begun.popleft()
-            wait(begun.images)
-            if not any(image.exception() for image in begun.images):
-                self._wait(begun)
-                self._free += [begun.buffer] if begun.buffer is not None else []
-
-    def _image(
-        self, index: int, slot: Values, kept: Values | None, place: torch.device | None
-    ) -> tuple[Values, Values | None]:
-        """Fill a slot from what is kept or from the store; the image on the device, and a copy to keep at a place."""
-        if kept is None:
-            read_image(self.store, index, slot)
-        else:
-            copy_image(kept, slot)
-        on_gpu, here = self.device.type == "cuda", slot
-        if self.device.type != "cpu":
-            here = slot.each(lambda values: values.to(self.device, non_blocking=on_gpu))
-        if place is None:
-            return here, None
-        return here, slot.each(own_copy) if place.type == "cpu" else here
-
-    def _place(self, index: int) -> torch.device | None:
-        """Where an image is to be kept, if it has not got a place yet and there is one."""
-        place = next((place for place, left in self._places.items() if left), None)
-        if place is None or index in self._keeping:
+    def _reserve(self, index: int) -> torch.device | None:
+        """Return the device in whose memory an image is to be kept; None if there is none, or it is kept already."""
+        device = next((device for device, images in self._capacity.items() if images), None)
+        if device is None or index in self._reserved:
             return None
-        self._places[place] -= 1
-        self._keeping.add(index)
-        return place
+        self._capacity[device] -= 1
+        self._reserved.add(index)
+        return device
 
-    def _buffer(self, images: int) -> Buffer:
-        buffer = next((free for free in self._free if free.images >= images), None)
-        if buffer is None:
-            return Buffer(self.store, self.wanted, images, device=self.device)
-        self._free.remove(buffer)
-        buffer.wait()
-        return buffer
+    def _load(self, index: int, slot: Sample, keep: torch.device | None, direct: bool) -> Sample:
+        """Return the sample of an image on the device, from memory or from the store; runs in a thread.
 
-    def _release(self) -> None:
-        """Let the memory of the batches given away be filled again, but for the last one's."""
-        while len(self._handed) > 1:
-            if (buffer := self._handed.popleft()) is not None:
-                self._free.append(buffer)
+        slot: machine memory that may be filled, of a GPU pinned. direct: the sample may also lie elsewhere.
+        """
+        sample = self._kept.get(index)
+        if sample is None:
+            sample = slot.map(torch.empty_like) if keep is not None and keep.type == "cpu" else slot
+            read_image(self.store, index, sample)
+            if sample is not slot:
+                self._kept[index] = sample
+        if sample.masks.device.type != "cpu" or (direct and self.device.type == "cpu"):
+            return sample
+        if sample is not slot:
+            copy_sample(sample, slot)
+        if self.device.type == "cpu":
+            return slot
+        sample = self._to_device(slot)
+        if keep == self.device:
+            self._kept[index] = sample
+        return sample
+
+    def _to_device(self, slot: Sample) -> Sample:
+        """Copy a sample to the device; it is there, and its slot free, when this returns.
+
+        On a GPU the copy runs on a stream of its own: on the default stream it would wait for the kernels of the heads.
+        """
+        if self._copies is None:
+            return slot.map(lambda values: values.to(self.device))
+        copied = torch.cuda.Event(blocking=True)
+        with torch.cuda.stream(self._copies):
+            sample = slot.map(lambda values: values.to(self.device, non_blocking=True))
+            copied.record(self._copies)
+        copied.synchronize()
+        return sample
+
+    def _batch(self, group: tuple[int, ...], samples: list[Sample], buffer: Sample) -> Batch:
+        """Assemble the samples of a batch."""
+        if len(samples) == 1:
+            found = samples[0].map(lambda values: values[None])
+        elif self.device.type == "cpu":
+            found = buffer.map(lambda values: values[: len(samples)])
+        else:
+            found = _stack(samples)
+        if self._copies is not None:
+            for sample in samples:
+                for values in sample.tensors():  # allocated on the copy stream, used on this one
+                    values.record_stream(torch.cuda.current_stream(self.device))
+        return Batch(found.features, found.masks, group)
+
+    @torch.inference_mode(False)  # tensors allocated in inference mode could not be trained on in a later epoch
+    def _new_buffer(self, images: int) -> Sample:
+        """Allocate machine memory for so many images, pinned for a GPU."""
+
+        def empty(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+            return torch.empty((images, *shape), dtype=dtype, pin_memory=self.device.type == "cuda")
+
+        contents = self.store.contents
+        key, patches = contents.key, contents.grid.patches
+        dtype = torch.from_numpy(np.empty(0, key.dtype)).dtype
+        shapes = {b: (patches, *shape.stored(key.layout)) for b, shape in contents.blocks.items()}
+        features: dict[int | None, dict[int, torch.Tensor]] = {}
+        for t, blocks in self.wanted.items():
+            if t is None:
+                features[t] = {IMAGE: empty((patches, 3, PATCH_PX, PATCH_PX), torch.uint8)}
+            else:
+                features[t] = {b: empty(shapes[b], dtype) for b in blocks}
+        return Sample(features, empty(key.size, torch.uint8))
 
 
-def wanted_by(configs: Iterable[Config]) -> dict[int | None, tuple[int, ...]]:
-    """What heads that are trained together read: timestep (None: the image) -> blocks."""
-    blocks: dict[int | None, set[int]] = {}
-    for config in configs:
-        blocks.setdefault(config.t, set()).update(config.blocks)
-    return {t: tuple(sorted(blocks[t])) for t in sorted(blocks)}
+def _stack(samples: Sequence[Sample]) -> Sample:
+    """Stack the samples of several images along a new first dimension."""
+    features = {
+        t: {block: torch.stack([sample.features[t][block] for sample in samples]) for block in blocks}
+        for t, blocks in samples[0].features.items()
+    }
+    return Sample(features, torch.stack([sample.masks for sample in samples]))
 
 
-def places(
+def read_image(store: FeatureStore, index: int, into: Sample) -> None:
+    """Read an image into tensors in the machine's memory. Raises what reading the store raises."""
+    for t, blocks in into.features.items():
+        if t is None:
+            patches = store.contents.grid.cut(store.image(index))  # (P, 256, 256, 3)
+            np.copyto(blocks[IMAGE].numpy(), patches.transpose(0, 3, 1, 2))
+        else:
+            store.read(index, t=t, blocks=tuple(blocks), out={b: maps.numpy() for b, maps in blocks.items()})
+    np.copyto(into.masks.numpy(), store.mask(index))
+
+
+def copy_sample(sample: Sample, into: Sample) -> None:
+    """Copy tensors to others, both in the machine's memory."""
+    for values, own in zip(sample.tensors(), into.tensors(), strict=True):
+        np.copyto(own.numpy(), values.numpy())  # torch would start as many threads for it as it computes with
+
+
+def image_bytes(store: FeatureStore, wanted: Mapping[int | None, Sequence[int]]) -> int:
+    """Return the bytes that a sample takes: these blocks at these timesteps (None: the image itself) and the mask."""
+    features = sum(store.image_bytes(blocks) for t, blocks in wanted.items() if t is not None)
+    height, width = store.contents.key.size
+    return features + height * width * (4 if None in wanted else 1)
+
+
+def keep_capacity(
     store: FeatureStore,
     wanted: Mapping[int | None, Sequence[int]],
     *,
     device: torch.device,
     memory_bytes: int | None = None,
 ) -> dict[torch.device, int]:
-    """How many images' features a FeatureReader may keep in each place, the first to fill first."""
+    """Return how many images' features may be kept in the memory of each device, the first to be filled first."""
     one = image_bytes(store, wanted)
-    return {place: room // one for place, room in rooms(device, memory_bytes).items()}
+    return {keep: limit // one for keep, limit in keep_limits(device, memory_bytes).items()}
 
 
-def _groups(indices: Sequence[int], batch_size: int) -> list[Group]:
-    return [tuple(indices[i : i + batch_size]) for i in range(0, len(indices), batch_size)]
+def wanted_by(configs: Iterable[Config]) -> dict[int | None, tuple[int, ...]]:
+    """Return what heads that are trained together read: timestep (None: the image) -> blocks."""
+    blocks: dict[int | None, set[int]] = {}
+    for config in configs:
+        blocks.setdefault(config.t, set()).update(config.blocks)
+    return {t: tuple(sorted(blocks[t])) for t in sorted(blocks)}
 
 
 def class_pixels(store: FeatureStore, indices: Sequence[int]) -> np.ndarray:
-    """(K,) pixels of each class in the masks of these images; ignored ones count for none.
+    """Count the pixels of each class in the masks of these images, (K,) int64; ignored ones count for none.
 
     Raises ValueError naming the image when a mask has a code outside the classes.
     """

@@ -16,9 +16,8 @@ from pathseg.store.blocks import BLOCKS
 from pathseg.store.features import FeatureStore
 from pathseg.store.format.size import format_bytes
 from pathseg.train.config import BaselineConfig, Config, HeadConfig
-from pathseg.train.data.buffers import image_bytes
 from pathseg.train.data.memory import KEEP_SHARE, free_memory
-from pathseg.train.data.reader import places, wanted_by
+from pathseg.train.data.reader import image_bytes, keep_capacity, wanted_by
 from pathseg.train.data.splits import incomplete_images, lacking_images, require_stored, split_images
 from pathseg.train.heads.pixel_ensemble import PixelEnsemble, pool_bytes
 from pathseg.train.runs.finished_run import FinishedRun
@@ -215,7 +214,7 @@ def keeping(
     """How much of what heads read together stays in memory, of so many images, by the FeatureReader's own rule."""
     wanted = wanted_by(configs)
     told, left, one = [], images, image_bytes(store, wanted)
-    for place, room in places(store, wanted, device=device, memory_bytes=memory_bytes).items():
+    for place, room in keep_capacity(store, wanted, device=device, memory_bytes=memory_bytes).items():
         kept = min(left, room)
         left -= kept
         if kept:

@@ -1,8 +1,10 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from pathseg.train.data import memory
-from pathseg.train.data.memory import free_machine_memory, rooms
+from pathseg.train.data.memory import cgroup_limits, free_memory, keep_limits
 
 CPU = torch.device("cpu")
 GB = 2**30
@@ -13,17 +15,17 @@ GB = 2**30
 )
 def test_a_gpu_is_filled_first_and_never_by_more_than_half(monkeypatch, allowed, gpu, machine):
     monkeypatch.setattr(memory, "free_memory", lambda device: 100 if device.type == "cuda" else 1000)
-    assert rooms(torch.device("cuda"), allowed) == {torch.device("cuda"): gpu, CPU: machine}
+    assert keep_limits(torch.device("cuda"), allowed) == {torch.device("cuda"): gpu, CPU: machine}
 
 
 def test_a_cpu_may_be_given_more_than_half(monkeypatch):
     monkeypatch.setattr(memory, "free_memory", lambda device: 1000)
-    assert (rooms(CPU, None), rooms(CPU, 900)) == ({CPU: 500}, {CPU: 900})
+    assert (keep_limits(CPU, None), keep_limits(CPU, 900)) == ({CPU: 500}, {CPU: 900})
 
 
 @pytest.fixture
 def system(tmp_path):
-    """A function that writes the files in which a Linux system says what memory it has, below one folder."""
+    """A function that writes files of /proc and /sys below one folder."""
 
     def write(**files):
         for name, text in files.items():
@@ -35,11 +37,6 @@ def system(tmp_path):
     return write
 
 
-MEMINFO = (
-    "MemTotal:       24000000 kB\nMemFree:         1000000 kB\nMemAvailable:   16777216 kB\nHugePages_Total:       0\n"
-)
-
-
 def group(root, name, *, limit, used, stat="anon 5\n"):
     folder = root / "sys/fs/cgroup" / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -47,37 +44,37 @@ def group(root, name, *, limit, used, stat="anon 5\n"):
         (folder / file).write_text(f"{text}\n")
 
 
-def test_files_that_the_system_holds_in_memory_are_free(system):
-    assert free_machine_memory(system(proc__meminfo=MEMINFO)) == 16 * GB  # MemAvailable, not MemFree
-
-
-def test_a_control_group_allows_less(system):
-    root = system(proc__meminfo=MEMINFO, proc__self__cgroup="9:memory:/old\n0::/job/step\n")
+def test_a_control_group_allows_less_than_the_machine_has(system):
+    root = system(proc__self__cgroup="9:memory:/old\n0::/job/step\n")
     group(root, "job/step", limit=8 * GB, used=3 * GB)
-    assert free_machine_memory(root) == 5 * GB
+    assert cgroup_limits(root) == [5 * GB]
 
 
-def test_files_that_a_control_group_holds_in_memory_are_free(system):
-    root = system(proc__meminfo=MEMINFO, proc__self__cgroup="0::/\n")
+def test_page_cache_of_a_control_group_is_free(system):
+    root = system(proc__self__cgroup="0::/\n")
     group(root, "", limit=8 * GB, used=8 * GB, stat=f"anon {GB}\ninactive_file {4 * GB}\nactive_file {2 * GB}")
-    assert free_machine_memory(root) == 6 * GB
+    assert cgroup_limits(root) == [6 * GB]
 
 
 def test_the_groups_above_count_and_those_without_a_limit_do_not(system):
-    root = system(proc__meminfo=MEMINFO, proc__self__cgroup="0::/job/step\n")
+    root = system(proc__self__cgroup="0::/job/step\n")
     group(root, "job/step", limit="max", used=3 * GB)
     group(root, "job", limit=4 * GB, used=3 * GB)
-    assert free_machine_memory(root) == GB
+    assert cgroup_limits(root) == [GB]
 
 
 def test_a_control_group_that_is_full_leaves_nothing(system):
-    root = system(proc__meminfo=MEMINFO, proc__self__cgroup="0::/a\n")
+    root = system(proc__self__cgroup="0::/a\n")
     group(root, "a", limit=GB, used=GB + 1)
-    assert free_machine_memory(root) == 0
+    assert cgroup_limits(root) == [0]
 
 
-@pytest.mark.parametrize("text", [None, "MemTotal: 5 kB\n"])
-def test_a_system_without_such_files_says_what_is_not_used(system, monkeypatch, text):
-    root = system(**{} if text is None else {"proc__meminfo": text})
-    monkeypatch.setattr(memory.os, "sysconf", {"SC_AVPHYS_PAGES": 3, "SC_PAGE_SIZE": 4096}.__getitem__)
-    assert free_machine_memory(root) == 3 * 4096
+def test_a_system_without_control_groups_has_no_such_limit(tmp_path):
+    assert cgroup_limits(tmp_path) == []
+
+
+@pytest.mark.parametrize(("limits", "free"), [([], 7), ([5, 9], 5)])
+def test_free_memory_is_the_least_of_machine_and_control_groups(monkeypatch, limits, free):
+    monkeypatch.setattr(memory, "cgroup_limits", lambda: limits)
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=7))
+    assert free_memory(CPU) == free

@@ -1,4 +1,5 @@
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from pathseg.store.errors import Damaged
 from pathseg.store.writer import StoreWriter
 from pathseg.train.config import IMAGE
 from pathseg.train.data import memory
-from pathseg.train.data import reader as batches
+from pathseg.train.data import reader as reader_module
 from pathseg.train.data.reader import FeatureReader, class_pixels
 
 CPU = torch.device("cpu")
@@ -53,31 +54,26 @@ def values(batch, block=4):
     return batch.features[50][block].numpy()
 
 
-def test_memory_is_filled_again_once_the_batch_after_the_next_is_asked_for(toy_store):
-    reader, stored = (
-        FeatureReader(toy_store, {50: (4,)}, device=CPU, memory_bytes=0),
-        [toy_store.read(i) for i in range(5)],
-    )
-    places, before = set(), None
+def test_a_batch_is_whole_until_the_next_is_requested_and_its_memory_is_used_again(toy_store):
+    reader = FeatureReader(toy_store, {50: (4,)}, device=CPU, memory_bytes=0)
+    stored, addresses = [toy_store.read(i)[4] for i in range(5)], set()
     for _ in range(4):
         for batch in reader.batches(range(5), 1):
-            places.add(batch.features[50][4].data_ptr())
-            for held in filter(None, (before, batch)):
-                assert np.array_equal(values(held)[0], stored[held.indices[0]][4])
-            before = batch
-    # two given away, and as many as are read at once from a local folder: four
-    assert len(places) <= 2 + 4
+            addresses.add(batch.features[50][4].data_ptr())
+            time.sleep(0.01)  # so that the threads could spoil it
+            assert np.array_equal(values(batch)[0], stored[batch.indices[0]])
+    assert len(addresses) <= toy_store.location.concurrency + 1  # those being read, and the one in use
 
 
-def test_what_is_too_large_to_wait_is_read_one_batch_ahead(toy_store, monkeypatch):
-    monkeypatch.setattr(batches, "PREFETCH_BYTES", 0)
+def test_large_images_are_prefetched_one_at_a_time(toy_store, monkeypatch):
+    monkeypatch.setattr(reader_module, "PREFETCH_BYTES", 0)
     reader = FeatureReader(toy_store, {50: (4,)}, device=CPU, memory_bytes=0)
-    places = {batch.features[50][4].data_ptr() for _ in range(4) for batch in reader.batches(range(5), 1)}
-    assert len(places) == 3  # the last two given away, and the next
+    addresses = {batch.features[50][4].data_ptr() for _ in range(4) for batch in reader.batches(range(5), 1)}
+    assert len(addresses) == 2
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
-def test_what_is_kept_has_memory_of_its_own(toy_store, batch_size):
+def test_kept_images_have_memory_of_their_own(toy_store, batch_size):
     reader, order = FeatureReader(toy_store, {50: (4, 9)}, device=CPU), [[0, 1, 2, 3, 4], [3, 0, 4, 1, 2]]
     for indices in (*order, *order):
         for batch in reader.batches(indices, batch_size):
@@ -103,25 +99,14 @@ def test_several_images_are_read_at_once(toy_store, monkeypatch):
     assert len(list(reader.batches(range(5), 1))) == 5
 
 
-def test_what_is_expected_is_begun_before_it_is_asked_for(toy_store, monkeypatch):
-    read, begun = toy_store.read, threading.Event()
-    monkeypatch.setattr(toy_store, "read", lambda index, **kw: (index == 3 and begun.set(), read(index, **kw)))
-    reader = FeatureReader(toy_store, {50: (4,)}, device=CPU, memory_bytes=0)
-    reader.expect([3, 2], 1)
-    seen = list(reader.batches([0, 1], 1))
-    assert begun.wait(10)
-    seen += reader.batches([3, 2], 1)
-    assert [batch.indices for batch in seen] == [(0,), (1,), (3,), (2,)]
-    assert reader.bytes_read == 4 * (2 * 6 * 16 * 16 * 2 + 256 * 512)  # each but once
-
-
-def test_what_was_expected_in_vain_spoils_nothing(toy_store):
+def test_a_pass_that_is_left_early_spoils_nothing(toy_store):
     (toy_store.location.root / "t50/block04/c/3/0/0/0/0").unlink()
     reader = FeatureReader(toy_store, {50: (4,)}, device=CPU)
-    reader.expect([2, 3, 1], 1)
-    (first,) = reader.batches([0], 1)
+    for _ in range(3):
+        for batch in reader.batches([0, 2, 3, 1], 1):  # the damaged one is prefetched and never due
+            assert np.array_equal(values(batch)[0], toy_store.read(0)[4])
+            break
     (other,) = reader.batches([4], 1)
-    assert np.array_equal(values(first)[0], toy_store.read(0)[4])
     assert np.array_equal(values(other)[0], toy_store.read(4)[4])
 
 
@@ -134,11 +119,11 @@ def test_an_error_is_raised_at_its_turn(toy_store):
         next(found)
 
 
-def test_what_is_begun_while_others_judge_can_be_learned_from(toy_store):
-    reader = FeatureReader(toy_store, {50: (9,)}, device=CPU, memory_bytes=0)
-    reader.expect([1], 1)
+@pytest.mark.parametrize("memory_bytes", [0, None])
+def test_images_first_read_in_inference_mode_can_be_trained_on(toy_store, memory_bytes):
+    reader = FeatureReader(toy_store, {50: (9,)}, device=CPU, memory_bytes=memory_bytes)
     with torch.inference_mode():
-        list(reader.batches([0], 1))
+        list(reader.batches([0, 1], 1))
     (batch,) = reader.batches([1], 1)
     weight = torch.ones(1, requires_grad=True)
     (batch.features[50][9] * weight).sum().backward()
@@ -146,8 +131,8 @@ def test_what_is_begun_while_others_judge_can_be_learned_from(toy_store):
 
 
 def test_images_are_read_as_patches(toy_store):
-    for room in (0, None):
-        reader = FeatureReader(toy_store, {None: (IMAGE,)}, device=CPU, memory_bytes=room)
+    for limit in (0, None):
+        reader = FeatureReader(toy_store, {None: (IMAGE,)}, device=CPU, memory_bytes=limit)
         for _ in range(2):
             (batch,) = reader.batches([2, 0], 2)
         assert batch.features[None][IMAGE].shape == (2, 2, 3, 256, 256)

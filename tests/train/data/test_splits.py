@@ -10,7 +10,7 @@ from pathseg.train.data.splits import draw_views, first_views, incomplete_images
 
 
 @pytest.fixture
-def parts_of(tmp_path, toy_contents):
+def splits_of(tmp_path, toy_contents):
     def make(splits, **settings):
         store = StoreWriter(tmp_path / "a.zarr", toy_contents(splits=splits)).store
         return split_images(store, **({"val_fraction": 0.25, "seed": 0} | settings))
@@ -18,11 +18,11 @@ def parts_of(tmp_path, toy_contents):
     return make
 
 
-def test_validation_is_held_out_of_training(parts_of):
-    parts = parts_of(("train",) * 8 + ("testA", "testB", "testB"))
-    assert len(parts.val) == 2
-    assert sorted(parts.train + parts.val) == list(range(8))
-    assert parts.tests == {"testA": (8,), "testB": (9, 10)}
+def test_validation_is_held_out_of_training(splits_of):
+    found = splits_of(("train",) * 8 + ("testA", "testB", "testB"))
+    assert len(found.val) == 2
+    assert sorted(found.train + found.val) == list(range(8))
+    assert found.tests == {"testA": (8,), "testB": (9, 10)}
 
 
 def test_the_seed_chooses_the_validation_images(tmp_path, toy_contents):
@@ -31,18 +31,18 @@ def test_the_seed_chooses_the_validation_images(tmp_path, toy_contents):
     assert chosen[0] == chosen[1] != chosen[2]
 
 
-def test_a_val_split_of_the_data_set_is_taken_as_it_is(parts_of):
-    parts = parts_of(("train", "train", "val", "test"))
-    assert (parts.train, parts.val) == ((0, 1), (2,))
+def test_a_val_split_of_the_data_set_is_taken_as_it_is(splits_of):
+    found = splits_of(("train", "train", "val", "test"))
+    assert (found.train, found.val) == ((0, 1), (2,))
 
 
 @pytest.mark.parametrize(
     ("splits", "words"),
     [(("train", "train"), "no test split"), (("train", "test"), "at least 2"), (("val", "test"), "no training images")],
 )
-def test_splits_that_cannot_be_used_say_why(parts_of, splits, words):
+def test_splits_that_cannot_be_used_say_why(splits_of, splits, words):
     with pytest.raises(ValueError, match=words):
-        parts_of(splits)
+        splits_of(splits)
 
 
 def test_a_timestep_that_was_not_extracted_names_those_that_were(toy_store):
@@ -66,8 +66,8 @@ def test_missing_images_can_be_done_without(toy_store):
     store = FeatureStore.open(toy_store.location.root)
     lacking = incomplete_images(store, t=50, blocks=(4,), allowed=True)
     assert lacking == (3,)
-    parts = split_images(store, val_fraction=0.3, seed=0, without=lacking)
-    assert sorted(parts.train + parts.val) == [0, 1, 2]
+    found = split_images(store, val_fraction=0.3, seed=0, without=lacking)
+    assert sorted(found.train + found.val) == [0, 1, 2]
 
 
 @pytest.fixture
@@ -88,16 +88,16 @@ def regions(store, indices):
 
 
 def test_no_region_is_on_both_sides_of_the_validation_split(patches):
-    parts = split_images(patches, val_fraction=0.3, seed=0)
-    assert len(regions(patches, parts.val)) == 3
-    assert not regions(patches, parts.train) & regions(patches, parts.val)
-    assert len(parts.train) == 7 * 2 * 3
+    found = split_images(patches, val_fraction=0.3, seed=0)
+    assert len(regions(patches, found.val)) == 3
+    assert not regions(patches, found.train) & regions(patches, found.val)
+    assert len(found.train) == 7 * 2 * 3
 
 
 def test_validation_sees_the_centre_of_each_patch(patches):
-    parts = split_images(patches, val_fraction=0.3, seed=0)
-    assert len(parts.val) == 3 * 2
-    assert {patches.contents.images[index].view for index in parts.val} == {0}
+    found = split_images(patches, val_fraction=0.3, seed=0)
+    assert len(found.val) == 3 * 2
+    assert {patches.contents.images[index].view for index in found.val} == {0}
 
 
 def test_one_region_cannot_be_split(tmp_path, toy_contents):
