@@ -7,7 +7,7 @@ import dis
 import errno
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,9 @@ class CommandGroup(click.Group):
 
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
         """Add a command, with the flag `--debug`."""
-        debug = click.Option(["--debug"], is_flag=True, expose_value=False, callback=_set_debug, help="Show tracebacks.")
+        debug = click.Option(
+            ["--debug"], is_flag=True, expose_value=False, callback=_set_debug, help="Show tracebacks."
+        )
         cmd.params.append(debug)
         super().add_command(cmd, name)
 
@@ -100,7 +102,8 @@ def _first_line(error: BaseException) -> str:
 
 
 @click.group(
-    cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 110}
+    cls=CommandGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 110},
 )
 @click.version_option(package_name="pathseg")
 def main() -> None:
@@ -199,11 +202,10 @@ def train_command(**flags: Any) -> None:
     """
     from pathseg.train.training import sweep
 
-    opener = opener_of(flags)
-    store = opener()
+    store = open_store(flags)
     with wrong_flags():
-        configs = sweep.combinations(store, {name: flags[name] for name in HeadConfig.__dataclass_fields__})
-    train(opener, store, configs, flags)
+        configs = sweep.expand_heads(store, **{name: flags[name] for name in HeadConfig.__dataclass_fields__})
+    train(store, configs, flags)
 
 
 @main.command("train-baseline")
@@ -214,42 +216,43 @@ def baseline_command(**flags: Any) -> None:
     Validation, test images, scores and the run folder are those of train-head. Comma lists of --lr and --seed train
     every combination. Without ImageNet weights at hand it starts from random ones and says so.
     """
-    from pathseg.train.heads.baselines import choose_weights
     from pathseg.train.training import sweep
 
-    opener = opener_of(flags)
-    store = opener()  # first: what is wrong with it should not wait for a download of weights
-    settings = {field.name: flags[field.name] for field in dataclasses.fields(BaselineConfig)}
+    store = open_store(flags)  # first: what is wrong with it should not wait for a download of weights
     with wrong_flags():
-        sweep.baseline_combinations(settings)
-    settings["weights"], said = choose_weights(settings["network"], settings["weights"])
-    click.echo(said, err=True)
-    train(opener, store, sweep.baseline_combinations(settings), flags)
+        configs = sweep.expand_baselines(
+            **{field.name: flags[field.name] for field in dataclasses.fields(BaselineConfig)}
+        )
+    settled = [sweep.settle(config) for config in configs]
+    for line in dict.fromkeys(line for _, line in settled):
+        click.echo(line, err=True)
+    train(store, [config for config, _ in settled], flags)
 
 
-def opener_of(flags: dict[str, Any]) -> Callable:
-    """What opens the store that a command is to train from."""
-    from pathseg.train.training.place import store_opener
+def open_store(flags: dict[str, Any]) -> Any:
+    """Open the store that a command is to train from; what is read from S3 is cached unless --no-cache."""
+    from pathseg.store.features import FeatureStore
+    from pathseg.store.location.cache import cache_for
+    from pathseg.store.location.location import open_location
 
-    path = flags["store"] or places.only_store(flags["workspace"])
-    return store_opener(path, cache_dir=flags["cache_dir"], no_cache=flags["no_cache"])
+    location = str(open_location(flags["store"] or places.only_store(flags["workspace"])))
+    return FeatureStore.open(location, cache=None if flags["no_cache"] else cache_for(location, flags["cache_dir"]))
 
 
-def train(opener: Callable, store: Any, configs: Any, flags: dict[str, Any]) -> None:
-    """Train what is not finished yet and say how it went; ends in an error if a run was given up."""
+def train(store: Any, configs: Any, flags: dict[str, Any]) -> None:
+    """Train what is not finished yet and print the scores; ends in an error if a run was given up."""
     from pathseg.train.training import sweep
-    from pathseg.train.training.place import trainers
 
     with wrong_flags():
-        folders = sweep.run_folders(store, configs, places.heads_path(flags["workspace"]), name=flags["name"])
-    with trainers(opener, store, scheduler=flags["scheduler"], device_name=flags["device"]) as (train, place):
-        click.echo(sweep.announcement(store, configs, folders, memory_bytes=flags["memory_bytes"], **place), err=True)
-        with tqdm(**sweep.epochs(store, configs, folders), unit="epoch") as bar:
-            options = {name: flags[name] for name in ("memory_bytes", "complete_only")}
-            failures = train(configs, folders, on_epoch=partial(show_epoch, bar), **options)
-    click.echo(sweep.summary(folders))
-    if failures:
-        raise click.ClickException("\n".join(f"{name}: {why}" for name, why in failures.items()))
+        runs = sweep.run_folders(store, configs, places.heads_path(flags["workspace"]), name=flags["name"])
+    plan = sweep.plan_sweep(store, runs, flags["complete_only"])
+    options = {name: flags[name] for name in ("device", "memory_bytes", "scheduler")}
+    click.echo(sweep.describe_plan(plan, **options), err=True)
+    with tqdm(initial=plan.epochs_done, total=plan.epochs, unit="epoch") as bar:
+        result = sweep.train_plan(plan, on_epoch=partial(show_epoch, bar), **options)
+    click.echo(sweep.summary(result.runs))
+    if result.failures:
+        raise click.ClickException("\n".join(f"{name}: {why}" for name, why in result.failures.items()))
 
 
 @main.command("report")

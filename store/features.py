@@ -45,7 +45,7 @@ class FeatureStore:
         self.manifest = manifest
         self.records = Records(location, images_per_unit=self.contents.images_per_unit)
         self._attributes = attributes
-        self._cache, self._cache_folder = cache, hashlib.sha256(manifest.texts.get(ROOT, "").encode()).hexdigest()[:16]
+        self.cache, self._cache_folder = cache, hashlib.sha256(manifest.texts.get(ROOT, "").encode()).hexdigest()[:16]
         self._zarr = location.zarr(read_only=True)
         self._arrays: dict[str, zarr.Array] = {}
         self._codecs: dict[str, str] = {}
@@ -201,8 +201,8 @@ class FeatureStore:
         if out is not None and (out.shape, out.dtype, out.flags.c_contiguous) != (array.shape[1:], array.dtype, True):
             raise ValueError(f"{name} is {array.dtype} {array.shape[1:]} an image, but out is {out.dtype} {out.shape}")
         cached = f"{self._cache_folder}/{name}/{index}"
-        if self._cache is not None:
-            values = self._cache.get(cached, stored, shape=array.shape[1:], dtype=array.dtype)
+        if self.cache is not None:
+            values = self.cache.get(cached, stored, shape=array.shape[1:], dtype=array.dtype)
             if values is not None:
                 return values if out is None else _copied(values, out)
         try:
@@ -211,8 +211,8 @@ class FeatureStore:
             raise self._damaged(name, index, str(e)) from e
         if stored != computed:
             raise self._damaged(name, index, f"stored checksum {stored}, computed {computed}")
-        if self._cache is not None:
-            self._cache.put(cached, stored, values)
+        if self.cache is not None:
+            self.cache.put(cached, stored, values)
         return values
 
     def _values(self, name: str, index: int, out: np.ndarray | None) -> tuple[np.ndarray, int]:

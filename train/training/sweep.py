@@ -1,13 +1,15 @@
-"""Many heads from one command: every combination of lists, in as few passes over the store as memory allows."""
+"""Many heads from one call: every combination of settings, in as few passes over the store as memory allows."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cache, partial
 from itertools import product
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,10 +17,13 @@ import torch
 from pathseg.store.blocks import BLOCKS
 from pathseg.store.features import FeatureStore
 from pathseg.store.format.size import format_bytes
+from pathseg.store.runtime.device import device as resolve_device
+from pathseg.store.runtime.workspace import heads_path
 from pathseg.train.config import BaselineConfig, Config, HeadConfig
 from pathseg.train.data.memory import KEEP_SHARE, free_memory
 from pathseg.train.data.reader import image_bytes, keep_capacity, wanted_by
-from pathseg.train.data.splits import incomplete_images, lacking_images, require_stored, split_images
+from pathseg.train.data.splits import incomplete_images, require_stored, split_images
+from pathseg.train.heads.baselines import choose_weights
 from pathseg.train.heads.pixel_ensemble import PixelEnsemble, pool_bytes
 from pathseg.train.runs.finished_run import FinishedRun
 from pathseg.train.runs.folder import RunFolder
@@ -26,57 +31,314 @@ from pathseg.train.training.checkpoint import build_head
 from pathseg.train.training.loop import OnEpoch, train_heads
 
 COPIES = 4  # of a head's weights in training: themselves, the gradient, Adam's two moments
+Runs = Sequence[tuple[Config, RunFolder]]
 
 
-def combinations(store: FeatureStore, settings: Mapping[str, Any]) -> list[HeadConfig]:
-    """One configuration for each combination of the values that a sweep was given.
+@dataclass(frozen=True)
+class TrainResult:
+    """The finished runs in the order of their settings, and why others were given up, by run name."""
 
-    settings: HeadConfig's fields; t, lr and seed hold sequences of values; blocks holds one selection, or `each` for
-    every block of the store alone. All blocks means all that the store has. Raises Incomplete when it has no features
-    at one of the timesteps.
+    runs: tuple[FinishedRun, ...]
+    failures: dict[str, str]
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """The runs of a sweep, and what is left to train.
+
+    runs: settings and folder of each. unfinished: those of them that are not finished. left_out: indices of images
+    that lack features of any of the heads; all heads are trained without them, so that their scores compare.
     """
-    for t in settings["t"]:
-        require_stored(store, t)
-    stored = tuple(b for b in BLOCKS if all(b in store.stored_blocks(t) for t in settings["t"]))
-    selections = [settings["blocks"]]
-    if settings["blocks"] == "each":
+
+    store: FeatureStore
+    runs: tuple[tuple[Config, RunFolder], ...]
+    unfinished: tuple[tuple[Config, RunFolder], ...]
+    left_out: frozenset[int]
+
+    @property
+    def epochs(self) -> int:
+        """Number of epochs of the unfinished runs."""
+        return sum(config.epochs for config, _ in self.unfinished)
+
+    @property
+    def epochs_done(self) -> int:
+        """How many of these epochs an interrupted call has trained already."""
+        return sum(min(len(run.read_history()), config.epochs) for config, run in self.unfinished)
+
+
+def train(
+    store: FeatureStore,
+    configs: Sequence[Config],
+    workspace: Path | str,
+    *,
+    name: str | None = None,
+    device: str = "auto",
+    memory_bytes: int | None = None,
+    complete_only: bool = False,
+    scheduler: str | None = None,
+    on_epoch: OnEpoch = lambda run, epoch: None,
+) -> TrainResult:
+    """Train heads or baselines into `<workspace>/heads` and score them; finished runs are not trained again.
+
+    name: of the run folder, of a single one; by default the store's file name and the settings. device: `auto` or a
+    torch device. memory_bytes: limit for features kept in memory, by default half of what is free. complete_only:
+    leave out images of which the store lacks features. scheduler: address of a Dask scheduler whose workers train the
+    heads. on_epoch: called with each run and each line of its history.jsonl.
+
+    Raises ValueError for settings that cannot be trained together or a folder that holds a run of other settings,
+    Incomplete when the store lacks features, ClusterError when the workers cannot train.
+    """
+    configs = [settle(config)[0] for config in configs]
+    plan = plan_sweep(store, run_folders(store, configs, heads_path(Path(workspace)), name=name), complete_only)
+    return train_plan(plan, device=device, memory_bytes=memory_bytes, scheduler=scheduler, on_epoch=on_epoch)
+
+
+def expand_heads(
+    store: FeatureStore,
+    *,
+    t: Sequence[int] = (50,),
+    blocks: tuple[int, ...] | Literal["each"] = BLOCKS,
+    lr: Sequence[float | None] = (None,),
+    seed: Sequence[int] = (0,),
+    **settings: Any,
+) -> list[HeadConfig]:
+    """Return a HeadConfig for every combination of timesteps, learning rates (None: the head's default) and seeds.
+
+    blocks: one selection, all blocks meaning all that the store has, or `each` for every stored block alone. settings:
+    the other fields of HeadConfig. Raises Incomplete when the store has no features at one of the timesteps.
+    """
+    for one in t:
+        require_stored(store, one)
+    stored = tuple(b for b in BLOCKS if all(b in store.stored_blocks(one) for one in t))
+    selections: list[tuple[int, ...]]
+    if blocks == "each":
         selections = [(block,) for block in stored]
-    elif settings["blocks"] == BLOCKS and stored:
-        selections = [stored]
-    chosen = product(settings["t"], selections, settings["lr"], settings["seed"])
-    return [HeadConfig(**{**settings, "t": t, "blocks": b, "lr": lr, "seed": seed}) for t, b, lr, seed in chosen]
+    else:
+        selections = [stored if blocks == BLOCKS and stored else blocks]
+    combinations = product(t, selections, lr, seed)
+    return [HeadConfig(t=one, blocks=own, lr=rate, seed=s, **settings) for one, own, rate, s in combinations]
 
 
-def baseline_combinations(settings: Mapping[str, Any]) -> list[BaselineConfig]:
-    """One baseline for each combination of values; lr and seed hold sequences of them."""
-    chosen = product(settings["lr"], settings["seed"])
-    return [BaselineConfig(**{**settings, "lr": lr, "seed": seed}) for lr, seed in chosen]
+def expand_baselines(
+    *, lr: Sequence[float] = (1e-4,), seed: Sequence[int] = (0,), **settings: Any
+) -> list[BaselineConfig]:
+    """Return a BaselineConfig for every combination of learning rates and seeds; settings: its other fields."""
+    return [BaselineConfig(lr=rate, seed=s, **settings) for rate, s in product(lr, seed)]
 
 
-def run_folders(store: FeatureStore, configs: Sequence[Config], heads: Path, *, name: str | None = None) -> list[Path]:
-    """The folder of each run, named by `name`, or after the store's file and the run's settings.
+def settle(config: Config) -> tuple[Config, str | None]:
+    """Settle which weights a baseline starts from where that is `auto`; returns a line that says so as well.
 
-    Raises ValueError for one name for several.
+    Raises FileNotFoundError where ImageNet weights are required and not available.
+    """
+    if isinstance(config, HeadConfig):
+        return config, None
+    weights, line = choose_weights(config.network, config.weights)
+    return dataclasses.replace(config, weights=weights), line
+
+
+def run_folders(
+    store: FeatureStore, configs: Sequence[Config], heads: Path, *, name: str | None = None
+) -> list[tuple[Config, RunFolder]]:
+    """Pair each configuration with its run folder in `heads`, named `name` or after the store's file and the settings.
+
+    Raises ValueError when `name` is given for several runs or is not the name of one folder, or when two runs would
+    have the same name.
     """
     if name is not None and len(configs) > 1:
-        raise ValueError(f"--name {name} names one run, but {len(configs)} are asked for; leave it out")
+        raise ValueError(f"--name {name} names one run, but the settings give {len(configs)}; leave it out")
     if name is not None and (name in ("", ".", "..") or set(name) & set("/\\")):
         raise ValueError(f"--name {name!r} is no name of one folder; leave out slashes")
     store_name = PurePath(str(store.location)).name.removesuffix(".zarr")
     names = [name or config.run_name(store_name) for config in configs]
-    if twice := next((given for given in names if names.count(given) > 1), None):
-        raise ValueError(f"two of the runs would be named {twice}; values that differ in six digits are told apart")
-    return [heads / given for given in names]
+    if twice := next((one for one in names if names.count(one) > 1), None):
+        raise ValueError(f"two of the runs would be named {twice}; use values that differ in six digits")
+    return [(config, RunFolder(heads / one)) for config, one in zip(configs, names, strict=True)]
 
 
-def summary(folders: Sequence[Path]) -> str:
-    """Lines for a person: for each finished run its folder, best epoch and scores on every test part."""
+def plan_sweep(store: FeatureStore, runs: Runs, complete_only: bool = False) -> SweepPlan:
+    """Find out which runs are not finished, and which images they do without.
+
+    Raises ValueError when a folder holds a finished run of other settings, of another store or of fewer of its images;
+    Incomplete when the store lacks features of some images and complete_only is False.
+    """
+    configs = [config for config, _ in runs]
+    lacking = cache(lambda: incomplete(store, configs, allowed=True))
+    unfinished = tuple((config, run) for config, run in runs if not is_finished(store, config, run, without=lacking))
+    left_out = incomplete(store, configs, allowed=complete_only) if unfinished else frozenset()
+    return SweepPlan(store, tuple(runs), unfinished, left_out)
+
+
+def is_finished(store: FeatureStore, config: Config, run: RunFolder, *, without: Callable[[], Collection[int]]) -> bool:
+    """Whether a folder holds a finished run of these settings on all images of the store but those of `without`.
+
+    Raises ValueError, naming what differs, when its run was finished with other settings, data or fewer images.
+    """
+    if not run.finished:
+        return False
+    finished = FinishedRun.read(run)
+    wanted = {**dataclasses.asdict(config), "data": store.digest()}
+    found = {**dataclasses.asdict(finished.settings), "data": finished.data.digest}
+    found["images"] = wanted["images"] = sum(map(len, finished.data.images.values()))
+    if found["images"] < len(store):  # it did without some, which may be complete by now
+        splits = split_images(store, val_fraction=config.val_fraction, seed=config.split_seed, without=without())
+        wanted["images"] = max(found["images"], sum(map(len, splits.named().values())))
+    differing = [f"{key} is {found.get(key)}, not {value}" for key, value in wanted.items() if found.get(key) != value]
+    if differing:
+        raise ValueError(
+            f"{run.path} holds a finished run of other settings: {'; '.join(differing)}; "
+            "pass --name or another --workspace"
+        )
+    return True
+
+
+def incomplete(store: FeatureStore, configs: Sequence[Config], *, allowed: bool) -> frozenset[int]:
+    """Return the indices of images that lack features of any of these heads.
+
+    Raises Incomplete when there are such images and `allowed` is False.
+    """
+    wanted = {(config.t, config.blocks) for config in configs}
+    return frozenset(i for t, blocks in wanted for i in incomplete_images(store, t=t, blocks=blocks, allowed=allowed))
+
+
+def train_plan(
+    plan: SweepPlan,
+    *,
+    device: str = "auto",
+    memory_bytes: int | None = None,
+    scheduler: str | None = None,
+    on_epoch: OnEpoch = lambda run, epoch: None,
+) -> TrainResult:
+    """Train the unfinished runs of a plan, in this process or on the workers of a Dask scheduler; see `train`."""
+    failures: dict[str, str] = {}
+    if plan.unfinished and scheduler:
+        from pathseg.store.runtime.dask_client import scheduler_client
+        from pathseg.train.training.dask_sweep import train_on_cluster
+
+        open_store = partial(FeatureStore.open, str(plan.store.location), cache=plan.store.cache)
+        choose = partial(resolve_device, device)  # each worker resolves `auto` for itself
+        with scheduler_client(scheduler) as client:
+            failures = train_on_cluster(
+                client, plan, open_store=open_store, device=choose, memory_bytes=memory_bytes, on_epoch=on_epoch
+            )
+    elif plan.unfinished:
+        failures = train_in_passes(
+            plan.store, plan.unfinished, device=resolve_device(device), memory_bytes=memory_bytes,
+            without=plan.left_out, on_epoch=on_epoch,
+        )  # fmt: skip
+    return TrainResult(tuple(FinishedRun.read(run) for _, run in plan.runs if run.finished), failures)
+
+
+def train_in_passes(
+    store: FeatureStore,
+    runs: Runs,
+    *,
+    device: str,
+    memory_bytes: int | None,
+    without: Collection[int],
+    on_epoch: OnEpoch,
+) -> dict[str, str]:
+    """Train runs in this process, in passes of as many heads as fit into memory; run name -> why it was given up.
+
+    Raises ValueError when another process is training one of the runs.
+    """
+    failures: dict[str, str] = {}
+    for group in passes(store, runs, device=torch.device(device)):
+        with ExitStack() as locks:
+            for _, run in group:
+                locks.enter_context(run.held())
+            # another process may have finished some of them before they were locked
+            left = [(c, run) for c, run in group if not is_finished(store, c, run, without=lambda: without)]
+            if left:
+                states = train_heads(
+                    store, left, device=device, memory_bytes=memory_bytes, without=without, on_epoch=on_epoch
+                )
+                failures |= {state.run.name: state.failure for state in states if state.failure}
+                del states  # the next pass needs their memory
+    return failures
+
+
+def passes(store: FeatureStore, runs: Runs, *, device: torch.device) -> list[list[tuple[Config, RunFolder]]]:
+    """Group runs, in order, so that the heads of each group fit into memory together.
+
+    Heads may take a quarter of the free memory; one that alone takes more still gets a pass of its own.
+    """
+    limit = free_memory(device) * KEEP_SHARE / 2
+    groups: list[list[tuple[Config, RunFolder]]] = [[]]
+    taken = 0
+    for config, run in runs:
+        size_bytes = head_bytes(store, config)
+        if groups[-1] and taken + size_bytes > limit:
+            groups.append([])
+            taken = 0
+        groups[-1].append((config, run))
+        taken += size_bytes
+    return groups
+
+
+def head_bytes(store: FeatureStore, config: Config) -> int:
+    """Return the bytes that a head takes in training: weights, their gradient and Adam's moments, float32.
+
+    A pixel ensemble also holds the pixels that it will be trained on.
+    """
+    with torch.device("meta"):
+        head = build_head(store, config)
+    weights = sum(p.numel() for p in head.parameters()) * 4 * COPIES
+    if not isinstance(head, PixelEnsemble) or isinstance(config, BaselineConfig):
+        return weights
+    itemsize, drawn = np.dtype(store.contents.key.dtype).itemsize, config.pixels * config.batch_size
+    return weights + pool_bytes(sum(head.channels.values()), itemsize, drawn=drawn)
+
+
+def describe_plan(
+    plan: SweepPlan, *, device: str = "auto", memory_bytes: int | None = None, scheduler: str | None = None
+) -> str:
+    """Say in one line what a plan will do: heads to train, passes over the store, images left out, what is kept.
+
+    With a Dask scheduler, the number of passes and the memory of the workers are not known here.
+    """
+    store, runs = plan.store, plan.unfinished
+    if not runs:
+        return f"all {len(plan.runs)} runs are finished"
+    heads = f"{len(runs)} {runs[0][0].network}{'s' * (len(runs) > 1)}"
+    images = len(store) - len(plan.left_out)
+    complete = f"{images} of {len(store)} images complete"
+    if scheduler:
+        return f"{heads} on the workers of {scheduler}, each with its own pass over the store, {complete}"
+    target = torch.device(resolve_device(device))
+    groups = passes(store, runs, device=target)
+    line = f"{heads} in {len(groups)} pass{'es' * (len(groups) > 1)} over the store, {complete}"
+    if not images:
+        return line
+    largest = max(([config for config, _ in group] for group in groups), key=lambda g: image_bytes(store, wanted_by(g)))
+    kept = describe_kept(store, largest, images, device=target, memory_bytes=memory_bytes)
+    return f"{line}; {'in the largest pass ' if len(groups) > 1 else ''}{kept}"
+
+
+def describe_kept(
+    store: FeatureStore, configs: Sequence[Config], images: int, *, device: torch.device, memory_bytes: int | None
+) -> str:
+    """Say how much of what heads read together stays in memory, of so many images, by the FeatureReader's own rule."""
+    wanted = wanted_by(configs)
+    phrases, left, one = [], images, image_bytes(store, wanted)
+    for memory, capacity in keep_capacity(store, wanted, device=device, memory_bytes=memory_bytes).items():
+        kept = min(left, capacity)
+        left -= kept
+        if kept:
+            stay = "stay in GPU memory" if memory.type == "cuda" else "stay in memory"
+            phrases.append(f"{kept} of {images} images ({format_bytes(kept * one)}) {stay}")
+    if left:
+        why = "more does not fit into half of what is free" if memory_bytes is None else "--memory caps this"
+        phrases.append(f"{left} of {images} images ({format_bytes(left * one)}) are read anew each epoch ({why})")
+    return f"{'pixels' if tuple(wanted) == (None,) else 'features'} of " + ", of ".join(phrases)
+
+
+def summary(runs: Sequence[FinishedRun]) -> str:
+    """Return lines for people: folder, best epoch and the scores on every test split of each run."""
     lines = []
-    for run in (RunFolder(folder) for folder in folders):
-        if not run.finished:
-            continue
-        metrics = run.read_metrics()
-        lines.append(f"{run.path}: best epoch {metrics.best_epoch} of {metrics.epochs}")
+    for run in runs:
+        metrics = run.metrics
+        lines.append(f"{run.folder.path}: best epoch {metrics.best_epoch} of {metrics.epochs}")
         for name, split in metrics.splits.items():
             scores, constant = split.scores, split.constant
             figures = "  ".join(f"{m} {_figure(getattr(scores, m))}" for m in ("accuracy", "dice", "miou", "f1"))
@@ -90,192 +352,3 @@ def summary(folders: Sequence[Path]) -> str:
 
 def _figure(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
-
-
-def passes(store: FeatureStore, configs: Sequence[Config], *, device: torch.device) -> list[list[Config]]:
-    """The configurations in groups whose heads fit into memory together, in order.
-
-    Heads may take a quarter of what is free; one that alone takes more still gets a pass of its own.
-    """
-    room = free_memory(device) * KEEP_SHARE / 2
-    groups: list[list[Config]] = [[]]
-    taken = 0.0
-    for config in configs:
-        size_bytes = head_bytes(store, config)
-        if groups[-1] and taken + size_bytes > room:
-            groups.append([])
-            taken = 0.0
-        groups[-1].append(config)
-        taken += size_bytes
-    return groups
-
-
-def head_bytes(store: FeatureStore, config: Config) -> int:
-    """Bytes that a head takes while it trains: its weights, their gradient and Adam's moments, float32.
-
-    A pixel ensemble also holds the pixels that it will learn from.
-    """
-    with torch.device("meta"):
-        head = build_head(store, config)
-    weights = sum(p.numel() for p in head.parameters()) * 4 * COPIES
-    if not isinstance(head, PixelEnsemble):
-        return weights
-    itemsize, drawn = np.dtype(store.contents.key.dtype).itemsize, config.pixels * config.batch_size
-    return weights + pool_bytes(sum(head.channels.values()), itemsize, drawn=drawn)
-
-
-def unfinished(
-    store: FeatureStore, configs: Sequence[Config], folders: Sequence[Path], without: Collection[int] | None = None
-) -> Iterator[tuple[Config, RunFolder]]:
-    """The runs that are still to be trained, `without` those images, by default what `left_out` gives for them.
-
-    Raises ValueError when a folder holds a finished run of other settings, of another store or of fewer of its images.
-    """
-    for config, folder in zip(configs, folders, strict=True):
-        run = RunFolder(folder)
-        if not run.finished:
-            yield config, run
-            continue
-        there = FinishedRun.read(run)
-        wanted = {**dataclasses.asdict(config), "data": store.digest()}
-        found = {**dataclasses.asdict(there.settings), "data": there.data.digest}
-        found["images"] = wanted["images"] = sum(map(len, there.data.images.values()))
-        if found["images"] < len(store):  # it may have done without some: which of them are there by now?
-            without = left_out(store, configs, allowed=True) if without is None else without
-            wanted["images"] = max(found["images"], _images_now(store, config, without))
-        differing = [
-            f"{name} is {found.get(name)} there, {value} asked for"
-            for name, value in wanted.items()
-            if found.get(name) != value
-        ]
-        if differing:
-            why = "; ".join(differing)
-            raise ValueError(
-                f"{folder} holds a finished run of other settings: {why}; pass --name or another --workspace"
-            )
-
-
-def epochs(store: FeatureStore, configs: Sequence[Config], folders: Sequence[Path]) -> dict[str, int]:
-    """Epochs of the runs that are still to be trained: `total`, and `initial`, those that are done of them."""
-    waiting = list(unfinished(store, configs, folders))
-    done = sum(min(len(run.read_history()), config.epochs) for config, run in waiting)
-    return {"initial": done, "total": sum(config.epochs for config, _ in waiting)}
-
-
-def left_out(store: FeatureStore, configs: Sequence[Config], *, allowed: bool) -> frozenset[int]:
-    """Indices of the images that lack what any head of a sweep reads: all do without them, so that scores compare.
-
-    Raises Incomplete when there are such images and that is not `allowed`.
-    """
-    wanted = {(config.t, config.blocks) for config in configs}
-    return frozenset(i for t, blocks in wanted for i in incomplete_images(store, t=t, blocks=blocks, allowed=allowed))
-
-
-def _images_now(store: FeatureStore, config: Config, without: Collection[int]) -> int:
-    """How many images a run would train on, validate on and be tested on."""
-    splits = split_images(store, val_fraction=config.val_fraction, seed=config.split_seed, without=without)
-    return sum(map(len, splits.named().values()))
-
-
-def announcement(
-    store: FeatureStore,
-    configs: Sequence[Config],
-    folders: Sequence[Path],
-    *,
-    device: str = "cpu",
-    memory_bytes: int | None = None,
-    workers: int = 0,
-) -> str:
-    """What a sweep is about to do, in one line: heads to train, passes over the store, images left out, what is kept.
-
-    workers: of a cluster, 0 for training in this process; what memory they have is not known here.
-    """
-    waiting = [config for config, _ in unfinished(store, configs, folders)]
-    if not waiting:
-        return f"all {len(configs)} runs are finished"
-    groups = passes(store, waiting, device=torch.device(device))
-    count = min(workers, len(waiting)) or len(groups)
-    kind = f"worker{'s' * (count > 1)}, each with its own pass" if workers else f"pass{'es' * (count > 1)}"
-    lacking = {i for c in waiting for i in lacking_images(store, t=c.t, blocks=c.blocks)}
-    heads = f"{len(waiting)} {waiting[0].network}{'s' * (len(waiting) > 1)}"
-    heads += f" {'on' if workers else 'in'} {count} {kind} over the store"
-    images = len(store) - len(lacking)
-    said = f"{heads}, {images} of {len(store)} images complete"
-    if workers or not images:
-        return said
-    largest = max(groups, key=lambda group: image_bytes(store, wanted_by(group)))
-    kept = keeping(store, largest, images, device=torch.device(device), memory_bytes=memory_bytes)
-    return f"{said}; {'in the largest pass ' if count > 1 else ''}{kept}"
-
-
-def keeping(
-    store: FeatureStore, configs: Sequence[Config], images: int, *, device: torch.device, memory_bytes: int | None
-) -> str:
-    """How much of what heads read together stays in memory, of so many images, by the FeatureReader's own rule."""
-    wanted = wanted_by(configs)
-    told, left, one = [], images, image_bytes(store, wanted)
-    for place, room in keep_capacity(store, wanted, device=device, memory_bytes=memory_bytes).items():
-        kept = min(left, room)
-        left -= kept
-        if kept:
-            stay = "stay in GPU memory" if place.type == "cuda" else "stay in memory"
-            told.append(f"{kept} of {images} images ({format_bytes(kept * one)}) {stay}")
-    if left:
-        why = "more does not fit into half of what is free" if memory_bytes is None else "--memory caps this"
-        told.append(f"{left} of {images} images ({format_bytes(left * one)}) are read anew each epoch ({why})")
-    return f"{'pixels' if tuple(wanted) == (None,) else 'features'} of " + ", of ".join(told)
-
-
-def train_sweep(
-    store: FeatureStore,
-    configs: Sequence[Config],
-    folders: Sequence[Path],
-    *,
-    device: str = "cpu",
-    memory_bytes: int | None = None,
-    complete_only: bool = False,
-    on_epoch: OnEpoch = lambda run, line: None,
-) -> dict[str, str]:
-    """Train all runs that are not finished yet; run name -> why, for those that were given up.
-
-    complete_only leaves out images of which the store lacks features. Raises Incomplete when it lacks some otherwise.
-    """
-    if not any(True for _ in unfinished(store, configs, folders)):
-        return {}
-    without = left_out(store, configs, allowed=complete_only)
-    place: dict[str, Any] = {"device": device, "memory_bytes": memory_bytes}
-    return train_share(store, configs, folders, without=without, on_epoch=on_epoch, **place)
-
-
-def train_share(
-    store: FeatureStore,
-    configs: Sequence[HeadConfig],
-    folders: Sequence[Path],
-    *,
-    device: str,
-    memory_bytes: int | None,
-    without: Collection[int],
-    on_epoch: OnEpoch,
-) -> dict[str, str]:
-    """The heads that one process trains, pass by pass, without those images; run name -> why, where given up.
-
-    Raises ValueError when another process is at one of the runs.
-    """
-    waiting = dict(unfinished(store, configs, folders, without))
-    failures: dict[str, str] = {}
-    for group in passes(store, list(waiting), device=torch.device(device)):
-        runs = [(config, waiting[config]) for config in group]
-        with ExitStack() as stack:
-            for _, run in runs:
-                stack.enter_context(run.held())
-            paths = [run.path for _, run in runs]
-            runs = list(unfinished(store, group, paths, without))  # others may have ended some by now
-            place: dict[str, Any] = {"device": device, "memory_bytes": memory_bytes}
-            failures |= _train_pass(store, runs, without=without, on_epoch=on_epoch, **place) if runs else {}
-    return failures
-
-
-def _train_pass(store: FeatureStore, runs: Sequence[tuple[Config, RunFolder]], **options: Any) -> dict[str, str]:
-    """`train_heads`, of which only why heads were given up remains: the next pass needs the memory of this one's."""
-    trained = train_heads(store, runs, **options)
-    return {state.run.name: state.failure for state in trained if state.failure}

@@ -19,8 +19,8 @@ from pathseg.store.runtime.device import device
 from pathseg.store.writer import StoreWriter
 from pathseg.train.config import HeadConfig
 from pathseg.train.runs.folder import RunFolder
-from pathseg.train.training.dask_sweep import shares, train_on_cluster
-from pathseg.train.training.sweep import train_sweep
+from pathseg.train.training.dask_sweep import divide, train_on_cluster
+from pathseg.train.training.sweep import plan_sweep, train_plan
 
 SWEEP = [
     HeadConfig(blocks=(4,), head_type="linear", lr=1e-2, epochs=3, class_weights="balanced"),
@@ -42,11 +42,12 @@ def client():
 def train(toy_store, tmp_path, client):
     """A sweep on the cluster; its run folders and what was given up."""
 
-    def run(configs=SWEEP, **changes):
+    def run(configs=SWEEP, complete_only=False, **changes):
         folders = [tmp_path / "spread" / str(number) for number in range(len(configs))]
         opener = functools.partial(FeatureStore.open, str(toy_store.location))
+        plan = plan_sweep(opener(), list(zip(configs, map(RunFolder, folders), strict=True)), complete_only)
         options = {"open_store": opener, "device": functools.partial(str, "cpu")} | changes
-        return folders, train_on_cluster(client, configs, folders, **options)
+        return folders, train_on_cluster(client, plan, **options)
 
     return run
 
@@ -55,7 +56,8 @@ def train(toy_store, tmp_path, client):
 def one_process(toy_store, tmp_path):
     def run(configs=SWEEP):
         folders = [tmp_path / "here" / str(number) for number in range(len(configs))]
-        assert train_sweep(toy_store, configs, folders) == {}
+        plan = plan_sweep(toy_store, list(zip(configs, map(RunFolder, folders), strict=True)))
+        assert train_plan(plan, device="cpu").failures == {}
         return folders
 
     return run
@@ -92,24 +94,24 @@ def test_both_workers_take_part(train):
     assert [RunFolder(f).read_metrics().heads_from_one_read for f in folders] == [2, 2, 1]
 
 
-def test_every_epoch_is_told_to_the_driver(train):
-    told = []
-    train(on_epoch=lambda run, epoch: told.append((run.name, epoch.epoch)))
-    assert sorted(told) == [(name, epoch) for name in "012" for epoch in (1, 2, 3)]
+def test_every_epoch_is_reported_to_the_driver(train):
+    reported = []
+    train(on_epoch=lambda run, epoch: reported.append((run.name, epoch.epoch)))
+    assert sorted(reported) == [(name, epoch) for name in "012" for epoch in (1, 2, 3)]
 
 
 def test_a_worker_that_is_killed_costs_only_time(train, client, one_process):
-    told, first = [], client.run(os.getpid)[next(iter(client.nthreads()))]
+    reported, first = [], client.run(os.getpid)[next(iter(client.nthreads()))]
 
     def kill_one(run, epoch):
-        told.append((run.name, epoch.epoch))
-        if told[-1] == ("0", 2):
+        reported.append((run.name, epoch.epoch))
+        if reported[-1] == ("0", 2):
             os.kill(first, signal.SIGKILL)
 
-    longer = [replace(config, epochs=20) for config in SWEEP]
+    longer = [replace(config, epochs=12) for config in SWEEP]
     folders, failures = train(longer, on_epoch=kill_one)
     assert failures == {}
-    assert told.count(("0", 1)) == 1  # it went on after its last epoch
+    assert reported.count(("0", 1)) == 1  # it went on after its last epoch
     assert first not in client.run(os.getpid).values()
     assert results(folders) == results(one_process(longer))
 
@@ -117,9 +119,9 @@ def test_a_worker_that_is_killed_costs_only_time(train, client, one_process):
 def test_a_finished_sweep_is_left_alone(train):
     folders, _ = train()
     before = [(folder / "head.safetensors").stat().st_mtime_ns for folder in folders]
-    told = []
-    assert train(on_epoch=lambda run, epoch: told.append(run)) == (folders, {})
-    assert told == []
+    reported = []
+    assert train(on_epoch=lambda run, epoch: reported.append(run)) == (folders, {})
+    assert reported == []
     assert [(folder / "head.safetensors").stat().st_mtime_ns for folder in folders] == before
 
 
@@ -204,7 +206,7 @@ def test_a_run_is_trained_by_one_process_at_a_time(train, tmp_path):
         train()
 
 
-def test_heads_are_shared_out_in_their_order():
+def test_heads_are_divided_in_their_order():
     heads = [(config, None) for config in "abcde"]
-    assert [[config for config, _ in share] for share in shares(heads, 2)] == [["a", "b", "c"], ["d", "e"]]
-    assert [len(share) for share in shares(heads, 9)] == [1] * 5
+    assert [[config for config, _ in task] for task in divide(heads, 2)] == [["a", "b", "c"], ["d", "e"]]
+    assert [len(task) for task in divide(heads, 9)] == [1] * 5

@@ -1,4 +1,6 @@
 import dataclasses
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +13,10 @@ from pathseg.train.config import HeadConfig
 from pathseg.train.heads.registry import HEADS
 from pathseg.train.runs.folder import RunFolder
 from pathseg.train.training import loop
+from pathseg.train.training.checkpoint import seeded
 from pathseg.train.training.loop import class_weights, train_heads
 
+CPU = torch.device("cpu")
 CONFIG = HeadConfig(blocks=(4, 9), lr=1e-3, epochs=3)
 QUICK = HeadConfig(blocks=(4,), head_type="linear", lr=1e-2, epochs=2)
 
@@ -32,8 +36,16 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_a_head_learns_what_the_features_say(toy_store, tmp_path):
-    split = train(toy_store, tmp_path / "run").read_metrics().splits["test"]
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, toy_contents, fill_store):
+    """A store and the run of the paper's head on it."""
+    folder = tmp_path_factory.mktemp("trained")
+    store = fill_store(StoreWriter(folder / "toy.zarr", toy_contents()))
+    return store, train(store, folder / "run")
+
+
+def test_a_head_learns_what_the_features_say(trained):
+    split = trained[1].read_metrics().splits["test"]
     assert split.scores.dice > 0.9 > split.constant.scores.dice
 
 
@@ -52,6 +64,32 @@ def test_another_seed_gives_another_head(toy_store, tmp_path):
     assert not same(weights(a), weights(b))
 
 
+def test_seeding_gives_the_numbers_of_manual_seed_and_restores_the_state():
+    torch.manual_seed(7)
+    expected, state = torch.rand(3), torch.random.get_rng_state()
+    with pytest.raises(KeyError), seeded(CPU, 7):
+        assert torch.equal(torch.rand(3), expected)
+        raise KeyError
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_weights_are_flushed_to_the_disk_before_the_run_is_finished(toy_store, tmp_path, monkeypatch):
+    flushed, fsync = [], os.fsync
+
+    def record(descriptor):
+        flushed.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: (flushed.append(Path(os.readlink(f"/proc/self/fd/{fd}")).name), fsync(fd))
+    )
+    train(toy_store, tmp_path / "run", dataclasses.replace(QUICK, epochs=1))
+    weights = ["head.safetensors", "last.safetensors", "head-last.safetensors"]
+    names = [name.removesuffix(".partial") for name in flushed]
+    assert [name for name in names if name in weights] == weights
+    assert names[-1] == "metrics.json"
+
+
 def test_training_leaves_the_global_generator_alone(toy_store, tmp_path):
     torch.manual_seed(5)
     expected = torch.rand(1)
@@ -60,8 +98,8 @@ def test_training_leaves_the_global_generator_alone(toy_store, tmp_path):
     assert torch.equal(torch.rand(1), expected)
 
 
-def test_the_run_folder_holds_all_that_was_promised_and_no_more(toy_store, tmp_path):
-    run = train(toy_store, tmp_path / "run")
+def test_the_run_folder_holds_every_file_of_a_finished_run_and_no_other(trained):
+    _, run = trained
     assert {path.name for path in run.path.iterdir()} == {
         "config.json", "head.safetensors", "head-last.safetensors", "history.jsonl", "metrics.json", "predictions"
     }  # fmt: skip
@@ -70,21 +108,20 @@ def test_the_run_folder_holds_all_that_was_promised_and_no_more(toy_store, tmp_p
     assert run.read_prediction("test_4").shape == (256, 512)
 
 
-def test_the_metrics_are_those_of_the_predictions(toy_store, tmp_path):
-    run = train(toy_store, tmp_path / "run")
-    right = run.read_prediction("test_4") == toy_store.mask(4)
+def test_the_metrics_are_those_of_the_predictions(trained):
+    store, run = trained
+    right = run.read_prediction("test_4") == store.mask(4)
     assert run.read_metrics().splits["test"].scores.accuracy == pytest.approx(right.mean())
 
 
-def test_the_best_epoch_is_kept(toy_store, tmp_path):
-    run = train(toy_store, tmp_path / "run")
-    dices = [epoch.val_dice for epoch in run.read_history()]
-    assert run.read_metrics().best_epoch == 1 + int(np.argmax(dices))
+def test_the_best_epoch_is_kept(trained):
+    dices = [epoch.val_dice for epoch in trained[1].read_history()]
+    assert trained[1].read_metrics().best_epoch == 1 + int(np.argmax(dices))
 
 
 SWEEP = [
-    HeadConfig(blocks=(4,), epochs=2, lr=1e-3),
-    HeadConfig(blocks=(4, 9), epochs=1, seed=5),
+    HeadConfig(blocks=(4,), epochs=1, lr=1e-3),
+    HeadConfig(blocks=(4, 9), epochs=2, head_type="linear", seed=5),
     HeadConfig(blocks=(0,), epochs=2, head_type="linear", lr=1e-2, augment="flips"),
 ]
 

@@ -12,51 +12,61 @@ from pathseg.store.writer import StoreWriter
 from pathseg.train.config import BaselineConfig, HeadConfig
 from pathseg.train.data import memory
 from pathseg.train.data.reader import FeatureReader
+from pathseg.train.runs.finished_run import FinishedRun
 from pathseg.train.runs.folder import RunFolder, list_runs
 from pathseg.train.training import sweep
 from pathseg.train.training.sweep import (
-    announcement,
-    combinations,
-    epochs,
+    describe_kept,
+    describe_plan,
+    expand_baselines,
+    expand_heads,
     head_bytes,
-    keeping,
     passes,
+    plan_sweep,
     run_folders,
     summary,
-    train_sweep,
-    unfinished,
+    train,
+    train_plan,
 )
 
 CPU = torch.device("cpu")
 QUICK = HeadConfig(blocks=(4,), head_type="linear", lr=1e-2, epochs=1)
 
 
-def settings(**changes):
-    lists = {"t": (50,), "lr": (1e-4,), "seed": (0,)}
-    return {**dataclasses.asdict(HeadConfig()), **lists, **changes}
+def plan_of(store, configs, folders, **more):
+    return plan_sweep(store, list(zip(configs, map(RunFolder, folders), strict=True)), **more)
+
+
+def train_into(store, configs, folders, *, on_epoch=lambda run, epoch: None, **more):
+    """Train on the CPU; what was given up."""
+    return train_plan(plan_of(store, configs, folders, **more), device="cpu", on_epoch=on_epoch).failures
+
+
+def line_of(store, configs, folders, **more):
+    return describe_plan(plan_of(store, configs, folders), device="cpu", **more)
 
 
 def test_lists_give_every_combination(toy_store):
-    configs = combinations(toy_store, settings(lr=(1e-3, 1e-4), seed=(0, 1, 2), blocks=(4, 9)))
+    configs = expand_heads(toy_store, lr=(1e-3, 1e-4), seed=(0, 1, 2), blocks=(4, 9))
     assert {(c.lr, c.seed, c.blocks) for c in configs} == {(lr, s, (4, 9)) for lr in (1e-3, 1e-4) for s in range(3)}
 
 
 def test_each_means_every_stored_block_alone(toy_store):
-    assert [c.blocks for c in combinations(toy_store, settings(blocks="each"))] == [(0,), (4,), (5,), (9,)]
+    assert [c.blocks for c in expand_heads(toy_store, blocks="each")] == [(0,), (4,), (5,), (9,)]
 
 
 def test_all_means_all_that_is_stored(toy_store):
-    assert [c.blocks for c in combinations(toy_store, settings())] == [(0, 4, 5, 9)]
+    assert [c.blocks for c in expand_heads(toy_store)] == [(0, 4, 5, 9)]
 
 
 @pytest.mark.parametrize("blocks", ["each", HeadConfig().blocks])
 def test_a_timestep_that_the_store_lacks_is_named(toy_store, blocks):
     with pytest.raises(Incomplete, match="no features at t 60, only at t 50; run pathseg extract --t 60"):
-        combinations(toy_store, settings(t=(50, 60), blocks=blocks))
+        expand_heads(toy_store, t=(50, 60), blocks=blocks)
 
 
 def test_two_runs_never_get_one_folder(toy_store, tmp_path):
-    configs = combinations(toy_store, settings(lr=(1e-4, 1.00000001e-4), blocks=(4,)))
+    configs = expand_heads(toy_store, lr=(1e-4, 1.00000001e-4), blocks=(4,))
     with pytest.raises(ValueError, match="two of the runs would be named"):
         run_folders(toy_store, configs, tmp_path)
 
@@ -68,10 +78,12 @@ def test_the_epochs_of_an_interrupted_run_are_counted_as_done(toy_store, tmp_pat
 
     config = dataclasses.replace(QUICK, epochs=5)
     folders = [tmp_path / "run"]
-    assert epochs(toy_store, [config], folders) == {"initial": 0, "total": 5}
+    before = plan_of(toy_store, [config], folders)
+    assert (before.epochs_done, before.epochs) == (0, 5)
     with pytest.raises(KeyboardInterrupt):
-        train_sweep(toy_store, [config], folders, on_epoch=cut)
-    assert epochs(toy_store, [config], folders) == {"initial": 2, "total": 5}
+        train_into(toy_store, [config], folders, on_epoch=cut)
+    after = plan_of(toy_store, [config], folders)
+    assert (after.epochs_done, after.epochs) == (2, 5)
 
 
 def test_a_pass_begins_when_the_heads_of_the_last_one_are_gone(toy_store, tmp_path, monkeypatch):
@@ -85,29 +97,30 @@ def test_a_pass_begins_when_the_heads_of_the_last_one_are_gone(toy_store, tmp_pa
 
     alive: list[int] = []
     monkeypatch.setattr(sweep, "train_heads", spy)
-    monkeypatch.setattr(sweep, "passes", lambda store, configs, **place: [[config] for config in configs])
+    monkeypatch.setattr(sweep, "passes", lambda store, runs, **more: [[run] for run in runs])
     configs = [dataclasses.replace(QUICK, seed=seed) for seed in range(3)]
-    train_sweep(toy_store, configs, [tmp_path / str(seed) for seed in range(3)])
+    train_into(toy_store, configs, [tmp_path / str(seed) for seed in range(3)])
     assert alive == [0, 0, 0]
 
 
 def test_a_name_is_for_one_run(toy_store, tmp_path):
-    configs = combinations(toy_store, settings(seed=(0, 1)))
-    with pytest.raises(ValueError, match="--name mine names one run, but 2 are asked for"):
+    configs = expand_heads(toy_store, seed=(0, 1))
+    with pytest.raises(ValueError, match="--name mine names one run, but the settings give 2"):
         run_folders(toy_store, configs, tmp_path, name="mine")
-    assert run_folders(toy_store, configs[:1], tmp_path, name="mine") == [tmp_path / "mine"]
+    ((_, run),) = run_folders(toy_store, configs[:1], tmp_path, name="mine")
+    assert run.path == tmp_path / "mine"
 
 
 def test_stores_of_the_same_data_and_model_have_runs_of_their_own(tmp_path, toy_contents):
     stores = [StoreWriter(tmp_path / name, toy_contents()).store for name in ("glas-mini.zarr", "glas-mini-grid.zarr")]
-    names = [folder.name for store in stores for folder in run_folders(store, [QUICK], tmp_path)]
+    names = [run.name for store in stores for _, run in run_folders(store, [QUICK], tmp_path)]
     assert names == ["glas-mini-t50-b4-linear-lr0.01-epochs1-s0", "glas-mini-grid-t50-b4-linear-lr0.01-epochs1-s0"]
 
 
 def test_a_run_on_a_store_in_s3_is_named_after_the_end_of_its_prefix(toy_store, tmp_path, monkeypatch):
     monkeypatch.setattr(toy_store, "location", "s3://bucket/glas-mini.zarr")
-    (folder,) = run_folders(toy_store, [QUICK], tmp_path)
-    assert folder.name.startswith("glas-mini-t50-")
+    ((_, run),) = run_folders(toy_store, [QUICK], tmp_path)
+    assert run.name.startswith("glas-mini-t50-")
 
 
 def test_heads_too_large_for_memory_take_several_passes(toy_store, monkeypatch):
@@ -117,7 +130,7 @@ def test_heads_too_large_for_memory_take_several_passes(toy_store, monkeypatch):
     parameters = 6 * 256 * 9 + 256 + 512 + 256 * 128 * 16 + 128 + 256 + 128 * 64 * 16 + 64 + 128 + 64 * 2 * 9 + 2
     assert one == parameters * 4 * 4
     monkeypatch.setattr(sweep, "free_memory", lambda device: one * 2 * 4 + 4)  # a quarter of it holds two
-    assert [len(group) for group in passes(toy_store, configs, device=CPU)] == [2, 2, 1]
+    assert [len(group) for group in passes(toy_store, [(config, None) for config in configs], device=CPU)] == [2, 2, 1]
 
 
 def test_the_pixels_that_an_ensemble_learns_from_count_as_its_memory(toy_store):
@@ -128,17 +141,17 @@ def test_the_pixels_that_an_ensemble_learns_from_count_as_its_memory(toy_store):
 
 
 def test_a_finished_run_is_not_trained_again(toy_store, tmp_path):
-    train_sweep(toy_store, [QUICK], [tmp_path / "run"])
+    train_into(toy_store, [QUICK], [tmp_path / "run"])
     written = (tmp_path / "run" / "head.safetensors").stat().st_mtime_ns
-    assert train_sweep(toy_store, [QUICK], [tmp_path / "run"]) == {}
+    assert train_into(toy_store, [QUICK], [tmp_path / "run"]) == {}
     assert (tmp_path / "run" / "head.safetensors").stat().st_mtime_ns == written
 
 
 def test_a_finished_run_of_other_settings_is_not_overwritten(toy_store, tmp_path):
-    train_sweep(toy_store, [QUICK], [tmp_path / "run"])
+    train_into(toy_store, [QUICK], [tmp_path / "run"])
     other = dataclasses.replace(QUICK, lr=1e-3)
-    with pytest.raises(ValueError, match=r"lr is 0.01 there, 0.001 asked for; pass --name or another --workspace"):
-        train_sweep(toy_store, [other], [tmp_path / "run"])
+    with pytest.raises(ValueError, match=r"lr is 0.01, not 0.001; pass --name or another --workspace"):
+        train_into(toy_store, [other], [tmp_path / "run"])
 
 
 @pytest.mark.parametrize("change", ["masks", "images"])
@@ -147,9 +160,9 @@ def test_a_finished_run_on_other_data_is_not_taken_for_this_one(tmp_path, toy_co
     splits = toy_contents().images if change == "masks" else toy_contents().images[1:]
     other = fill_store(StoreWriter(tmp_path / "b.zarr", toy_contents(splits=[i.split for i in splits])), seed=1)
     assert first.contents.key == other.contents.key
-    train_sweep(first, [QUICK], [tmp_path / "run"])
-    with pytest.raises(ValueError, match=r"data is \w+ there, \w+ asked for"):
-        train_sweep(other, [QUICK], [tmp_path / "run"])
+    train_into(first, [QUICK], [tmp_path / "run"])
+    with pytest.raises(ValueError, match=r"data is \w+, not \w+"):
+        train_into(other, [QUICK], [tmp_path / "run"])
 
 
 def test_an_unfinished_run_on_other_data_is_not_taken_up(toy_store, tmp_path, toy_contents, fill_store):
@@ -158,9 +171,9 @@ def test_an_unfinished_run_on_other_data_is_not_taken_up(toy_store, tmp_path, to
 
     other = fill_store(StoreWriter(tmp_path / "b.zarr", toy_contents()), seed=1)
     with pytest.raises(KeyboardInterrupt):
-        train_sweep(toy_store, [QUICK], [tmp_path / "run"], on_epoch=cut)
+        train_into(toy_store, [QUICK], [tmp_path / "run"], on_epoch=cut)
     with pytest.raises(ValueError, match="begun on other data"):
-        train_sweep(other, [QUICK], [tmp_path / "run"])
+        train_into(other, [QUICK], [tmp_path / "run"])
 
 
 @pytest.fixture
@@ -174,9 +187,9 @@ def test_finished_runs_of_0_1_0_are_not_trained_again(old_workspace):
     for run in runs:
         settings = run.read_config().settings
         store = FeatureStore.open(old_workspace / f"{run.name.split('-')[0]}-ramp.zarr")
-        assert list(unfinished(store, [settings], [run.path])) == []
+        assert plan_of(store, [settings], [run.path]).unfinished == ()
         if "epochs" in run.name or settings.network == "fcn":
-            assert run_folders(store, [settings], old_workspace / "heads") == [run.path]
+            assert [named.path for _, named in run_folders(store, [settings], old_workspace / "heads")] == [run.path]
     assert len(runs) == 10
 
 
@@ -184,10 +197,10 @@ def test_an_unfinished_run_of_0_1_0_resumes_after_its_last_epoch(old_workspace):
     run, store = RunFolder(old_workspace / "heads/unfinished"), FeatureStore.open(old_workspace / "glas-ramp.zarr")
     config, trained = run.read_config(), []
     before = run.read_history()
-    train_sweep(store, [config.settings], [run.path], on_epoch=lambda run, epoch: trained.append(epoch.epoch))
+    train_into(store, [config.settings], [run.path], on_epoch=lambda run, epoch: trained.append(epoch.epoch))
     assert trained == [2, 3]
     assert run.finished and run.read_history()[:1] == before
-    train_sweep(store, [config.settings], [old_workspace / "heads/whole"])
+    train_into(store, [config.settings], [old_workspace / "heads/whole"])
     whole = RunFolder(old_workspace / "heads/whole")
     losses = [[epoch.val_loss for epoch in one.read_history()] for one in (run, whole)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
@@ -195,15 +208,15 @@ def test_an_unfinished_run_of_0_1_0_resumes_after_its_last_epoch(old_workspace):
 
 def test_a_failed_head_is_named(toy_store, tmp_path):
     wild = dataclasses.replace(QUICK, lr=1e37, epochs=5)
-    failures = train_sweep(toy_store, [wild, QUICK], [tmp_path / "wild", tmp_path / "tame"])
+    failures = train_into(toy_store, [wild, QUICK], [tmp_path / "wild", tmp_path / "tame"])
     assert list(failures) == ["wild"]
     assert "diverged" in failures["wild"]
     assert RunFolder(tmp_path / "tame").finished
 
 
 def test_the_summary_gives_scores_beside_the_constant_prediction(toy_store, tmp_path):
-    train_sweep(toy_store, [QUICK], [tmp_path / "run"])
-    text = summary([tmp_path / "run", tmp_path / "none"])
+    train_into(toy_store, [QUICK], [tmp_path / "run"])
+    text = summary([FinishedRun.read(RunFolder(tmp_path / "run"))])
     scores = RunFolder(tmp_path / "run").read_metrics().splits["test"]
     assert f"dice {scores.scores.dice:.3f}" in text
     assert f"always {scores.constant.class_name}" in text
@@ -212,14 +225,14 @@ def test_the_summary_gives_scores_beside_the_constant_prediction(toy_store, tmp_
 def test_a_run_that_others_have_finished_meanwhile_is_not_trained_again(toy_store, tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "free_memory", lambda device: 0)  # a pass for each head
     configs, folders = [QUICK, dataclasses.replace(QUICK, seed=1)], [tmp_path / "first", tmp_path / "second"]
-    told = []
+    trained = []
 
     def meanwhile(run, epoch):
-        told.append(run.name)
-        train_sweep(toy_store, configs[1:], folders[1:])
+        trained.append(run.name)
+        train_into(toy_store, configs[1:], folders[1:])
 
-    assert train_sweep(toy_store, configs, folders, on_epoch=meanwhile) == {}
-    assert told == ["first"]
+    assert train_into(toy_store, configs, folders, on_epoch=meanwhile) == {}
+    assert trained == ["first"]
 
 
 def test_a_run_that_did_without_an_image_is_not_taken_for_one_on_all(toy_store, tmp_path):
@@ -227,11 +240,11 @@ def test_a_run_that_did_without_an_image_is_not_taken_for_one_on_all(toy_store, 
     kept, folders = record.read_bytes(), [tmp_path / "run"]
     record.unlink()
     lacking = FeatureStore.open(tmp_path / "toy.zarr")
-    train_sweep(lacking, [QUICK], folders, complete_only=True)
-    assert train_sweep(lacking, [QUICK], folders, complete_only=True) == {}
+    train_into(lacking, [QUICK], folders, complete_only=True)
+    assert train_into(lacking, [QUICK], folders, complete_only=True) == {}
     record.write_bytes(kept)
-    with pytest.raises(ValueError, match="images is 4 there, 5 asked for"):
-        train_sweep(FeatureStore.open(tmp_path / "toy.zarr"), [QUICK], folders)
+    with pytest.raises(ValueError, match="images is 4, not 5"):
+        train_into(FeatureStore.open(tmp_path / "toy.zarr"), [QUICK], folders)
 
 
 # of one image: blocks 4 and 9 of 2 patches in float16, 6 x 16 x 16 and 3 x 64 x 64, and its mask of 256 x 512 bytes
@@ -239,7 +252,7 @@ ONE = 2 * 2 * (6 * 16 * 16 + 3 * 64 * 64) + 256 * 512
 
 
 @pytest.mark.parametrize(
-    ("memory_bytes", "said"),
+    ("memory_bytes", "kept"),
     [
         (5 * ONE, "features of 5 of 5 images (932 kB) stay in memory"),
         (2 * ONE + 9, "features of 2 of 5 images (373 kB) stay in memory, "
@@ -247,21 +260,21 @@ ONE = 2 * 2 * (6 * 16 * 16 + 3 * 64 * 64) + 256 * 512
         (0, "features of 5 of 5 images (932 kB) are read anew each epoch (--memory caps this)"),
     ],
 )  # fmt: skip
-def test_a_training_says_how_much_it_will_keep(toy_store, tmp_path, memory_bytes, said):
+def test_the_plan_says_how_much_is_kept_in_memory(toy_store, tmp_path, memory_bytes, kept):
     config = dataclasses.replace(QUICK, blocks=(4, 9))
-    told = announcement(toy_store, [config], [tmp_path / "run"], memory_bytes=memory_bytes)
-    assert told == f"1 linear in 1 pass over the store, 5 of 5 images complete; {said}"
+    line = line_of(toy_store, [config], [tmp_path / "run"], memory_bytes=memory_bytes)
+    assert line == f"1 linear in 1 pass over the store, 5 of 5 images complete; {kept}"
     reader = FeatureReader(toy_store, {50: (4, 9)}, device=CPU, memory_bytes=memory_bytes)
     list(reader.batches(range(5), 1))
     assert reader.kept == memory_bytes // ONE
 
 
-def test_what_a_gpu_and_the_machine_keep_is_told_apart(toy_store, monkeypatch):
+def test_gpu_memory_and_machine_memory_are_named_apart(toy_store, monkeypatch):
     free = {"cuda": 4 * ONE, "cpu": 2 * ONE}  # half of each may be filled
     monkeypatch.setattr(memory, "free_memory", lambda device: free[device.type])
     config = dataclasses.replace(QUICK, blocks=(4, 9))
-    said = keeping(toy_store, [config], 5, device=torch.device("cuda"), memory_bytes=None)
-    assert said == (
+    line = describe_kept(toy_store, [config], 5, device=torch.device("cuda"), memory_bytes=None)
+    assert line == (
         "features of 2 of 5 images (373 kB) stay in GPU memory, of 1 of 5 images (186 kB) stay in memory, "
         "of 2 of 5 images (373 kB) are read anew each epoch (more does not fit into half of what is free)"
     )
@@ -269,18 +282,36 @@ def test_what_a_gpu_and_the_machine_keep_is_told_apart(toy_store, monkeypatch):
 
 def test_a_baseline_says_how_many_pixels_it_will_keep(toy_store, tmp_path):
     # five images of 256 x 512 px, three colours and a mask: 2.6 MB
-    told = announcement(toy_store, [BaselineConfig()], [tmp_path / "run"], memory_bytes=2**30)
-    assert told.endswith("; pixels of 5 of 5 images (2.6 MB) stay in memory")
+    line = line_of(toy_store, [BaselineConfig()], [tmp_path / "run"], memory_bytes=2**30)
+    assert line.endswith("; pixels of 5 of 5 images (2.6 MB) stay in memory")
 
 
-def test_of_several_passes_the_largest_is_told(toy_store, tmp_path, monkeypatch):
+def test_of_several_passes_the_largest_is_described(toy_store, tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "free_memory", lambda device: 0)  # a pass for each head
     configs = [QUICK, dataclasses.replace(QUICK, blocks=(4, 9))]
-    told = announcement(toy_store, configs, [tmp_path / "a", tmp_path / "b"], memory_bytes=4 * ONE)
-    assert "in 2 passes over the store" in told
-    assert "; in the largest pass features of 4 of 5 images (745 kB) stay in memory, of 1" in told
+    line = line_of(toy_store, configs, [tmp_path / "a", tmp_path / "b"], memory_bytes=4 * ONE)
+    assert "in 2 passes over the store" in line
+    assert "; in the largest pass features of 4 of 5 images (745 kB) stay in memory, of 1" in line
 
 
-def test_what_the_workers_of_a_cluster_keep_is_not_said(toy_store, tmp_path):
-    told = announcement(toy_store, [QUICK], [tmp_path / "run"], workers=3)
-    assert told == "1 linear on 1 worker, each with its own pass over the store, 5 of 5 images complete"
+def test_what_the_workers_of_a_cluster_keep_is_not_known(toy_store, tmp_path):
+    line = line_of(toy_store, [QUICK], [tmp_path / "run"], scheduler="tcp://10.0.0.1:8786")
+    assert "tcp://10.0.0.1:8786" in line and line.endswith("5 of 5 images complete")
+
+
+def test_one_call_trains_heads_and_baselines_into_a_workspace(toy_store, tmp_path):
+    lines = []
+    heads = train(toy_store, expand_heads(toy_store, blocks="each", head_type="linear", epochs=1, lr=(1e-2,)),
+                  tmp_path, device="cpu", on_epoch=lambda run, epoch: lines.append(run.name))  # fmt: skip
+    assert [run.settings.blocks for run in heads.runs] == [(0,), (4,), (5,), (9,)]
+    assert heads.failures == {} and len(lines) == 4
+    assert [run.folder.path.parent for run in heads.runs] == [tmp_path / "heads"] * 4
+    (again,) = train(toy_store, [heads.runs[0].settings], tmp_path, on_epoch=lambda run, epoch: lines.append(run)).runs
+    assert again == heads.runs[0] and len(lines) == 4  # not trained again
+
+
+def test_baselines_give_every_combination():
+    configs = expand_baselines(lr=(1e-3, 1e-4), seed=(0, 1), network="vgg16-fcn8", weights="none")
+    assert {(c.network, c.lr, c.seed) for c in configs} == {
+        ("vgg16-fcn8", lr, s) for lr in (1e-3, 1e-4) for s in (0, 1)
+    }
