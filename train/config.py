@@ -1,4 +1,4 @@
-"""Every number of a head's training run and its reason."""
+"""Settings of the training of heads and baselines, with their defaults."""
 
 from __future__ import annotations
 
@@ -8,65 +8,65 @@ from typing import Any, ClassVar, Literal
 
 from pathseg.store.blocks import BLOCKS, format_blocks
 
-IMAGE = -1  # what a baseline reads, where a head reads blocks: the image itself
+IMAGE = -1  # stands for the image itself where a head would name a block
 
 
 @dataclass(frozen=True)
-class Learning:
-    """How a head learns where nothing else is asked for, and the settings that have no meaning for it.
+class HeadDefaults:
+    """Defaults of a head type: learning rate, epochs, and which epoch is kept, by validation Dice or the last one.
 
-    keep: the epoch that is best on the validation images, or the last one.
+    unused: settings that do not apply to it.
     """
 
     lr: float
     epochs: int
     keep: Literal["best", "last"] = "best"
-    without: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
 
 
-LEARNING: dict[str, Learning] = {
-    "fcn": Learning(lr=1e-4, epochs=20, without=("pixels",)),  # the rate of the paper
-    "linear": Learning(lr=1e-4, epochs=20, without=("pixels",)),
+HEAD_DEFAULTS: dict[str, HeadDefaults] = {
+    "fcn": HeadDefaults(lr=1e-4, epochs=20, unused=("pixels",)),  # the rate of the paper
+    "linear": HeadDefaults(lr=1e-4, epochs=20, unused=("pixels",)),
     # DDPMSeg's; it knows no validation images and stops by a rule of its own
-    "pixel-ensemble": Learning(1e-3, epochs=100, keep="last", without=("patience", "augment", "precision")),
+    "pixel-ensemble": HeadDefaults(1e-3, epochs=100, keep="last", unused=("patience", "augment", "precision")),
 }
 
 
 def _flag(default: Any, help: str, **more: Any) -> Any:
-    """A field that is also a flag, with its help."""
+    """Return a field that is also a command line option."""
     return dataclasses.field(default=default, metadata={"help": help, **more})
 
 
 def _sweep(default: Any, help: str, **more: Any) -> Any:
-    """A field whose flag takes a comma list: every combination of such lists is trained."""
+    """Return a field whose option takes a comma list; every combination of such lists is trained."""
     return _flag(default, help, sweep=True, **more)
 
 
 # settings that mean the same for a head and a baseline: default and help
 SHARED: dict[str, tuple[Any, str]] = {
     "class_weights": ("none", "balanced: 1 - N_c / N, the paper's weights for BCSS."),
-    "val_fraction": (0.15, "Share of the training images held out for validation, if there is no val split."),
-    "split_seed": (0, "Of the choice of validation images, the order of training images and their views."),
+    "val_fraction": (0.15, "Fraction of the training images held out for validation, if there is no val split."),
+    "split_seed": (0, "Seed of the validation split, the order of training images and the choice of their views."),
     "connectivity": ("8", "Object scores: 8 joins pixels that touch at a corner, 4 does not."),
     "min_object_px": (0, "Object scores: drop predicted objects under so many px of the original image."),
 }
 
 
 def _shared(name: str) -> Any:
-    """A field that heads and baselines have in common."""
+    """Return a field that heads and baselines have in common."""
     return _flag(*SHARED[name])
 
 
-def _of_the_head(name: str) -> str:
-    """The value of each head where nothing is asked for, in words."""
-    return ", ".join(f"{head} {getattr(learning, name):g}" for head, learning in LEARNING.items())
+def _defaults_text(name: str) -> str:
+    """Return the default of each head type as text."""
+    return ", ".join(f"{head} {getattr(defaults, name):g}" for head, defaults in HEAD_DEFAULTS.items())
 
 
 @dataclass(frozen=True)
 class HeadConfig:
     """One head: what it reads, how it learns. Written to `config.json` and read back equal; each field is a flag.
 
-    lr and epochs are those of the head (`LEARNING`) where they are None; they are never None afterwards.
+    lr and epochs are those of the head (`HEAD_DEFAULTS`) where they are None; they are never None afterwards.
     """
 
     t: int = _sweep(50, "Timestep of the features; the paper's default is 50. A comma list trains one head for each.")
@@ -79,47 +79,47 @@ class HeadConfig:
     lr: float = _sweep(
         None,
         "Learning rate of Adam, or a comma list; the paper's Table 5 has 1e-3, 1e-4, 1e-5.",
-        shown=_of_the_head("lr"),
+        shown=_defaults_text("lr"),
     )
     epochs: int = _flag(
         None,
         "Passes over the training images; the best one on the validation images is kept, of a pixel-ensemble the last.",
-        shown=_of_the_head("epochs"),
+        shown=_defaults_text("epochs"),
     )
     patience: int = _flag(0, "Stop a head after this many epochs without a better validation Dice; 0: never.")
-    batch_size: int = _flag(1, "Images a step; one 768 px image is nine patches.")
+    batch_size: int = _flag(1, "Images per step; one 768 px image is nine patches.")
     pixels: int = _flag(1024, "Of a pixel-ensemble: pixels drawn from each training image, anew in every epoch.")
     augment: Literal["none", "flips"] = _flag("none", "flips: random flips and quarter turns of features and mask.")
     class_weights: Literal["none", "balanced"] = _shared("class_weights")
     precision: Literal["float32", "bfloat16"] = _flag("float32", "Arithmetic of the head; bfloat16 is mixed precision.")
     val_fraction: float = _shared("val_fraction")
-    seed: int = _sweep(0, "Of the head's first weights and its flips, or a comma list.")
+    seed: int = _sweep(0, "Seed of the initial weights and the flips, or a comma list.")
     split_seed: int = _shared("split_seed")
     connectivity: Literal["8", "4"] = _shared("connectivity")
     min_object_px: int = _shared("min_object_px")
 
     def __post_init__(self) -> None:
-        learning = LEARNING[self.head_type]
+        defaults = HEAD_DEFAULTS[self.head_type]
         for name in ("lr", "epochs"):
             if getattr(self, name) is None:
-                object.__setattr__(self, name, getattr(learning, name))
+                object.__setattr__(self, name, getattr(defaults, name))
         _require(
             self, {"blocks": (bool(self.blocks), "name at least one block"), "pixels": (self.pixels >= 1, AT_LEAST_1)}
         )
-        for name in learning.without:
+        for name in defaults.unused:
             if getattr(self, name) != self.default(name):
                 raise ValueError(
                     f"{name} does not apply to head {self.head_type}, got {getattr(self, name)}; leave it out"
                 )
 
     def default(self, name: str) -> Any:
-        """The value of a setting where nothing is asked for."""
-        return getattr(LEARNING[self.head_type], name, None) or type(self).__dataclass_fields__[name].default
+        """Return the default of a setting."""
+        return getattr(HEAD_DEFAULTS[self.head_type], name, None) or type(self).__dataclass_fields__[name].default
 
     @property
     def keep(self) -> str:
         """Which epoch is the result: `best` on the validation images, or `last`."""
-        return LEARNING[self.head_type].keep
+        return HEAD_DEFAULTS[self.head_type].keep
 
     def run_name(self, store: str) -> str:
         """A name that tells runs of one workspace apart: the store's name and every setting that is not the default."""
@@ -147,17 +147,17 @@ class BaselineConfig:
         "res-unet", "res-unet: a U-Net on ResNet-18; vgg16-fcn8: Long et al. 2015 on VGG-16.", flag="--model"
     )
     weights: Literal["auto", "imagenet", "none"] = _flag(
-        "auto", "First weights of the encoder; auto: imagenet if they are here or can be fetched, else none (random)."
+        "auto", "Initial weights of the encoder; auto: imagenet if cached or downloadable, else none (random)."
     )
     lr: float = _sweep(1e-4, "Learning rate of Adam, or a comma list; that of the heads.")
     epochs: int = _flag(20, "Passes over the training images; the best one on the validation images is kept.")
     patience: int = _flag(0, "Stop after this many epochs without a better validation Dice; 0: never.")
-    batch_size: int = _flag(1, "Images a step, as of the heads.")
+    batch_size: int = _flag(1, "Images per step, as for the heads.")
     augment: Literal["none", "flips"] = _flag("flips", "flips: random flips and quarter turns; no frozen model helps.")
     class_weights: Literal["none", "balanced"] = _shared("class_weights")
     precision: Literal["float32", "bfloat16"] = _flag("float32", "bfloat16 is mixed precision.")
     val_fraction: float = _shared("val_fraction")
-    seed: int = _sweep(0, "Of the first weights, dropout and flips, or a comma list.")
+    seed: int = _sweep(0, "Seed of the initial weights, dropout and flips, or a comma list.")
     split_seed: int = _shared("split_seed")
     connectivity: Literal["8", "4"] = _shared("connectivity")
     min_object_px: int = _shared("min_object_px")
@@ -171,7 +171,7 @@ class BaselineConfig:
         return _name(self, parts, said=("network", "weights", "lr", "seed"))
 
     def default(self, name: str) -> Any:
-        """The value of a setting where nothing is asked for."""
+        """Return the default of a setting."""
         return type(self).__dataclass_fields__[name].default
 
 

@@ -1,4 +1,4 @@
-"""The flags that the training commands have in common."""
+"""Command line options that the training commands have in common."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathseg.store.runtime.flags import PATH, device_option, flags_of, workspace
 
 
 def training_flags(config: type) -> Callable[[Callable], Callable]:
-    """The flags of a command that trains by configurations of this class."""
+    """Return a decorator that adds the options of a training command for a configuration class."""
     flags = (
         click.option("--store", help="Feature store: a path or s3://….  [default: the one in the workspace]"),
         flags_of(config),
         click.option("--name", help="Name of the run.  [default: the store's file name, settings]"),
         click.option("--cache-dir", type=PATH, help="Keeps what is read from S3.  [default: <user cache dir>/pathseg]"),
         click.option("--no-cache", is_flag=True, help="Keep nothing read from S3 on the local disk."),
-        click.option("--complete-only", is_flag=True, help="Do without images that are not wholly extracted."),
+        click.option("--complete-only", is_flag=True, help="Leave out images that are not completely extracted."),
         click.option(
             "--memory",
             "memory_bytes",
@@ -26,7 +26,7 @@ def training_flags(config: type) -> Callable[[Callable], Callable]:
             callback=lambda context, option, gigabytes: gigabytes and int(gigabytes * 1e9),
             help="GB kept in memory.  [default: half of the free]",
         ),
-        click.option("--scheduler", help="Spread runs over the workers of a Dask scheduler, tcp://…, a share each."),
+        click.option("--scheduler", help="Train on the workers of a Dask scheduler, tcp://…."),
         workspace_option,
         device_option,
     )

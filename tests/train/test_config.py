@@ -3,7 +3,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 from pathseg.extract.config import ExtractConfig
-from pathseg.train.config import LEARNING, BaselineConfig, HeadConfig
+from pathseg.train.config import HEAD_DEFAULTS, BaselineConfig, HeadConfig
 from pathseg.train.heads.registry import BASELINES, HEADS
 
 
@@ -65,7 +65,7 @@ def test_each_head_has_its_own_rate_and_epochs(head_type, lr, epochs):
 
 
 def test_every_head_says_how_it_learns():
-    assert set(LEARNING) == set(HEADS)
+    assert set(HEAD_DEFAULTS) == set(HEADS)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from pathseg.cli import main
 from pathseg.extract.datasets import glas
 from pathseg.extract.datasets.synthetic import dataset as synthetic
 from pathseg.store.blocks import BLOCKS
-from pathseg.train.config import LEARNING, HeadConfig
+from pathseg.train.config import HEAD_DEFAULTS, HeadConfig
 from pathseg.train.metrics.pixel import Scores, constant_prediction
 from pathseg.train.report.summary import (
     NOT_RECORDED,
@@ -164,7 +164,7 @@ def parsed(config: HeadConfig, number: int) -> dict:
 
 def test_the_odd_configuration_has_no_default_value():
     usual = {field.name for field in dataclasses.fields(HeadConfig) if getattr(ODD, field.name) == field.default}
-    assert usual == set(LEARNING[ODD.head].without)
+    assert usual == set(HEAD_DEFAULTS[ODD.network].unused)
 
 
 @pytest.mark.parametrize("config", [ODD, HeadConfig(), HeadConfig(blocks=(7,), lr=1e-5, epochs=1)])

@@ -77,12 +77,10 @@ def test_weights_are_flushed_to_the_disk_before_the_run_is_finished(toy_store, t
     flushed, fsync = [], os.fsync
 
     def record(descriptor):
-        flushed.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        flushed.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
         fsync(descriptor)
 
-    monkeypatch.setattr(
-        os, "fsync", lambda fd: (flushed.append(Path(os.readlink(f"/proc/self/fd/{fd}")).name), fsync(fd))
-    )
+    monkeypatch.setattr(os, "fsync", record)
     train(toy_store, tmp_path / "run", dataclasses.replace(QUICK, epochs=1))
     weights = ["head.safetensors", "last.safetensors", "head-last.safetensors"]
     names = [name.removesuffix(".partial") for name in flushed]
