@@ -143,7 +143,7 @@ def _whole(glands: np.ndarray) -> np.ndarray:
 
 
 def _walls(rng: np.random.Generator, glands: np.ndarray, habit: Habit) -> np.ndarray:
-    """(S, S) float32 thickness of the epithelium: varies by image, by gland and slowly over the image, with a ragged edge."""
+    """(S, S) float32 thickness of the epithelium: it varies by gland and slowly over the image, with a ragged edge."""
     side = len(glands)
     usual = 28 + 11 * habit.atypia + 9 * habit.goblets
     each = rng.uniform(0.75, 1.3, int(glands.max()) + 1).astype(np.float32)
