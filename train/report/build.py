@@ -1,4 +1,4 @@
-"""All runs of a workspace in one page that opens anywhere: tables, curves, pictures, definitions, settings."""
+"""The report of a workspace: all finished runs in one page that opens offline, tables and figures beside it."""
 
 from __future__ import annotations
 
@@ -9,37 +9,66 @@ from dataclasses import dataclass
 from importlib import resources
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jinja2
 
 from pathseg.train.metrics.object import OBJECT_DEFINITIONS
 from pathseg.train.metrics.pixel import DEFINITIONS
-from pathseg.train.report.gallery import Stores
 from pathseg.train.report.paper_scores import PAPER, PAPER_LINK
-from pathseg.train.report.run_page import SHEET_ROWS
-from pathseg.train.report.sections import ABLATIONS, Group, group_runs, image_tables_of, section_of, tables_of
-from pathseg.train.report.staged_folder import Edition
-from pathseg.train.report.summary import NOT_RECORDED, untrained_warning
+from pathseg.train.report.prediction_images import Stores
+from pathseg.train.report.run_page import NOT_RECORDED, SHEET_ROWS
+from pathseg.train.report.sections import (
+    SWEEP_GROUPS,
+    ComparableRuns,
+    Section,
+    comparable_runs,
+    section,
+    untrained_warning,
+)
+from pathseg.train.report.staged_folder import StagedFolder
 from pathseg.train.report.tables import SETTINGS
-from pathseg.train.runs.finished import FinishedRun
-from pathseg.train.runs.folder import RunFolder, list_runs
+from pathseg.train.runs.finished_run import FinishedRun
+from pathseg.train.runs.folder import list_runs
 
-ROWS_PER_RUN = 12  # test images shown of one run
-ROWS_PER_PAGE = 48  # of all runs together: at some 0.2 MB a row the page stays near 10 MB
-# what a report writes; what of it an earlier report wrote and this one does not is removed
-PICTURES = ("curves", "images", "comparison", "sidebyside", *(name for _, name in ABLATIONS.values()))
+if TYPE_CHECKING:
+    import pandas as pd
+
+IMAGES_PER_RUN = 12  # test images shown of one run
+IMAGES_PER_PAGE = 48  # of all runs together: at some 0.2 MB each the page stays near 10 MB
+# files of a report: what an earlier report wrote and this one does not is removed
+FIGURES = ("curves", "images", "comparison", "sidebyside", *(stem for _, stem in SWEEP_GROUPS.values()))
 TABLES = ("table-*.csv", "table-*.tex", "images-*.csv", "images-*.tex")
-OURS = (*(f"{name}-*.png" for name in PICTURES), *TABLES, "tables.md", "index.html")
+OWNED = (*(f"{name}-*.png" for name in FIGURES), *TABLES, "tables.md", "index.html")
+
+
+@dataclass(frozen=True)
+class Page:
+    """The content of index.html. warning: on untrained models, may be empty. unfinished, damaged: a line per run."""
+
+    workspace: str
+    sections: tuple[Section, ...]
+    warning: str
+    unfinished: tuple[str, ...]
+    damaged: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        """The heading of the page, with the names of the data sets."""
+        return "Segmentation report: " + ", ".join(dict.fromkeys(section.title for section in self.sections))
 
 
 @dataclass(frozen=True)
 class Report:
-    """Where the page is, the main table as text for a terminal, and the runs that could not be read (with reasons)."""
+    """The path of the page, the main table as text, lines on the runs that could not be read, all tables as frames.
+
+    frames: name of a CSV file without `.csv` -> its data frame.
+    """
 
     path: Path
     table: str
     damaged: tuple[str, ...]
+    frames: dict[str, pd.DataFrame]
 
 
 def build_report(workspace: Path | str) -> Report:
@@ -50,87 +79,97 @@ def build_report(workspace: Path | str) -> Report:
     Raises ValueError when no run is finished.
     """
     workspace = Path(workspace)
-    finished, unfinished, damaged = _collect(workspace)
+    page = collect_page(workspace)
+    tables = {f"table-{one.stem}-{table.name}": table for one in page.sections for table in one.tables}
+    tables |= {table.name: table for one in page.sections for run in one.runs for table in run.image_tables}
+    with StagedFolder(workspace / "report", owned=OWNED) as staged:
+        staged.add("tables.md", markdown(page).encode())
+        for name, table in tables.items():
+            staged.add(f"{name}.csv", table.csv().encode())
+            staged.add(f"{name}.tex", table.latex().encode())
+        for one in page.sections:
+            for figure in one.figures:
+                staged.add(figure.file, figure.png)
+        staged.add("index.html", html(page).encode())
+        staged.publish()
+    return Report(
+        path=staged.folder / "index.html",
+        table=_terminal_text(page),
+        damaged=page.damaged,
+        frames={name: table.frame() for name, table in tables.items()},
+    )
+
+
+def collect_page(workspace: Path) -> Page:
+    """Read all runs of a workspace, draw their figures and fill the tables. Raises ValueError without finished runs."""
+    finished, unfinished, damaged = _read_runs(workspace)
     if not finished:
         why = f" ({damaged[0]})" if damaged else f" ({len(unfinished)} unfinished)" if unfinished else ""
         raise ValueError(f"no finished run under {workspace / 'heads'}{why}; run pathseg train-head first")
-    with Edition(workspace / "report", ours=OURS) as edition:
-        page = _page(group_runs(finished), edition, workspace)
-        page |= {"warning": untrained_warning(finished), "unfinished": unfinished, "damaged": damaged}
-        edition.add("tables.md", _markdown(page).encode())
-        for section in page["sections"]:
-            named = [(f"table-{section['place']}-{name}", table) for name, table in tables_of(section)]
-            for name, table in (*named, *image_tables_of(section)):
-                edition.add(f"{name}.csv", table.csv().encode())
-                edition.add(f"{name}.tex", table.latex().encode())
-        edition.add("index.html", _environment().get_template("report.html").render(page).encode())
-        edition.publish()
-    texts = []
-    for section in page["sections"]:
-        texts.append(section["systems"][0][1].plain())
-        texts.append(section["results"][0][1].plain(("parameters", "epochs (best)"), lift=SETTINGS[1:]))
-    texts += [page["warning"]] if page["warning"] else []
-    return Report(path=edition.folder / "index.html", table="\n\n".join(texts), damaged=damaged)
+    groups, stores = comparable_runs(finished), Stores()
+    rows = _rows_per_run(groups)
+    sections = tuple(
+        section(group, stores, order=order, rows=rows, workspace=workspace) for order, group in enumerate(groups, 1)
+    )
+    return Page(str(workspace), sections, untrained_warning(finished), unfinished, damaged)
 
 
-def _page(groups: Sequence[Group], edition: Edition, workspace: Path) -> dict[str, Any]:
-    """What the template shows of the finished runs, their pictures added to the edition."""
-    stores, ranks = Stores(), zip_longest(*(group.runs for group in groups))
-    runs = [run for rank in ranks for run in rank if run is not None]  # the best of each group first
-    rows = max(SHEET_ROWS, min(ROWS_PER_RUN, ROWS_PER_PAGE // len(runs)))
-    pictured = {run.name: rows for run in runs[: ROWS_PER_PAGE // rows]}
-    sections = [
-        section_of(group, edition, stores, order=i, rows=pictured, workspace=workspace)
-        for i, group in enumerate(groups, 1)
-    ]
-    script = _read("report.js")
-    return {
-        "script": script, "script_digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        "title": "Segmentation report: " + ", ".join(dict.fromkeys(section["title"] for section in sections)),
-        "sections": sections, "definitions": DEFINITIONS, "object_definitions": OBJECT_DEFINITIONS,
-        "paper": PAPER, "paper_link": PAPER_LINK,
-        "workspace": str(workspace), "not_recorded": NOT_RECORDED,
-    }  # fmt: skip
+def html(page: Page) -> str:
+    """Write the page as one HTML file that loads nothing."""
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_template), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    script = _template("report.js")
+    return environment.get_template("report.html").render(
+        page=page, script=script, script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        definitions=DEFINITIONS, object_definitions=OBJECT_DEFINITIONS, not_recorded=NOT_RECORDED, paper=PAPER,
+        paper_link=PAPER_LINK,
+    )  # fmt: skip
 
 
-def _collect(workspace: Path) -> tuple[list[FinishedRun], tuple[str, ...], tuple[str, ...]]:
+def markdown(page: Page) -> str:
+    """Write the tables of the page, its summaries and the definitions of the metrics."""
+    blocks = [f"# {page.title}", page.warning]
+    for one in page.sections:
+        blocks += [f"## {one.title}", one.summary, *(table.markdown() for table in one.tables)]
+    for name, lines in (("Unfinished runs", page.unfinished), ("Damaged runs", page.damaged)):
+        blocks += [f"## {name}", "\n".join(f"* {line}" for line in lines)] if lines else []
+    for name, definitions in (("Metrics", DEFINITIONS), ("Object metrics", OBJECT_DEFINITIONS)):
+        blocks += [f"## {name}", "\n".join(f"* **{term}**: {text}" for term, text in definitions.items())]
+    blocks.append(f"Reported scores: {PAPER}, {PAPER_LINK}")
+    return "\n\n".join(block.strip() for block in blocks if block) + "\n"
+
+
+def _read_runs(workspace: Path) -> tuple[list[FinishedRun], tuple[str, ...], tuple[str, ...]]:
+    """The finished runs, a line on each unfinished one, a line on each that cannot be read."""
     finished, unfinished, damaged = [], [], []
     for folder in list_runs(workspace):
         try:
             if folder.finished:
                 finished.append(FinishedRun.read(folder))
             else:
-                unfinished.append(_unfinished(folder))
+                epochs = folder.read_config().settings.epochs
+                unfinished.append(f"{folder.name}: {len(folder.read_history())} of {epochs} epochs")
         except (ValueError, OSError) as e:
             damaged.append(str(e))
     return finished, tuple(unfinished), tuple(damaged)
 
 
-def _unfinished(folder: RunFolder) -> str:
-    head = folder.read_config().get("head")
-    epochs = head.get("epochs") if isinstance(head, dict) else None
-    return f"{folder.name}: {len(folder.read_history())} of {epochs or 'an unknown number of'} epochs"
+def _rows_per_run(groups: Sequence[ComparableRuns]) -> dict[str, int]:
+    """Run name -> number of test images to show; where there are many runs, the best of each group alone have some."""
+    by_rank = zip_longest(*(group.runs for group in groups))
+    runs = [run for rank in by_rank for run in rank if run is not None]
+    rows = max(SHEET_ROWS, min(IMAGES_PER_RUN, IMAGES_PER_PAGE // len(runs)))
+    return {run.name: rows for run in runs[: IMAGES_PER_PAGE // rows]}
 
 
-def _markdown(page: dict[str, Any]) -> str:
-    parts = [f"# {page['title']}", page["warning"]]
-    for section in page["sections"]:
-        parts += [f"## {section['title']}", section["summary"]]
-        parts += [table.markdown() for _, table in tables_of(section)]
-    for name, lines in (("Unfinished runs", page["unfinished"]), ("Damaged runs", page["damaged"])):
-        parts += [f"## {name}", "\n".join(f"* {line}" for line in lines)] if lines else []
-    parts += ["## Metrics", "\n".join(f"* **{name}**: {text}" for name, text in DEFINITIONS.items())]
-    parts += ["## Object metrics", "\n".join(f"* **{name}**: {text}" for name, text in OBJECT_DEFINITIONS.items())]
-    parts += [f"Cited figures: {page['paper']}, {page['paper_link']}"]
-    return "\n\n".join(part.strip() for part in parts if part) + "\n"
+def _terminal_text(page: Page) -> str:
+    texts = []
+    for one in page.sections:
+        texts += [one.systems[0].plain(), one.results[0].plain(("parameters", "epochs (best)"), lift=SETTINGS[1:])]
+    return "\n\n".join([*texts, page.warning] if page.warning else texts)
 
 
-def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.FunctionLoader(_read), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-
-
-def _read(name: str) -> str:
+def _template(name: str) -> str:
     return resources.files("pathseg.train.report").joinpath("templates", name).read_text(encoding="utf-8")

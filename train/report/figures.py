@@ -1,135 +1,88 @@
-"""Pictures of results: class codes over tissue (numpy), curves and comparisons (matplotlib, as PNG bytes)."""
+"""Figures as PNG files: learning curves, comparison of runs, sheets of test images, sweeps (matplotlib)."""
 
 from __future__ import annotations
 
+import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from textwrap import fill
 from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
-# Okabe and Ito's palette, told apart with every kind of colour blindness; green first, the complement of pink.
-PALETTE = ("#009E73", "#E69F00", "#0072B2", "#F0E442", "#56B4E9", "#D55E00", "#CC79A7", "#000000")
-NEUTRAL = "#8A8A8A"  # background in plots, ignored pixels in pictures
-FALSE_POSITIVE, FALSE_NEGATIVE = "#E69F00", "#0072B2"  # over gray tissue, never beside class colours
-WRONG = "#D55E00"
-PANELS = ("tissue", "ground truth", "prediction", "errors")
-PANEL_PX = 352  # longest side of a panel: sharp at the 290 px that a wide page shows, small enough for twelve rows
-GAP_PX = 12  # between the panels of a sheet
+from pathseg.train.colours import PALETTE
+from pathseg.train.report.sweeps import METRICS, Images, Metric, Sweep, seeds_label, value_label
+from pathseg.train.runs.record import Epoch
+
 INK, QUIET = "#1d2733", "#5c6773"
+GAP_PX = 12  # between the panels of a sheet
+CROWDED = 0.035  # of the axis: timesteps nearer than that cannot be labelled, so all are evenly spaced
+OVER_TIMESTEPS: tuple[Metric, ...] = ("dice", "miou")
+BY_BLOCK: tuple[Metric, ...] = ("accuracy", "dice")  # the paper's Figure 5 has the accuracy
+# colour, marker, line and side of validation and test scores
+STYLES: dict[Images, tuple[str, str, str, int]] = {
+    "val": (PALETTE[2], "o", "-", -1),
+    "test": (PALETTE[5], "D", "--", 1),
+}
 
 
 @dataclass(frozen=True)
-class Legend:
-    """What the colours of the overlays and of the error map mean: pairs of a name and a hex colour."""
+class Figure:
+    """A PNG file of the report, its alternative text and its caption in the page."""
 
-    classes: tuple[tuple[str, str], ...]
-    errors: tuple[tuple[str, str], ...]
+    file: str
+    png: bytes
+    alt: str
+    caption: str = ""
 
-
-def class_colours(classes: Sequence[str], ignore: int | None = None) -> tuple[str, ...]:
-    """One colour a class in code order; `background` and the ignored class are gray.
-
-    Beyond eight classes the palette begins again.
-    """
-    painted = _painted(classes, ignore)
-    places = {k: place for place, k in enumerate(painted)}
-    return tuple(PALETTE[places[k] % len(PALETTE)] if k in places else NEUTRAL for k in range(len(classes)))
+    @property
+    def uri(self) -> str:
+        """The file as a data URI."""
+        return data_uri(self.png, "png")
 
 
-def legend(classes: Sequence[str], ignore: int | None) -> Legend:
-    """The legend of `panels` for these classes."""
-    colours = class_colours(classes, ignore)
-    painted = [(classes[k], colours[k]) for k in _painted(classes, ignore)]
-    if ignore is not None:
-        painted.append(("not counted", NEUTRAL))
-    target = foreground(classes, ignore)
-    if target is None:
-        return Legend(tuple(painted), (("wrong class", WRONG),))
-    name = classes[target]
-    errors = ((f"false {name}", FALSE_POSITIVE), (f"missed {name}", FALSE_NEGATIVE))
-    return Legend(tuple(painted), errors)
+def data_uri(content: bytes, kind: Literal["png", "jpeg"]) -> str:
+    """Return an image file as a data URI."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def error_shares(
-    truth: np.ndarray, predicted: np.ndarray, *, classes: Sequence[str], ignore: int | None
-) -> tuple[float, ...]:
-    """Shares (0..1) of the counted pixels in each colour of the legend's errors; 0 where nothing is counted."""
-    counted = max(1, int(np.count_nonzero(truth != ignore)) if ignore is not None else truth.size)
-    return tuple(np.count_nonzero(one) / counted for one in _errors(truth, predicted, classes, ignore))
-
-
-def panels(
-    image: np.ndarray, truth: np.ndarray, predicted: np.ndarray, *, classes: Sequence[str], ignore: int | None,
-    longest_px: int = PANEL_PX,
-) -> tuple[np.ndarray, ...]:  # fmt: skip
-    """Tissue, truth and prediction over tissue, errors over gray tissue: four (h, w, 3) uint8, as `PANELS`.
-
-    image: (H, W, 3) uint8; truth, predicted: (H, W) class codes. Classes are tinted and outlined, background is
-    left as it is, ignored pixels of the truth are gray. Raises ValueError when the sizes differ.
-    """
-    if not image.shape[:2] == truth.shape == predicted.shape:
-        raise ValueError(
-            f"image {image.shape[:2]}, truth {truth.shape} and prediction {predicted.shape} must have one size; "
-            "this prediction was made from another store, train the run again"
-        )
-    tissue, truth, predicted = _shrunk(image, truth, predicted, longest_px)
-    colours, painted = class_colours(classes, ignore), _painted(classes, ignore)
-    overlays = [_overlay(tissue, codes, colours, painted) for codes in (truth, predicted)]
-    gray = tissue @ np.array([0.299, 0.587, 0.114], np.float32)
-    errors = np.repeat((0.45 * gray + 0.55 * 255)[..., None], 3, axis=2)
-    if ignore is not None:
-        for picture in (overlays[0], errors):
-            _blend(picture, truth == ignore, NEUTRAL, 0.75)
-    wrong = _errors(truth, predicted, classes, ignore)
-    for pixels, (_, colour) in zip(wrong, legend(classes, ignore).errors, strict=True):
-        _blend(errors, pixels, colour, 0.85)
-    return tuple(np.clip(picture + 0.5, 0, 255).astype(np.uint8) for picture in (tissue, *overlays, errors))
-
-
-def overlay(tissue: np.ndarray, codes: np.ndarray, *, classes: Sequence[str], ignore: int | None) -> np.ndarray:
-    """Classes (h, w) tinted and outlined over tissue (h, w, 3) uint8, as in `panels`; codes without a class are not."""
-    colours, painted = class_colours(classes, ignore), _painted(classes, ignore)
-    picture = _overlay(tissue.astype(np.float32), codes, colours, painted)
-    return np.clip(picture + 0.5, 0, 255).astype(np.uint8)
-
-
-def learning_curves(history: Sequence[Mapping[str, Any]], best_epoch: int, title: str) -> bytes:
-    """Loss (training, validation), validation Dice and mIoU over the epochs; the best epoch is marked. PNG."""
-    figure = new_figure(9.0, 3.1, layout=None)  # every run has one: to find its margins each time takes too long
+def learning_curves(history: Sequence[Epoch], best_epoch: int, title: str) -> bytes:
+    """Draw loss (training, validation), validation Dice and mIoU over the epochs; the best epoch is marked."""
+    figure = _new_figure(9.0, 3.1, layout=None)  # every run has one: to find its margins each time takes too long
     figure.subplots_adjust(left=0.08, right=0.985, bottom=0.16, top=0.88, wspace=0.19)
-    epochs = [line["epoch"] for line in history]
+    epochs = [line.epoch for line in history]
     left, right = figure.subplots(1, 2)
     curves = (
-        (left, "train_loss", "training", PALETTE[2], "-"), (left, "val_loss", "validation", PALETTE[5], "-"),
-        (right, "val_dice", "Dice", PALETTE[0], "-"), (right, "val_miou", "mIoU", PALETTE[6], "--"),
-    )  # fmt: skip
-    for axes, name, label, colour, style in curves:
-        values = [np.nan if line.get(name) is None else line[name] for line in history]
+        (left, [line.train_loss for line in history], "training", PALETTE[2], "-"),
+        (left, [line.val_loss for line in history], "validation", PALETTE[5], "-"),
+        (right, [line.val_dice for line in history], "Dice", PALETTE[0], "-"),
+        (right, [line.val_miou for line in history], "mIoU", PALETTE[6], "--"),
+    )
+    for axes, values, label, colour, style in curves:
         mark = "o" if len(epochs) < 2 else None
-        axes.plot(epochs, values, style, color=colour, label=label, linewidth=1.8, marker=mark)
-    best = next((line.get("val_dice") for line in history if line["epoch"] == best_epoch), None)
+        axes.plot(epochs, _with_gaps(values), style, color=colour, label=label, linewidth=1.8, marker=mark)
+    best = next((line.val_dice for line in history if line.epoch == best_epoch), None)
     for axes, name in ((left, "loss (cross-entropy)"), (right, "validation score")):
         axes.axvline(best_epoch, color=QUIET, linestyle=":", linewidth=1.2)
         axes.set(xlabel="epoch", ylabel=name)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        plain(axes)
+        _light_grid(axes)
     if best is not None:
         label = f"best: epoch {best_epoch}, {best:.3f}"
         right.plot([best_epoch], [best], "o", color=PALETTE[0], markersize=7, label=label)
     right.set_ylim(0, 1)
     left.legend(edgecolor="none")
     right.legend(edgecolor="none", loc="lower right")
-    figure.suptitle(title, fontsize=10, x=0.01, ha="left", fontweight="bold")
-    return png(figure)
+    _title(figure, title)
+    return _png(figure)
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """One line of the comparison: a run's mean Dice and the Dice of each class, None where there is no value."""
+class DiceOfRun:
+    """One line of the comparison: the mean Dice of a run and that of each class, None where there is no value."""
 
     name: str
     dice: float | None
@@ -137,45 +90,45 @@ class Comparison:
 
 
 def comparison(
-    lines: Sequence[Comparison], classes: Sequence[tuple[str, str]], *, constant: float | None,
-    cited: tuple[str, float] | None, title: str,
+    runs: Sequence[DiceOfRun], classes: Sequence[tuple[str, str]], *, constant: float | None,
+    paper: tuple[str, float] | None, title: str,
 ) -> bytes:  # fmt: skip
-    """Dice of each run (dark) and of its classes (coloured), the constant answer and a cited value. PNG.
+    """Draw the Dice of each run (dark) and of its classes (coloured), of the constant prediction and of the paper.
 
-    classes: name and colour of each class, in the order of the lines' values. cited: a name and its Dice.
+    classes: name and colour of each class, in the order of the runs' values. paper: a name and its Dice.
     """
-    figure = new_figure(9.0, 1.55 + 0.3 * len(lines))
+    figure = _new_figure(9.0, 1.55 + 0.3 * len(runs))
     axes = figure.subplots()
-    rows = range(len(lines))
+    rows = range(len(runs))
     for k, (name, colour) in enumerate(classes):
-        values = [np.nan if line.classes[k] is None else line.classes[k] for line in lines]
+        values = _with_gaps([run.classes[k] for run in runs])
         axes.plot(values, rows, "o", color=colour, markersize=6, alpha=0.9, label=name, zorder=2)
-    means = [np.nan if line.dice is None else line.dice for line in lines]
+    means = _with_gaps([run.dice for run in runs])
     axes.plot(means, rows, "D", color=INK, markersize=7, label="mean Dice", zorder=3)
     for row, mean in zip(rows, means, strict=True):
         if np.isfinite(mean):
             axes.text(1.015, row, f"{mean:.3f}", va="center", color=INK, fontweight="bold")
     if constant is not None:
-        axes.axvline(constant, color=QUIET, linestyle=":", label=f"constant answer, {constant:.3f}", zorder=1)
-    if cited is not None:
-        name, value = cited
+        axes.axvline(constant, color=QUIET, linestyle=":", label=f"constant prediction, {constant:.3f}", zorder=1)
+    if paper is not None:
+        name, value = paper
         axes.axvline(value, color=PALETTE[5], linestyle="--", label=f"{name}, {value:.3f}", zorder=1)
-    axes.set(yticks=rows, yticklabels=[line.name for line in lines], xlim=(-0.01, 1.01), xlabel="Dice")
-    axes.set_ylim(len(lines) - 0.4, -0.6)
-    plain(axes)
+    axes.set(yticks=rows, yticklabels=[run.name for run in runs], xlim=(-0.01, 1.01), xlabel="Dice")
+    axes.set_ylim(len(runs) - 0.4, -0.6)
+    _light_grid(axes)
     axes.grid(axis="y", visible=False)
     figure.legend(loc="outside lower left", ncols=4, frameon=False)
-    figure.suptitle(title, fontsize=10, x=0.01, ha="left", fontweight="bold")
-    return png(figure)
+    _title(figure, title)
+    return _png(figure)
 
 
 def sheet(
-    rows: Sequence[tuple[str, Sequence[np.ndarray | None]]], colours: Legend, title: str,
-    columns: Sequence[str] = PANELS,
+    rows: Sequence[tuple[str, Sequence[np.ndarray | None]]], columns: Sequence[str], *,
+    legend: Sequence[tuple[str, str]], title: str,
 ) -> bytes:  # fmt: skip
-    """Rows of pictures under the names of their columns, with a legend; a row is (label, panels). PNG.
+    """Draw rows of (label, panels) under the names of their columns, with a legend of (name, colour).
 
-    A panel that is None stays empty; each row has at least one that is not. All are brought to the size of the first.
+    A panel that is None stays empty; each row has at least one. All are brought to the size of the first.
     """
     from matplotlib.patches import Patch
 
@@ -183,13 +136,13 @@ def sheet(
     size = (len(rows) * (h + GAP_PX) - GAP_PX, len(columns) * (w + GAP_PX) - GAP_PX, 3)
     whole = np.full(size, 255, np.uint8)
     tops, lefts = range(0, whole.shape[0], h + GAP_PX), range(0, whole.shape[1], w + GAP_PX)
-    for top, (_, pictures) in zip(tops, rows, strict=True):
-        for left, picture in zip(lefts, pictures, strict=True):
-            if picture is not None:
-                fitted = Image.fromarray(picture).resize((w, h), Image.Resampling.LANCZOS)  # a no-op at this size
+    for top, (_, panels) in zip(tops, rows, strict=True):
+        for left, panel in zip(lefts, panels, strict=True):
+            if panel is not None:
+                fitted = Image.fromarray(panel).resize((w, h), Image.Resampling.LANCZOS)  # a no-op at this size
                 whole[top : top + h, left : left + w] = np.asarray(fitted)
     width = 2.0 * len(columns)
-    figure = new_figure(width, len(rows) * width / len(columns) * h / w + 0.9)
+    figure = _new_figure(width, len(rows) * width / len(columns) * h / w + 0.9)
     axes = figure.subplots()  # one for all panels: laying out one for each takes longer than all else
     axes.imshow(whole, interpolation="lanczos")
     axes.set_xticks([left + w / 2 for left in lefts], columns, fontsize=9)
@@ -198,94 +151,118 @@ def sheet(
     axes.set_yticks([top + h / 2 for top in tops], labels, rotation=90, va="center", ma="center", fontsize=8)
     axes.tick_params(length=0, labeltop=True, labelbottom=False)
     axes.spines[:].set_visible(False)
-    patches = [Patch(color=colour, label=name) for name, colour in (*colours.classes, *colours.errors)]
-    figure.legend(handles=patches, loc="outside lower center", ncols=min(4, len(patches)), frameon=False)
-    figure.suptitle(title, fontsize=10, x=0.01, ha="left", fontweight="bold")
-    return png(figure, colours=None)
+    patches = [Patch(color=colour, label=name) for name, colour in legend]
+    figure.legend(handles=patches, loc="outside lower center", ncols=max(1, min(4, len(patches))), frameon=False)
+    _title(figure, title)
+    return _png(figure, colours=None)
 
 
-def is_background(name: str) -> bool:
-    """Whether a class is what is left over: never painted, never outlined."""
-    return name.strip().lower() == "background"
+def sweep_figure(sweep: Sweep, title: str) -> bytes | None:
+    """Draw a sweep over timesteps or blocks; None for learning rates, of which the table has a few rows only."""
+    if sweep.axis == "lr":
+        return None
+    return _over_timesteps(sweep, title) if sweep.axis == "t" else _by_block(sweep, title)
 
 
-def _painted(classes: Sequence[str], ignore: int | None) -> tuple[int, ...]:
-    return tuple(k for k, name in enumerate(classes) if k != ignore and not is_background(name))
+def _over_timesteps(sweep: Sweep, title: str) -> bytes:
+    """Dice and mIoU over the timestep, after the paper's Figure 4: mean, deviation and every head."""
+    timesteps = [point.value for point in sweep.points]
+    span = timesteps[-1] - timesteps[0]
+    to_scale = all(b - a >= CROWDED * span for a, b in pairwise(timesteps))
+    xs = [float(t) for t in timesteps] if to_scale else [float(i) for i in range(len(timesteps))]
+    figure = _new_figure(9.0, 3.9)
+    plots = figure.subplots(1, 2)
+    for axes, metric in zip(plots, OVER_TIMESTEPS, strict=True):
+        _plot_scores(axes, sweep, metric, xs=xs, offset=(xs[-1] - xs[0]) / 150, joined=True)
+        axes.set(xlabel="timestep t" + ("" if to_scale else " (evenly spaced, not to scale)"), ylabel=METRICS[metric])
+        axes.set_xticks(xs, [str(t) for t in timesteps])
+        axes.tick_params(axis="x", labelsize=8)
+    _sweep_title(figure, plots[0], sweep, f"Dice and mIoU over timestep, {title}")
+    return _png(figure)
 
 
-def foreground(classes: Sequence[str], ignore: int | None) -> int | None:
-    """The code of the one class beside background, None where the classes are others than these two."""
-    counted = [k for k in range(len(classes)) if k != ignore]
-    painted = _painted(classes, ignore)
-    return painted[0] if len(counted) == 2 and len(painted) == 1 else None
+def _by_block(sweep: Sweep, title: str) -> bytes:
+    """Accuracy and Dice of each block alone, then of groups, after the paper's Figure 5."""
+    singles = sum(len(point.value) == 1 for point in sweep.points)
+    gap = 0.6 if 0 < singles < len(sweep.points) else 0.0
+    xs = [i + (gap if i >= singles else 0.0) for i in range(len(sweep.points))]
+    figure = _new_figure(9.0, 5.4)
+    plots = figure.subplots(2, 1, sharex=True)
+    for axes, metric in zip(plots, BY_BLOCK, strict=True):
+        _plot_scores(axes, sweep, metric, xs=xs, offset=0.009 * len(xs), joined=False)
+        if gap:
+            axes.axvline(singles - 0.5 + gap / 2, color="#c3c9cf", linewidth=1)
+        axes.set(ylabel=METRICS[metric])
+    plots[1].set_xticks(xs, [value_label("blocks", point.value) for point in sweep.points])
+    kinds = "block alone" if singles == len(sweep.points) else "group of blocks" if not singles else ""
+    plots[1].set_xlabel(kinds or "block alone (0 = middle, 1–12 = upsampling in order)  |  groups of blocks")
+    _sweep_title(figure, plots[0], sweep, f"Accuracy and Dice by block, {title}")
+    return _png(figure)
 
 
-def _errors(
-    truth: np.ndarray, predicted: np.ndarray, classes: Sequence[str], ignore: int | None
-) -> tuple[np.ndarray, ...]:
-    wrong = truth != predicted
-    if ignore is not None:
-        wrong &= truth != ignore
-    target = foreground(classes, ignore)
-    if target is None:
-        return (wrong,)
-    return wrong & (truth != target), wrong & (truth == target)
+def _plot_scores(axes: Any, sweep: Sweep, metric: Metric, *, xs: Sequence[float], offset: float, joined: bool) -> None:
+    """Plot validation and test scores side by side: every head, mean and deviation; a line joins means over time."""
+    for images, (colour, mark, line, side) in STYLES.items():
+        shown, means, deviations = [], [], []
+        for x, point in zip(xs, sweep.points, strict=True):
+            spread = point.spread(images, metric)
+            if spread is None:
+                continue
+            shown.append(x + side * offset)
+            means.append(spread.mean)
+            deviations.append(float("nan") if spread.deviation is None else spread.deviation)
+            heads = [score for score in point.scores(images, metric) if score is not None]
+            if len(heads) > 1:
+                beside = [x + 2 * side * offset] * len(heads)
+                axes.plot(beside, heads, ".", color=colour, markersize=5, alpha=0.6, markeredgewidth=0, zorder=2)
+        if shown:
+            axes.errorbar(
+                shown, means, yerr=deviations, fmt=mark, color=colour, linestyle=line if joined else "none",
+                linewidth=1.6, elinewidth=1.3, capsize=3, markersize=6, zorder=3,
+                label="validation" if images == "val" else f"test ({sweep.runs[0].metrics.test_split})",
+            )  # fmt: skip
+    _light_grid(axes)
 
 
-def _shrunk(image: np.ndarray, truth: np.ndarray, predicted: np.ndarray, px: int) -> tuple[np.ndarray, ...]:
-    scale = min(1.0, px / max(truth.shape))
-    size = (max(1, round(truth.shape[1] * scale)), max(1, round(truth.shape[0] * scale)))
-    tissue = Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)
-    codes = [Image.fromarray(one.astype(np.uint8)) for one in (truth, predicted)]
-    smaller = (np.asarray(one.resize(size, Image.Resampling.NEAREST)) for one in codes)
-    return np.asarray(tissue, np.float32), *smaller
+def _sweep_title(figure: Any, axes: Any, sweep: Sweep, title: str) -> None:
+    several = any(len(point.runs) > 1 for point in sweep.points)
+    shown = f"mean ± standard deviation, n = {seeds_label(sweep.points)}" if several else "one seed"
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside lower left", ncols=2, frameon=False)
+    warning = " · untrained model (random weights)" if sweep.untrained else ""
+    _title(figure, f"{title}\n{shown}{warning}")
 
 
-def _overlay(tissue: np.ndarray, codes: np.ndarray, colours: Sequence[str], painted: Sequence[int]) -> np.ndarray:
-    picture, several = tissue.copy(), len(painted) > 1
-    edge = _edges(codes, px=1 if several else 3)  # neighbours are both outlined where there are several classes
-    for k in painted:
-        inside = codes == k
-        _blend(picture, inside & ~edge, colours[k], 0.42 if several else 0.22)
-        _blend(picture, inside & edge, colours[k], 1.0)
-    return picture
+def _with_gaps(values: Sequence[float | None]) -> list[float]:
+    return [float("nan") if value is None else value for value in values]
 
 
-def _edges(codes: np.ndarray, *, px: int) -> np.ndarray:
-    """The pixels within `px` of another class, on both sides of the border."""
-    edge = np.zeros(codes.shape, bool)
-    for step in range(1, px + 1):
-        for axis in (0, 1):
-            along, marked = np.moveaxis(codes, axis, 0), np.moveaxis(edge, axis, 0)
-            border = along[step:] != along[:-step]
-            marked[step:] |= border
-            marked[:-step] |= border
-    return edge
-
-
-def _blend(picture: np.ndarray, where: np.ndarray, colour: str, strength: float) -> None:
-    rgb = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)], np.float32)
-    picture[where] = (1 - strength) * picture[where] + strength * rgb
-
-
-def new_figure(width: float, height: float, *, layout: Literal["constrained"] | None = "constrained") -> Any:
-    """An empty matplotlib figure of so many inches, for `png`; without pyplot, so nothing global changes."""
+def _new_figure(width: float, height: float, *, layout: Literal["constrained"] | None = "constrained") -> Any:
+    """An empty figure of so many inches; without pyplot, so nothing global changes."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=150, layout=layout, facecolor="white")
 
 
-def plain(axes: Any) -> None:
-    """Give axes a quiet grid and no frame at the top and the right."""
+def _title(figure: Any, text: str) -> None:
+    figure.suptitle(text, fontsize=10, x=0.01, ha="left", fontweight="bold")
+
+
+def _light_grid(axes: Any) -> None:
+    """A light grid, no frame at the top and the right."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(visible=True, color="#e3e6ea", linewidth=0.8)
     axes.set_axisbelow(True)
 
 
-def png(figure: Any, colours: int | None = 96) -> bytes:
-    """A figure as a PNG file, the same bytes each time; in so many colours, or in all (None) for photographs."""
+def _png(figure: Any, colours: int | None = 96) -> bytes:
+    """Encode a figure, the same bytes each time; in so many colours, or in all (None) for photographs."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.text import Text
 
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # a `$` in a name is a dollar sign
     canvas, buffer = FigureCanvasAgg(figure), io.BytesIO()
     canvas.draw()
     picture = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])

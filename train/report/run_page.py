@@ -1,71 +1,199 @@
-"""The article of one run: its facts, curves, worst images, scores, settings and commands."""
+"""The part of the page on one run: facts, learning curves, test images, scores, configuration, commands."""
 
 from __future__ import annotations
 
+import dataclasses
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from pathseg.store.blocks import format_blocks
+from pathseg.train.colours import jpeg_bytes
+from pathseg.train.config import HeadConfig
 from pathseg.train.report import figures
-from pathseg.train.report.gallery import Lost, Picture, Stores, pictures, spread, worst_first
-from pathseg.train.report.image_encoding import jpeg, uri
-from pathseg.train.report.staged_folder import Edition
-from pathseg.train.report.summary import commands, flat, run_facts
-from pathseg.train.report.tables import per_image
-from pathseg.train.runs.finished import FinishedRun
+from pathseg.train.report.figures import Figure, data_uri
+from pathseg.train.report.prediction_images import (
+    PANELS,
+    Legend,
+    MissingImage,
+    Stores,
+    TestImage,
+    evenly_spaced,
+    read_test_images,
+    worst_first,
+)
+from pathseg.train.report.sweeps import is_untrained
+from pathseg.train.report.table_formats import Table, score
+from pathseg.train.report.tables import image_table
+from pathseg.train.runs.finished_run import FinishedRun
+from pathseg.train.runs.record import RunData
 
-SHEET_ROWS = 4  # rows of the picture file of a run: worst to best; a run with fewer has none, the best come first
-
-
-def article_of(run: FinishedRun, edition: Edition, stores: Stores, *, rows: int, workspace: Path) -> dict[str, Any]:
-    """What the template shows of a run, its pictures added to the edition; rows: how many images are shown."""
-    view: dict[str, Any] = {
-        "name": run.name, "facts": run_facts(run), "settings": flat(run.config), "commands": commands(run, workspace),
-        "trained": run.data["model"]["trained"], "store": run.data["store"], "curves": None,
-        "per_image": [
-            (split, per_image(part, f"Images of {split}, worst first")) for split, part in run.parts.items()
-        ],
-    }  # fmt: skip
-    if run.history:
-        curves = figures.learning_curves(run.history, run.best_epoch, f"{run.name}: learning curves")
-        edition.add(f"curves-{run.name}.png", curves)
-        alt = f"Learning curves of {run.name} over {run.epochs} epochs; the best is epoch {run.best_epoch}"
-        view["curves"] = {"uri": uri(curves, "png"), "alt": alt}
-    return {**view, **_gallery(run, edition, stores, rows)}
+SHEET_ROWS = 4  # of the sheet of a run, from its worst image to its best
+SIDES_PX = {"glas": 768, "synthetic": 512}  # that extract brings a data set to without --resize
+NOT_RECORDED = (  # flags of extract
+    "--root, --limit, --classes, --mpp, --target-mpp, --image-folder, --stride, --views, --val-institutes, --hipt"
+)
+KEY_FLAGS = ("layout", "dtype", "packing", "precision", "seed")  # fields of a store's key that are flags of extract
 
 
-def _gallery(run: FinishedRun, edition: Edition, stores: Stores, rows: int) -> dict[str, Any]:
-    split, ids = run.test_split, worst_first(run, run.test_split)
-    view: dict[str, Any] = {"split": split, "images": len(ids), "rows": [], "lost": [], "no_store": ""}
-    store = stores.get(run.data["store"]) if rows else "they are made for the best runs only"
+@dataclass(frozen=True)
+class Panel:
+    """One picture of a test image."""
+
+    name: str
+    uri: str
+    alt: str
+
+
+@dataclass(frozen=True)
+class ImageRow:
+    """One test image in the page: its scores and its wrong pixels in words, its panels."""
+
+    id: str
+    scores: str
+    errors: str
+    panels: tuple[Panel, ...]
+
+
+@dataclass(frozen=True)
+class RunPage:
+    """What the page shows of one run.
+
+    images: number of the quoted split's images, of which `shown` have a row and `missing` cannot be shown. no_images:
+    why none is shown, empty where some are. sheet: a figure beside the page.
+    """
+
+    name: str
+    facts: str
+    untrained: bool
+    store: str
+    split: str
+    images: int
+    curves: Figure | None
+    shown: tuple[ImageRow, ...]
+    missing: tuple[MissingImage, ...]
+    no_images: str
+    sheet: Figure | None
+    image_tables: tuple[Table, ...]
+    configuration: tuple[tuple[str, str], ...]
+    commands: tuple[str, ...]
+
+
+def run_page(run: FinishedRun, stores: Stores, *, rows: int, workspace: Path) -> RunPage:
+    """Collect what the page shows of a run, the pictures of `rows` test images among it."""
+    split, ids = run.metrics.test_split, worst_first(run.quoted)
+    store = stores.get(run.data.store) if rows else "they are made for the best runs only"
+    shown, missing, sheet, no_images = [], [], None, ""  # type: list[ImageRow], list[MissingImage], Figure | None, str
     if isinstance(store, str):
-        return {**view, "no_store": store}
-    shown, filed = ids[:rows], spread(ids, SHEET_ROWS)
-    wanted = list(dict.fromkeys([*shown, *filed]))
-    made: dict[str, Picture] = {}
-    for one in pictures(run, split, wanted, store):
-        if isinstance(one, Lost):
-            view["lost"].append(one)
-            continue
-        made[one.id] = one
-        if one.id in shown:
-            view["rows"].append(_row(one))
-    for_file = [(f"{name}\n{made[name].caption}", made[name].panels) for name in filed if name in made]
-    if for_file:
-        colours = figures.legend(run.data["classes"], run.data["ignore"])
-        title = f"{run.name}: images of {split}, from the worst to the best"
-        edition.add(f"images-{run.name}.png", figures.sheet(for_file, colours, title))
-    return view
+        no_images = store
+    else:
+        on_sheet = evenly_spaced(ids, SHEET_ROWS)
+        sheet_rows = {}
+        for image in read_test_images(run, list(dict.fromkeys([*ids[:rows], *on_sheet])), store):
+            if isinstance(image, MissingImage):
+                missing.append(image)
+                continue
+            if image.id in ids[:rows]:
+                shown.append(_image_row(image))
+            if image.id in on_sheet:
+                sheet_rows[image.id] = (f"{image.id}\n{image.scores}", image.panels)
+        if sheet_rows:
+            sheet = _sheet(run, [sheet_rows[name] for name in on_sheet if name in sheet_rows])
+    return RunPage(
+        name=run.name, facts=run_facts(run), untrained=is_untrained(run), store=run.data.store, split=split,
+        images=len(ids), curves=_curves(run) if run.history else None, shown=tuple(shown), missing=tuple(missing),
+        no_images=no_images, sheet=sheet,
+        image_tables=tuple(
+            image_table(found, name=f"images-{run.name}-{name}", caption=f"Images of {name}, worst first")
+            for name, found in run.metrics.splits.items()
+        ),
+        configuration=flatten(msgspec.to_builtins(run.config, str_keys=True)), commands=commands(run, workspace),
+    )  # fmt: skip
 
 
-def _row(picture: Picture) -> dict[str, Any]:
-    shown = list(zip(figures.PANELS, picture.panels, strict=True))
-    shown += [] if picture.unsure is None else [("uncertainty", picture.unsure)]
-    images = [
-        {
-            "name": name,
-            "uri": uri(jpeg(panel), "jpeg"),
-            "alt": f"{picture.id}: {name}" + (f", {picture.errors}" if name == "errors" else ""),
-        }
-        for name, panel in shown
-    ]
-    return {"id": picture.id, "caption": picture.caption, "errors": picture.errors, "images": images}
+def run_facts(run: FinishedRun) -> str:
+    """Return size, duration and kept epoch of a run in one line."""
+    metrics = run.metrics
+    minutes, seconds = divmod(round(metrics.seconds), 60)
+    duration = f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+    return (
+        f"Images of {run.data.size_text}, {run.config.parameters:,} parameters, {metrics.epochs} "
+        f"epoch{'' if metrics.epochs == 1 else 's'}, {duration} of training steps on {run.config.device}; "
+        f"kept: epoch {metrics.best_epoch}, validation Dice {score(run.best_val_dice)}"
+    )
+
+
+def commands(run: FinishedRun, workspace: Path) -> tuple[str, ...]:
+    """Return the command lines of such a run, from extraction to report, with all that the run recorded.
+
+    The flags of the first that are not recorded are `NOT_RECORDED`.
+    """
+    key, settings = run.data.key, run.settings
+    common, store = ["--workspace", str(workspace)], ["--store", run.data.store]
+    features = ["--t", str(settings.t), "--blocks", "all"] if isinstance(settings, HeadConfig) else []
+    extract = [
+        "extract", *common, "--dataset", key.dataset, "--model", key.model, "--condition", key.condition,
+        *_resize_flag(run.data), *features, *store,
+        *(word for name in KEY_FLAGS for word in (f"--{name}", str(getattr(key, name)))),
+    ]  # fmt: skip
+    train = ["train-baseline" if run.is_baseline else "train-head", *common, *store]
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        flag = field.metadata.get("flag") or f"--{field.name.replace('_', '-')}"
+        train += [flag, format_blocks(value) if field.name == "blocks" else str(value)]
+    lines = (extract, [*train, "--name", run.name], ["report", *common])
+    return tuple(f"pathseg {shlex.join(line)}" for line in lines)
+
+
+def flatten(values: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Return nested settings as pairs of a dotted name and the value as text."""
+    pairs: list[tuple[str, str]] = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            pairs += [(f"{name}.{below}", text) for below, text in flatten(value)]
+        elif name == "blocks":
+            pairs.append((name, format_blocks(value)))
+        elif isinstance(value, list | tuple):
+            pairs.append((name, ", ".join(map(str, value))))
+        else:
+            pairs.append((name, "none" if value is None else str(value)))
+    return tuple(pairs)
+
+
+def _resize_flag(data: RunData) -> list[str]:
+    """The flag that gives the images their size, nothing where it is the data set's own."""
+    height, width = data.key.size
+    own = SIDES_PX.get(data.dataset, None if data.key.preprocessing.resized else height)
+    return [] if height != width or height == own else ["--resize", str(height)]
+
+
+def _curves(run: FinishedRun) -> Figure:
+    best, epochs = run.metrics.best_epoch, run.metrics.epochs
+    png = figures.learning_curves(run.history, best, f"{run.name}: learning curves")
+    alt = f"Learning curves of {run.name} over {epochs} epochs; the best is epoch {best}"
+    return Figure(f"curves-{run.name}.png", png, alt)
+
+
+def _sheet(run: FinishedRun, rows: list[tuple[str, tuple[Any, ...]]]) -> Figure:
+    legend = Legend.of(run.data)
+    title = f"{run.name}: images of {run.metrics.test_split}, from the worst to the best"
+    png = figures.sheet(rows, PANELS, legend=(*legend.classes, *legend.errors), title=title)
+    return Figure(f"images-{run.name}.png", png, title)
+
+
+def _image_row(image: TestImage) -> ImageRow:
+    pictures = list(zip(PANELS, image.panels, strict=True))
+    pictures += [] if image.uncertainty is None else [("uncertainty", image.uncertainty)]
+    panels = tuple(
+        Panel(
+            name=name,
+            uri=data_uri(jpeg_bytes(pixels), "jpeg"),
+            alt=f"{image.id}: {name}" + (f", {image.errors}" if name == "errors" else ""),
+        )
+        for name, pixels in pictures
+    )
+    return ImageRow(image.id, image.scores, image.errors, panels)

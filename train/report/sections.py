@@ -1,54 +1,54 @@
-"""The section of one data set: its tables, its comparison, its ablations, an article for each run."""
+"""The section of the page on one data set: summary, tables, figures, sweeps and its runs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from pathseg.store.blocks import format_blocks
+from pathseg.store.key import Preprocessing
+from pathseg.train.colours import class_colours
+from pathseg.train.config import BaselineConfig
 from pathseg.train.report import figures
-from pathseg.train.report.bootstrap_tables import uncertainty_tables
-from pathseg.train.report.gallery import Stores
-from pathseg.train.report.image_encoding import uri
-from pathseg.train.report.paper_scores import cited_scores
-from pathseg.train.report.paper_tables import systems_table, tissues_table
-from pathseg.train.report.run_page import article_of
-from pathseg.train.report.side_by_side import side_by_side
-from pathseg.train.report.staged_folder import Edition
-from pathseg.train.report.summary import data_facts, summary
-from pathseg.train.report.sweep_figures import draw
-from pathseg.train.report.sweep_tables import cost_table, seeds_table, sentence, sweep_table
-from pathseg.train.report.sweeps import AXES, Axis, Sweep, sweeps
-from pathseg.train.report.systems import System, systems
+from pathseg.train.report.figures import DiceOfRun, Figure
+from pathseg.train.report.paper_scores import paper_scores
+from pathseg.train.report.prediction_images import Legend, Stores, compare_systems
+from pathseg.train.report.run_page import RunPage, run_page
+from pathseg.train.report.sweeps import AXES, Axis, Sweep, find_sweeps, is_untrained, seeds_label
+from pathseg.train.report.systems import System, find_systems
+from pathseg.train.report.table_formats import Table, score
 from pathseg.train.report.tables import (
-    Table,
     by_dice,
-    cited_rates,
+    class_table,
     confusion_table,
-    number,
-    objects_table,
-    per_class,
-    results,
+    cost_table,
+    interval_tables,
+    object_table,
+    paper_rates_table,
+    results_table,
+    seeds_table,
+    sweep_table,
+    systems_table,
+    tissue_table,
 )
-from pathseg.train.runs.finished import FinishedRun
+from pathseg.train.runs.finished_run import FinishedRun
 from pathseg.train.runs.folder import natural_order
 
 SWEEPS_SHOWN = 6  # over each setting, those with most values; tables.md has all
-# heading of the sweeps over each setting, and what their picture files are called
-ABLATIONS: dict[Axis, tuple[str, str]] = {
+# heading of the sweeps over each setting, and the stem of their files
+SWEEP_GROUPS: dict[Axis, tuple[str, str]] = {
     "t": ("Timestep (as the paper's Figure 4)", "timesteps"),
     "blocks": ("Blocks (as the paper's Figure 5)", "blocks"),
     "lr": ("Learning rate (as the paper's Table 5)", "rates"),
 }
+CONDITIONS = {"ssl": "conditioned on the SSL embedding", "none": "unconditional"}
 
 
 @dataclass(frozen=True)
-class Group:
-    """Finished runs that can be compared: one data set, one list of classes, one test split that is quoted.
-
-    The run with the highest Dice on that split comes first.
-    """
+class ComparableRuns:
+    """Finished runs of one data set, one list of classes and one quoted test split, the highest Dice on it first."""
 
     dataset: str
     classes: tuple[str, ...]
@@ -56,159 +56,305 @@ class Group:
     runs: tuple[FinishedRun, ...]
 
     @property
+    def title(self) -> str:
+        """The name of the data set as its authors write it."""
+        return {"glas": "GlaS", "bcss": "BCSS"}.get(self.dataset, self.dataset)
+
+    @property
     def splits(self) -> tuple[str, ...]:
-        """The test parts that were scored, the quoted one first."""
-        names = sorted({split for run in self.runs for split in run.parts}, key=natural_order)
+        """The test splits that were scored, the quoted one first."""
+        names = sorted({split for run in self.runs for split in run.metrics.splits}, key=natural_order)
         return tuple(sorted(names, key=lambda name: name != self.quoted))
 
 
-def group_runs(runs: Sequence[FinishedRun]) -> tuple[Group, ...]:
-    """Put runs of one data set, class list and quoted split together, in the order of the data sets' names."""
+@dataclass(frozen=True)
+class SweepView:
+    """One sweep as a table, and as a figure where it has one; `fixed`: the settings that its runs share, in words."""
+
+    fixed: str
+    table: Table
+    figure: Figure | None
+
+
+@dataclass(frozen=True)
+class SweepGroup:
+    """The sweeps over one setting: those that the page shows, and the tables of the others."""
+
+    heading: str
+    setting: str
+    shown: tuple[SweepView, ...]
+    more: tuple[Table, ...]
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the page shows of comparable runs; `stem` is part of the names of its files.
+
+    Of the tables by test split, that of the quoted one comes first. key_scores: name and value of the best run's.
+    """
+
+    id: str
+    stem: str
+    title: str
+    summary: str
+    key_scores: tuple[tuple[str, str], ...]
+    facts: tuple[tuple[str, str], ...]
+    legend: Legend
+    systems: tuple[Table, ...]
+    side_by_side: Figure | None
+    tissues: Table | None
+    results: tuple[Table, ...]
+    comparison: Figure
+    objects: tuple[Table, ...]
+    intervals: tuple[Table, ...]
+    seeds: Table | None
+    sweeps: tuple[SweepGroup, ...]
+    classes: tuple[Table, ...]
+    confusions: tuple[Table, ...]
+    paper_rates: Table | None
+    cost: Table | None
+    runs: tuple[RunPage, ...]
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """All tables but those of single images, in the order of tables.md."""
+        swept = [table for group in self.sweeps for table in (*(view.table for view in group.shown), *group.more)]
+        found = (
+            *self.systems, *self.results, *self.objects, *self.intervals, self.seeds, *swept, self.paper_rates,
+            self.tissues, *self.classes, *self.confusions, self.cost,
+        )  # fmt: skip
+        return tuple(table for table in found if table is not None)
+
+    @property
+    def figures(self) -> Iterator[Figure]:
+        """All figures that have a file beside the page."""
+        found = [self.comparison, self.side_by_side]
+        found += [view.figure for group in self.sweeps for view in group.shown]
+        found += [figure for run in self.runs for figure in (run.curves, run.sheet)]
+        return (figure for figure in found if figure is not None)
+
+
+def comparable_runs(runs: Sequence[FinishedRun]) -> tuple[ComparableRuns, ...]:
+    """Group runs by data set, class list and quoted split, in the order of the data sets' names."""
     found: dict[tuple[str, tuple[str, ...], str], list[FinishedRun]] = {}
     for run in runs:
-        found.setdefault((str(run.data["dataset"]), tuple(run.data["classes"]), run.test_split), []).append(run)
-    return tuple(Group(*key, tuple(by_dice(members, key[2]))) for key, members in sorted(found.items()))
+        found.setdefault((run.data.dataset, run.data.classes, run.metrics.test_split), []).append(run)
+    return tuple(ComparableRuns(*key, tuple(by_dice(members, key[2]))) for key, members in sorted(found.items()))
 
 
-def section_of(
-    group: Group, edition: Edition, stores: Stores, *, order: int, rows: dict[str, int], workspace: Path
-) -> dict[str, Any]:
-    """What the template shows of a group of runs, its pictures added to the edition; rows: pictures of each run."""
-    title = {"glas": "GlaS", "bcss": "BCSS"}.get(group.dataset, group.dataset)
-    place = f"{order}-{group.dataset}"
-    comparison, alt = _comparison(group, title)
-    edition.add(f"comparison-{place}.png", comparison)
-    swept, found = sweeps(group.runs), systems(group.runs)
-    rated = any(sweep.axis == "lr" for sweep in swept)  # its table brings the paper's rates along
-    return {
-        "id": f"data-{order}",
-        "place": place,
-        "title": title,
-        "facts": data_facts(group.runs[0]),
-        "summary": summary(group.runs, title),
-        "key_figures": _key_figures(group.runs[0]),
-        **_tables(group, found, title),
-        "comparison": {"uri": uri(comparison, "png"), "alt": alt},
-        "side_by_side": _side_by_side(found, edition, stores, title, place),
-        "cited_rates": None if rated else cited_rates(group.dataset),
-        "seeds": seeds_table(group.runs, title),
-        "ablations": _ablations(swept, edition, title, place),
-        "cost": cost_table(group.runs, title),
-        "legend": figures.legend(group.classes, group.runs[0].data["ignore"]),
-        "runs": [
-            article_of(run, edition, stores, rows=rows.get(run.name, 0), workspace=workspace) for run in group.runs
-        ],
-    }
+def section(group: ComparableRuns, stores: Stores, *, order: int, rows: Mapping[str, int], workspace: Path) -> Section:
+    """Collect what the page shows of comparable runs.
+
+    order: the section's number, from 1. rows: run name -> number of test images to show, none where it is missing.
+    """
+    runs, title, stem = group.runs, group.title, f"{order}-{group.dataset}"
+    swept, systems = find_sweeps(runs), find_systems(runs)
+    scored = [split for split in group.splits if any(split in run.metrics.splits for one in systems
+                                                     for run in one.repeats.runs)]  # fmt: skip
+    objects = (object_table(runs, split, title=title) for split in group.splits)
+    confusions = (
+        confusion_table(one.run, group.quoted, name=f"confusion-{number}") for number, one in enumerate(systems, 1)
+    )
+    rates_shown = any(sweep.axis == "lr" for sweep in swept)  # with the paper's own below
+    return Section(
+        id=f"data-{order}",
+        stem=stem,
+        title=title,
+        summary=summary(runs, title),
+        key_scores=_key_scores(runs[0]),
+        facts=data_facts(runs[0]),
+        legend=Legend.of(runs[0].data),
+        systems=tuple(systems_table(systems, split, title=title) for split in scored),
+        side_by_side=_side_by_side(systems, stores, title, stem),
+        tissues=tissue_table(systems, group.quoted, title=title),
+        results=tuple(results_table(runs, split, caption=_caption(group, split)) for split in group.splits),
+        comparison=_comparison(group, stem),
+        objects=tuple(table for table in objects if table is not None),
+        intervals=tuple(
+            table for split in group.splits for table in interval_tables(runs, split, title=title, systems=systems)
+        ),
+        seeds=seeds_table(runs, title=title),
+        sweeps=_sweep_groups(swept, title, stem),
+        classes=tuple(class_table(runs, split, title=title) for split in group.splits),
+        confusions=tuple(table for table in confusions if table is not None),
+        paper_rates=None if rates_shown else paper_rates_table(group.dataset),
+        cost=cost_table(runs, title=title),
+        runs=tuple(run_page(run, stores, rows=rows.get(run.name, 0), workspace=workspace) for run in runs),
+    )
 
 
-def tables_of(section: dict[str, Any]) -> list[tuple[str, Table]]:
-    """All tables of a section but those of single images, in order, each with a name for its files."""
-    named: list[tuple[str, Table | None]] = [(f"systems-{split}", table) for split, table in section["systems"]]
-    named += [(f"results-{split}", table) for split, table in section["results"]]
-    named += [(f"objects-{split}", table) for split, table in section["objects"]]
-    for split, tables in section["uncertainty"]:
-        named += [(f"uncertainty-{split}-{n}", table) for n, table in enumerate(tables, 1)]
-    named += [("seeds", section["seeds"])]
-    named += [(f"{one['name']}-{n}", table) for one in section["ablations"] for n, table in enumerate(one["tables"], 1)]
-    named += [("rates-cited", section["cited_rates"]), ("tissues", section["tissues"])]
-    named += [(f"classes-{split}", table) for split, table in section["per_class"]]
-    named += [(f"confusion-{n}", table) for n, table in enumerate(section["confusions"], 1)]
-    named += [("cost", section["cost"])]
-    return [(name, table) for name, table in named if table is not None]
+def summary(ranked: Sequence[FinishedRun], dataset: str) -> str:
+    """Return the score of the best run on the quoted split and its worth; `ranked` has the highest Dice first."""
+    best = ranked[0]
+    split, name = best.quoted, best.metrics.test_split
+    images = f"{split.images} image{'' if split.images == 1 else 's'}"
+    where = f"the test images of {dataset}" if name == "test" else f"{name} of {dataset}"
+    subject = (
+        f"Of {len(ranked)} runs, {best.name} has the highest Dice" if len(ranked) > 1 else f"{best.name} has a Dice"
+    )
+    sentences = [
+        f"{subject} on {where} ({images}): {score(split.scores.dice)}, with mIoU {score(split.scores.miou)} and "
+        f"accuracy {score(split.scores.accuracy)}; {_against_constant(best)}.",
+        _trained_from(best),
+    ]
+    if (dice := _paper_dice(best)) is not None:
+        sentences.append(f"The paper reports a Dice of {score(dice)} for PathSegDiff (not run here).")
+    if len(ranked) > 1:
+        sentences.append(_choice_note(ranked))
+    return " ".join(sentences)
 
 
-def image_tables_of(section: dict[str, Any]) -> list[tuple[str, Table]]:
-    """The tables of single images of each run, each with a name for its files."""
-    return [(f"images-{run['name']}-{split}", table) for run in section["runs"] for split, table in run["per_image"]]
+def untrained_warning(runs: Sequence[FinishedRun]) -> str:
+    """Return a warning that names the models with random weights, empty when all are trained."""
+    names = sorted({run.data.key.model for run in runs if is_untrained(run)})
+    if not names:
+        return ""
+    some = "" if all(is_untrained(run) for run in runs) else " (the rows marked untrained)"
+    return (
+        f"Model {', '.join(names)} is untrained{some}; random weights: numbers show that the pipeline works, "
+        "nothing about pathology"
+    )
 
 
-def _tables(group: Group, found: Sequence[System], title: str) -> dict[str, Any]:
-    """The tables of scores: pairs of a test part and its table, the quoted part first."""
-    runs, parts, quoted = group.runs, group.splits, group.quoted
-    scored = [split for split in parts if any(split in run.parts for one in found for run in one.repeat.runs)]
-    objects = [(split, objects_table(runs, split, title)) for split in parts]
-    return {
-        "systems": [(split, systems_table(found, split, title)) for split in scored],
-        "results": [(split, results(runs, split, _caption(split, quoted, title))) for split in parts],
-        "objects": [(split, table) for split, table in objects if table is not None],
-        "uncertainty": [(split, made) for split in parts if (made := uncertainty_tables(runs, split, title, found))],
-        "per_class": [(split, per_class(runs, split, f"Classes on {split}, {title}")) for split in parts],
-        "tissues": tissues_table(found, quoted, title),
-        "confusions": [table for one in found if (table := confusion_table(one.run, quoted)) is not None],
-    }
+def data_facts(run: FinishedRun) -> tuple[tuple[str, str], ...]:
+    """Return classes, size of the images and number of images in each split, as pairs of name and text."""
+    data = run.data
+    (height, width), mpp, preprocessing = data.key.size, data.key.mpp, data.key.preprocessing
+    steps = "no preprocessing" if preprocessing == Preprocessing() else str(preprocessing)
+    scale = "unknown scale" if mpp is None else f"{mpp:.3g} µm/px"
+    counted = [name for code, name in enumerate(data.classes) if code != data.ignore]
+    ignored = "" if data.ignore is None else f" (code {data.ignore} is not counted)"
+    return (
+        ("Classes", ", ".join(counted) + ignored),
+        ("Images", f"{width} × {height} px, {scale}, {steps}"),
+        ("Splits", ", ".join(f"{name} {len(ids)}" for name, ids in data.images.items())),
+    )
 
 
-def _side_by_side(
-    found: Sequence[System], edition: Edition, stores: Stores, title: str, place: str
-) -> dict[str, str] | None:
-    """The figure of all systems' predictions, written beside the page too; None where there are no pictures."""
-    made = side_by_side(found, stores, title)
-    if made is None:
-        return None
-    edition.add(f"sidebyside-{place}.png", made.png)
-    text = "; ".join(made.shown)
-    return {"uri": uri(made.png, "png"), "alt": f"{title}: image, ground truth, predictions", "text": text}
+def sweep_caption(sweep: Sweep, title: str) -> str:
+    """Return the caption of a sweep's figure: images, number of seeds, meaning of mark, bar and dot."""
+    first = sweep.runs[0]
+    images = len(first.data.images.get("val", ()))
+    tested = " or ".join(str(n) for n in sorted({run.quoted.images for run in sweep.runs}))
+    several = any(len(point.runs) > 1 for point in sweep.points)
+    bars = (
+        f"Large marks are means over seeds (n = {seeds_label(sweep.points)} for each value), bars ± one sample "
+        "standard deviation, small dots the single heads."
+        if several
+        else "One head (one seed) for each value, so the deviation is not known."
+    )
+    sentences = [
+        f"{title}: scores on {images} validation image{'' if images == 1 else 's'} and on the test split "
+        f"{first.metrics.test_split} ({tested} images).", bars,
+        "Each head kept its best epoch on the validation images, which flatters validation scores a little.",
+        f"All else equal: {sweep.fixed}.",
+    ]  # fmt: skip
+    if sweep.untrained:
+        sentences.append("The model is untrained (random weights): this shows that the pipeline works, nothing more.")
+    return " ".join(sentences)
 
 
-def _caption(split: str, quoted: str, title: str) -> str:
-    return f"Results on {split}, {title}" + (" (the test part that results are quoted on)" if split == quoted else "")
+def _caption(group: ComparableRuns, split: str) -> str:
+    quoted = " (the test split that results are quoted on)" if split == group.quoted else ""
+    return f"Results on {split}, {group.title}{quoted}"
 
 
-def _key_figures(best: FinishedRun) -> tuple[tuple[str, str], ...]:
-    part = best.quoted
+def _key_scores(best: FinishedRun) -> tuple[tuple[str, str], ...]:
+    scores, constant = best.quoted.scores, best.quoted.constant
     values = (
-        ("Dice", part.scores.dice), ("mIoU", part.scores.miou), ("accuracy", part.scores.accuracy),
-        ("F1", part.scores.f1), (f"Dice of always answering {part.constant_class}", part.constant.dice),
+        ("Dice", scores.dice), ("mIoU", scores.miou), ("accuracy", scores.accuracy), ("F1", scores.f1),
+        (f"Dice of always predicting {constant.class_name}", constant.scores.dice),
     )  # fmt: skip
-    return tuple((name, number(value)) for name, value in values)
+    return tuple((name, score(value)) for name, value in values)
 
 
-def _comparison(group: Group, title: str) -> tuple[bytes, str]:
-    ignore = group.runs[0].data["ignore"]
-    colours = figures.class_colours(group.classes, ignore)
-    counted = [k for k in range(len(group.classes)) if k != ignore]
+def _comparison(group: ComparableRuns, stem: str) -> Figure:
+    data, constant = group.runs[0].data, group.runs[0].quoted.constant.scores.dice
+    colours = class_colours(data.classes, background=data.background, ignore=data.ignore)
+    counted = [code for code in range(len(data.classes)) if code != data.ignore]
     lines = []
     for run in group.runs:
         scores = run.quoted.scores
-        lines.append(figures.Comparison(run.name, scores.dice, tuple(scores.classes[k].dice for k in counted)))
-    cited = cited_scores(group.dataset, group.quoted, group.quoted)
-    paper = next((row.dice for row in cited if row.method == "PathSegDiff"), None)
-    picture = figures.comparison(
-        lines, [(group.classes[k], colours[k]) for k in counted], constant=group.runs[0].quoted.constant.dice,
-        cited=None if paper is None else ("PathSegDiff (cited)", paper), title=f"Dice on {group.quoted}, {title}",
+        lines.append(DiceOfRun(run.name, scores.dice, tuple(scores.classes[code].dice for code in counted)))
+    dice = _paper_dice(group.runs[0])
+    png = figures.comparison(
+        lines, [(data.classes[code], colours[code]) for code in counted], constant=constant,
+        paper=None if dice is None else ("PathSegDiff (paper)", dice), title=f"Dice on {group.quoted}, {group.title}",
     )  # fmt: skip
-    values = ", ".join(f"{line.name} {number(line.dice)}" for line in lines)
-    return picture, f"Dice of the runs on {group.quoted}: {values}"
+    values = ", ".join(f"{line.name} {score(line.dice)}" for line in lines)
+    return Figure(f"comparison-{stem}.png", png, f"Dice of the runs on {group.quoted}: {values}")
 
 
-def _ablations(swept: Sequence[Sweep], edition: Edition, title: str, place: str) -> list[dict[str, Any]]:
-    """For each setting that was varied a heading, its sweeps with tables and figures, and tables of those left out."""
-    views = []
-    for axis, (heading, name) in ABLATIONS.items():
-        along = [sweep for sweep in swept if sweep.axis == axis]
-        if along:
-            tables = [sweep_table(sweep, title) for sweep in along]
-            shown = [
-                {
-                    "fixed": sweep.fixed,
-                    "table": table,
-                    "figure": _swept(sweep, title, edition, f"{name}-{place}-{nth}.png"),
-                }
-                for nth, (sweep, table) in enumerate(zip(along, tables, strict=True), 1)
-                if nth <= SWEEPS_SHOWN
-            ]
-            views.append({"name": name, "heading": heading, "sweeps": shown, "tables": tables, "axis": AXES[axis]})
-    return views
-
-
-def _swept(sweep: Sweep, title: str, edition: Edition, name: str) -> dict[str, str] | None:
-    """A sweep's figure, written beside the page too; None where its table says all."""
-    picture = draw(sweep, title)
-    if picture is None:
+def _side_by_side(systems: Sequence[System], stores: Stores, title: str, stem: str) -> Figure | None:
+    """The predictions of all systems on the same test images; None where none can be read."""
+    rows = compare_systems(systems, stores)
+    if not rows:
         return None
-    edition.add(name, picture)
-    return {
-        "uri": uri(picture, "png"),
-        "alt": f"{title}: scores by {AXES[sweep.axis]}; numbers in the table below",
-        "text": sentence(sweep, title),
-    }
+    first = systems[0].run
+    columns = ("image", "ground truth", *(textwrap.fill(one.name, 22) for one in systems))
+    heading = f"{first.metrics.test_split} of {title}, from the worst to the best image"
+    png = figures.sheet(rows, columns, legend=Legend.of(first.data).classes, title=heading)
+    runs = "; ".join(f"{one.name}: run {one.run.name}, {one.weights}" for one in systems)
+    alt, caption = f"{title}: image, ground truth, predictions", f"As the paper's Figures 2 and 3. {runs}."
+    return Figure(f"sidebyside-{stem}.png", png, alt, caption)
+
+
+def _sweep_groups(sweeps: Sequence[Sweep], title: str, stem: str) -> tuple[SweepGroup, ...]:
+    groups = []
+    for axis, (heading, name) in SWEEP_GROUPS.items():
+        found = [sweep for sweep in sweeps if sweep.axis == axis]
+        if not found:
+            continue
+        tables = [sweep_table(sweep, name=f"{name}-{number}", title=title) for number, sweep in enumerate(found, 1)]
+        shown = tuple(
+            SweepView(sweep.fixed, table, _sweep_figure(sweep, title, f"{name}-{stem}-{number}.png"))
+            for number, (sweep, table) in enumerate(zip(found[:SWEEPS_SHOWN], tables, strict=False), 1)
+        )
+        groups.append(SweepGroup(heading, AXES[axis], shown, tuple(tables[SWEEPS_SHOWN:])))
+    return tuple(groups)
+
+
+def _sweep_figure(sweep: Sweep, title: str, file: str) -> Figure | None:
+    png = figures.sweep_figure(sweep, title)
+    alt = f"{title}: scores by {AXES[sweep.axis]}; numbers in the table below"
+    return None if png is None else Figure(file, png, alt, sweep_caption(sweep, title))
+
+
+def _paper_dice(run: FinishedRun) -> float | None:
+    """The paper's Dice of PathSegDiff on the quoted split of a run's data set."""
+    rows = paper_scores(run.data.dataset, run.metrics.test_split, quoted=run.metrics.test_split)
+    return next((row.dice for row in rows if row.method == "PathSegDiff"), None)
+
+
+def _against_constant(run: FinishedRun) -> str:
+    dice, constant = run.quoted.scores.dice, run.quoted.constant
+    if dice is None or constant.scores.dice is None:
+        return f"no value for always predicting {constant.class_name}"
+    gain = dice - constant.scores.dice
+    base = f"always predicting {constant.class_name} ({constant.scores.dice:.3f})"
+    if gain > 0:
+        return f"{gain:.3f} above {base}"
+    return f"no better than {base}: the head has learned nothing that helps on these images"
+
+
+def _trained_from(run: FinishedRun) -> str:
+    settings, key = run.settings, run.data.key
+    if isinstance(settings, BaselineConfig):
+        return f"It was trained on the images themselves (first weights: {settings.weights})."
+    condition = CONDITIONS.get(key.condition, f"condition {key.condition}")
+    weights = " with random weights" if is_untrained(run) else ""
+    features = f"blocks {format_blocks(settings.blocks)} at t = {settings.t}"
+    return f"Its features are those of the model {key.model}{weights}, {condition}, {features}."
+
+
+def _choice_note(ranked: Sequence[FinishedRun]) -> str:
+    """A warning that the best was chosen on test images, with the run that validation Dice would choose."""
+    note = "Choosing the best of several runs by their test score flatters it"
+    scored = [(dice, run) for run in ranked if (dice := run.best_val_dice) is not None]
+    if len(scored) < len(ranked):
+        return f"{note}."
+    _, chosen = max(scored, key=lambda pair: pair[0])
+    if chosen is ranked[0]:
+        return f"{note}; validation Dice chooses the same run."
+    dice = score(chosen.quoted.scores.dice)
+    return f"{note}; validation Dice would choose {chosen.name}, with a test Dice of {dice}."

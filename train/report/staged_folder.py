@@ -1,4 +1,4 @@
-"""New files for a folder that people read from: written beside the old ones, taking their place together at the end."""
+"""A folder whose files are replaced together: new ones are written under temporary names and renamed at the end."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from types import TracebackType
 PARTIAL = ".partial"
 
 
-class Edition:
-    """The next state of a folder: `add` files, then `publish`. What was there stays whole until then.
+class StagedFolder:
+    """The next state of a folder: `add` files, then `publish`; until then the old files stay as they are.
 
-    Used in a `with` block: what is not published by its end goes, and so does what a killed edition left.
+    Used in a `with` block, whose end removes files that were not published, also those of an earlier killed process.
     """
 
-    def __init__(self, folder: Path, *, ours: Sequence[str]) -> None:
-        """folder is made if need be; ours: patterns of names that an edition may remove."""
+    def __init__(self, folder: Path, *, owned: Sequence[str]) -> None:
+        """folder: made if it is missing. owned: patterns of the file names that `publish` may remove."""
         self.folder = folder
-        self._ours = tuple(ours)
+        self._owned = tuple(owned)
         self._added: list[str] = []
 
-    def __enter__(self) -> Edition:
+    def __enter__(self) -> StagedFolder:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._discard()
+        self._remove_partial()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._discard()
+        self._remove_partial()
 
     def add(self, name: str, content: bytes) -> None:
-        """Write a file of the new edition under a temporary name; a letter that is odd in file names becomes `_`.
+        """Write a file under a temporary name; letters that are unsafe in file names become `_`.
 
         Adding a name twice keeps the second.
         """
@@ -40,15 +40,15 @@ class Edition:
             self._added.append(name)
 
     def publish(self) -> None:
-        """Give all added files their names, in the order they were added, then remove older files that are ours."""
+        """Rename all added files, in the order they were added, then remove older files that are owned."""
         for name in self._added:
             (self.folder / f"{name}{PARTIAL}").replace(self.folder / name)
-        for pattern in self._ours:
+        for pattern in self._owned:
             for path in sorted(self.folder.glob(pattern)):
                 if path.name not in self._added:
                     path.unlink()
 
-    def _discard(self) -> None:
-        for pattern in self._ours:
+    def _remove_partial(self) -> None:
+        for pattern in self._owned:
             for path in self.folder.glob(f"{pattern}{PARTIAL}"):
                 path.unlink()

@@ -1,50 +1,40 @@
-"""Runs that differ in one setting put together: sweeps over timestep, blocks and learning rate, means over seeds."""
+"""Sweeps: runs that differ in one setting (timestep, blocks, learning rate), and repeats that differ in their seed."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import msgspec
+
 from pathseg.store.blocks import BLOCKS, format_blocks
 from pathseg.train.config import HeadConfig
-from pathseg.train.runs.finished import FinishedRun
+from pathseg.train.report.table_formats import Spread
+from pathseg.train.runs.finished_run import FinishedRun
 from pathseg.train.runs.folder import natural_order
 
 Axis = Literal["t", "blocks", "lr"]
-Part = Literal["val", "test"]
+Images = Literal["val", "test"]
 Metric = Literal["accuracy", "dice", "miou", "f1"]
 AXES: dict[Axis, str] = {"t": "timestep", "blocks": "blocks", "lr": "learning rate"}
-DEFAULTS = dataclasses.asdict(HeadConfig())
-SAID = ("t", "blocks", "head", "lr", "epochs")  # settings that a description always names; others if not the default
-OF_SCORES = ("connectivity", "min_object_px")  # settings that count objects: no weight and no pixel depends on them
-ELSEWHERE = ("key", "store", "channels")  # of a run's data: where it lies and what follows from the blocks
+METRICS: dict[Metric, str] = {"accuracy": "accuracy", "dice": "Dice", "miou": "mIoU", "f1": "F1"}
+OBJECT_SETTINGS = ("connectivity", "min_object_px")  # how objects are counted: no weight and no pixel depends on them
+ALWAYS_DESCRIBED = ("t", "blocks", "head_type", "network", "lr", "epochs")  # other settings if not the default
+DESCRIBE: dict[str, Callable[[Any], str]] = {
+    "t": lambda t: f"t = {t}",
+    "blocks": lambda blocks: f"blocks {block_label(blocks)}",
+    "head_type": lambda head_type: f"head {head_type}",
+    "network": lambda network: f"network {network}",
+    "lr": lambda lr: f"learning rate {lr:g}",
+    "epochs": lambda epochs: f"{epochs} epochs",
+}
 
 
 @dataclass(frozen=True)
-class Spread:
-    """The mean of a score over `count` heads and its sample standard deviation (ddof 1), None for one head."""
-
-    mean: float
-    deviation: float | None
-    count: int
-
-    @classmethod
-    def of(cls, values: Iterable[float | None]) -> Spread | None:
-        """Of the values that are there; None where none is."""
-        there = [value for value in values if value is not None]
-        if not there:
-            return None
-        deviation = statistics.stdev(there) if len(there) > 1 else None
-        return cls(statistics.fmean(there), deviation, len(there))
-
-
-@dataclass(frozen=True)
-class Repeat:
-    """Runs that differ in nothing but their seed, in its order; `value` is that of the sweep's axis, if in one."""
+class Repeats:
+    """Runs that differ in their seed only, in its order; `value` is that of the sweep's setting, None outside one."""
 
     runs: tuple[FinishedRun, ...]
     value: Any = None
@@ -52,29 +42,29 @@ class Repeat:
     @property
     def seeds(self) -> tuple[int, ...]:
         """The seed of each run."""
-        return tuple(_settings(run)["seed"] for run in self.runs)
+        return tuple(run.settings.seed for run in self.runs)
 
-    def scores(self, part: Part, metric: Metric) -> tuple[float | None, ...]:
-        """One score a run: `val` at the epoch that was kept (history.jsonl), `test` on the split that is quoted."""
-        if part == "test":
+    def scores(self, images: Images, metric: Metric) -> tuple[float | None, ...]:
+        """Return one score per run: `val` at the epoch that was kept, `test` on the split that is quoted."""
+        if images == "test":
             return tuple(getattr(run.quoted.scores, metric) for run in self.runs)
-        return tuple(_validation(run, metric) for run in self.runs)
+        return tuple(_validation_score(run, metric) for run in self.runs)
 
-    def spread(self, part: Part, metric: Metric) -> Spread | None:
-        """Mean and deviation of `scores`, None where no run has one."""
-        return Spread.of(self.scores(part, metric))
+    def spread(self, images: Images, metric: Metric) -> Spread | None:
+        """Return mean and deviation of `scores`, None where no run has one."""
+        return Spread.of(self.scores(images, metric))
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """All runs on the same features, images and settings that differ in `axis` alone (and in seed): two values or more.
+    """Runs on the same features, images and settings that differ in `axis` (and in seed), with two values or more.
 
     Points are in the order of their values: timesteps upwards, single blocks before groups, the highest rate first.
-    `fixed` says in words what they share.
+    fixed: the settings that they share, in words.
     """
 
     axis: Axis
-    points: tuple[Repeat, ...]
+    points: tuple[Repeats, ...]
     fixed: str
 
     @property
@@ -83,161 +73,159 @@ class Sweep:
         return tuple(run for point in self.points for run in point.runs)
 
     @property
-    def best(self) -> Repeat | None:
+    def best(self) -> Repeats | None:
         """The point with the highest mean validation Dice, the first of equals; None without validation scores."""
         scored = [(spread.mean, point) for point in self.points if (spread := point.spread("val", "dice"))]
         return max(scored, key=lambda pair: pair[0])[1] if scored else None
 
     @property
-    def trained(self) -> bool:
-        """Whether the features come from a trained model."""
-        return bool(self.runs[0].data["model"]["trained"])
+    def untrained(self) -> bool:
+        """Whether the features come from a model with random weights."""
+        return is_untrained(self.runs[0])
 
 
-def sweeps(runs: Sequence[FinishedRun]) -> tuple[Sweep, ...]:
-    """Every sweep in runs of one data set: over t, over blocks, over lr, the one with the most values first."""
-    several = _several_data(runs)
+def find_sweeps(runs: Sequence[FinishedRun]) -> tuple[Sweep, ...]:
+    """Return every sweep in runs of one data set: over t, over blocks, over lr, the one with the most values first."""
+    name_store = _several_data(runs)
+    distinct = [same[0] for same in _grouped(runs, varying=())]
     found = []
     for axis in AXES:
         made = []
-        for alike in _alike(_first_of_twins(runs), free=(axis, "seed")):
-            points = _points(alike, axis)
+        for group in _grouped(distinct, varying=(axis, "seed")):
+            points = _points(group, axis)
             if len(points) > 1:
-                made.append(Sweep(axis, points, ", ".join(described(alike[0], leave_out=(axis,), place=several))))
+                made.append(Sweep(axis, points, ", ".join(describe(group[0], leave_out=(axis,), store=name_store))))
         found += sorted(made, key=lambda sweep: (-len(sweep.points), -len(sweep.runs)))
     return tuple(found)
 
 
-def repeats(runs: Sequence[FinishedRun], least: int = 2) -> tuple[tuple[tuple[str, ...], Repeat], ...]:
-    """Settings as `described` and their runs, wherever at least so many runs differ in nothing but their seed."""
-    several = _several_data(runs)
+def find_repeats(runs: Sequence[FinishedRun], *, at_least: int = 2) -> tuple[tuple[tuple[str, ...], Repeats], ...]:
+    """Return settings as `describe` and their runs, wherever so many runs or more differ in their seed only."""
+    name_store = _several_data(runs)
+    distinct = [same[0] for same in _grouped(runs, varying=())]
     return tuple(
-        (described(alike[0], leave_out=(), place=several), Repeat(_by_seed(alike)))
-        for alike in _alike(_first_of_twins(runs), free=("seed",))
-        if len(alike) >= least
+        (describe(group[0], store=name_store), Repeats(_by_seed(group)))
+        for group in _grouped(distinct, varying=("seed",))
+        if len(group) >= at_least
     )
 
 
-def twins(runs: Sequence[FinishedRun]) -> tuple[tuple[str, str], ...]:
-    """Pairs of a run's name and the name of an earlier one that is the same, seed included.
+def duplicates(runs: Sequence[FinishedRun]) -> tuple[tuple[str, str], ...]:
+    """Return the names of runs that repeat another one, seed included, each with the name of that run.
 
-    Training the same seed again says nothing about the spread over seeds: sweeps and repeats leave these runs out.
+    The same seed trained again says nothing about the spread over seeds: sweeps and repeats leave these runs out.
     """
-    return tuple((run.name, alike[0].name) for alike in _alike(runs, free=()) for run in alike[1:])
+    return tuple((run.name, same[0].name) for same in _grouped(runs, varying=()) for run in same[1:])
 
 
-def described(run: FinishedRun, *, leave_out: Sequence[str], place: bool) -> tuple[str, ...]:
-    """Model and settings of a run, each in words, but its seed; `place` adds store, number and size of training images.
+def describe(run: FinishedRun, *, leave_out: Sequence[str] = (), store: bool = False) -> tuple[str, ...]:
+    """Return model and settings of a run in words, its seed and its object rules aside.
 
-    How its objects were counted is none of them.
+    store: add the store, and the number and size of the training images.
     """
-    model, settings = run.data["model"], _settings(run)
-    named = {
-        "t": f"t = {settings['t']}", "blocks": f"blocks {block_label(settings['blocks'])}",
-        "head": f"head {settings['head']}", "lr": f"learning rate {settings['lr']:g}",
-        "epochs": f"{settings['epochs']} epochs",
-    }  # fmt: skip
-    words = [f"model {model['name']}" + ("" if model["trained"] else " (untrained)"), f"condition {model['condition']}"]
-    if run.is_baseline:
-        words, leave_out = [], (*leave_out, "t", "blocks")
-    words += [named[name] for name in SAID if name not in leave_out]
-    words += [
-        f"{name.replace('_', ' ')} {value}"
-        for name, value in settings.items()
-        if name not in (*SAID, *OF_SCORES, "seed") and value != DEFAULTS.get(name)
-    ]
-    if place:
-        images = len(run.data["images"].get("train", ()))
+    described = [] if run.is_baseline else [f"model {model_label(run)}", f"condition {run.data.key.condition}"]
+    fields = {field.name: field.default for field in dataclasses.fields(run.settings)}
+    described += [DESCRIBE[name](getattr(run.settings, name)) for name in ALWAYS_DESCRIBED
+                  if name in fields and name not in leave_out]  # fmt: skip
+    for name, default in fields.items():
+        value = getattr(run.settings, name)
+        if name not in (*ALWAYS_DESCRIBED, *OBJECT_SETTINGS, "seed") and value != default:
+            described.append(f"{name.replace('_', ' ')} {value}")
+    if store:
+        images = len(run.data.images.get("train", ()))
         noun = f"training image{'' if images == 1 else 's'}"
-        words.append(f"store {run.data['store']} with {images} {noun} of {run.size}")
-    return tuple(words)
+        described.append(f"store {run.data.store} with {images} {noun} of {run.data.size_text}")
+    return tuple(described)
+
+
+def is_untrained(run: FinishedRun) -> bool:
+    """Return whether a run learned from features of a model with random weights."""
+    return not run.is_baseline and not run.data.model_trained
+
+
+def model_label(run: FinishedRun) -> str:
+    """Return the name of the model whose features a run learned from; `images` for a baseline."""
+    if run.is_baseline:
+        return "images"
+    return run.data.key.model + (" (untrained)" if is_untrained(run) else "")
 
 
 def block_label(blocks: Sequence[int]) -> str:
-    """`4-6`, or `all` for all thirteen."""
+    """Return `4-6`, or `all` for all thirteen blocks."""
     return "all" if tuple(sorted(blocks)) == BLOCKS else format_blocks(blocks)
 
 
 def value_label(axis: Axis, value: Any) -> str:
-    """A value of a sweep as tables and figures write it."""
+    """Return a value of a sweep as tables and figures write it."""
     return block_label(value) if axis == "blocks" else f"{value:g}"
 
 
-def seeds_label(points: Sequence[Repeat]) -> str:
-    """How many seeds there are at each point: `3 seeds`, or `1–3 seeds` where it differs."""
+def seeds_label(points: Sequence[Repeats]) -> str:
+    """Return how many seeds there are at each point: `3 seeds`, or `1–3 seeds` where it differs."""
     counts = sorted({len(point.runs) for point in points})
     if len(counts) > 1:
         return f"{counts[0]}–{counts[-1]} seeds"
     return f"{counts[0]} seed" + ("" if counts[0] == 1 else "s")
 
 
-def _settings(run: FinishedRun) -> dict[str, Any]:
-    """The settings of a run; one that was not there yet when it was trained has its default.
-
-    A baseline has no timestep and no blocks.
-    """
-    return {**DEFAULTS, "t": None, "blocks": (), **run.head} if run.is_baseline else {**DEFAULTS, **run.head}
+def _setting(run: FinishedRun, name: str) -> Any:
+    value = getattr(run.settings, name)
+    return tuple(sorted(value)) if name == "blocks" else value
 
 
-def _value(run: FinishedRun, axis: Axis) -> Any:
-    value = _settings(run)[axis]
-    return tuple(sorted(value)) if axis == "blocks" else value
+def _identity(run: FinishedRun, varying: Sequence[str]) -> bytes:
+    """Encode all that must be equal in runs of one sweep; the rules for objects and the store's address are not."""
+    left_out = (*varying, *OBJECT_SETTINGS)
+    settings = {
+        field.name: _setting(run, field.name)
+        for field in dataclasses.fields(run.settings)
+        if field.name not in left_out
+    }
+    return msgspec.json.encode([run.config.kind, settings, _trained_on(run)], order="deterministic")
 
 
-def _order(axis: Axis, value: Any) -> Any:
-    """Timesteps upwards; single blocks, then groups by their size; the highest learning rate first."""
-    return (len(value), value) if axis == "blocks" else -value if axis == "lr" else value
-
-
-def _identity(run: FinishedRun, free: Sequence[str]) -> str:
-    """All that must be equal for two runs to be of one sweep, as text; how objects are counted makes no other run."""
-    settings = {name: value for name, value in _settings(run).items() if name not in (*free, *OF_SCORES)}
-    if "blocks" in settings:
-        settings["blocks"] = sorted(settings["blocks"])
-    return json.dumps([settings, _data(run)], sort_keys=True)
-
-
-def _data(run: FinishedRun) -> dict[str, Any]:
-    """What it was trained on: the store's key (its address, where a run does not know the key) and the images."""
-    same = {name: value for name, value in run.data.items() if name not in ELSEWHERE}
-    return {**same, "features": run.data.get("key") or run.data["store"]}
+def _trained_on(run: FinishedRun) -> Any:
+    """The data of a run without the store's address, and without the channels, which follow from the blocks."""
+    return dataclasses.replace(run.data, store="", channels={})
 
 
 def _several_data(runs: Sequence[FinishedRun]) -> bool:
     """Whether a description must say on which features and images a run was trained."""
-    return len({json.dumps(_data(run), sort_keys=True) for run in runs}) > 1
+    return len({msgspec.json.encode(_trained_on(run), order="deterministic") for run in runs}) > 1
 
 
-def _alike(runs: Iterable[FinishedRun], free: Sequence[str]) -> list[list[FinishedRun]]:
-    """Runs that are equal but for the settings in `free`, together, in the order of their names.
+def _grouped(runs: Iterable[FinishedRun], *, varying: Sequence[str]) -> list[list[FinishedRun]]:
+    """Group runs that are equal but for the `varying` settings, in the order of their names.
 
-    Those whose objects were counted otherwise than by default come last: of twins, the others are shown.
+    Runs with other rules for objects than the default come last: of duplicates, the first is shown.
     """
-    found: dict[str, list[FinishedRun]] = {}
-    for run in sorted(runs, key=lambda run: (_counts_otherwise(run), natural_order(run.name))):
-        found.setdefault(_identity(run, free), []).append(run)
+    found: dict[bytes, list[FinishedRun]] = {}
+    for run in sorted(runs, key=lambda run: (_has_other_object_rules(run), natural_order(run.name))):
+        found.setdefault(_identity(run, varying), []).append(run)
     return list(found.values())
 
 
-def _counts_otherwise(run: FinishedRun) -> bool:
-    settings = _settings(run)
-    return any(settings[name] != DEFAULTS[name] for name in OF_SCORES)
+def _has_other_object_rules(run: FinishedRun) -> bool:
+    defaults = HeadConfig()  # the same as a baseline's
+    return any(getattr(run.settings, name) != getattr(defaults, name) for name in OBJECT_SETTINGS)
 
 
-def _first_of_twins(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
-    return [alike[0] for alike in _alike(runs, free=())]
-
-
-def _points(runs: Iterable[FinishedRun], axis: Axis) -> tuple[Repeat, ...]:
+def _points(runs: Iterable[FinishedRun], axis: Axis) -> tuple[Repeats, ...]:
     found: dict[Any, list[FinishedRun]] = {}
     for run in runs:
-        found.setdefault(_value(run, axis), []).append(run)
-    return tuple(Repeat(_by_seed(found[value]), value) for value in sorted(found, key=lambda v: _order(axis, v)))
+        found.setdefault(_setting(run, axis), []).append(run)
+    order: dict[Axis, Callable[[Any], Any]] = {
+        "t": lambda t: t,
+        "blocks": lambda blocks: (len(blocks), blocks),
+        "lr": lambda lr: -lr,
+    }
+    return tuple(Repeats(_by_seed(found[value]), value) for value in sorted(found, key=order[axis]))
 
 
 def _by_seed(runs: Sequence[FinishedRun]) -> tuple[FinishedRun, ...]:
-    return tuple(sorted(runs, key=lambda run: _settings(run)["seed"]))
+    return tuple(sorted(runs, key=lambda run: run.settings.seed))
 
 
-def _validation(run: FinishedRun, metric: Metric) -> float | None:
-    return next((line.get(f"val_{metric}") for line in run.history if line["epoch"] == run.best_epoch), None)
+def _validation_score(run: FinishedRun, metric: Metric) -> float | None:
+    kept = next((epoch for epoch in run.history if epoch.epoch == run.metrics.best_epoch), None)
+    return None if kept is None else getattr(kept, f"val_{metric}")

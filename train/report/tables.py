@@ -1,292 +1,554 @@
-"""The report's tables as data, and written as Markdown and as plain text."""
+"""The tables of the report: scores of runs, systems, sweeps and seeds, intervals, classes, images, objects, cost."""
 
 from __future__ import annotations
 
-import csv
-import io
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
+from typing import cast
 
 from pathseg.store.blocks import format_blocks
+from pathseg.store.format.size import format_bytes
+from pathseg.train.config import HeadConfig
+from pathseg.train.metrics.bootstrap import Samples, bootstrap_scores, describe_method, interval, paired_difference
 from pathseg.train.metrics.object import ObjectScores, mean_scores
 from pathseg.train.metrics.pixel import Scores
-from pathseg.train.report.paper_scores import RATES
-from pathseg.train.runs.finished import FinishedRun
-from pathseg.train.runs.split_scores import PartScores
+from pathseg.train.report.paper_scores import IOUS, RATES, PaperScores, paper_scores
+from pathseg.train.report.sweeps import (
+    AXES,
+    METRICS,
+    Images,
+    Metric,
+    Repeats,
+    Sweep,
+    duplicates,
+    find_repeats,
+    model_label,
+    value_label,
+)
+from pathseg.train.report.systems import System
+from pathseg.train.report.table_formats import (
+    DASH,
+    Column,
+    Interval,
+    Row,
+    Spread,
+    Table,
+    Value,
+    count,
+    signed,
+    words,
+)
+from pathseg.train.runs.finished_run import FinishedRun
+from pathseg.train.runs.folder import natural_order
+from pathseg.train.runs.record import SplitScores
 
-DASH = "–"
-GROUPED = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?")  # a number with thousands separators
-CONSTANT, CITED = "constant answer", "cited"
-SETTINGS = ("model", "condition", "t", "blocks", "head", "parameters", "lr", "seed", "epochs (best)", "images")
-UNSURE = "Uncertainty of an image: mean of its most uncertain tenth of pixels; 0 where the networks agree everywhere."
-METRICS = ("accuracy", "Dice", "mIoU", "F1", "Dice − constant")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line: a run of ours, the constant answer, or what the paper prints. `best` marks the highest Dice."""
-
-    kind: Literal["run", "constant", "cited"]
-    cells: tuple[str, ...]
-    best: bool = False
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of text cells. The first `words` columns are words, the others are numbers."""
-
-    caption: str
-    columns: tuple[str, ...]
-    rows: tuple[Row, ...]
-    words: int = 1
-    notes: tuple[str, ...] = ()
-
-    def markdown(self) -> str:
-        """As a GitHub table, caption before and notes after it."""
-        rule = ["---" if i < self.words else "---:" for i in range(len(self.columns))]
-        lines = [self.columns, rule, *(row.cells for row in self.rows)]
-        body = "\n".join("| " + " | ".join(_escaped(cell) for cell in line) + " |" for line in lines)
-        notes = "".join(f"\n\n{_escaped(note)}" for note in self.notes)
-        return f"**{_escaped(self.caption)}**\n\n{body}{notes}\n"
-
-    def csv(self) -> str:
-        """As comma-separated values for programs, the columns' names first.
-
-        Numbers are as `float` reads them: no thousands separators, an ASCII minus, nothing where there is none.
-        """
-        text, lines = io.StringIO(), [self.columns, *(row.cells for row in self.rows)]
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerows([*line[: self.words], *map(_digits, line[self.words :])] for line in lines)
-        return text.getvalue()
-
-    def latex(self) -> str:
-        """As a LaTeX table that needs no package; a line parts our rows from the others, the best row is bold."""
-        lines, kind = [], "run"
-        for row in self.rows:
-            lines += [r"\hline"] if row.kind != kind else []
-            lines.append(_latex_line(row.cells, r"\textbf{%s}" if row.best else "%s"))
-            kind = row.kind
-        notes = "".join(f"\n\\par\\small {_latex(note)}" for note in self.notes)
-        layout = "l" * self.words + "r" * (len(self.columns) - self.words)
-        return "\n".join([
-            r"\begin{table}", r"\centering", rf"\caption{{{_latex(self.caption)}}}", rf"\begin{{tabular}}{{{layout}}}",
-            r"\hline", _latex_line(self.columns, "%s"), r"\hline", *lines, r"\hline", rf"\end{{tabular}}{notes}",
-            r"\end{table}", "",
-        ])  # fmt: skip
-
-    def plain(self, leave_out: Sequence[str] = (), lift: Sequence[str] = ()) -> str:
-        """As aligned columns for a terminal.
-
-        Columns in `leave_out` are not shown; those in `lift` that are the same in all our runs are said once.
-        """
-        runs = [row.cells for row in self.rows if row.kind == "run"]
-        cells = dict(zip(self.columns, zip(*runs, strict=True), strict=True))
-        same = {name: cells[name][0] for name in lift if len(set(cells[name])) == 1}
-        kept = [i for i, name in enumerate(self.columns) if name not in leave_out and name not in same]
-        lines = [[line[i] for i in kept] for line in (self.columns, *(row.cells for row in self.rows))]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(kept))]
-        text = [
-            "  ".join(
-                cell.ljust(width) if i < self.words else cell.rjust(width)
-                for i, cell, width in zip(kept, line, widths, strict=True)
-            ).rstrip()
-            for line in lines
-        ]
-        common = ["our runs: " + ", ".join(f"{name} {value}" for name, value in same.items())] if same else []
-        return "\n".join([self.caption, *common, "", text[0], "-" * max(map(len, text)), *text[1:]])
+CONSTANT = "constant prediction"
+SCORES = tuple(Column(name) for name in METRICS.values())
+RUN_COLUMNS = (
+    words("run"), words("model"), words("condition"), words("t"), words("blocks"), words("head"),
+    Column("parameters", count), Column("lr", "{:g}".format), Column("seed", str), Column("epochs (best)", str),
+    Column("images", count), *SCORES, Column("Dice − constant", signed),
+)  # fmt: skip
+SETTINGS = tuple(column.name for column in RUN_COLUMNS[1:11])
+SYSTEM_COLUMNS = (words("system"), words("weights"), Column("n (seeds)", str))
+OBJECT_SCORES: dict[str, Callable[[float], str]] = {
+    "F1": "{:.3f}".format, "Dice": "{:.3f}".format, "Hausdorff, px": "{:.1f}".format,
+}  # fmt: skip
+OBJECT_COLUMNS = tuple(Column(f"object {name}", number) for name, number in OBJECT_SCORES.items())
+TISSUES = ("tumor", "stroma", "inflammatory", "necrosis")  # the paper's TUM, STR, LYM, NEC
+SWEEP_SCORES: tuple[tuple[Images, Metric], ...] = (
+    ("val", "accuracy"), ("val", "miou"), ("val", "dice"), ("test", "miou"), ("test", "dice"),
+)  # fmt: skip
+SEED_SCORES: tuple[tuple[Images, Metric], ...] = (
+    ("val", "dice"), ("test", "accuracy"), ("test", "dice"), ("test", "miou"), ("test", "f1"),
+)  # fmt: skip
+BEST_IS_MARKED = "The highest mean validation Dice is marked"
 
 
-def results(runs: Sequence[FinishedRun], split: str, title: str) -> Table:
-    """All our runs on one test part, highest Dice first, and the constant answer."""
-    ranked = by_dice([run for run in runs if split in run.parts], split)
-    parts = [run.parts[split] for run in ranked]
-    rows = [
-        Row(
-            "run", (run.name, *settings(run), str(part.images), *_metrics(part.scores, part.constant)), run is ranked[0]
-        )
-        for run, part in zip(ranked, parts, strict=True)
-    ]
-    blank = (DASH,) * (len(SETTINGS) - 2)
-    constants = {(part.constant_class, part.images, part.constant): None for part in parts}
-    rows += [
-        Row("constant", (f"always {name}", CONSTANT, *blank, str(images), *_metrics(scores), "0.000"))
-        for name, images, scores in constants
-    ]
-    return Table(title, ("run", *SETTINGS, *METRICS), tuple(rows), words=6, notes=_notes(ranked, split))
-
-
-def per_class(runs: Sequence[FinishedRun], split: str, title: str) -> Table:
-    """Every class of every run on one test part; F1 of one class is its Dice."""
-    rows = [
-        Row("run", (run.name, name, f"{one.pixels:,}", *map(number, (one.dice, one.iou, one.precision, one.recall))))
-        for run in by_dice([run for run in runs if split in run.parts], split)
-        for k, name in enumerate(run.data["classes"])
-        if k != run.data["ignore"]
-        for one in (run.parts[split].scores.classes[k],)
-    ]
-    columns = ("run", "class", "true pixels", "Dice (= F1)", "IoU", "precision", "recall")
-    return Table(title, columns, tuple(rows), words=2)
-
-
-def per_image(part: PartScores, title: str) -> Table:
-    """The scores of each image alone, worst first: here the means over classes are taken within the image."""
+def results_table(runs: Sequence[FinishedRun], split: str, *, caption: str) -> Table:
+    """All runs that were scored on a test split, highest Dice first, and the constant prediction."""
+    ranked = by_dice(runs, split)
     rows = []
-    for name, one in sorted(part.per_image.items(), key=lambda item: (_rank(item[1].dice), item[0])):
-        objects = _object_cells(part.objects[name].scores()) if name in part.objects else (DASH,) * 3
-        cells = (name, *map(number, (one.accuracy, one.dice, one.miou, one.f1)))
-        unsure = (number(part.uncertainty.get(name)),) if part.uncertainty else ()
-        rows.append(Row("run", (*cells, *(objects if part.objects else ()), *unsure)))
+    for run in ranked:
+        found = run.metrics.splits[split]
+        values = (*_settings(run), found.images, *_scores(found.scores), _gain(found))
+        rows.append(Row("run", values, run is ranked[0]))
+    constants = {(one.constant.class_name, one.images, one.constant.scores): None for one in _splits(ranked, split)}
+    unset = (None,) * (len(SETTINGS) - 2)
+    for name, images, scores in constants:
+        difference = None if scores.dice is None else 0.0
+        rows.append(Row("constant", (f"always {name}", CONSTANT, *unset, images, *_scores(scores), difference)))
+    return Table(
+        f"results-{split}", caption, RUN_COLUMNS, tuple(rows), _comparison_notes(ranked, split),
+        not_applicable=len(unset),
+    )  # fmt: skip
+
+
+def class_table(runs: Sequence[FinishedRun], split: str, *, title: str) -> Table:
+    """Every class of every run on a test split; F1 of one class is its Dice."""
+    rows = [
+        Row("run", (run.name, name, scores.pixels, scores.dice, scores.iou, scores.precision, scores.recall))
+        for run in by_dice(runs, split)
+        for code, name in enumerate(run.data.classes)
+        if code != run.data.ignore
+        for scores in (run.metrics.splits[split].scores.classes[code],)
+    ]
+    measures = (Column(name) for name in ("Dice (= F1)", "IoU", "precision", "recall"))
+    columns = (words("run"), words("class"), Column("true pixels", count), *measures)
+    return Table(f"classes-{split}", f"Classes on {split}, {title}", columns, tuple(rows))
+
+
+def image_table(split: SplitScores, *, name: str, caption: str) -> Table:
+    """The scores of each image alone, worst first; means over classes are over those in the image."""
+    objects = bool(split.object_sums)
+    uncertain = any(image.uncertainty is not None for image in split.per_image)
+    rows = []
+    for image in sorted(split.per_image, key=lambda one: (_rank(one.scores.dice), one.id)):
+        found = image.objects
+        counted = (None,) * 3 if found is None else (found.f1, found.dice, found.hausdorff)
+        values = (image.id, *_scores(image.scores), *(counted if objects else ()))
+        rows.append(Row("run", (*values, *((image.uncertainty,) if uncertain else ()))))
     columns = (
-        "image", *METRICS[:4], *(("object F1", "object Dice", "Hausdorff, px") if part.objects else ()),
-        *(("uncertainty, nats",) if part.uncertainty else ()),
+        words("image"), *SCORES, *(OBJECT_COLUMNS if objects else ()),
+        *((Column("uncertainty, nats"),) if uncertain else ()),
     )  # fmt: skip
-    return Table(title, columns, tuple(rows), notes=(UNSURE,) if part.uncertainty else ())
+    note = "Uncertainty: mean over the most uncertain tenth of the pixels; 0 where the networks agree everywhere."
+    return Table(name, caption, columns, tuple(rows), (note,) if uncertain else ())
 
 
-def cited_rates(dataset: str) -> Table | None:
-    """What the paper prints for a data set over learning rates, None where it prints nothing."""
-    rows = tuple(
-        Row("cited", (f"{row.lr:g}", number(row.accuracy), number(row.miou), number(row.dice)))
-        for row in RATES if row.dataset == dataset
-    )  # fmt: skip
-    caption = "Cited: PathSegDiff on validation images at each learning rate (Table 5 of the paper)"
-    return Table(caption, ("lr", "accuracy", "mIoU", "Dice"), rows) if rows else None
-
-
-def objects_table(runs: Sequence[FinishedRun], split: str, title: str) -> Table | None:
-    """Object scores of the runs on one test part, highest pixel Dice first; None where none has them."""
-    rows, rules = [], {}  # rules: in words -> the runs whose objects were counted so
-    for run in by_dice([run for run in runs if split in run.parts], split):
-        part = run.parts[split]
-        if (pooled := part.pooled_objects) is None:
+def object_table(runs: Sequence[FinishedRun], split: str, *, title: str) -> Table | None:
+    """The object scores of the runs on a test split, highest pixel Dice first; None where none has any."""
+    rows, rules = [], {}  # type: list[Row], dict[str, list[str]]
+    for run in by_dice(runs, split):
+        found = run.metrics.splits[split]
+        pooled = found.pooled_objects
+        if pooled is None or found.objects is None:
             continue
-        mean = mean_scores(list(part.objects.values()))
-        counts = (f"{pooled.tp:,}", f"{pooled.fp:,}", f"{pooled.fn:,}", *_object_cells(pooled))
-        rows.append(Row("run", (run.name, *counts, *_object_cells(mean), str(part.rules["hausdorff_left_out"]))))
-        rules.setdefault(part.rules_text, []).append(run.name)
-    measures = ("F1", "Dice", "Hausdorff, px")
+        counts = (pooled.tp, pooled.fp, pooled.fn)
+        mean = mean_scores(list(found.object_sums.values()))
+        left_out = found.objects.hausdorff_left_out
+        rows.append(Row("run", (run.name, *counts, *_object_scores(pooled), *_object_scores(mean), left_out)))
+        rules.setdefault(str(found.objects), []).append(run.name)
+    measures = (
+        Column(f"{name} ({how})", number) for how in ("pooled", "mean") for name, number in OBJECT_SCORES.items()
+    )
     columns = (
-        "run", "TP", "FP", "FN", *(f"{name} (pooled)" for name in measures), *(f"{name} (mean)" for name in measures),
-        "left out",
+        words("run"), Column("TP", count), Column("FP", count), Column("FN", count), *measures,
+        Column("left out", count),
     )  # fmt: skip
     note = (
-        f"Predicted objects: parts of the prediction, {rules_note(rules)}, at the images' original size. Pooled: over "
-        "all objects of all images, as the GlaS challenge does; mean: of each image's own score. Left out: images with "
-        "objects on one side only, which have no Hausdorff distance."
+        f"Predicted objects: connected components of the predicted class, {_rules_note(rules)}, at the images' "
+        "original size. Pooled: over all objects of all images, as the GlaS challenge does; mean: of each image's own "
+        "score. Left out: images with objects on one side only, which have no Hausdorff distance."
     )
-    return Table(f"Objects on {split}, {title}", columns, tuple(rows), notes=(note,)) if rows else None
+    return Table(f"objects-{split}", f"Objects on {split}, {title}", columns, tuple(rows), (note,)) if rows else None
 
 
-def rules_note(rules: Mapping[str, Sequence[str]]) -> str:
-    """The rules by which objects were counted; where they differ, whose each are."""
-    if len(rules) < 2:
-        return "".join(rules)
-    return "; ".join(f"{words} ({', '.join(names)})" for words, names in rules.items())
-
-
-def confusion_table(run: FinishedRun, split: str) -> Table | None:
-    """True classes against predicted ones: pixels, and shares of the row; None where the run did not record them."""
-    part = run.parts.get(split)
-    if part is None or part.matrix is None:
+def confusion_table(run: FinishedRun, split: str, *, name: str) -> Table | None:
+    """True classes (rows) against predicted ones: pixels, and shares of the row; None without that split."""
+    if split not in run.metrics.splits:
         return None
-    classes, ignore = run.data["classes"], run.data["ignore"]
-    counted = [k for k in range(len(classes)) if k != ignore]
-    rows = tuple(
-        Row("run", (
-            classes[k], *(f"{line[j]:,}" for j in counted),
-            *(number(line[j] / line.sum() if line.sum() else None) for j in counted),
-        ))
-        for k in counted
-        for line in (part.matrix[k],)
+    classes, matrix = run.data.classes, run.metrics.splits[split].matrix
+    counted = [code for code in range(len(classes)) if code != run.data.ignore]
+    rows = []
+    for code in counted:
+        pixels, total = [int(matrix[code, other]) for other in counted], int(matrix[code].sum())
+        rows.append(Row("run", (classes[code], *pixels, *(px / total if total else None for px in pixels))))
+    columns = (
+        words("true class"), *(Column(f"as {classes[code]}, pixels", count) for code in counted),
+        *(Column(f"as {classes[code]}") for code in counted),
     )  # fmt: skip
-    columns = ("true class", *(f"as {classes[j]}, pixels" for j in counted), *(f"as {classes[j]}" for j in counted))
     note = "Last columns: share of the true class's pixels."
-    return Table(f"Confusion matrix of {run.name} on {split}", columns, rows, notes=(note,))
+    return Table(name, f"Confusion matrix of {run.name} on {split}", columns, tuple(rows), (note,))
 
 
-def settings(run: FinishedRun) -> tuple[str, ...]:
-    """The cells of `SETTINGS` without the number of images."""
-    head, model = run.head, run.data["model"]
-    return (
-        str(model["name"]) + ("" if model["trained"] else " (untrained)"), str(model["condition"]),
-        _value(head.get("t")), format_blocks(head["blocks"]) if head.get("blocks") else DASH, _value(head.get("head")),
-        f"{run.config['parameters']:,}", f"{head['lr']:g}" if "lr" in head else DASH, _value(head.get("seed")),
-        f"{run.epochs} ({run.best_epoch})",
+def cost_table(runs: Sequence[FinishedRun], *, title: str) -> Table | None:
+    """Time and bytes of each run, in the order of names; None for a single run."""
+    if len(runs) < 2:
+        return None
+    rows = []
+    for run in sorted(runs, key=lambda run: natural_order(run.name)):
+        metrics = run.metrics
+        read = metrics.bytes_read if metrics.heads_from_one_read else None
+        heads = None if read is None else metrics.heads_from_one_read
+        seconds = (metrics.seconds, metrics.seconds / max(1, metrics.epochs))
+        per_head = None if read is None or heads is None else read / heads
+        values = (run.name, run.settings.network, _blocks(run), run.config.parameters, metrics.epochs, *seconds)
+        rows.append(Row("run", (*values, read, heads, per_head)))
+    columns = (
+        words("run"), words("head"), words("blocks"), Column("parameters", count), Column("epochs", count),
+        Column("training steps, s", "{:,.1f}".format), Column("s per epoch", "{:,.2f}".format),
+        Column("read from the store", format_bytes), Column("heads from one read", count),
+        Column("read per head", format_bytes),
     )  # fmt: skip
+    note = (
+        "Seconds are those of the head's own training steps, without reading, validation and prediction. Bytes are "
+        "those of features and masks that were read from the store for all heads trained together (training, "
+        "validation and test images), so they do not add up over heads of one read; what was kept in memory counts "
+        "once. A run that was resumed counts the bytes since then."
+    )
+    return Table("cost", f"Cost of each run, {title}", columns, tuple(rows), (note,))
+
+
+def systems_table(systems: Sequence[System], split: str, *, title: str) -> Table:
+    """A row for each system on a test split, mean ± deviation over its seeds, then what the paper reports."""
+    scored = [one for one in systems if _splits_of(one, split)]
+    objects = any(found.pooled_objects for one in scored for found in _splits_of(one, split))
+    rows = []
+    for one in scored:
+        splits = _splits_of(one, split)
+        values: list[Value] = [_spread(splits, lambda found, m=metric: getattr(found.scores, m)) for metric in METRICS]
+        same_rules = len(_rules(splits)) < 2  # a mean over objects that were counted in two ways has no meaning
+        for name in ObjectScores._fields[3:] if objects else ():
+            spread = _spread(splits, lambda found, m=name: getattr(found.pooled_objects, m, None))
+            values.append(spread if same_rules else None)
+        rows.append(Row("run", (one.name, one.weights, _seeds(one.repeats), *values)))
+    first = systems[0].run
+    paper = paper_scores(first.data.dataset, split, quoted=first.metrics.test_split)
+    for row in paper:
+        scores = (row.accuracy, row.dice, row.miou, row.f1, *((None,) * len(OBJECT_COLUMNS) if objects else ()))
+        rows.append(Row("paper", (row.method, _source(row.table), None, *scores)))
+    columns = (*SYSTEM_COLUMNS, *SCORES, *(OBJECT_COLUMNS if objects else ()))
+    like = f" (as the paper's Table {paper[0].table})" if paper else ""
+    notes = (
+        _choice_note(scored), *_size_notes(scored, split), *_object_notes(scored, split),
+        *_paper_notes([found for one in scored for found in _splits_of(one, split)], paper),
+    )  # fmt: skip
+    return Table(f"systems-{split}", f"Systems on {split}, {title}{like}", columns, tuple(rows), notes)
+
+
+def tissue_table(systems: Sequence[System], split: str, *, title: str) -> Table | None:
+    """IoU of tumor, stroma, inflammatory, necrosis and their mean, as the paper's Table 3; None for other classes."""
+    classes = systems[0].run.data.classes
+    if not set(TISSUES) <= set(classes):
+        return None
+    codes = [classes.index(name) for name in TISSUES]
+    rows = []
+    for one in systems:
+        splits = _splits_of(one, split)
+        values = [_spread(splits, lambda found, k=code: found.scores.classes[k].iou) for code in codes]
+        mean = _spread(splits, lambda found: _mean_iou(found, codes))
+        rows.append(Row("run", (one.name, one.weights, _seeds(one.repeats), *values, mean)))
+    if systems[0].run.data.dataset == "bcss":
+        for row in IOUS:
+            ious = (row.tumor, row.stroma, row.inflammatory, row.necrosis, row.mean)
+            rows.append(Row("paper", (row.method, _source(row.table), None, *ious)))
+    caption = f"IoU of each class on {split}, {title} (as the paper's Table 3)"
+    note = "The mean is over these four classes. A class that is in neither ground truth nor prediction has no value."
+    columns = (*SYSTEM_COLUMNS, *(Column(name, "{:.4f}".format) for name in (*TISSUES, "mean")))
+    return Table("tissues", caption, columns, tuple(rows), (note,))
+
+
+def paper_rates_table(dataset: str) -> Table | None:
+    """The paper's scores of a data set over learning rates (its Table 5), None where it reports none."""
+    rows = tuple(
+        Row("paper", (row.lr, row.accuracy, row.miou, row.dice)) for row in RATES if row.dataset == dataset
+    )  # fmt: skip
+    caption = "Reported by the paper: PathSegDiff on validation images at each learning rate (its Table 5)"
+    columns = (Column("lr", "{:g}".format, words=True), Column("accuracy"), Column("mIoU"), Column("Dice"))
+    return Table("paper-rates", caption, columns, rows) if rows else None
+
+
+def sweep_table(sweep: Sweep, *, name: str, title: str) -> Table:
+    """A row for each value: mean ± deviation of validation and test scores; for rates, the paper's Table 5 below."""
+    rows = []
+    for point in sweep.points:
+        value = value_label(sweep.axis, point.value)
+        rows.append(Row("run", (value, _seeds(point), *_spreads(point, SWEEP_SCORES)), point is sweep.best))
+    constants = {
+        (run.quoted.constant.class_name, run.quoted.constant.scores.miou, run.quoted.constant.scores.dice): None
+        for run in sweep.runs
+    }
+    rows += [Row("constant", (f"always {name}", CONSTANT, *(None,) * 3, *scores)) for name, *scores in constants]
+    notes = [f"{BEST_IS_MARKED}. All else equal: {sweep.fixed}."]
+    if sweep.axis == "lr":
+        for rate in RATES:
+            scores = (rate.accuracy, rate.miou, rate.dice, None, None)
+            rows.append(Row("paper", (f"{rate.lr:g}", _source(rate.table), *scores)))
+        notes.append(_paper_rates_note(sweep.runs[0].data.dataset))
+    untrained = " (untrained model)" if sweep.untrained else ""
+    caption = f"Scores by {AXES[sweep.axis]}, {title}{untrained}: mean ± standard deviation over seeds"
+    measures = _measure_columns(SWEEP_SCORES, sweep.runs[0].metrics.test_split)
+    columns = (words(AXES[sweep.axis]), Column("n (seeds)", str), *measures)
+    return Table(name, caption, columns, tuple(rows), tuple(notes))
+
+
+def seeds_table(runs: Sequence[FinishedRun], *, title: str) -> Table | None:
+    """A row for settings that two or more seeds were trained with, highest mean test Dice first; None without any."""
+    found = sorted(find_repeats(runs), key=lambda pair: (-_mean(pair[1], "test"), natural_order(", ".join(pair[0]))))
+    if not found:
+        return None
+    best = max(found, key=lambda pair: _mean(pair[1], "val"))[1]
+    shared = [one for one in found[0][0] if len(found) > 1 and all(one in settings for settings, _ in found)]
+    rows = []
+    for settings, repeats in found:
+        name = ", ".join(one for one in settings if one not in shared) or repeats.runs[0].name
+        rows.append(Row("run", (name, _seeds(repeats), *_spreads(repeats, SEED_SCORES)), repeats is best))
+    notes = [f"Rows are runs that differ in their seed only; the deviation has the divisor n − 1. {BEST_IS_MARKED}."]
+    if shared:
+        notes.append(f"All rows: {', '.join(shared)}.")
+    if repeated := duplicates(runs):
+        names = ", ".join(f"{name} (as {first})" for name, first in repeated)
+        notes.append(f"Not counted, because another run has the same settings and the same seed: {names}.")
+    measures = _measure_columns(SEED_SCORES, runs[0].metrics.test_split)
+    columns = (words("settings"), Column("n (seeds)", str), *measures)
+    return Table("seeds", f"Mean ± standard deviation over seeds, {title}", columns, tuple(rows), tuple(notes))
+
+
+def interval_tables(
+    runs: Sequence[FinishedRun], split: str, *, title: str, systems: Sequence[System] = ()
+) -> tuple[Table, ...]:
+    """Bootstrap intervals of the runs on a test split, differences from the best run, and from the first system.
+
+    A system is compared by the run that stands for it. Differences need two runs or two systems.
+    """
+    ranked = by_dice(runs, split)
+    if not ranked:
+        return ()
+    samples = {run.name: bootstrap_scores(run.metrics.splits[split], ignore=run.data.ignore) for run in ranked}
+    tables = [_intervals(ranked, samples, split, title)]
+    if len(ranked) > 1:
+        tables.append(
+            _differences(
+                [(run.name, run) for run in ranked],
+                samples,
+                split,
+                name=f"intervals-{split}-2",
+                caption=f"Each run against {ranked[0].name} on {split}, {title}",
+                row="run",
+                first_name="best",
+                on_p="; the run it is compared with was chosen on these images, which makes p too small",
+            )
+        )
+    named = [(one.name, one.run) for one in systems if one.run.name in samples]
+    if len(named) > 1:
+        first, _ = named[0]
+        table = _differences(
+            named, samples, split, name=f"intervals-{split}-{len(tables) + 1}",
+            caption=f"Each system against {first} on {split}, {title}", row="system", first_name=first,
+            note=f"Each system by one run, of its seeds the best on validation images: "
+            f"{'; '.join(f'{name}: {run.name}' for name, run in named)}.",
+        )  # fmt: skip
+        tables.append(table)
+    return tuple(tables)
 
 
 def by_dice(runs: Sequence[FinishedRun], split: str) -> list[FinishedRun]:
-    """Highest Dice on a test part first, then by name."""
-    return sorted(runs, key=lambda run: (-_rank(run.parts[split].scores.dice), run.name))
+    """Return the runs that were scored on a test split, highest Dice first, then by name."""
+    scored = [run for run in runs if split in run.metrics.splits]
+    return sorted(scored, key=lambda run: (-_rank(run.metrics.splits[split].scores.dice), run.name))
 
 
-def number(value: float | None) -> str:
-    """A score with three decimals, a dash where there is none."""
-    return DASH if value is None else f"{value:.3f}"
+def _settings(run: FinishedRun) -> tuple[Value, ...]:
+    """The cells of `RUN_COLUMNS` up to the number of images."""
+    settings = run.settings
+    head = (settings.t, _blocks(run)) if isinstance(settings, HeadConfig) else (None, None)
+    return (
+        run.name, model_label(run), None if run.is_baseline else run.data.key.condition, *head, settings.network,
+        run.config.parameters, settings.lr, settings.seed, f"{run.metrics.epochs} ({run.metrics.best_epoch})",
+    )  # fmt: skip
 
 
-def difference(value: float | None, other: float | None) -> str:
-    """`value` minus `other` with its sign and three decimals, a dash where one is missing."""
-    return DASH if value is None or other is None else f"{value - other:+.3f}".replace("-", "−")
+def _blocks(run: FinishedRun) -> str | None:
+    return format_blocks(run.settings.blocks) if isinstance(run.settings, HeadConfig) else None
 
 
-def _metrics(scores: Scores, constant: Scores | None = None) -> tuple[str, ...]:
-    cells = tuple(number(value) for value in (scores.accuracy, scores.dice, scores.miou, scores.f1))
-    return cells if constant is None else (*cells, difference(scores.dice, constant.dice))
+def _scores(scores: Scores) -> tuple[float | None, ...]:
+    return scores.accuracy, scores.dice, scores.miou, scores.f1
 
 
-def _object_cells(scores: ObjectScores) -> tuple[str, str, str]:
-    distance = DASH if scores.hausdorff is None else f"{scores.hausdorff:.1f}"
-    return number(scores.f1), number(scores.dice), distance
+def _gain(split: SplitScores) -> float | None:
+    dice, constant = split.scores.dice, split.constant.scores.dice
+    return None if dice is None or constant is None else dice - constant
 
 
-def _notes(runs: Sequence[FinishedRun], split: str) -> tuple[str, ...]:
-    """What keeps these numbers from being compared, and what pixels count more than once."""
-    parts, notes = [run.parts[split] for run in runs], []
-    sizes: dict[str, list[str]] = {}
-    for run in runs:
-        sizes.setdefault(run.size, []).append(run.name)
-    if len({frozenset(part.per_image) for part in parts}) > 1:
-        notes.append("These runs were scored on different images, so their numbers cannot be compared with each other.")
-    if len(sizes) > 1:
-        said = "; ".join(f"{size}: {', '.join(names)}" for size, names in sizes.items())
-        notes.append(f"Images of these runs differ in size, so their numbers are not over the same pixels: {said}.")
-    if cut := sorted({(len(part.per_image), len(part.groups)) for part in parts if part.by_region}):
-        counts = " or ".join(f"{n} images are patches of {m} region{'' if m == 1 else 's'}" for n, m in cut)
-        notes.append(f"The {counts}: where patches overlap, a pixel counts once in each, in accuracy as in all else.")
-    return tuple(notes)
+def _object_scores(scores: ObjectScores) -> tuple[float | None, ...]:
+    return scores.f1, scores.dice, scores.hausdorff
+
+
+def _splits(runs: Sequence[FinishedRun], split: str) -> list[SplitScores]:
+    return [run.metrics.splits[split] for run in runs if split in run.metrics.splits]
+
+
+def _splits_of(system: System, split: str) -> list[SplitScores]:
+    return _splits(system.repeats.runs, split)
+
+
+def _spread(splits: Sequence[SplitScores], value: Callable[[SplitScores], float | None]) -> Spread | None:
+    return Spread.of(value(split) for split in splits)
+
+
+def _spreads(repeats: Repeats, measures: Sequence[tuple[Images, Metric]]) -> tuple[Spread | None, ...]:
+    return tuple(repeats.spread(images, metric) for images, metric in measures)
+
+
+def _measure_columns(measures: Sequence[tuple[Images, Metric]], split: str) -> tuple[Column, ...]:
+    return tuple(Column(f"{'val.' if images == 'val' else split} {METRICS[metric]}") for images, metric in measures)
+
+
+def _mean_iou(split: SplitScores, codes: Sequence[int]) -> float | None:
+    values = [split.scores.classes[code].iou for code in codes]
+    return None if None in values else fmean(cast("list[float]", values))
+
+
+def _mean(repeats: Repeats, images: Images) -> float:
+    spread = repeats.spread(images, "dice")
+    return -1.0 if spread is None else spread.mean
+
+
+def _seeds(repeats: Repeats) -> str:
+    return f"{len(repeats.runs)} ({', '.join(map(str, repeats.seeds))})"
+
+
+def _source(table: int) -> str:
+    return f"reported, Table {table}"
 
 
 def _rank(value: float | None) -> float:
     return -1.0 if value is None else value
 
 
-def _value(value: Any) -> str:
-    return DASH if value is None else str(value)
+def _comparison_notes(runs: Sequence[FinishedRun], split: str) -> tuple[str, ...]:
+    """What keeps the numbers of these runs from being compared, and which pixels count more than once."""
+    splits, notes = _splits(runs, split), []
+    sizes: dict[str, list[str]] = {}
+    for run in runs:
+        sizes.setdefault(run.data.size_text, []).append(run.name)
+    if len({frozenset(found.by_image) for found in splits}) > 1:
+        notes.append("These runs were scored on different images, so their numbers cannot be compared with each other.")
+    if len(sizes) > 1:
+        named = "; ".join(f"{size}: {', '.join(names)}" for size, names in sizes.items())
+        notes.append(f"Images of these runs differ in size, so their numbers are not over the same pixels: {named}.")
+    if cut := sorted({(len(found.per_image), len(found.groups)) for found in splits if found.by_region}):
+        counts = " or ".join(f"{n} images are patches of {m} region{'' if m == 1 else 's'}" for n, m in cut)
+        notes.append(f"The {counts}: where patches overlap, a pixel counts once in each, in accuracy as in all else.")
+    return tuple(notes)
 
 
-def _digits(cell: str) -> str:
-    """A cell as programs read it, where it is a number; a dash becomes nothing."""
-    text = "" if cell == DASH else cell.replace("−", "-")
-    return text.replace(",", "") if GROUPED.fullmatch(text) else text
+def _choice_note(systems: Sequence[System]) -> str:
+    """The settings of each system, and how many others were tried."""
+    sentences = ["Ours are mean ± sample standard deviation over seeds."]
+    for one in systems:
+        chosen = "" if one.settings_tried == 1 else f", the best of {one.settings_tried} settings on validation images"
+        aside = f" ({one.settings_aside} with fewer test images or seeds left aside)" if one.settings_aside else ""
+        sentences.append(f"{one.name}: {', '.join(one.settings)}{chosen}{aside}.")
+    return " ".join(sentences)
 
 
-def _escaped(cell: str) -> str:
-    return cell.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
+def _size_notes(systems: Sequence[System], split: str) -> tuple[str, ...]:
+    """A warning where the systems were not scored on the same pixels: images of another size, or not as many."""
+    found: dict[str, list[str]] = {}
+    for one in systems:
+        for run in one.repeats.runs:
+            if split in run.metrics.splits:
+                images = f"{run.metrics.splits[split].images} images of {run.data.size_text}"
+                names = found.setdefault(images, [])
+                names += [one.name] * (one.name not in names)
+    if len(found) < 2:
+        return ()
+    named = "; ".join(f"{images}: {', '.join(names)}" for images, names in found.items())
+    return (f"Not over the same pixels: {named}.",)
 
 
-LATEX = {
-    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "−": "$-$",
-    "–": "--", "<": "$<$", ">": "$>$", "µ": r"$\mu$", "×": r"$\times$", "·": r"$\cdot$", "…": r"\dots{}",
-    **{letter: f"\\{letter}" for letter in "&%$#_{}"},
-}  # fmt: skip
+def _rules(splits: Sequence[SplitScores]) -> dict[str, None]:
+    """The rules by which the objects of these splits were counted, each once."""
+    return {str(split.objects): None for split in splits if split.objects is not None}
 
 
-def _latex(text: str) -> str:
-    return "".join(LATEX.get(letter, letter) for letter in text)
+def _object_notes(systems: Sequence[System], split: str) -> tuple[str, ...]:
+    rules: dict[str, list[str]] = {}
+    for one in systems:
+        for text in _rules(_splits_of(one, split)):
+            rules.setdefault(text, []).append(one.name)
+    if not rules:
+        return ()
+    mixed = ", with a dash where the runs of one system differ in this" if len(rules) > 1 else ""
+    return (f"Predicted objects: connected components of the predicted class, {_rules_note(rules)}{mixed}.",)
 
 
-def _latex_line(cells: Sequence[str], form: str) -> str:
-    return " & ".join(form % _latex(cell) for cell in cells) + r" \\"
+def _rules_note(rules: Mapping[str, Sequence[str]]) -> str:
+    """The rules by which objects were counted; with the names that each applies to where there are several."""
+    if len(rules) < 2:
+        return "".join(rules)
+    return "; ".join(f"{text} ({', '.join(names)})" for text, names in rules.items())
+
+
+def _paper_notes(splits: Sequence[SplitScores], paper: Sequence[PaperScores]) -> tuple[str, ...]:
+    if not paper:
+        return ()
+    text = (
+        "Reported rows are copied from the PathSegDiff paper, not run here; those of other methods are as that paper "
+        "quotes them. Their metrics may be defined otherwise than ours."
+    )
+    official = paper[0].images
+    if official is not None and any(split.images != official for split in splits):
+        text += f" The paper's scores are on all {official} images of this split, ours on {splits[0].images}."
+    return (text,)
+
+
+def _paper_rates_note(dataset: str) -> str:
+    text = "Reported rows are copied from Table 5 of the PathSegDiff paper (BCSS, validation images), not run here"
+    if dataset == "bcss":
+        return f"{text}; its validation images and its metrics may be others than ours."
+    return f"{text}: another data set than this one, so compare the order of the rates, not their scores."
+
+
+def _intervals(runs: Sequence[FinishedRun], samples: Mapping[str, Samples], split: str, title: str) -> Table:
+    objects = any("object f1" in samples[run.name] for run in runs)
+    measures: list[tuple[str, Column]] = list(zip(METRICS, SCORES, strict=True))
+    measures += zip(("object f1", "object dice", "object hausdorff"), OBJECT_COLUMNS, strict=True) if objects else []
+    rows = []
+    for run in runs:
+        found = run.metrics.splits[split]
+        pooled = found.pooled_objects
+        values: list[Interval | None] = []
+        for measure, _ in measures:
+            of_objects = measure.startswith("object ")
+            value = getattr(pooled if of_objects else found.scores, measure.removeprefix("object "), None)
+            drawn = samples[run.name].get(measure)
+            bounds = None if drawn is None else interval(drawn)
+            values.append(None if value is None or bounds is None else Interval(*bounds, value=value))
+        rows.append(Row("run", (run.name, *values)))
+    by_region = sorted({run.metrics.splits[split].by_region for run in runs}, reverse=True)
+    return Table(
+        f"intervals-{split}-1", f"Confidence intervals on {split}, {title}",
+        (words("run"), *(column for _, column in measures)), tuple(rows),
+        tuple(describe_method(by_region=one) for one in by_region),
+    )  # fmt: skip
+
+
+def _differences(
+    named: Sequence[tuple[str, FinishedRun]], samples: Mapping[str, Samples], split: str, *, name: str, caption: str,
+    row: str, first_name: str, on_p: str = "", note: str = "",
+) -> Table:  # fmt: skip
+    """The difference of each run from the first; row: what a row is. on_p: a restriction on the p-values."""
+    _, first = named[0]
+    reference = first.metrics.splits[split]
+    rows: list[Row] = []
+    for label, run in named[1:]:
+        same_size = first.data.key.size == run.data.key.size
+        pair = same_size and paired_difference(
+            reference, run.metrics.splits[split], samples[first.name], samples[run.name], ignore=run.data.ignore
+        )
+        if pair:
+            values: tuple[Value, ...] = (pair.difference, Interval(pair.low, pair.high), pair.p, pair.units)
+        else:
+            values = (None,) * 4
+        rows.append(Row("run", (label, *values)))
+    units = "regions" if reference.by_region else "images"
+    notes = [note] if note else []
+    notes.append(
+        "Differences are those of the pooled Dice, with the interval of the paired bootstrap (both runs on the same "
+        f"resampled {units}). p: Wilcoxon signed-rank test, two-sided, over the pooled Dice of each of the {units}, "
+        f"not corrected for the number of comparisons{on_p}."
+    )
+    if any(one.values[1] is None for one in rows):
+        notes.append(
+            f"{DASH}: the two runs were scored on different images, on images of another size, or only one of them "
+            "recorded the images' regions."
+        )
+    columns = (
+        words(row), Column(f"Dice − {first_name}", signed), Column("95% interval", signed),
+        Column("p (Wilcoxon)", lambda p: "< 0.001" if p < 0.001 else f"{p:.3f}"), Column(units, count),
+    )  # fmt: skip
+    return Table(name, caption, columns, tuple(rows), tuple(notes))

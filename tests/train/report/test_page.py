@@ -1,4 +1,4 @@
-"""The page in a real browser: it draws everything, sorts on a click, and complains of nothing."""
+"""The page in a real browser: every picture is drawn, a click sorts, the console stays empty."""
 
 import json
 import re
@@ -57,7 +57,7 @@ def index(tmp_path_factory, toy_contents, fill_store):
     workspace = tmp_path_factory.mktemp("work")
     splits = ("train", "train", "train", "test", "test")
     store = fill_store(StoreWriter(workspace / "toy.zarr", toy_contents(splits=splits)))
-    configs = [HeadConfig(blocks=(4,), head="linear", lr=lr, epochs=2) for lr in (1e-2, 1e-4)]
+    configs = [HeadConfig(blocks=(4,), head_type="linear", lr=lr, epochs=2) for lr in (1e-2, 1e-4)]
     train_heads(store, [(config, RunFolder(workspace / "heads" / f"lr{config.lr:g}")) for config in configs])
     return build_report(workspace).path
 

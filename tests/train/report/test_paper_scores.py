@@ -1,10 +1,10 @@
-"""The cited figures against a second transcription of the paper's tables."""
+"""The reported scores against a second transcription of the paper's tables."""
 
 import dataclasses
 
 import pytest
 
-from pathseg.train.report.paper_scores import IOUS, RATES, SCORES, cited_scores
+from pathseg.train.report.paper_scores import IOUS, RATES, SCORES, paper_scores
 
 TABLE_2 = """HIPT .619 .353 .321 .170 · Res-UNet .751 .529 .524 .658 · VGG16-FCN8 .786 .567 .577 .724
 · PathSegDiff-uncond .815 .757 .616 .757 · PathSegDiff .826 .781 .647 .780"""
@@ -43,7 +43,7 @@ def test_learning_rates_are_those_of_the_paper():
 def test_tables_are_numbered_as_in_the_paper():
     tables = {(type(row).__name__, row.dataset): row.table for row in (*SCORES, *IOUS, *RATES)}
     assert tables == {
-        ("CitedScores", "bcss"): 2, ("CitedScores", "glas"): 4, ("CitedIou", "bcss"): 3, ("CitedRate", "bcss"): 5,
+        ("PaperScores", "bcss"): 2, ("PaperScores", "glas"): 4, ("PaperIou", "bcss"): 3, ("PaperRate", "bcss"): 5,
     }  # fmt: skip
 
 
@@ -52,16 +52,18 @@ def test_the_printed_mean_iou_is_the_mean_of_its_classes():
         assert (row.tumor + row.stroma + row.inflammatory + row.necrosis) / 4 == pytest.approx(row.mean, abs=1e-4)
 
 
-def test_glas_figures_belong_to_test_b_only():
-    assert len(cited_scores("glas", "testB", "testB")) == 8 and cited_scores("glas", "testA", "testB") == ()
+def test_glas_scores_belong_to_test_b_only():
+    assert (
+        len(paper_scores("glas", "testB", quoted="testB")) == 8 and paper_scores("glas", "testA", quoted="testB") == ()
+    )
 
 
-def test_bcss_figures_belong_to_the_quoted_split_whatever_its_name():
-    assert len(cited_scores("bcss", "test", "test")) == 5 and cited_scores("bcss", "test2", "test") == ()
+def test_bcss_scores_belong_to_the_quoted_split_whatever_its_name():
+    assert len(paper_scores("bcss", "test", quoted="test")) == 5 and paper_scores("bcss", "test2", quoted="test") == ()
 
 
-def test_nothing_is_cited_for_another_data_set():
-    assert cited_scores("synthetic", "test", "test") == ()
+def test_nothing_is_reported_for_another_data_set():
+    assert paper_scores("synthetic", "test", quoted="test") == ()
 
 
 def test_records_cannot_be_changed():

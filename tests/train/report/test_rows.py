@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from pathseg.cli import main
-from pathseg.train.runs.finished import FinishedRun
+from pathseg.train.runs.finished_run import FinishedRun
 from pathseg.train.runs.folder import list_runs
 
 FILES = runpy.run_path(str(Path(__file__).parents[2] / "golden/files.py"))
@@ -45,7 +45,7 @@ def test_each_model_gives_features_that_a_linear_head_scores_on(row, tmp_path):
     flags, named = MODELS[row]
     extract(tmp_path / "work", *(flag.format(golden=tmp_path) for flag in flags))
     found = trained(tmp_path / "work", "train-head", "--head", "linear", "--epochs", 1)
-    assert (found.data["model"]["name"], found.data["model"]["condition"]) == named
+    assert (found.data.key.model, found.data.key.condition) == named
     assert found.quoted.scores.dice is not None
 
 

@@ -1,260 +1,396 @@
-"""The report's tables: what is in which row, and how it is written."""
+"""The tables of the report: which values stand in which row, and what the notes say."""
 
-import csv
 import dataclasses
-import io
 
 import numpy as np
 import pytest
 
 from pathseg.train.metrics.object import ObjectSums
-from pathseg.train.metrics.pixel import Scores, constant_prediction
+from pathseg.train.report.sweeps import Repeats, find_sweeps
+from pathseg.train.report.systems import System, find_systems
+from pathseg.train.report.table_formats import DASH, Table
 from pathseg.train.report.tables import (
-    DASH,
     SETTINGS,
-    Row,
-    Table,
     by_dice,
-    cited_rates,
+    class_table,
     confusion_table,
-    difference,
-    number,
-    objects_table,
-    per_class,
-    per_image,
-    results,
-)  # fmt: skip
-from pathseg.train.runs.finished import FinishedRun
-from pathseg.train.runs.folder import RunFolder
-from pathseg.train.runs.split_scores import PartScores
+    cost_table,
+    image_table,
+    interval_tables,
+    object_table,
+    paper_rates_table,
+    results_table,
+    seeds_table,
+    sweep_table,
+    systems_table,
+    tissue_table,
+)
 
 GOOD, FAIR = np.array([[50, 10], [20, 20]]), np.array([[40, 20], [20, 20]])
-
-
-def part(matrix: np.ndarray, ids: tuple[str, ...] = ("testB_1", "testB_2")) -> PartScores:
-    scores = Scores.of(matrix)
-    constant = Scores.of(constant_prediction(matrix, 0))
-    return PartScores(len(ids), scores, "background", constant, dict.fromkeys(ids, scores))
-
-
-def finished(name: str, parts: dict[str, PartScores], *, trained: bool = True, dataset: str = "glas") -> FinishedRun:
-    config = {
-        "head": {"t": 50, "blocks": [4, 5, 6], "head": "fcn", "lr": 1e-4, "epochs": 30, "seed": 3},
-        "data": {
-            "dataset": dataset, "classes": ["background", "gland"], "ignore": None,
-            "model": {"name": "mini", "trained": trained, "condition": "ssl"}, "size": [256, 512],
-        },
-        "parameters": 2654274,
-    }  # fmt: skip
-    return FinishedRun(RunFolder(f"heads/{name}"), config, (), 7, 30, 60.0, "testB", parts)
-
-
-@pytest.fixture
-def runs() -> list[FinishedRun]:
-    return [finished("fair", {"testB": part(FAIR)}), finished("good", {"testB": part(GOOD), "testA": part(FAIR)})]
+DICE_GOOD, DICE_FAIR = (100 / 130 + 40 / 70) / 2, (80 / 120 + 40 / 80) / 2
+TISSUES = ("tumor", "stroma", "inflammatory", "necrosis", "other")
+FOUND = ObjectSums(1, 0, 0, 100, 100, 50.0, 50.0, 100, 100, 300.0, 300.0)  # F1 1, Dice 1/2, Hausdorff 3 px
 
 
 def cells(table: Table, row: int) -> dict[str, str]:
-    return dict(zip(table.columns, table.rows[row].cells, strict=True))
+    return dict(zip(table.header, table.lines[row].cells, strict=True))
 
 
-def test_runs_come_first_then_the_constant(runs):
-    assert [row.kind for row in results(runs, "testB", "t").rows] == ["run"] * 2 + ["constant"]
+def rows(table: Table, kind: str = "run") -> list[tuple[str, ...]]:
+    return [line.cells for line in table.lines if line.kind == kind]
 
 
-def test_the_highest_dice_is_first_and_marked(runs):
-    rows = results(runs, "testB", "t").rows
-    assert [(row.cells[0], row.best) for row in rows[:2]] == [("good", True), ("fair", False)]
+@pytest.fixture
+def runs(make_run, make_split):
+    good = {"testB": make_split({"d": GOOD, "e": GOOD}), "testA": make_split({"f": FAIR})}
+    return [make_run("fair", matrix=FAIR, blocks=(4, 5, 6), seed=3), make_run("good", splits=good, blocks=(4, 5, 6))]
+
+
+def test_the_highest_dice_is_first_and_marked_and_the_constant_prediction_last(runs):
+    lines = results_table(runs, "testB", caption="t").lines
+    assert [(line.kind, line.cells[0], line.best) for line in lines] == [
+        ("run", "good", True), ("run", "fair", False), ("constant", "always background", False),
+    ]  # fmt: skip
 
 
 def test_a_row_says_how_the_run_was_made(runs):
-    row = cells(results(runs, "testB", "t"), 0)
+    row = cells(results_table(runs, "testB", caption="t"), 1)
     assert [row[name] for name in SETTINGS] == [
         "mini", "ssl", "50", "4-6", "fcn", "2,654,274", "0.0001", "3", "30 (7)", "2",
     ]  # fmt: skip
 
 
-def test_scores_are_those_of_the_matrix(runs):
-    row = cells(results(runs, "testB", "t"), 0)
-    dice, miou = (100 / 130 + 40 / 70) / 2, (50 / 80 + 20 / 50) / 2
-    assert (row["accuracy"], row["Dice"], row["mIoU"]) == ("0.700", f"{dice:.3f}", f"{miou:.3f}")
+def test_a_baseline_reads_images_and_has_no_timestep_and_no_blocks(make_run):
+    row = cells(results_table([make_run(network="res-unet", trained=False)], "testB", caption="t"), 0)
+    assert [row[name] for name in SETTINGS[:5]] == ["images", DASH, DASH, DASH, "res-unet"]
 
 
-def test_the_difference_is_to_the_constant_prediction(runs):
-    dice, constant = (100 / 130 + 40 / 70) / 2, 120 / 160 / 2
-    assert cells(results(runs, "testB", "t"), 0)["Dice − constant"] == f"+{dice - constant:.3f}"
+def test_scores_are_those_of_the_matrix_and_the_gain_is_over_the_constant_prediction(runs):
+    table = results_table(runs, "testB", caption="t")
+    row = cells(table, 0)
+    miou, constant = (50 / 80 + 20 / 50) / 2, 120 / 160 / 2
+    assert (row["accuracy"], row["Dice"], row["mIoU"]) == ("0.700", f"{DICE_GOOD:.3f}", f"{miou:.3f}")
+    assert row["Dice − constant"] == f"+{DICE_GOOD - constant:.3f}" and cells(table, 2)["Dice"] == "0.375"
+    assert table.frame()["Dice"][0] == DICE_GOOD
 
 
-def test_the_constant_row_names_its_class(runs):
-    row = cells(results(runs, "testB", "t"), 2)
-    assert (row["run"], row["model"], row["Dice"]) == ("always background", "constant answer", "0.375")
+def test_a_split_holds_only_the_runs_that_were_scored_on_it(runs):
+    assert [row[0] for row in rows(results_table(runs, "testA", caption="t"))] == ["good"]
 
 
-def test_a_test_part_holds_only_the_runs_that_were_scored_on_it(runs):
-    assert [row.cells[0] for row in results(runs, "testA", "t").rows] == ["good", "always background"]
+def test_an_untrained_model_is_marked_in_its_row(make_run):
+    assert cells(results_table([make_run(trained=False)], "testB", caption="t"), 0)["model"] == "mini (untrained)"
 
 
-def test_an_untrained_model_is_marked_in_its_row():
-    row = cells(results([finished("a", {"testB": part(GOOD)}, trained=False)], "testB", "t"), 0)
-    assert row["model"] == "mini (untrained)"
+def test_equal_dice_is_ordered_by_name(make_run):
+    assert [run.name for run in by_dice([make_run("b"), make_run("a")], "testB")] == ["a", "b"]
 
 
-def test_runs_on_different_images_are_said_not_to_compare(runs):
-    other = finished("other", {"testB": part(GOOD, ids=("testB_3",))})
-    notes = results([*runs, other], "testB", "t").notes
-    assert any("scored on different images" in note for note in notes)
+def test_comparable_runs_carry_no_note(runs):
+    assert results_table(runs, "testB", caption="t").notes == ()
 
 
-def test_runs_on_the_same_images_carry_no_such_note(runs):
-    assert not any("different images" in note for note in results(runs, "testB", "t").notes)
+def test_runs_on_other_images_or_sizes_are_said_not_to_compare(runs, make_run):
+    other = make_run("other", ids=("x",), key={"size": (768, 768)})
+    images, sizes = results_table([*runs, other], "testB", caption="t").notes
+    assert "different images" in images
+    assert "512x256 px: good, fair; 768x768 px: other" in sizes
 
 
-def test_patches_of_one_region_are_said_to_count_twice_where_they_overlap(runs):
-    sources = {"testB_1": "r", "testB_2": "r"}
-    run = finished("cut", {"testB": dataclasses.replace(part(GOOD), sources=sources)})
-    (note,) = results([run], "testB", "t").notes
-    assert note.startswith("The 2 images are patches of 1 region: where patches overlap, a pixel counts once in each")
-    assert results(runs, "testB", "t").notes == ()
-
-
-def test_runs_on_images_of_another_size_are_said_not_to_compare(runs):
-    other = finished("other", {"testB": part(GOOD)})
-    other.data["size"] = [768, 768]
-    assert results([*runs, other], "testB", "t").notes == (
-        "Images of these runs differ in size, so their numbers are not over the same pixels: 512x256 px: good, fair; "
-        "768x768 px: other.",
-    )
+def test_patches_of_one_region_are_said_to_count_twice_where_they_overlap(make_run, make_split):
+    split = make_split({"d": GOOD, "e": GOOD}, sources={"d": "r", "e": "r"})
+    (note,) = results_table([make_run(splits={"testB": split})], "testB", caption="t").notes
+    assert "2 images are patches of 1 region" in note
 
 
 def test_every_class_of_every_run_has_a_row(runs):
-    rows = [row.cells[:3] for row in per_class(runs, "testB", "t").rows]
-    assert rows == [
-        ("good", "background", "60"), ("good", "gland", "40"), ("fair", "background", "60"), ("fair", "gland", "40"),
+    table = class_table(runs, "testB", title="t")
+    assert [row[:3] for row in rows(table)] == [
+        ("good", "background", "120"), ("good", "gland", "80"), ("fair", "background", "120"), ("fair", "gland", "80"),
     ]  # fmt: skip
-
-
-def test_the_scores_of_a_class_by_hand(runs):
-    row = cells(per_class(runs, "testB", "t"), 1)
+    row = cells(table, 1)
     assert (row["Dice (= F1)"], row["IoU"], row["precision"], row["recall"]) == ("0.571", "0.400", "0.667", "0.500")
 
 
-def test_the_ignored_class_has_no_row(runs):
-    runs[1].data["ignore"] = 0
-    assert [row.cells[1] for row in per_class(runs[1:], "testB", "t").rows] == ["gland"]
+def test_the_ignored_class_has_no_row(make_run):
+    table = class_table([make_run(classes=("outside", "gland"), ignore=0)], "testB", title="t")
+    assert [row[1] for row in rows(table)] == ["gland"]
 
 
-def test_images_are_listed_worst_first():
-    good, bad = Scores.of(GOOD), Scores.of(FAIR)
-    both = PartScores(2, good, "background", bad, {"a": good, "b": bad})
-    assert [row.cells[0] for row in per_image(both, "t").rows] == ["b", "a"]
+def test_images_are_listed_worst_first(make_split):
+    split = make_split({"a": GOOD, "b": FAIR, "empty": np.zeros((2, 2), int)})
+    assert [row[0] for row in rows(image_table(split, name="n", caption="t"))] == ["empty", "b", "a"]
 
 
-def test_the_cited_rates_are_those_of_bcss():
-    assert len(cited_rates("bcss").rows) == 3 and cited_rates("glas") is None
+def test_images_give_object_scores_and_uncertainty_where_they_are_recorded(make_split):
+    assert len(image_table(make_split({"a": GOOD}), name="n", caption="t").header) == 5
+    split = make_split({"a": GOOD, "b": GOOD}, objects={"a": FOUND}, uncertainty={"b": 0.25})
+    table = image_table(split, name="n", caption="t")
+    assert {row[0]: row[5:] for row in rows(table)} == {
+        "a": ("1.000", "0.500", "3.0", DASH), "b": (DASH, DASH, DASH, "0.250"),
+    }  # fmt: skip
+    assert "tenth" in table.notes[0]
 
 
-def with_objects() -> PartScores:
-    """Two images: one of two objects found and one too many; nothing found of one."""
-    sums = {
+def two_images_with_objects() -> dict[str, ObjectSums]:
+    """One of two objects found and one too many; nothing found of one."""
+    return {
         "a": ObjectSums(1, 1, 1, 200, 200, 100.0, 100.0, 200, 200, 300.0, 500.0),
         "b": ObjectSums(0, 0, 1, 0, 200, 0.0, 0.0, left_out=1),
     }
-    rules = {"connectivity": "8", "min_object_px": 0, "hausdorff_left_out": 1}
-    half = GOOD // 2
-    return dataclasses.replace(part(GOOD, ids=("a", "b")), objects=sums, rules=rules, matrices={"a": half, "b": half})
 
 
-def test_object_scores_by_hand():
-    row = cells(objects_table([finished("a", {"testB": with_objects()})], "testB", "t"), 0)
+def test_object_scores_by_hand(make_run, make_split):
+    split = make_split({"a": GOOD, "b": GOOD}, objects=two_images_with_objects())
+    row = cells(object_table([make_run("a", splits={"testB": split})], "testB", title="t"), 0)
     assert list(row.values()) == [
         "a", "1", "1", "2", "0.400", f"{(100 / 200 + 100 / 400) / 2:.3f}", f"{(300 / 200 + 500 / 200) / 2:.1f}",
         "0.250", "0.250", "2.0", "1",
     ]  # fmt: skip
 
 
-def test_runs_whose_objects_were_counted_otherwise_are_named():
-    other = with_objects()
-    other.rules.update(connectivity="4", min_object_px=9)
-    note = objects_table(
-        [finished("a", {"testB": with_objects()}), finished("b", {"testB": other})], "testB", "t"
-    ).notes
-    assert "8-connected, of any size (a); 4-connected, of at least 9 px (b), at the images' original" in note[0]
+def test_runs_whose_objects_were_counted_otherwise_are_named(make_run, make_split):
+    def run(name, **rules):
+        return make_run(name, splits={"testB": make_split({"a": GOOD}, objects={"a": FOUND}, **rules)})
+
+    (note,) = object_table([run("a"), run("b", connectivity="4", min_object_px=9)], "testB", title="t").notes
+    assert "8-connected, of any size (a); 4-connected, of at least 9 px (b)" in note
 
 
 def test_runs_without_objects_have_no_table_of_them(runs):
-    assert objects_table(runs, "testB", "t") is None
+    assert object_table(runs, "testB", title="t") is None
 
 
-def test_images_say_their_object_scores_where_they_have_some():
-    rows = {row.cells[0]: row.cells[5:] for row in per_image(with_objects(), "t").rows}
-    assert rows == {"a": ("0.500", "0.500", "2.0"), "b": ("0.000", "0.000", DASH)}
+def test_a_confusion_matrix_gives_counts_and_shares_of_the_row(make_run):
+    table = confusion_table(make_run(ids=("d",)), "testB", name="n")
+    assert rows(table) == [("background", "50", "10", "0.833", "0.167"), ("gland", "20", "20", "0.500", "0.500")]
+    assert confusion_table(make_run(), "testA", name="n") is None
 
 
-def test_images_say_how_unsure_the_head_is_where_it_says_so():
-    table = per_image(dataclasses.replace(part(GOOD), uncertainty={"testB_1": 0.25}), "t")
-    assert table.columns[-1] == "uncertainty, nats" and [row.cells[-1] for row in table.rows] == ["0.250", DASH]
-    assert "tenth" in table.notes[0]
+def test_the_cost_of_a_run_by_hand(make_run):
+    read = {"seconds": 60.0, "epochs": 8, "bytes_read": 26_000_000, "heads_from_one_read": 13}
+    table = cost_table([make_run(blocks=(4,), metrics=read), make_run(blocks=(5,))], title="t")
+    row = cells(table, 0)
+    assert (row["training steps, s"], row["s per epoch"]) == ("60.0", "7.50")
+    assert (row["read from the store"], row["heads from one read"], row["read per head"]) == ("26.0 MB", "13", "2.0 MB")
+    assert rows(table)[1][-3:] == (DASH, DASH, DASH)
+    assert table.frame()["read per head"][0] == 2_000_000
 
 
-def test_a_confusion_matrix_gives_counts_and_shares_of_the_row():
-    rows = [row.cells for row in confusion_table(finished("a", {"testB": with_objects()}), "testB").rows]
-    assert rows == [("background", "50", "10", "0.833", "0.167"), ("gland", "20", "20", "0.500", "0.500")]
+def test_a_single_run_has_no_cost_table(make_run):
+    assert cost_table([make_run()], title="t") is None
 
 
-def test_a_run_that_recorded_no_matrices_has_no_confusion_table(runs):
-    assert confusion_table(runs[0], "testB") is None
+def test_a_system_gives_weights_seeds_mean_and_deviation(make_run):
+    found = find_systems([make_run(trained=False, seed=0), make_run(trained=False, seed=1, matrix=FAIR)])
+    row = systems_table(found, "testB", title="GlaS").lines[0].cells
+    deviation = (DICE_GOOD - DICE_FAIR) / 2**0.5
+    assert row[:5] == ("PathSegDiff", "mini (untrained)", "2 (0, 1)", "0.650 ± 0.071",
+                       f"{(DICE_GOOD + DICE_FAIR) / 2:.3f} ± {deviation:.3f}")  # fmt: skip
 
 
-def test_csv_quotes_what_must_be_quoted():
-    table = Table("Title", ("run", "pixels"), (Row("run", ('a "b"', "1,234")),))
-    assert list(csv.reader(io.StringIO(table.csv()))) == [["run", "pixels"], ['a "b"', "1234"]]
+def test_systems_stand_above_what_the_paper_reports(make_run):
+    table = systems_table(find_systems([make_run()]), "testB", title="GlaS")
+    assert [row[0] for row in rows(table)] == ["PathSegDiff"]
+    paper = rows(table, "paper")
+    assert (len(paper), paper[0][0], paper[-1][0]) == (8, "HIPT", "PathSegDiff")
+    assert ("CIMD", "reported, Table 4", DASH, DASH, DASH, "0.569", "0.692") in paper
+    assert "Table 4" in table.caption and "all 20 images of this split, ours on 2" in table.notes[1]
 
 
-def test_csv_holds_numbers_as_float_reads_them():
-    cells = ("1,234,567", "−0.125", "1,234.5", DASH, "0.650 ± 0.071", "[−0.2, +0.1]", "2 (0, 1)")
-    table = Table("T", ("run", *"abcdefg"), (Row("run", ("x − 1,000", *cells)),))
-    (row,) = list(csv.reader(io.StringIO(table.csv())))[1:]
-    assert [float(cell) for cell in row[1:4]] == [1234567, -0.125, 1234.5]
-    assert row[0] == "x − 1,000" and row[4:] == ["", "0.650 ± 0.071", "[-0.2, +0.1]", "2 (0, 1)"]
+def test_a_data_set_that_the_paper_does_not_use_has_no_reported_rows(make_run):
+    table = systems_table(find_systems([make_run(key={"dataset": "folder"})]), "testB", title="t")
+    assert rows(table, "paper") == [] and "Table" not in table.caption
 
 
-def test_latex_parts_ours_from_the_cited_and_marks_the_best():
-    rows = (Row("run", ("a_b", "0.5 ± 0.1"), best=True), Row("cited", ("c & d", "50%")))
-    lines = Table("Title", ("run", "Dice"), rows).latex().splitlines()
-    assert lines[4:10] == [
-        r"\hline", r"run & Dice \\", r"\hline", r"\textbf{a\_b} & \textbf{0.5 $\pm$ 0.1} \\", r"\hline",
-        r"c \& d & 50\% \\",
+def test_settings_that_were_not_considered_are_counted_in_the_note(make_run):
+    runs = [make_run(lr=1e-4), make_run(lr=1e-4, seed=1), make_run(lr=1e-3, val=0.9)]
+    note = systems_table(find_systems(runs), "testB", title="t").notes[0]
+    assert "(1 with fewer test images or seeds left aside)" in note
+
+
+def test_systems_over_other_pixels_are_named(make_run):
+    same = [make_run(), make_run(head_type="linear")]
+    other = make_run(key={"condition": "none", "size": (768, 768)})
+    note = systems_table(find_systems([*same, other]), "testB", title="t").notes[1]
+    assert "2 images of 512x256 px: PathSegDiff, linear probe; 2 images of 768x768 px: PathSegDiff-uncond" in note
+    notes = systems_table(find_systems(same), "testB", title="t").notes
+    assert not any("same pixels" in note for note in notes)
+
+
+def counted(make_run, make_split, connectivity: str, **settings):
+    """A run with one object, counted by this rule."""
+    split = make_split({"d": GOOD}, objects={"d": FOUND}, connectivity=connectivity)
+    return make_run(splits={"testB": split}, connectivity=connectivity, **settings)
+
+
+def test_systems_have_object_scores_and_the_rules_by_which_objects_were_counted(make_run, make_split):
+    table = systems_table(find_systems([counted(make_run, make_split, "8")]), "testB", title="t")
+    assert table.header[-3:] == ("object F1", "object Dice", "object Hausdorff, px")
+    assert rows(table)[0][-3:] == ("1.000", "0.500", "3.0") and rows(table, "paper")[0][-3:] == (DASH,) * 3
+    assert any("8-connected, of any size." in note for note in table.notes)
+
+
+def test_objects_counted_in_two_ways_have_no_mean(make_run, make_split):
+    runs = [counted(make_run, make_split, *about) for about in (("8",), ("4",))]
+    runs[1] = dataclasses.replace(runs[1], config=dataclasses.replace(
+        runs[1].config, settings=dataclasses.replace(runs[1].settings, seed=1)))  # fmt: skip
+    runs.append(counted(make_run, make_split, "8", head_type="linear"))
+    table = systems_table(find_systems(runs), "testB", title="t")
+    assert [row[-3] for row in rows(table)] == [DASH, "1.000"]
+    assert any("8-connected, of any size (PathSegDiff, linear probe); 4-connected" in note for note in table.notes)
+
+
+def test_the_classes_of_bcss_are_the_papers_table_3(make_run):
+    run = make_run(key={"dataset": "bcss"}, classes=TISSUES, matrix=np.diag([10, 20, 30, 40, 50]) + 10)
+    table = tissue_table(find_systems([run]), "testB", title="BCSS")
+    ious = [(n + 10) / (n + 90) for n in (10, 20, 30, 40)]  # on the diagonal n + 10, in row and column 40 more
+    assert rows(table)[0][3:] == tuple(f"{iou:.4f}" for iou in [*ious, sum(ious) / 4])
+    assert [row[0] for row in rows(table, "paper")] == [
+        "HistoSegNet", "SEAM", "C-CAM", "WSSS-Tissue", "PistoSeg", "PathSegDiff",
     ]  # fmt: skip
 
 
-def test_equal_dice_is_ordered_by_name():
-    same = [finished(name, {"testB": part(GOOD)}) for name in ("b", "a")]
-    assert [run.name for run in by_dice(same, "testB")] == ["a", "b"]
+def test_other_classes_have_no_table_3(make_run):
+    assert tissue_table(find_systems([make_run()]), "testB", title="t") is None
 
 
-def test_a_difference_below_zero_has_a_minus():
-    assert (difference(0.2, 0.5), difference(0.5, 0.2), difference(None, 0.2)) == ("−0.300", "+0.300", DASH)
+def test_the_papers_learning_rates_are_those_of_bcss():
+    assert len(paper_rates_table("bcss").rows) == 3 and paper_rates_table("glas") is None
 
 
-def test_a_missing_number_is_a_dash():
-    assert (number(None), number(0.12345)) == (DASH, "0.123")
+@pytest.fixture
+def rates(make_run):
+    """1e-3 with the validation Dice 0.4, 1e-4 with 0.5 and 0.7."""
+
+    def make(**about):
+        runs = [(1e-3, 0, 0.4), (1e-4, 0, 0.5), (1e-4, 1, 0.7)]
+        (sweep,) = find_sweeps([make_run(lr=lr, seed=seed, val=val, **about) for lr, seed, val in runs])
+        return sweep_table(sweep, name="rates-1", title="GlaS")
+
+    return make
 
 
-def test_markdown_is_a_table_with_numbers_to_the_right():
-    table = Table("Title", ("run", "Dice"), (Row("run", ("a|b", "0.5")),), notes=("A note.",))
-    assert table.markdown() == "**Title**\n\n| run | Dice |\n| --- | ---: |\n| a\\|b | 0.5 |\n\nA note.\n"
+def test_a_point_of_a_sweep_gives_mean_and_sample_deviation_by_hand(rates):
+    assert cells(rates(), 1) == {
+        "learning rate": "0.0001", "n (seeds)": "2 (0, 1)", "val. accuracy": "0.800 ± 0.141",
+        "val. mIoU": "0.500 ± 0.141", "val. Dice": "0.600 ± 0.141", "testB mIoU": "0.512 ± 0.000",
+        "testB Dice": f"{DICE_GOOD:.3f} ± 0.000",
+    }  # fmt: skip
+    assert (cells(rates(), 0)["n (seeds)"], cells(rates(), 0)["val. Dice"]) == ("1 (0)", "0.400")
 
 
-def test_plain_text_is_aligned():
-    table = Table("Title", ("run", "Dice"), (Row("run", ("a", "0.5")), Row("cited", ("long", "0.25"))))
-    assert table.plain().splitlines() == ["Title", "", "run   Dice", "----------", "a      0.5", "long  0.25"]
+def test_the_highest_mean_validation_dice_is_marked(rates):
+    assert [line.best for line in rates().lines][:2] == [False, True]
 
 
-def test_plain_text_says_once_what_all_our_runs_share():
-    rows = (Row("run", ("a", "50", "1")), Row("run", ("b", "50", "2")), Row("cited", ("c", DASH, DASH)))
-    lines = Table("T", ("run", "t", "seed"), rows).plain(lift=("t", "seed")).splitlines()
-    assert lines[1] == "our runs: t 50" and lines[3] == "run  seed"
+def test_the_constant_prediction_has_test_scores_only(rates):
+    assert rows(rates(), "constant") == [
+        ("always background", "constant prediction", DASH, DASH, DASH, "0.300", "0.375")
+    ]
 
 
-def test_plain_text_leaves_out_what_it_is_told_to():
-    assert "t" not in Table("T", ("run", "t"), (Row("run", ("a", "50")),)).plain(("t",)).splitlines()[2]
+def test_the_papers_rates_stand_below_ours(rates):
+    paper = rows(rates(), "paper")
+    assert [row[0] for row in paper] == ["0.001", "0.0001", "1e-05"]
+    assert paper[1] == ("0.0001", "reported, Table 5", "0.826", "0.646", "0.780", DASH, DASH)
+
+
+@pytest.mark.parametrize(("dataset", "text"), [("glas", "another data set than this one"), ("bcss", "may be others")])
+def test_the_papers_rates_are_said_to_be_on_bcss(rates, dataset, text):
+    note = rates(key={"dataset": dataset}).notes[-1]
+    assert "BCSS" in note and "not run here" in note and text in note
+
+
+def test_other_sweeps_report_no_rates(make_run):
+    (sweep,) = find_sweeps([make_run(t=10), make_run(t=50)])
+    assert rows(sweep_table(sweep, name="n", title="t"), "paper") == []
+
+
+def test_blocks_are_written_as_on_the_command_line(make_run):
+    (sweep,) = find_sweeps([make_run(blocks=(4, 5, 6)), make_run(blocks=(7,)), make_run()])
+    assert [row[0] for row in rows(sweep_table(sweep, name="n", title="t"))] == ["7", "4-6", "all"]
+
+
+def test_a_seed_without_validation_scores_is_not_counted(make_run):
+    (sweep,) = find_sweeps([make_run(t=10), make_run(t=10, seed=1, history=()), make_run(t=50)])
+    assert cells(sweep_table(sweep, name="n", title="t"), 0)["val. Dice"] == "0.500 (n = 1)"
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_the_caption_says_when_a_model_is_untrained(rates, trained):
+    assert ("untrained model" in rates(trained=trained).caption) is not trained
+
+
+def test_runs_that_differ_by_seed_are_one_row(make_run):
+    table = seeds_table([make_run(seed=s, val=val) for s, val in enumerate((0.5, 0.7, 0.6))], title="t")
+    row = cells(table, 0)
+    assert len(table.rows) == 1 and (row["n (seeds)"], row["val. Dice"]) == ("3 (0, 1, 2)", "0.600 ± 0.100")
+
+
+def test_settings_that_all_rows_share_are_named_once(make_run):
+    table = seeds_table([make_run(t=t, seed=seed) for t in (10, 50) for seed in (0, 1)], title="t")
+    assert [row[0] for row in rows(table)] == ["t = 10", "t = 50"]
+    assert "All rows: model mini, condition ssl, blocks all, head fcn" in table.notes[1]
+
+
+def test_single_seeds_make_no_table(make_run):
+    assert seeds_table([make_run(t=10), make_run(t=50)], title="t") is None
+
+
+def test_a_run_that_was_trained_twice_is_named_and_not_counted(make_run):
+    table = seeds_table([make_run("a"), make_run("b"), make_run("c", seed=1)], title="t")
+    assert cells(table, 0)["n (seeds)"] == "2 (0, 1)" and "b (as a)" in table.notes[-1]
+
+
+def test_a_score_stands_with_its_interval(make_run):
+    (table,) = interval_tables([make_run("one")], "testB", title="t")  # equal images: no width
+    assert table.lines[0].cells[:2] == ("one", "0.700 [0.700, 0.700]")
+
+
+def test_every_run_is_compared_with_the_best(runs):
+    _, table = interval_tables(runs, "testB", title="GlaS")
+    difference = f"−{DICE_GOOD - DICE_FAIR:.3f}"
+    assert table.caption == "Each run against good on testB, GlaS"
+    assert rows(table) == [("fair", difference, f"[{difference}, {difference}]", "0.500", "2")]
+    assert "chosen on these images" in table.notes[0]
+
+
+def test_systems_are_compared_with_the_first_whichever_is_better(make_run):
+    runs = [make_run("ours", matrix=FAIR), make_run("unconditional"), make_run("another seed")]
+    systems = [System(name, Repeats((run,)), (), 1) for name, run in zip(("P", "P-uncond"), runs, strict=False)]
+    *_, table = interval_tables(runs, "testB", title="GlaS", systems=systems)
+    difference = f"+{DICE_GOOD - DICE_FAIR:.3f}"
+    assert table.caption == "Each system against P on testB, GlaS"
+    assert table.header[:2] == ("system", "Dice − P")
+    assert rows(table) == [("P-uncond", difference, f"[{difference}, {difference}]", "0.500", "2")]
+    assert "P: ours; P-uncond: unconditional" in table.notes[0] and "chosen on these images" not in table.notes[1]
+
+
+def test_one_system_is_compared_with_none(runs):
+    assert len(interval_tables(runs, "testB", title="t", systems=[System("P", Repeats(tuple(runs)), (), 1)])) == 2
+
+
+@pytest.mark.parametrize("about", [{"ids": ("x", "y")}, {"key": {"size": (768, 768)}}])
+def test_runs_on_other_images_or_of_another_size_have_a_dash_and_a_note(make_run, about):
+    _, table = interval_tables([make_run("good"), make_run("x", matrix=FAIR, **about)], "testB", title="t")
+    assert rows(table) == [("x", *[DASH] * 4)]
+    assert "different images" in table.notes[1] and "images of another size" in table.notes[1]
+
+
+def test_a_split_without_runs_has_no_intervals(make_run):
+    assert interval_tables([make_run()], "testA", title="t") == ()
+
+
+def test_the_notes_name_what_was_resampled(make_run, make_split):
+    (images,) = interval_tables([make_run()], "testB", title="t")
+    assert "over the test images," in images.notes[0]
+    regions = {"d": "r", "e": "r"}
+    runs = [
+        make_run(name, splits={"testB": make_split({"d": matrix, "e": matrix}, sources=regions)})
+        for name, matrix in (("one", GOOD), ("two", FAIR))
+    ]
+    intervals, differences = interval_tables(runs, "testB", title="BCSS")
+    assert "over the test regions," in intervals.notes[0]
+    assert differences.header[-1] == "regions" and rows(differences)[0][-1] == "1"
+    assert "each of the regions" in differences.notes[0]

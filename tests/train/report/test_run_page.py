@@ -1,0 +1,111 @@
+"""What the page says of one run: facts, configuration, and commands that the command line accepts."""
+
+import dataclasses
+import shlex
+from pathlib import Path
+
+import pytest
+
+from pathseg.cli import main
+from pathseg.extract.datasets import glas
+from pathseg.extract.datasets.synthetic import dataset as synthetic
+from pathseg.store.blocks import BLOCKS
+from pathseg.train.config import HEAD_DEFAULTS, BaselineConfig, HeadConfig
+from pathseg.train.report.run_page import NOT_RECORDED, SIDES_PX, commands, flatten, run_facts
+
+ODD = {
+    "t": 10, "blocks": (0, 4, 5, 6, 12), "head_type": "linear", "lr": 3e-4, "epochs": 7, "patience": 2,
+    "batch_size": 3, "augment": "flips", "class_weights": "balanced", "precision": "bfloat16", "val_fraction": 0.25,
+    "seed": 5, "split_seed": 9, "connectivity": "4", "min_object_px": 20,
+}  # fmt: skip
+BASELINE = {"network": "vgg16-fcn8", "weights": "none", "lr": 3e-4, "augment": "none", "seed": 2}
+
+
+def parsed(run, number: int) -> dict:
+    """The parameters that the command line makes of a command of the page."""
+    _, command, *words = shlex.split(commands(run, Path("my work"))[number])
+    return main.commands[command].make_context(command, words).params
+
+
+def test_the_facts_of_a_run(make_run):
+    assert run_facts(make_run()) == (
+        "Images of 512x256 px, 2,654,274 parameters, 30 epochs, 1 min 23 s of training steps on cpu; "
+        "kept: epoch 7, validation Dice 0.500"
+    )
+
+
+def test_the_odd_settings_have_no_default_value():
+    odd = HeadConfig(**ODD)
+    usual = {field.name for field in dataclasses.fields(HeadConfig) if getattr(odd, field.name) == field.default}
+    assert usual == set(HEAD_DEFAULTS[odd.network].unused)
+
+
+@pytest.mark.parametrize("settings", [ODD, {}, {"blocks": (7,), "lr": 1e-5, "epochs": 1}, BASELINE])
+def test_the_training_command_is_read_as_the_same_settings(make_run, settings):
+    run = make_run(**settings)
+    kind = BaselineConfig if run.is_baseline else HeadConfig
+    values = parsed(run, 1)
+    read = {field.name: values[field.name] for field in dataclasses.fields(kind)}
+    swept = {field.name for field in dataclasses.fields(kind) if field.metadata.get("sweep")} - {"blocks"}
+    assert all(len(read[name]) == 1 for name in swept)
+    assert kind(**{name: value[0] if name in swept else value for name, value in read.items()}) == run.settings
+
+
+def test_the_training_command_names_store_run_and_workspace(make_run):
+    values = parsed(make_run("my run"), 1)
+    assert (values["store"], values["name"], values["workspace"]) == (
+        "/data/my stores/glas.zarr", "my run", Path("my work"),
+    )  # fmt: skip
+
+
+def test_the_extraction_command_makes_features_of_the_same_key(make_run):
+    key = {"dtype": "float32", "packing": "lossless", "precision": "bfloat16", "seed": 7, "layout": "grid"}
+    values = parsed(make_run(key=key, t=10), 0)
+    assert (values["dataset"], values["model"], values["condition"]) == ("glas", "mini", "ssl")
+    assert (values["t"], values["blocks"]) == ((10,), BLOCKS)
+    assert {name: values[name] for name in key} == key
+
+
+def test_the_extraction_command_of_a_baseline_names_no_timestep(make_run):
+    assert not {"--t", "--blocks"} & set(shlex.split(commands(make_run(**BASELINE), Path("work"))[0]))
+
+
+def test_the_last_command_makes_the_report(make_run):
+    assert commands(make_run(), Path("work"))[-1] == "pathseg report --workspace work"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "size", "resized", "resize"),
+    [
+        ("glas", (768, 768), True, None),
+        ("glas", (512, 512), True, 512),
+        ("synthetic", (512, 512), False, None),
+        ("synthetic", (256, 256), False, 256),
+        ("folder", (256, 256), False, None),
+        ("folder", (256, 256), True, 256),
+        ("folder", (256, 512), False, None),
+    ],
+)
+def test_the_extraction_command_has_the_size_where_it_is_not_the_data_sets_own(
+    make_run, dataset, size, resized, resize
+):
+    key = {"dataset": dataset, "size": size, "preprocessing": {"resized": resized}}
+    assert parsed(make_run(key=key), 0)["resize"] == resize
+
+
+def test_the_sizes_without_a_flag_are_those_of_the_data_sets():
+    assert SIDES_PX == {"glas": glas.SIDE_PX, "synthetic": synthetic.SIDE_PX}
+
+
+def test_flags_that_are_not_recorded_are_flags_of_extract():
+    flags = {flag for option in main.commands["extract"].params for flag in option.opts}
+    assert set(NOT_RECORDED.split(", ")) <= flags
+
+
+def test_a_configuration_is_flattened_with_dotted_names():
+    config = {"settings": {"blocks": [0, 4, 5, 6], "lr": 0.1}, "data": {"key": {"model": "m"}, "ignore": None},
+              "ids": ()}  # fmt: skip
+    assert flatten(config) == (
+        ("settings.blocks", "0,4-6"), ("settings.lr", "0.1"), ("data.key.model", "m"), ("data.ignore", "none"),
+        ("ids", ""),
+    )  # fmt: skip
