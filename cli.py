@@ -19,7 +19,7 @@ from pathseg.extract.config import ExtractConfig
 from pathseg.extract.datasets.registry import DATASETS, DatasetOptions, check_options, open_dataset
 from pathseg.extract.models.registry import DEFAULT_MODEL, MODELS
 from pathseg.store.errors import StoreError
-from pathseg.store.runtime import workspace as places
+from pathseg.store.runtime import workspace as paths
 from pathseg.store.runtime.flags import PATH, device_option, flags_of, workspace_option, wrong_flags
 from pathseg.train.config import BaselineConfig, HeadConfig
 from pathseg.train.flags import training_flags
@@ -73,9 +73,9 @@ def error_line(error: Exception) -> str:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without importing it
         return f"out of memory ({_first_line(error)}); pass a smaller --batch-size or train fewer heads at once"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _in_package(frame.filename)]
-    place = f" in {frames[-1].name} ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    where = f" in {frames[-1].name} ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     return (
-        f"this is a bug in pathseg: {type(error).__name__}: {_first_line(error)}{place}; "
+        f"this is a bug in pathseg: {type(error).__name__}: {_first_line(error)}{where}; "
         f"what is finished is kept; please report it with the output of the same command and --debug"
     )
 
@@ -150,7 +150,7 @@ def extract_command(**flags: Any) -> None:
     loader = partial(load_model, absolute(flags["model"]), hipt=flags["hipt"], condition=flags["condition"])
     on_workers = bool(flags["workers"] or flags["scheduler"])
     dataset, model = opener(), loader(device="cpu" if on_workers else device(flags["device"]))
-    path = flags["store"] or places.store_path(flags["workspace"], dataset.name, model.name)
+    path = flags["store"] or paths.store_path(flags["workspace"], dataset.name, model.name)
     plan = plan_extraction(dataset, model, path, config)
     click.echo(plan, err=not flags["dry_run"])
     if flags["dry_run"]:
@@ -235,7 +235,7 @@ def open_store(flags: dict[str, Any]) -> Any:
     from pathseg.store.location.cache import cache_for
     from pathseg.store.location.location import open_location
 
-    location = str(open_location(flags["store"] or places.only_store(flags["workspace"])))
+    location = str(open_location(flags["store"] or paths.only_store(flags["workspace"])))
     return FeatureStore.open(location, cache=None if flags["no_cache"] else cache_for(location, flags["cache_dir"]))
 
 
@@ -244,7 +244,7 @@ def train(store: Any, configs: Any, flags: dict[str, Any]) -> None:
     from pathseg.train.training import sweep
 
     with wrong_flags():
-        runs = sweep.run_folders(store, configs, places.heads_path(flags["workspace"]), name=flags["name"])
+        runs = sweep.run_folders(store, configs, paths.heads_path(flags["workspace"]), name=flags["name"])
     plan = sweep.plan_sweep(store, runs, flags["complete_only"])
     options = {name: flags[name] for name in ("device", "memory_bytes", "scheduler")}
     click.echo(sweep.describe_plan(plan, **options), err=True)
@@ -296,16 +296,16 @@ def predict_command(images: tuple[str, ...], **flags: Any) -> None:
 
     with wrong_flags():
         config = PredictConfig(**{name: flags[name] for name in PredictConfig.__dataclass_fields__})
-    paths, run = list_input_images(images), places.run_path(flags["workspace"], flags["run"])
+    files, run = list_input_images(images), paths.run_path(flags["workspace"], flags["run"])
     masks, device_name = flags["truth"], device(flags["device"])
 
     def load_features(key: Any, t: int, blocks: Sequence[int], *, batch_size: int) -> Any:
         model = load_model(flags["model"] or key.model, flags["hipt"], key.condition, device=device_name)
         return online_features(model, key, t, blocks, batch_size=batch_size)
 
-    with Progress(len(paths)) as progress:
+    with Progress(len(files)) as progress:
         result = predict(
-            paths,
+            files,
             run,
             flags["out"],
             config,
@@ -317,7 +317,7 @@ def predict_command(images: tuple[str, ...], **flags: Any) -> None:
             on_window=progress,
         )
     click.echo(summary(result))
-    require_all([str(failure) for failure in result.failures], len(paths))
+    require_all([str(failure) for failure in result.failures], len(files))
 
 
 @main.command("info")
@@ -338,20 +338,24 @@ def verify_command(store: str, repair: bool) -> None:
 
     Exits 1 when anything is.
     """
-    from pathseg.store.verify import Verification
+    from pathseg.store.features import FeatureStore
+    from pathseg.store.verify import verify
 
-    check = Verification(store)
-    with tqdm(total=len(check.records.committed()), unit="record", desc="verify") as bar:
-        findings = check.run(bar.update)
+    with tqdm(unit="record", desc="verify") as bar:
+
+        def on_unit(total: int) -> None:
+            bar.total = total
+            bar.update()
+
+        findings = verify(store, repair=repair, on_unit=on_unit)
     for finding in findings:
         click.echo(finding)
     if not findings:
-        click.echo(f"{check.location}: {len(check.contents.images)} images, every byte as it was written")
+        click.echo(f"{store}: {len(FeatureStore.open(store))} images, every byte as it was written")
         return
     if repair:
-        check.repair()
         click.echo("repaired: run pathseg extract again for what is missing now; foreign files were left alone")
-    raise click.ClickException(f"{len(findings)} findings in {check.location}")
+    raise click.ClickException(f"{len(findings)} findings in {store}")
 
 
 @main.command("demo")
@@ -359,11 +363,11 @@ def verify_command(store: str, repair: bool) -> None:
 @click.pass_context
 def demo_command(ctx: click.Context, workspace: Path) -> None:
     """Run the three stages on generated tissue with the bundled model, printing each command it stands for."""
-    place, store = ["--workspace", str(workspace)], str(places.store_path(workspace, "synthetic", "mini"))
+    at, store = ["--workspace", str(workspace)], str(paths.store_path(workspace, "synthetic", "mini"))
     for arguments in (
-        ["extract", "--dataset", "synthetic", "--model", "mini", "--t", "50", *place],
-        ["train-head", "--store", store, "--blocks", "4-6", "--lr", "1e-3", "--epochs", "8", *place],
-        ["report", *place],
+        ["extract", "--dataset", "synthetic", "--model", "mini", "--t", "50", *at],
+        ["train-head", "--store", store, "--blocks", "4-6", "--lr", "1e-3", "--epochs", "8", *at],
+        ["report", *at],
     ):
         click.secho(f"$ pathseg {' '.join(arguments)}", bold=True)
         main.main(arguments, prog_name="pathseg", standalone_mode=False)

@@ -83,7 +83,7 @@ def _regions(found: re.Match) -> dict[str, Setting]:
 _SENTENCES: tuple[tuple[str, Callable[[re.Match], dict[str, Setting]]], ...] = (
     (r"(?:none)?", lambda found: {}),
     (r"generated with seed (\d+)", lambda found: {"generator_seed": int(found[1])}),
-    (r"mask codes (\d+(?:, \d+)*) are classes 0\.\.\d+", _mask_codes),
+    (r"mask codes (-?\d+(?:, -?\d+)*) are classes 0\.\.\d+", _mask_codes),
     (
         r"regions of (?P<folder>\S+), (?P<scales>[\d.e+-]+(?: and [\d.e+-]+)*) um/px, brought to (?P<target>[\d.e+-]+) "
         r"\(images by averaging areas, masks nearest\); (?P<patch>\d+) px patches every (?P<stride>\d+) px and flush "

@@ -1,4 +1,4 @@
-"""The README's commands: every line parses, the recipes agree with one another and run after one another."""
+"""The documentation's commands: every line parses, the recipes agree with one another, the Python examples run."""
 
 import re
 import shlex
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -16,12 +17,25 @@ from pathseg.extract.datasets.registry import DatasetOptions, check_options
 from pathseg.extract.models.registry import DEFAULT_MODEL
 from pathseg.store.runtime.workspace import DEFAULT, store_path
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```sh\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
-# a shell in which pathseg prints its arguments, one a line, and what else the README calls does nothing
-SHELL = "pathseg() { printf '%s\\n' \"$@\" ''; }; pip() { :; }; pytest() { :; }; set -u\n"
+ROOT = Path(__file__).parents[1]
+PAGES = {
+    name: (ROOT / name).read_text(encoding="utf-8")
+    for name in ("README.md", "extract/README.md", "store/README.md", "train/README.md", "benchmarks/README.md")
+}
+SHELL_BLOCKS = [
+    pytest.param(block, id=f"{name}: {block.splitlines()[0]}")
+    for name, text in PAGES.items()
+    for block in re.findall(r"^```sh\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+]
+BLOCKS = [parameter.values[0] for parameter in SHELL_BLOCKS]
+# a shell in which pathseg prints its arguments, one a line, and every other command of the pages does nothing
+SHELL = (
+    "pathseg() { printf '%s\\n' \"$@\" ''; }; pip() { :; }; pytest() { :; }; python() { :; }; dask() { :; }; set -u\n"
+)
 needs_bash = pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
-RECIPES = {"glas": -2, "bcss": -1}  # the last two blocks
+RECIPES = {
+    name: next(block for block in BLOCKS if block.startswith(f"F=pathseg-work/{name}-")) for name in ("glas", "bcss")
+}
 
 
 def commands(block, folder):
@@ -39,18 +53,12 @@ def parsed(arguments):
         return name, command.make_context(name, rest, parent=context).params
 
 
-def recipe(name, folder):
-    return [parsed(arguments) for arguments in commands(BLOCKS[RECIPES[name]], folder)]
-
-
-def test_there_are_blocks_of_commands():
-    assert len(BLOCKS) >= 7
-    for name, number in RECIPES.items():
-        assert f"--dataset {name}" in BLOCKS[number]
+def test_the_readme_is_short():
+    assert len(PAGES["README.md"].splitlines()) <= 200
 
 
 @needs_bash
-@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.splitlines()[0])
+@pytest.mark.parametrize("block", SHELL_BLOCKS)
 def test_every_line_parses_and_its_flags_are_there(block, tmp_path):
     for arguments in commands(block, tmp_path):
         name, flags = parsed(arguments)
@@ -64,25 +72,30 @@ def test_a_flag_that_is_not_there_would_be_found():
         parsed(["train-head", "--rate", "1"])
 
 
+def test_every_link_to_a_file_leads_somewhere():
+    for name, text in PAGES.items():
+        for target in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert (ROOT / name).parent.joinpath(target).exists(), f"{name}: {target}"
+
+
 @needs_bash
 def test_all_lines_that_extract_to_one_store_agree(tmp_path):
     made = {}
     for block in BLOCKS:
-        for name, flags in map(parsed, commands(block, tmp_path)):
-            if name == "extract":
+        for name, flags in (parsed(arguments) for arguments in commands(block, tmp_path)):
+            if name == "extract" and flags["dataset"] in RECIPES:
                 store = flags["store"] or str(store_path(DEFAULT, flags["dataset"], flags["model"]))
                 key = [flags[setting] for setting in ("model", "condition", "layout", "val_institutes", "seed")]
                 assert made.setdefault(store, key) == key
-    assert {Path(path).stem for path in made} == {
-        f"{data}-{model}" for data in ("glas", "bcss") for model in ("brca-hipt-20x", "uncond", "hipt")
-    }
+    names = {f"{data}-{model}" for data in RECIPES for model in ("brca-hipt-20x", "uncond", "hipt")}
+    assert names <= {Path(path).stem for path in made}
 
 
 @needs_bash
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_trains_on_what_it_has_extracted(name, tmp_path):
     extracted = {}
-    for command, flags in recipe(name, tmp_path):
+    for command, flags in (parsed(arguments) for arguments in commands(RECIPES[name], tmp_path)):
         if command == "extract":
             extracted.setdefault(flags["store"], set()).update(flags["t"])
         elif command.startswith("train"):
@@ -91,22 +104,24 @@ def test_a_recipe_trains_on_what_it_has_extracted(name, tmp_path):
             assert flags["seed"] == (0, 1, 2)
 
 
-def test_the_comparison_hands_on_what_bcss_needs():
-    """Every line that it prints parses; what is asked for stands on the lines it applies to."""
-    root = Path(__file__).parents[1]
-    asked = ["--dataset", "bcss", "--blocks", "4-6", "--class-weights", "balanced", "--val-institutes", "BH,C8"]
-    printed = subprocess.run(
-        [sys.executable, "-m", "benchmarks.train.comparison", *asked, "--dry-run"],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+def test_the_comparison_passes_on_what_bcss_needs():
+    """Every line that it prints parses; each flag stands on the lines it applies to."""
+    given = ["--dataset", "bcss", "--blocks", "4-6", "--class-weights", "balanced", "--val-institutes", "BH,C8"]
+    command = [sys.executable, "-m", "benchmarks.train.comparison", *given, "--dry-run"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
     lines = [parsed(shlex.split(line.removeprefix("$ pathseg "))) for line in printed.splitlines()]
     assert [name for name, _ in lines] == ["extract"] * 3 + ["train-head"] * 5 + ["train-baseline"] * 2 + ["report"]
     assert all(flags["val_institutes"] == ("BH", "C8") for _, flags in lines[:3])
     assert [flags["blocks"] for _, flags in lines[:2]] == [(4, 5, 6)] * 2
     assert all(flags["class_weights"] == "balanced" for _, flags in lines[3:-1])
+
+
+def test_the_examples_in_python_run(tmp_path, monkeypatch):
+    """The blocks of README.md, one after another in one namespace and an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    names = {"images": np.zeros((2, 256, 256, 3), np.uint8)}
+    for block in re.findall(r"^```python\n(.*?)^```$", PAGES["README.md"], re.DOTALL | re.MULTILINE):
+        exec(compile(block, "README.md", "exec"), names)
 
 
 IN_SMALL = (("glas", "synthetic"), (DEFAULT_MODEL, "mini"), ("-hipt.zarr", "-mini-hipt.zarr"))
@@ -132,7 +147,7 @@ def in_small(arguments):
 @needs_bash
 def test_the_recipe_for_glas_runs_from_one_end_to_the_other(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for arguments in commands(BLOCKS[RECIPES["glas"]], tmp_path):
+    for arguments in commands(RECIPES["glas"], tmp_path):
         result = CliRunner().invoke(main, in_small(arguments))
         assert result.exit_code == 0, (arguments, result.output)
     tables = Path("pathseg-work/report/tables.md").read_text(encoding="utf-8")
