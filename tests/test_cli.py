@@ -262,7 +262,7 @@ def test_a_finished_run_is_told_from_one_of_other_settings(extracted, tmp_path):
     before = snapshot(tmp_path)
     refused = run(*train, "--epochs", 2)
     assert refused.exit_code == 1
-    assert "epochs is 1 there, 2 asked for; pass --name or another --workspace" in refused.output
+    assert "epochs is 1, not 2; pass --name" in refused.output
     assert snapshot(tmp_path) == before
     assert RunFolder(tmp_path / "heads" / "a").finished
 
