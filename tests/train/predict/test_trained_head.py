@@ -8,6 +8,7 @@ import torch
 
 from pathseg.store.features import FeatureStore
 from pathseg.store.grid import PatchGrid
+from pathseg.store.sampling import Sampling
 from pathseg.train.config import HeadConfig
 from pathseg.train.heads.pixel_ensemble import PixelEnsemble
 from pathseg.train.predict.trained_head import TrainedHead
@@ -30,14 +31,14 @@ def test_it_predicts_the_test_images_as_its_run_did(run, toy_store):
     np.testing.assert_array_equal(codes, run.read_prediction(toy_store.ids[index]))
 
 
-def test_it_knows_the_key_and_the_sampling_of_its_store(run, toy_store):
-    head = TrainedHead.load(run.path)
-    assert head.key == toy_store.contents.key
-    assert (head.sampling.size, head.sampling.mpp) == ((256, 512), 0.5)
+def test_it_knows_the_key_and_the_sampling_of_its_store(old_run):
+    head, contents = TrainedHead.load(old_run), FeatureStore.open(HEADS_V1.parent / "glas-ramp.zarr").contents
+    assert head.key == contents.key
+    assert head.sampling == Sampling.of(contents)
 
 
-def test_a_resolution_that_is_passed_replaces_the_runs(run):
-    assert TrainedHead.load(run.path, mpp=0.7).sampling.mpp == 0.7
+def test_a_resolution_that_is_passed_replaces_the_runs(old_run):
+    assert TrainedHead.load(old_run, mpp=0.7).sampling.mpp == 0.7
 
 
 def test_a_baseline_is_refused_with_the_heads_there_are():
@@ -86,10 +87,11 @@ def test_runs_of_0_1_0_predict_their_test_images_as_they_did(name):
         np.testing.assert_array_equal(codes, folder.read_prediction(store.ids[index]))
 
 
-def test_damaged_weights_are_named(run):
-    run.weights.write_bytes(run.weights.read_bytes()[:100])
+def test_damaged_weights_are_named(old_run):
+    weights = old_run / "head.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"head\.safetensors is damaged"):
-        TrainedHead.load(run.path)
+        TrainedHead.load(old_run)
 
 
 def test_probabilities_add_up_to_one_and_the_ignored_class_has_none(colour_head):
