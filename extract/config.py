@@ -16,6 +16,9 @@ def _flag(default: Any, help: str) -> Any:
     return dataclasses.field(default=default, metadata={"help": help})
 
 
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
 @dataclass(frozen=True)
 class ExtractConfig:
     """What to compute and how to keep it; each field is a flag."""

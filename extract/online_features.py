@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import numpy as np
 import torch
 
-from pathseg.extract.config import ExtractConfig
+from pathseg.extract.config import ExtractConfig, Precision
 from pathseg.extract.models.feature_model import FeatureModel
 from pathseg.extract.unit import compute_patches
 from pathseg.store.blocks import format_blocks
@@ -35,7 +36,8 @@ def online_features(
         )
     if lacking := [block for block in blocks if block not in model.blocks]:
         raise ValueError(f"model {model.name} has blocks {format_blocks(model.blocks)}, not {format_blocks(lacking)}")
-    config = ExtractConfig(t=(t,), blocks=tuple(blocks), precision=key.precision, seed=key.seed, batch_size=batch_size)
+    precision = cast(Precision, key.precision)
+    config = ExtractConfig(t=(t,), blocks=tuple(blocks), precision=precision, seed=key.seed, batch_size=batch_size)
     dtype = getattr(torch, key.dtype)
 
     def features(patches: np.ndarray, numbers: Sequence[int], image_id: str) -> dict[int, torch.Tensor]:

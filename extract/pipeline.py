@@ -70,7 +70,8 @@ def open_extraction(
     """Check the free space, create or open the store, and create the arrays that it lacks. Raises as `extract`."""
     location, contents, blocks = open_location(store), contents_of(dataset, model, config), wanted_blocks(model, config)
     writer = StoreWriter(location, contents) if location.exists(MANIFEST) else None
-    plan_for(dataset, model, config, location, writer and writer.store).require_space()
+    existing = None if writer is None else writer.store
+    plan_for(dataset, model, config, location, existing).require_space()
     writer = writer or StoreWriter(location, contents)
     writer.add_arrays(config.t, blocks)
     return Extraction(dataset, model, writer, config, blocks)

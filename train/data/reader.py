@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -116,7 +117,7 @@ class FeatureReader:
         for n, index in enumerate(group):
             if index not in self._kept:
                 self.bytes_read += self._image_bytes
-            slot = buffer.map(lambda values, n=n: values[n])
+            slot = buffer.map(itemgetter(n))
             direct = len(group) == 1 or self.device.type != "cpu"
             futures.append(self._threads.submit(self._load, index, slot, self._reserve(index), direct))
         return futures
@@ -250,7 +251,7 @@ def wanted_by(configs: Iterable[Config]) -> dict[int | None, tuple[int, ...]]:
     blocks: dict[int | None, set[int]] = {}
     for config in configs:
         blocks.setdefault(config.t, set()).update(config.blocks)
-    return {t: tuple(sorted(blocks[t])) for t in sorted(blocks)}
+    return {t: tuple(sorted(blocks[t])) for t in sorted(blocks, key=lambda t: -1 if t is None else t)}
 
 
 def class_pixels(store: FeatureStore, indices: Sequence[int]) -> np.ndarray:

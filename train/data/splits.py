@@ -80,7 +80,8 @@ def draw_views(store: FeatureStore, indices: Sequence[int], *, seed: int, epoch:
 
 def _by_patch(store: FeatureStore, indices: Sequence[int]) -> list[list[int]]:
     """Group the views of each patch, lowest number first, patches in the order given."""
-    images, patches = store.contents.images, {}
+    images = store.contents.images
+    patches: dict[str | int, list[int]] = {}
     for index in indices:
         patches.setdefault(images[index].group or index, []).append(index)
     return [sorted(views, key=lambda index: images[index].view) for views in patches.values()]
@@ -88,7 +89,7 @@ def _by_patch(store: FeatureStore, indices: Sequence[int]) -> list[list[int]]:
 
 def lacking_images(store: FeatureStore, *, t: int | None, blocks: Iterable[int]) -> tuple[int, ...]:
     """Return the indices of images that lack their pixels or, unless t is None, one of these blocks."""
-    return store.unfinished(t=t, blocks=() if t is None else blocks)
+    return store.unfinished(t=0, blocks=()) if t is None else store.unfinished(t=t, blocks=blocks)
 
 
 def incomplete_images(

@@ -8,7 +8,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -108,7 +108,7 @@ def _bilinear_upsampling(classes: int, factor: int) -> nn.ConvTranspose2d:
     return layer
 
 
-def choose_weights(name: str, requested: str) -> tuple[str, str]:
+def choose_weights(name: str, requested: str) -> tuple[Literal["imagenet", "none"], str]:
     """Decide the initial weights of a baseline, `imagenet` or `none`; return them and a message for the user.
 
     requested: `imagenet`, `none`, or `auto`, which is imagenet where the weights are in torchvision's cache or can be

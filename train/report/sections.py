@@ -356,5 +356,5 @@ def _choice_note(ranked: Sequence[FinishedRun]) -> str:
     _, chosen = max(scored, key=lambda pair: pair[0])
     if chosen is ranked[0]:
         return f"{note}; validation Dice chooses the same run."
-    dice = score(chosen.quoted.scores.dice)
-    return f"{note}; validation Dice would choose {chosen.name}, with a test Dice of {dice}."
+    test_dice = score(chosen.quoted.scores.dice)
+    return f"{note}; validation Dice would choose {chosen.name}, with a test Dice of {test_dice}."

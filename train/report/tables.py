@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from operator import attrgetter
 from statistics import fmean
 from typing import cast
 
@@ -197,10 +199,10 @@ def systems_table(systems: Sequence[System], split: str, *, title: str) -> Table
     rows = []
     for one in scored:
         splits = _splits_of(one, split)
-        values: list[Value] = [_spread(splits, lambda found, m=metric: getattr(found.scores, m)) for metric in METRICS]
+        values: list[Value] = [_spread(splits, attrgetter(f"scores.{metric}")) for metric in METRICS]
         same_rules = len(_rules(splits)) < 2  # a mean over objects that were counted in two ways has no meaning
         for name in ObjectScores._fields[3:] if objects else ():
-            spread = _spread(splits, lambda found, m=name: getattr(found.pooled_objects, m, None))
+            spread = _spread(splits, partial(_pooled_object_score, name=name))
             values.append(spread if same_rules else None)
         rows.append(Row("run", (one.name, one.weights, _seeds(one.repeats), *values)))
     first = systems[0].run
@@ -226,7 +228,7 @@ def tissue_table(systems: Sequence[System], split: str, *, title: str) -> Table 
     rows = []
     for one in systems:
         splits = _splits_of(one, split)
-        values = [_spread(splits, lambda found, k=code: found.scores.classes[k].iou) for code in codes]
+        values = [_spread(splits, partial(_class_iou, code=code)) for code in codes]
         mean = _spread(splits, lambda found: _mean_iou(found, codes))
         rows.append(Row("run", (one.name, one.weights, _seeds(one.repeats), *values, mean)))
     if systems[0].run.data.dataset == "bcss":
@@ -372,6 +374,15 @@ def _splits(runs: Sequence[FinishedRun], split: str) -> list[SplitScores]:
 
 def _splits_of(system: System, split: str) -> list[SplitScores]:
     return _splits(system.repeats.runs, split)
+
+
+def _pooled_object_score(split: SplitScores, name: str) -> float | None:
+    objects = split.pooled_objects
+    return None if objects is None else getattr(objects, name)
+
+
+def _class_iou(split: SplitScores, code: int) -> float | None:
+    return split.scores.classes[code].iou
 
 
 def _spread(splits: Sequence[SplitScores], value: Callable[[SplitScores], float | None]) -> Spread | None:

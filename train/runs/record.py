@@ -105,7 +105,7 @@ class RunConfig:
             raise ValueError(f"{source} has format {form}, this pathseg reads up to {FORMAT}; upgrade pathseg")
         with _way_out():
             file = convert_json(values, _ConfigFile, source=source)
-            settings = convert_json(file.settings, SETTINGS[file.kind], source=f"{source}: settings")
+            settings: Config = convert_json(file.settings, SETTINGS[file.kind], source=f"{source}: settings")
         return cls(settings, file.data, file.parameters, file.versions, file.device)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from dask.typing import Key
 from distributed import CancelledError, Client, Future, KilledWorker, Worker, as_completed, get_worker
 
 from pathseg.store.errors import StoreError
@@ -179,7 +180,7 @@ def _open(job: Job, task: Task) -> tuple[FeatureStore, str]:
     return store, job.device()
 
 
-def _require_driver(worker: Worker, key: str) -> None:
+def _require_driver(worker: Worker, key: Key) -> None:
     """Raise ClusterError when the driver has gone: another may be about to train the same heads."""
     task = worker.state.tasks.get(key)
     if task is None or task.state == "cancelled":

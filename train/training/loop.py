@@ -11,11 +11,11 @@ import torch
 
 from pathseg.store.features import FeatureStore
 from pathseg.store.sampling import Sampling
-from pathseg.train.config import BaselineConfig, Config
+from pathseg.train.config import BaselineConfig, Config, HeadConfig
 from pathseg.train.data.augment import symmetry, turn, turn_features
 from pathseg.train.data.reader import Batch, FeatureReader, class_pixels, wanted_by
 from pathseg.train.data.splits import Splits, draw_views, split_images
-from pathseg.train.heads.baselines import start_from_imagenet
+from pathseg.train.heads.baselines import VGG16FCN8, ResUNet, start_from_imagenet
 from pathseg.train.heads.inference import score
 from pathseg.train.heads.pixel_ensemble import BATCH_PX, PixelEnsemble, train_on_pool
 from pathseg.train.runs.folder import RunFolder
@@ -169,6 +169,7 @@ def _prepare(
     config = run_config(store, settings, splits, parameters=parameters, device=str(device))
     if not (run.path / LAST).is_file():
         if isinstance(settings, BaselineConfig) and settings.weights == "imagenet":
+            assert isinstance(state.head, ResUNet | VGG16FCN8)
             start_from_imagenet(state.head, settings.network)
         run.begin(config)
         return state
@@ -233,6 +234,7 @@ def _train_step(state: TrainingState, batch: Batch, store: FeatureStore, *, epoc
 def _pixel_step(state: TrainingState, batch: Batch, store: FeatureStore, *, epoch: int, step: int) -> None:
     """Draw pixels for a pixel ensemble, and train it once enough are drawn."""
     settings = state.settings
+    assert isinstance(settings, HeadConfig)
     own = {block: batch.features[settings.t][block] for block in settings.blocks}
     seed = [settings.seed, epoch, step]
     state.pool.draw(own, batch.masks, store.contents.grid, count=settings.pixels, ignore=store.ignore, seed=seed)
@@ -242,6 +244,7 @@ def _pixel_step(state: TrainingState, batch: Batch, store: FeatureStore, *, epoc
 
 def _train_on_pool(state: TrainingState, epoch: int) -> None:
     """Take the steps of a pixel ensemble on the pixels drawn so far."""
+    assert isinstance(state.head, PixelEnsemble)
     seed = [state.settings.seed, epoch, len(state.losses)]
     losses = train_on_pool(state.pool, state.head, state.optimizer, epoch=epoch, weights=state.class_weights, seed=seed)
     state.losses += losses

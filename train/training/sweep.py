@@ -116,7 +116,10 @@ def expand_heads(
     else:
         selections = [stored if blocks == BLOCKS and stored else blocks]
     combinations = product(t, selections, lr, seed)
-    return [HeadConfig(t=one, blocks=own, lr=rate, seed=s, **settings) for one, own, rate, s in combinations]
+    fields: list[dict[str, Any]] = [
+        {"t": one, "blocks": own, "lr": rate, "seed": s} for one, own, rate, s in combinations
+    ]
+    return [HeadConfig(**own, **settings) for own in fields]
 
 
 def expand_baselines(

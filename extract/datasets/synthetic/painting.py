@@ -38,20 +38,20 @@ class Sheet:
         self._grey = Image.new("L", (side * INK_SCALE, side * INK_SCALE))
         self._rng = rng
 
-    def ovals(self, places: np.ndarray, along: np.ndarray, *, axes: np.ndarray, shade: np.ndarray) -> None:
+    def ovals(self, centres: np.ndarray, along: np.ndarray, *, axes: np.ndarray, shade: np.ndarray) -> None:
         """Draw n uneven ovals.
 
-        places: (n, 2) middles (y, x). along: (n, 2) directions (y, x) of the first axis. axes: (n, 2) half
+        centres: (n, 2) (y, x) in px. along: (n, 2) directions (y, x) of the first axis. axes: (n, 2) half
         axes in px. shade: (n,) grey from 1 to 255; the outline is a little lighter, which separates neighbours.
         """
-        count, rng = len(places), self._rng
+        count, rng = len(centres), self._rng
         along = along / (np.linalg.norm(along, axis=1, keepdims=True) + 1e-6)
         turn = np.linspace(0, 2 * np.pi, OUTLINE, endpoint=False)
         lean = 0.09 * rng.standard_normal((count, 1)) * np.cos(2 * turn + rng.uniform(0, 6, (count, 1)))
         reach = 1 + lean + 0.05 * rng.standard_normal((count, OUTLINE))
         first, second = axes[:, :1] * np.cos(turn) * reach, axes[:, 1:] * np.sin(turn) * reach
-        y = places[:, :1] + 0.5 + first * along[:, :1] + second * along[:, 1:]  # (n, 16)
-        x = places[:, 1:] + 0.5 + first * along[:, 1:] - second * along[:, :1]
+        y = centres[:, :1] + 0.5 + first * along[:, :1] + second * along[:, 1:]  # (n, 16)
+        x = centres[:, 1:] + 0.5 + first * along[:, 1:] - second * along[:, :1]
         outlines = (np.stack([x, y], 2) * INK_SCALE).reshape(count, 2 * OUTLINE).tolist()
         pen = ImageDraw.Draw(self._grey)
         for outline, grey in zip(outlines, np.clip(shade, 1, 255).astype(int).tolist(), strict=True):
@@ -147,11 +147,11 @@ def _fill_lumens(rng: np.random.Generator, stains: np.ndarray, anatomy: Anatomy)
 
 def _scatter(rng: np.random.Generator, chance: np.ndarray, spacing: int) -> np.ndarray:
     """Draw points (n, 2), (y, x), at least `spacing` px apart along an axis, with probability `chance` per px."""
-    places = np.argwhere(rng.random(chance.shape, dtype=np.float32) < chance)
-    rng.shuffle(places)
+    centres = np.argwhere(rng.random(chance.shape, dtype=np.float32) < chance)
+    rng.shuffle(centres)
     taken = np.zeros(chance.shape, bool)
     kept = []
-    for y, x in places.tolist():
+    for y, x in centres.tolist():
         if not taken[y, x]:
             kept.append((y, x))
             taken[max(0, y - spacing + 1) : y + spacing, max(0, x - spacing + 1) : x + spacing] = True
@@ -164,11 +164,11 @@ def _add_mucin(rng: np.random.Generator, stains: np.ndarray, anatomy: Anatomy, h
     body = (anatomy.glands > 0) & ~anatomy.lumen
     rich = smooth_noise(rng, side, scale=40) < 4.0 * habit.goblets - 2.0
     zone = body & rich & (anatomy.depth > 17 + 6 * habit.atypia)
-    places = _scatter(rng, zone * 0.3, 12)
-    axes = rng.uniform((6.5, 4.5), (11.0, 6.5), (len(places), 2))
+    centres = _scatter(rng, zone * 0.3, 12)
+    axes = rng.uniform((6.5, 4.5), (11.0, 6.5), (len(centres), 2))
     sheet = Sheet(side, rng)
-    along = anatomy.inward[:, places[:, 0], places[:, 1]].T
-    sheet.ovals(places, along, axes=axes, shade=rng.uniform(190, 255, len(places)))
+    along = anatomy.inward[:, centres[:, 0], centres[:, 1]].T
+    sheet.ovals(centres, along, axes=axes, shade=rng.uniform(190, 255, len(centres)))
     pale = ndimage.gaussian_filter(sheet.read(), 0.7) * body
     stains *= 1 - 0.88 * pale
     stains[0] += 0.05 * pale * (1 + 0.6 * smooth_noise(rng, side, scale=3))
@@ -178,10 +178,10 @@ def _add_blood(rng: np.random.Generator, stains: np.ndarray, anatomy: Anatomy) -
     """Red cells, strongly eosinophilic, where capillaries happen to be cut."""
     side = len(anatomy.glands)
     vessels = (smooth_noise(rng, side, scale=30) > 2.1) & (anatomy.gap > 5)
-    places = _scatter(rng, vessels * 0.2, 9)
-    axes = rng.uniform(4.5, 6.0, (len(places), 1)).repeat(2, 1)
+    centres = _scatter(rng, vessels * 0.2, 9)
+    axes = rng.uniform(4.5, 6.0, (len(centres), 1)).repeat(2, 1)
     sheet = Sheet(side, rng)
-    sheet.ovals(places, np.ones((len(places), 2)), axes=axes, shade=rng.uniform(150, 255, len(places)))
+    sheet.ovals(centres, np.ones((len(centres), 2)), axes=axes, shade=rng.uniform(150, 255, len(centres)))
     red = sheet.read() * (anatomy.glands == 0)
     stains[0] *= 1 - red
     stains[1] += red * (0.95 - stains[1])
@@ -208,20 +208,20 @@ def _add_nuclei(
 def _draw_spindles(rng: np.random.Generator, sheet: Sheet, anatomy: Anatomy, fibres: np.ndarray) -> None:
     """Fibroblasts: thin nuclei along the fibres."""
     crowd = np.clip(0.004 + 0.004 * smooth_noise(rng, len(fibres[0]), scale=40), 0.0004, None)
-    places = _scatter(rng, (anatomy.gap > 3) * crowd, int(rng.integers(11, 18)))
-    count = len(places)
-    along = fibres[:, places[:, 0], places[:, 1]].T + rng.normal(0, 0.15, (count, 2))
+    centres = _scatter(rng, (anatomy.gap > 3) * crowd, int(rng.integers(11, 18)))
+    count = len(centres)
+    along = fibres[:, centres[:, 0], centres[:, 1]].T + rng.normal(0, 0.15, (count, 2))
     axes = rng.uniform((5.0, 1.5), (10.0, 2.8), (count, 2))
-    sheet.ovals(places, along, axes=axes, shade=rng.normal(155, 28, count))
+    sheet.ovals(centres, along, axes=axes, shade=rng.normal(155, 28, count))
 
 
 def _draw_round_cells(rng: np.random.Generator, sheet: Sheet, anatomy: Anatomy, habit: Habit) -> None:
     """Lymphocytes and plasma cells: small, round, dark, in crowds."""
     crowd = smooth_noise(rng, len(anatomy.glands), scale=55) + 2.2 * habit.inflammation
-    places = _scatter(rng, (anatomy.gap > 4) * np.clip(0.02 * crowd - 0.024, 0.0006, None), 9)
-    count = len(places)
+    centres = _scatter(rng, (anatomy.gap > 4) * np.clip(0.02 * crowd - 0.024, 0.0006, None), 9)
+    count = len(centres)
     axes = rng.uniform(3.4, 5.0, (count, 1)) * np.array([[1.08, 0.95]])
-    sheet.ovals(places, rng.standard_normal((count, 2)), axes=axes, shade=rng.normal(190, 28, count))
+    sheet.ovals(centres, rng.standard_normal((count, 2)), axes=axes, shade=rng.normal(190, 28, count))
 
 
 def _draw_palisade(rng: np.random.Generator, sheet: Sheet, anatomy: Anatomy, habit: Habit) -> None:
@@ -232,11 +232,11 @@ def _draw_palisade(rng: np.random.Generator, sheet: Sheet, anatomy: Anatomy, hab
     for row in range(1 + round(2.4 * habit.atypia + rng.uniform(-0.3, 0.5))):
         level = length + 2 + row * 1.25 * length + sway
         zone = body & (np.abs(anatomy.depth - level) < 1.3)
-        places = _scatter(rng, zone * (0.75 if row == 0 else 0.45), round(2 * width - 1))
-        count = len(places)
-        along = anatomy.inward[:, places[:, 0], places[:, 1]].T + rng.normal(0, 0.16, (count, 2))
+        centres = _scatter(rng, zone * (0.75 if row == 0 else 0.45), round(2 * width - 1))
+        count = len(centres)
+        along = anatomy.inward[:, centres[:, 0], centres[:, 1]].T + rng.normal(0, 0.16, (count, 2))
         axes = np.array([length, width]) * rng.uniform((0.75, 0.8), (1.25, 1.2), (count, 2))
-        sheet.ovals(places, along, axes=axes, shade=rng.normal(148 + 20 * habit.atypia, 24, count))
+        sheet.ovals(centres, along, axes=axes, shade=rng.normal(148 + 20 * habit.atypia, 24, count))
 
 
 def _scan(rng: np.random.Generator, stains: np.ndarray) -> np.ndarray:
