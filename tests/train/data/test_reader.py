@@ -7,10 +7,10 @@ import torch
 
 from pathseg.store.errors import Damaged
 from pathseg.store.writer import StoreWriter
-from pathseg.train.config import IMAGE
+from pathseg.train.config import IMAGE, BaselineConfig, HeadConfig
 from pathseg.train.data import memory
 from pathseg.train.data import reader as reader_module
-from pathseg.train.data.reader import FeatureReader, class_pixels
+from pathseg.train.data.reader import FeatureReader, class_pixels, wanted_by
 
 CPU = torch.device("cpu")
 
@@ -147,3 +147,8 @@ def test_ignored_pixels_are_of_no_class(tmp_path, toy_contents):
         writer.write_pixels(unit, [(np.zeros((256, 512, 3), np.uint8), mask, np.zeros((200, 300), np.uint16))])
     # quarters of 128x256 px: one background, two gland, one ignored
     assert class_pixels(writer.store, (0, 1)).tolist() == [128 * 256, 2 * 128 * 256]
+
+
+def test_heads_and_baselines_can_read_together():
+    configs = [HeadConfig(t=50, blocks=(9, 4)), BaselineConfig(), HeadConfig(t=10, blocks=(4,))]
+    assert list(wanted_by(configs).items()) == [(None, (IMAGE,)), (10, (4,)), (50, (4, 9))]

@@ -229,8 +229,15 @@ def test_a_head_that_diverges_is_given_up_and_the_others_go_on(toy_store, tmp_pa
     assert same(weights(trained[1].run), weights(train(toy_store, tmp_path / "alone", QUICK)))
 
 
-def test_mixed_precision_learns_as_well(toy_store, tmp_path):
-    config = HeadConfig(blocks=(4, 9), head_type="linear", lr=1e-2, epochs=3, precision="bfloat16")
+@pytest.mark.parametrize(
+    "config",
+    [
+        HeadConfig(blocks=(4, 9), head_type="linear", lr=0.1, epochs=8, precision="bfloat16"),
+        pytest.param(dataclasses.replace(CONFIG, precision="bfloat16"), marks=pytest.mark.slow),  # minutes without AMX
+    ],
+    ids=lambda config: config.head_type,
+)
+def test_mixed_precision_learns_as_well(toy_store, tmp_path, config):
     assert train(toy_store, tmp_path / "run", config).read_metrics().splits["test"].scores.dice > 0.9
 
 
