@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pathseg.store.blocks import BLOCKS
 from pathseg.store.format.packing import PACKINGS
-from pathseg.store.key import LAYOUTS
+from pathseg.store.key import BATCH_SIZE, LAYOUTS
 
 
 def _flag(default: Any, help: str) -> Any:
@@ -36,7 +36,11 @@ class ExtractConfig:
         "store's key.",
     )
     seed: int = _flag(0, "Of the noise and of generated tissue.")
-    batch_size: int = _flag(9, "Patches a forward pass, never across images; 9 = one 768 px image.")
+    batch_size: int = _flag(
+        BATCH_SIZE,
+        "Patches a forward pass, never across images; 9 = one 768 px image. It changes the last bits of the features: "
+        "part of the store's key.",
+    )
 
     def __post_init__(self) -> None:
         if not self.t or len(set(self.t)) != len(self.t):

@@ -24,7 +24,9 @@ def online_features(
 
     The function takes patches (P, 256, 256, 3) uint8, their P indices and the image's id, on which the noise depends,
     and returns {block: (P, C, h, w)} in native resolution. Noise, precision and dtype are those of the key; the
-    rounding of a lossy `packing` is not applied. The forward pass ends after the last of `blocks`.
+    rounding of a lossy `packing` is not applied. batch_size: patches per forward pass; the features equal the stored
+    ones to the bit for the key's batch size and the patches of one image at a time. The forward pass ends after the
+    last of `blocks`.
 
     Raises ValueError, naming both digests, when the model's weights are not those of the store, and for a block that
     the model does not have.

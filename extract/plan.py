@@ -20,7 +20,7 @@ from pathseg.store.features import FeatureStore
 from pathseg.store.format.manifest import MANIFEST
 from pathseg.store.format.size import BlockShape, fitting_layouts, format_bytes, images_per_unit, patch_bytes
 from pathseg.store.grid import PATCH_PX, PatchGrid
-from pathseg.store.key import StoreKey
+from pathseg.store.key import BATCH_SIZE, StoreKey
 from pathseg.store.location.location import Location, open_location
 
 PIXEL_BYTES = 4  # of an image pixel and its mask code, before compression
@@ -190,6 +190,7 @@ def plan_for(
 
 def contents_of(dataset: Dataset, model: FeatureModel, config: ExtractConfig) -> Contents:
     """Return the description of a store with features of this data set, model and configuration."""
+    patches = PatchGrid.of(*dataset.size).patches
     key = StoreKey(
         dataset=dataset.name,
         preprocessing=dataset.preprocessing,
@@ -204,6 +205,8 @@ def contents_of(dataset: Dataset, model: FeatureModel, config: ExtractConfig) ->
         dtype=config.dtype,
         packing=config.packing,
         precision=config.precision,
+        # a batch holds patches of one image: all sizes from the number of its patches on are the same
+        batch_size=config.batch_size if config.batch_size < patches else max(patches, BATCH_SIZE),
     )
     shapes = {block: BlockShape(*shape) for block, shape in model.blocks.items()}
     largest = max(patch_bytes(shapes, layout=config.layout, dtype=config.dtype).values())
@@ -218,7 +221,7 @@ def contents_of(dataset: Dataset, model: FeatureModel, config: ExtractConfig) ->
         model_trained=model.trained,
         has_instances=dataset.has_instances,
         made_by={name: importlib.metadata.version(name) for name in PACKAGES},
-        images_per_unit=images_per_unit(len(dataset.samples), largest * PatchGrid.of(*dataset.size).patches),
+        images_per_unit=images_per_unit(len(dataset.samples), largest * patches),
     )
 
 

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -23,6 +23,7 @@ LAYOUTS: dict[str, str] = {
     "image": "upsampled to pixels, 256 cells per patch (eq. 4 of the paper to the letter)",
 }
 DTYPES = ("float16", "float32")
+BATCH_SIZE = 9  # patches per forward pass unless set otherwise, and of every store whose key has no batch size
 NOISE_RULE = "sha256(seed/image/patch/t)"  # the rule that INTERFACE fixes; its name changes if the rule ever does
 
 Setting = str | int | float | tuple[str | int | float, ...]
@@ -101,7 +102,8 @@ class StoreKey:
 
     size: height and width of an image in px. mpp: um/px. model_digest: SHA-256 over all weights in use. first_stage:
     `vq-f4`, `kl-f8`, None where the model has none. condition: `ssl` or `none`. seed: of the noise. precision:
-    arithmetic of the forward pass. packing: a name in `format.packing.PACKINGS`; rounding changes numbers.
+    arithmetic of the forward pass. packing: a name in `format.packing.PACKINGS`; rounding changes numbers. batch_size:
+    patches per forward pass at most; kernels, and so the last bits of the features, are chosen by it.
     """
 
     dataset: str
@@ -119,6 +121,7 @@ class StoreKey:
     noise: str = NOISE_RULE
     precision: str = "float32"
     packing: str = "none"
+    batch_size: Annotated[int, msgspec.Meta(ge=1)] = BATCH_SIZE
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""

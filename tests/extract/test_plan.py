@@ -4,7 +4,7 @@ import pytest
 
 from pathseg.extract.config import ExtractConfig
 from pathseg.extract.pipeline import extract
-from pathseg.extract.plan import plan_extraction
+from pathseg.extract.plan import contents_of, plan_extraction
 from pathseg.store.errors import KeyMismatch, StoreError
 from pathseg.store.location.local import LocalFolder
 
@@ -30,6 +30,19 @@ def free(monkeypatch):
         monkeypatch.setattr(LocalFolder, "free_bytes", lambda self: size_bytes)
 
     return set_free
+
+
+@pytest.mark.parametrize(("batch_size", "in_key"), [(1, 1), (2, 9), (9, 9), (20, 9)])
+def test_batch_sizes_that_give_equal_bytes_have_one_key(dataset, toy_model, batch_size, in_key):
+    config = ExtractConfig(layout="native", batch_size=batch_size)  # of images of two patches
+    assert contents_of(dataset, toy_model, config).key.batch_size == in_key
+
+
+def test_a_store_of_another_batch_size_is_refused_with_both(dataset, toy_model, store):
+    extract(dataset, toy_model, store, NATIVE)
+    for run in (extract, plan_extraction):
+        with pytest.raises(KeyMismatch, match=r"store\.zarr.*batch_size is 9 there, 1 asked for.*--store"):
+            run(dataset, toy_model, store, ExtractConfig(layout="native", batch_size=1))
 
 
 def test_the_sizes_of_a_new_store_are_those_of_all_images(dataset, toy_model, store):

@@ -22,6 +22,7 @@ OTHER = {
     "noise": "other rule",
     "precision": "bfloat16",
     "packing": "rounded",
+    "batch_size": 3,
 }
 BCSS = Preprocessing(settings={"image_folder": "images", "file_mpp": (0.25,), "patch_px": 800, "views": 3})
 

@@ -44,7 +44,11 @@ class PredictConfig:
         2.0, "px that an outline in geojson may leave the border of its object by; 0: every corner."
     )
     outline: int = _flag(8192, "px of the longest side that outlines are taken from; larger masks are thinned to it.")
-    batch_size: int = _flag(9, "Patches a forward pass; 9 = one 768 px window.")
+    batch_size: int | None = _flag(
+        None,
+        "Patches a forward pass; another number than in training changes the last bits of the features.  "
+        "[default: that of the run's store]",
+    )
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.formats if name not in FORMATS]:
@@ -55,7 +59,7 @@ class PredictConfig:
             "smallest": (self.smallest >= 0, "must be 0 px or more"),
             "simplify": (0 <= self.simplify < 1000, "must be 0 to 1000 px"),
             "outline": (self.outline >= 256, "must be at least 256 px"),
-            "batch_size": (self.batch_size >= 1, "must be at least 1"),
+            "batch_size": (self.batch_size is None or self.batch_size >= 1, "must be at least 1"),
         }
         for name, (holds, rule) in rules.items():
             if not holds:

@@ -96,7 +96,8 @@ def predict(
     """
     config = config or PredictConfig()
     head = TrainedHead.load(run, device=device, mpp=trained_mpp)
-    features = load_features(head.key, head.settings.t, head.settings.blocks, batch_size=config.batch_size)
+    batch_size = config.batch_size or head.key.batch_size
+    features = load_features(head.key, head.settings.t, head.settings.blocks, batch_size=batch_size)
     predictor = Predictor(head, features, out, config, ground_truth)
     return predictor.predict_all(images, open_image, on_window)
 
@@ -121,6 +122,10 @@ class Predictor:
     def __post_init__(self) -> None:
         for side in self.head.sampling.size:
             WindowAxis(side, side, self.config.overlap)
+
+    @property
+    def _batch_size(self) -> int:
+        return self.config.batch_size or self.head.key.batch_size
 
     def predict_all(
         self,
@@ -186,7 +191,7 @@ class Predictor:
         shape = len(self.head.classes) + self.head.gives_uncertainty, *self.head.sampling.size
         if not image.slide:
             return WindowCache.in_memory(len(windows.selected), shape=shape)
-        of_windows = WindowCacheIdentity.of(identity, batch_size=self.config.batch_size, windows=windows.selected)
+        of_windows = WindowCacheIdentity.of(identity, batch_size=self._batch_size, windows=windows.selected)
         return WindowCache.on_disk(folder, of_windows, shape=shape)
 
     def _predict_windows(
@@ -195,7 +200,7 @@ class Predictor:
         """Predict the missing windows in batches, which are the same however often a run was interrupted."""
         height, width = self.head.sampling.size
         total, grid = len(windows.selected), PatchGrid.of(height, width)
-        step = max(1, self.config.batch_size // grid.patches)  # windows per batch
+        step = max(1, self._batch_size // grid.patches)  # windows per batch
         batches = [range(first, min(first + step, total)) for first in range(0, total, step)]
         missing = [batch for batch in batches if not cache.complete(batch)]
         completed = total - sum(map(len, missing))

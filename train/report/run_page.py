@@ -37,7 +37,8 @@ SIDES_PX = {"glas": 768, "synthetic": 512}  # that extract brings a data set to 
 NOT_RECORDED = (  # flags of extract
     "--root, --limit, --classes, --mpp, --target-mpp, --image-folder, --stride, --views, --val-institutes, --hipt"
 )
-KEY_FLAGS = ("layout", "dtype", "packing", "precision", "seed")  # fields of a store's key that are flags of extract
+# fields of a store's key that are flags of extract
+KEY_FLAGS = ("layout", "dtype", "packing", "precision", "batch_size", "seed")
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def commands(run: FinishedRun, workspace: Path) -> tuple[str, ...]:
     extract = [
         "extract", *common, "--dataset", key.dataset, "--model", key.model, "--condition", key.condition,
         *_resize_flag(run.data), *features, *store,
-        *(word for name in KEY_FLAGS for word in (f"--{name}", str(getattr(key, name)))),
+        *(word for name in KEY_FLAGS for word in (f"--{name.replace('_', '-')}", str(getattr(key, name)))),
     ]  # fmt: skip
     train = ["train-baseline" if run.is_baseline else "train-head", *common, *store]
     for field in dataclasses.fields(settings):

@@ -377,10 +377,13 @@ def test_an_uncertainty_that_a_head_gives_is_written_beside_the_probabilities(pr
 
 
 @pytest.mark.parametrize(
-    "run",
-    ["glas-ramp-t50-b4-5-linear-lr0.01-epochs2-s1", "glas-ramp-t50-b4,9-pixel-ensemble-lr0.001-epochs1-pixels256-s0"],
+    ("run", "config", "used"),
+    [
+        ("glas-ramp-t50-b4-5-linear-lr0.01-epochs2-s1", PredictConfig(batch_size=2), 2),
+        ("glas-ramp-t50-b4,9-pixel-ensemble-lr0.001-epochs1-pixels256-s0", PredictConfig(), 9),  # that of the store
+    ],
 )
-def test_a_run_of_0_1_0_predicts_an_image_from_python(tmp_path, run):
+def test_a_run_of_0_1_0_predicts_an_image_from_python(tmp_path, run, config, used):
     Image.fromarray(tissue(203, 240)[0]).save(tmp_path / "image.png")
     loaded = []
 
@@ -394,11 +397,11 @@ def test_a_run_of_0_1_0_predicts_an_image_from_python(tmp_path, run):
         return features
 
     result = predict(
-        [tmp_path / "image.png"], HEADS_V1 / run, tmp_path / "out", PredictConfig(batch_size=2),
+        [tmp_path / "image.png"], HEADS_V1 / run, tmp_path / "out", config,
         load_features=load_features, open_image=open_input_image,
     )  # fmt: skip
     assert not result.failures
     assert result.images[0].file_px == (203, 240)
     assert np.asarray(Image.open(tmp_path / "out" / "mask" / "image.png")).shape == (203, 240)
     ((model, t, _, batch_size),) = loaded
-    assert (model, t, batch_size) == ("ramp", 50, 2)
+    assert (model, t, batch_size) == ("ramp", 50, used)

@@ -59,7 +59,14 @@ def test_the_training_command_names_store_run_and_workspace(make_run):
 
 
 def test_the_extraction_command_makes_features_of_the_same_key(make_run):
-    key = {"dtype": "float32", "packing": "lossless", "precision": "bfloat16", "seed": 7, "layout": "grid"}
+    key = {
+        "dtype": "float32",
+        "packing": "lossless",
+        "precision": "bfloat16",
+        "seed": 7,
+        "layout": "grid",
+        "batch_size": 3,
+    }
     values = parsed(make_run(key=key, t=10), 0)
     assert (values["dataset"], values["model"], values["condition"]) == ("glas", "mini", "ssl")
     assert (values["t"], values["blocks"]) == ((10,), BLOCKS)
