@@ -1,4 +1,4 @@
-"""Reading and checking image and mask files in any format that Pillow reads: bmp, png, tif, jpg, ..."""
+"""Reading and checking image and mask files: BMP, JPEG, JPEG 2000, PNG, PNM, TIFF and WebP."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from struct import error as StructError
 
 import numpy as np
-from PIL import Image
+import psutil
+from PIL import ExifTags, Image
+
+FORMATS = ("BMP", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # by content; not EPS, which starts Ghostscript
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 MASK_MODES = frozenset({"1", "L", "P", "I", "I;16", "I;16L", "I;16B"})  # one integer a pixel
@@ -22,14 +24,16 @@ MODE_NAMES = {  # Pillow's modes other than RGB, in words
     "P": "has a palette (P)",
     "F": "is floating point (F)",
 }
-PILLOW_ERRORS = (OSError, SyntaxError, ValueError, EOFError, StructError)  # raised on damaged files
+MAX_PIXELS = 2**29  # of an image that is decoded whole, 23,170 px squared: 3.8 GB; a region of BCSS has 24 Mpx
+DECODED_BYTES = 7  # of a px: 4 in Pillow's memory, 3 in the array
 _PIXEL_LIMIT_LOCK = threading.Lock()
 
 
 def read_image(path: Path) -> np.ndarray:
     """Decode an image: (H, W, 3) uint8 RGB, the first page of a file with several.
 
-    Raises FileNotFoundError, or ValueError naming the file: unreadable, damaged, not 8-bit RGB.
+    Raises FileNotFoundError, or ValueError naming the file: of no type in FORMATS, damaged, too large to be decoded
+    whole, to be turned (EXIF), not 8-bit RGB.
     """
     with decoded_image(path) as file:
         return np.array(file)
@@ -38,7 +42,7 @@ def read_image(path: Path) -> np.ndarray:
 def read_mask(path: Path) -> np.ndarray:
     """Decode a mask: (H, W) uint8, uint16 or int32 as in the file; the indices of a palette file.
 
-    Raises FileNotFoundError, or ValueError naming the file: unreadable, damaged, lossy, not one code a pixel.
+    Raises FileNotFoundError, or ValueError naming the file: as `read_image`, lossy, not one code a pixel.
     """
     with decoded_mask(path) as file:
         return codes_of(file)
@@ -129,10 +133,13 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise FileNotFoundError(f"{path}: no such file")
     with _no_size_limit():
         try:
-            file = Image.open(path)
-        except PILLOW_ERRORS as e:
+            file = Image.open(path, formats=FORMATS)
+        except Exception as e:  # damaged files make Pillow's decoders raise errors of any type
             raise ValueError(f"{path}: not a readable image: {_reason(e)}; replace the file") from e
     with file:
+        _require_decodable(path, file)
+        if file.format != "PNG" or "exif" in file.info:  # else Pillow decodes all pixels to look for EXIF behind them
+            require_upright(path, file)
         yield file
 
 
@@ -153,12 +160,42 @@ def _no_size_limit() -> Iterator[None]:
 def _load(path: Path, file: Image.Image) -> None:
     try:
         file.load()
-    except PILLOW_ERRORS as e:
+    except Exception as e:  # as in `_opened`
         raise ValueError(f"{path}: the file is damaged or cut short: {_reason(e)}; replace the file") from e
+    require_upright(path, file)
 
 
 def _reason(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _require_decodable(path: Path, file: Image.Image) -> None:
+    """Refuse by its declared size what a few bytes may blow up to. Raises ValueError naming the file."""
+    size = f"{path}: the header declares {file.width}x{file.height} px"
+    way_out = "replace the file, cut it up, or for predict save it as a tiled TIFF, which is read by region"
+    if file.width * file.height > MAX_PIXELS:
+        raise ValueError(f"{size}, but an image that is decoded whole has at most {MAX_PIXELS:,} px; {way_out}")
+    needed, free = file.width * file.height * DECODED_BYTES, psutil.virtual_memory().available
+    if needed > free:
+        raise ValueError(
+            f"{size}, which take {needed / 1e9:.1f} GB of memory, but {free / 1e9:.1f} GB are free; {way_out}"
+        )
+
+
+def require_upright(path: Path, file: Image.Image) -> None:
+    """Refuse an EXIF turn: programs differ in applying it, so the mask may be drawn on the turned image or not.
+
+    Raises ValueError naming the file.
+    """
+    try:
+        orientation = file.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged EXIF turns nothing
+        return
+    if orientation in range(2, 9):
+        raise ValueError(
+            f"{path}: an image must be stored upright, but this one is to be turned for display (EXIF orientation "
+            f"{orientation}), and its mask may follow that or not; save both upright, then remove the tag"
+        )
 
 
 def _require_rgb(path: Path, file: Image.Image) -> None:

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from openslide import OpenSlide, OpenSlideError, lowlevel
+from openslide import OpenSlide
 from PIL import Image
 
+from pathseg.extract.datasets.image_files import require_upright
 from pathseg.extract.inputs.tissue_mask import find_tissue
 
 MARGIN_PX = 4  # read around a region, so that the resampling filter has the neighbours it has in the next region
@@ -42,6 +43,8 @@ class Slide:
         """
         self.id, self.path = path.stem, path
         self.mpp: float | None = mpp
+        if OpenSlide.detect_format(path) == "generic-tiff":  # any program's; of these OpenSlide ignores the turn
+            _require_upright(path)
         with self._reading():
             self._slide = OpenSlide(path)
             properties = self._slide.properties
@@ -117,6 +120,15 @@ class Slide:
     def _reading(self) -> Iterator[None]:
         try:
             yield
-        except (OpenSlideError, lowlevel.OpenSlideUnsupportedFormatError) as e:
+        except Exception as e:  # OpenSlide's own errors, and properties that are no numbers
             why = (str(e).splitlines() or [type(e).__name__])[0]
             raise ValueError(f"{self.path}: the slide is damaged or cut short: {why}; replace the file") from e
+
+
+def _require_upright(path: Path) -> None:
+    try:
+        file = Image.open(path, formats=("TIFF",))
+    except Exception:  # what Pillow does not know of TIFF, OpenSlide may
+        return
+    with file:
+        require_upright(path, file)

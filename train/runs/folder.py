@@ -160,7 +160,7 @@ def _write_picture(path: Path, values: np.ndarray) -> None:
 
 def _read_picture(path: Path) -> np.ndarray:
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=("PNG",)) as picture:
             return np.array(picture.convert("L"))
     except (OSError, SyntaxError) as e:
         raise ValueError(f"{path} is damaged: {e}; {TRAIN_AGAIN}") from e

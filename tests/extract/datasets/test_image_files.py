@@ -1,5 +1,6 @@
 import struct
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -161,6 +162,91 @@ def test_the_limit_of_pillow_is_as_before_after_reading(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     read_image(save(tmp_path / "a.png", RGB))
     assert Image.MAX_IMAGE_PIXELS == 100
+
+
+def save_header(path, width, height):
+    """A PNG that declares a size and holds next to nothing."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+    return path
+
+
+@pytest.mark.parametrize("read", [read_image, read_mask, image_size, mask_size])
+def test_an_image_bomb_is_refused_by_its_declared_size(tmp_path, read):
+    with pytest.raises(ValueError, match=r"a\.png: .*40000x40000 px.*tiled TIFF"):
+        read(save_header(tmp_path / "a.png", 40_000, 40_000))
+
+
+def test_an_image_that_does_not_fit_into_memory_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1000))
+    with pytest.raises(ValueError, match=r"a\.png: .*40x30 px.*memory"):
+        read_image(save(tmp_path / "a.png", RGB))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".tif"])
+@pytest.mark.parametrize("read", [read_image, read_mask, image_size, mask_size])
+def test_eps_of_any_name_starts_no_program(tmp_path, monkeypatch, suffix, read):
+    gs = tmp_path / "gs"
+    gs.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\nexit 1\n")
+    gs.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    path = tmp_path / f"x{suffix}"
+    path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\n%%EndComments\nnewpath\nshowpage\n%%EOF\n")
+    with pytest.raises(ValueError, match=rf"x\{suffix}: not a readable image"):
+        read(path)
+    assert not (tmp_path / "started").exists()
+
+
+@pytest.mark.parametrize("error", [OverflowError, MemoryError, KeyError, AssertionError, zlib.error])
+@pytest.mark.parametrize("method", ["open", "Image.load"])
+def test_any_error_of_a_decoder_names_the_file(tmp_path, monkeypatch, error, method):
+    def fail(*args, **kwargs):
+        raise error("odd")
+
+    path = save(tmp_path / "a.bmp", RGB)
+    monkeypatch.setattr(f"PIL.Image.{method}" if method == "open" else "PIL.ImageFile.ImageFile.load", fail)
+    with pytest.raises(ValueError, match=r"a\.bmp: .*odd.*; replace the file"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".webp"])
+def test_an_image_that_exif_turns_is_refused_whatever_its_type(tmp_path, suffix):
+    exif = Image.Exif()
+    exif[274] = 6
+    path = save(tmp_path / f"a{suffix}", RGB, exif=exif)
+    for read in (read_image, image_size):
+        with pytest.raises(ValueError, match=rf"a\{suffix}: .*EXIF orientation 6"):
+            read(path)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_a_mask_that_exif_turns_is_refused(tmp_path, suffix):
+    exif = Image.Exif()
+    exif[274] = 3
+    with pytest.raises(ValueError, match=rf"a\{suffix}: .*EXIF orientation 3"):
+        read_mask(save(tmp_path / f"a{suffix}", CODES, exif=exif))
+
+
+def test_a_turn_in_a_chunk_behind_the_pixels_is_refused_too(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6
+    data = save(tmp_path / "a.png", RGB, exif=exif).read_bytes()
+    start = data.index(b"eXIf") - 4
+    end = start + 12 + struct.unpack(">I", data[start : start + 4])[0]
+    (tmp_path / "a.png").write_bytes(data[:start] + data[end:-12] + data[start:end] + data[-12:])
+    with pytest.raises(ValueError, match="EXIF orientation 6"):
+        read_image(tmp_path / "a.png")
+
+
+def test_an_image_that_exif_says_is_upright_is_read(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 1
+    np.testing.assert_array_equal(read_image(save(tmp_path / "a.png", RGB, exif=exif)), RGB)
 
 
 def test_images_are_resized_with_the_bicubic_filter_of_pillow():

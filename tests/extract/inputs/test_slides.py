@@ -85,6 +85,13 @@ def test_a_slide_without_resolution_names_the_flag(tmp_path):
         Slide(write(tmp_path / "slide.tif", [field(300, 300)], mpp=None), mpp=0.5)
 
 
+def test_a_tiled_tiff_that_is_to_be_turned_is_refused_as_images_are(tmp_path):
+    path = tmp_path / "slide.tif"
+    tifffile.imwrite(path, field(600, 600), tile=(256, 256), photometric="rgb", extratags=[(274, 3, 1, 6, True)])
+    with pytest.raises(ValueError, match=r"slide\.tif: .*EXIF orientation 6"):
+        Slide(path, mpp=0.5, file_mpp=0.25)
+
+
 def test_a_slide_of_one_level_is_read(tmp_path):
     slide = Slide(write(tmp_path / "slide.tif", [field(600, 600)]), mpp=0.5)
     assert slide.read(0, 0, 300, 300).shape == (300, 300, 3)
