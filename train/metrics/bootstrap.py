@@ -72,12 +72,12 @@ def pooled_scores(matrices: np.ndarray, ignore: int | None) -> Samples:
     matrices[:, ~counted] = 0
     hit, true, found = np.einsum("rkk->rk", matrices), matrices.sum(axis=2), matrices.sum(axis=1)  # (R, K) each
     present = counted & (true + found > 0)
-    precision, recall = (_mean(_ratio(hit, total), present) for total in (found, true))  # (R,)
+    dice = _mean(_ratio(2 * hit, true + found), present)  # (R,)
     return {
         "accuracy": _ratio(hit.sum(axis=1), true.sum(axis=1), empty=np.nan),
-        "dice": _mean(_ratio(2 * hit, true + found), present),
+        "dice": dice,
         "miou": _mean(_ratio(hit, true + found - hit), present),
-        "f1": np.where(np.isnan(precision), np.nan, _ratio(2 * precision * recall, precision + recall)),
+        "f1": dice,  # of each class F1 is Dice
     }
 
 

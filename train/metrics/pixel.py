@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,8 +23,13 @@ DEFINITIONS: dict[str, str] = {
         "but not in the ground truth"
     ),
     "f1": (
-        "harmonic mean of macro precision and macro recall, 2 P R / (P + R): not the same number as the mean Dice, "
-        "which averages after taking each class's harmonic mean (for one class alone, F1 and Dice are the same)"
+        "macro F1 as scikit-learn defines it: unweighted mean over the classes of 2 P R / (P + R), the harmonic mean of "
+        "the class's own precision and recall; F1 and Dice of one class are the same number, so this equals the mean "
+        "Dice above (pathseg 0.1.0 printed the F1 of means under this name)"
+    ),
+    "f1_of_means": (
+        "F1 of means: the harmonic mean of macro precision and macro recall, 2 P R / (P + R) of the two means above; "
+        "never below the macro F1 where both are defined over the same classes, and not comparable with it"
     ),
     "constant": (
         "the score of predicting everywhere the class that is most frequent in the training pixels: "
@@ -94,8 +100,9 @@ class Scores:
     """The pixel scores of a prediction, in 0..1; `DEFINITIONS` defines each mean.
 
     accuracy is micro: trace / sum over all counted pixels. dice, miou, precision and recall are macro: unweighted
-    means over the classes that have a value, background included, on pixels pooled over the images given. f1 is the
-    harmonic mean of macro precision and macro recall, so it is not the mean Dice. None where nothing was counted.
+    means over the classes that have a value, background included, on pixels pooled over the images given. f1 is
+    scikit-learn's macro F1, the mean of each class's F1, which equals the mean Dice; f1_of_means is the harmonic mean
+    of macro precision and macro recall. None where nothing was counted.
     """
 
     pixels: int
@@ -106,6 +113,7 @@ class Scores:
     recall: float | None
     f1: float | None
     classes: tuple[ClassScores, ...]
+    f1_of_means: float | None = None
 
     @classmethod
     def of(cls, matrix: np.ndarray, ignore: int | None = None) -> Scores:
@@ -121,18 +129,23 @@ class Scores:
             matrix = matrix.copy()
             matrix[ignore] = 0
         classes = tuple(_class_scores(matrix, k, counted=k != ignore) for k in range(len(matrix)))
-        precision, recall = (_mean(classes, name) for name in ("precision", "recall"))
+        dice, precision, recall = (_mean(classes, name) for name in ("dice", "precision", "recall"))
         total = int(matrix.sum())
         return cls(
             pixels=total,
             accuracy=float(np.trace(matrix) / total) if total else None,
-            dice=_mean(classes, "dice"),
+            dice=dice,
             miou=_mean(classes, "iou"),
             precision=precision,
             recall=recall,
-            f1=_harmonic(precision, recall),
+            f1=dice,  # F1 and Dice of each class are the same number
             classes=classes,
+            f1_of_means=_harmonic(precision, recall),
         )
+
+    def from_release_1(self) -> Scores:
+        """Convert scores of pathseg 0.1.0, whose f1 was the F1 of means."""
+        return dataclasses.replace(self, f1=self.dice, f1_of_means=self.f1)
 
 
 def _class_scores(matrix: np.ndarray, k: int, *, counted: bool) -> ClassScores:

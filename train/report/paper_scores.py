@@ -1,4 +1,8 @@
-"""The scores that the PathSegDiff paper reports (its Tables 2 to 5), for comparison with the runs."""
+"""The scores that the PathSegDiff paper reports (its Tables 2 to 5), for comparison with the runs.
+
+Its F1 and Dice follow no single definition: F1 lies below Dice in some rows and above it in others, and VGG16-FCN8 in
+Table 2 has a Dice below its mIoU, which no mean over the same classes and pixels gives.
+"""
 
 from __future__ import annotations
 

@@ -64,6 +64,11 @@ SWEEP_SCORES: tuple[tuple[Images, Metric], ...] = (
 SEED_SCORES: tuple[tuple[Images, Metric], ...] = (
     ("val", "dice"), ("test", "accuracy"), ("test", "dice"), ("test", "miou"), ("test", "f1"),
 )  # fmt: skip
+F1_NOTE = (
+    "F1 of ours is scikit-learn's macro F1, which equals the mean Dice. F1 and Dice of the reported rows follow no single "
+    "definition: by one they would be equal or F1 the higher in every row, but the paper has both, and VGG16-FCN8 in "
+    "Table 2 even has a Dice below its mIoU."
+)
 BEST_IS_MARKED = "The highest mean validation Dice is marked"
 
 
@@ -214,7 +219,7 @@ def systems_table(systems: Sequence[System], split: str, *, title: str) -> Table
     like = f" (as the paper's Table {paper[0].table})" if paper else ""
     notes = (
         _choice_note(scored), *_size_notes(scored, split), *_object_notes(scored, split),
-        *_paper_notes([found for one in scored for found in _splits_of(one, split)], paper),
+        *_paper_notes(scored, split, paper),
     )  # fmt: skip
     return Table(f"systems-{split}", f"Systems on {split}, {title}{like}", columns, tuple(rows), notes)
 
@@ -484,9 +489,10 @@ def _rules_note(rules: Mapping[str, Sequence[str]]) -> str:
     return "; ".join(f"{text} ({', '.join(names)})" for text, names in rules.items())
 
 
-def _paper_notes(splits: Sequence[SplitScores], paper: Sequence[PaperScores]) -> tuple[str, ...]:
+def _paper_notes(systems: Sequence[System], split: str, paper: Sequence[PaperScores]) -> tuple[str, ...]:
     if not paper:
         return ()
+    splits = [found for one in systems for found in _splits_of(one, split)]
     text = (
         "Reported rows are copied from the PathSegDiff paper, not run here; those of other methods are as that paper "
         "quotes them. Their metrics may be defined otherwise than ours."
@@ -494,7 +500,9 @@ def _paper_notes(splits: Sequence[SplitScores], paper: Sequence[PaperScores]) ->
     official = paper[0].images
     if official is not None and any(split.images != official for split in splits):
         text += f" The paper's scores are on all {official} images of this split, ours on {splits[0].images}."
-    return (text,)
+    spreads = ((one.name, _spread(_splits_of(one, split), attrgetter("scores.f1_of_means"))) for one in systems)
+    means = ", ".join(f"{name} {spread.mean:.3f}" for name, spread in spreads if spread is not None)
+    return (text, f"{F1_NOTE} F1 of means of ours, for comparison with papers that print it: {means or DASH}.")
 
 
 def _paper_rates_note(dataset: str) -> str:

@@ -25,6 +25,7 @@ from pathseg.train.metrics.object import ObjectScores, ObjectSums
 from pathseg.train.metrics.pixel import Scores
 
 FORMAT = 2  # of config.json; 0.1.0 wrote none
+METRICS_FORMAT = 2  # of metrics.json; 0.1.0 wrote none, and the F1 of means as F1
 Kind = Literal["head", "baseline"]
 SETTINGS: Mapping[Kind, type] = {"head": HeadConfig, "baseline": BaselineConfig}
 TRAIN_AGAIN = "delete the run folder and train it again"
@@ -166,7 +167,8 @@ class _ConfigFormat1(msgspec.Struct, frozen=True):
 class Epoch(msgspec.Struct, frozen=True, omit_defaults=True):
     """One line of history.jsonl: mean losses of an epoch, scores on the validation images, seconds trained so far.
 
-    None where a value is not finite or not defined.
+    None where a value is not finite or not defined. val_f1 is the macro F1, which equals val_dice: 0.1.0 wrote the F1 of
+    means under this name, so that it is not taken from the file.
     """
 
     epoch: int
@@ -186,7 +188,8 @@ class Epoch(msgspec.Struct, frozen=True, omit_defaults=True):
     def from_json(cls, line: bytes, *, source: str) -> Epoch:
         """The inverse of `to_json`. Raises ValueError naming `source` and the field."""
         with _way_out():
-            return decode_json(line, cls, source=source)
+            epoch = decode_json(line, cls, source=source)
+        return epoch if epoch.val_f1 is None else msgspec.structs.replace(epoch, val_f1=epoch.val_dice)
 
 
 class Constant(msgspec.Struct, frozen=True):
@@ -319,13 +322,22 @@ class Metrics(msgspec.Struct, frozen=True, omit_defaults=True):
 
     def to_json(self) -> bytes:
         """The content of metrics.json."""
-        return encode_json(self)
+        return encode_json(_MetricsFile(**msgspec.structs.asdict(self), format=METRICS_FORMAT))
 
     @classmethod
     def from_json(cls, content: bytes, *, source: str) -> Metrics:
-        """The inverse of `to_json`. Raises ValueError naming `source` and the field."""
+        """The inverse of `to_json`; also reads what 0.1.0 wrote. Raises ValueError naming `source` and the field."""
         with _way_out():
-            return decode_json(content, cls, source=source)
+            file = decode_json(content, _MetricsFile, source=source)
+        if file.format > METRICS_FORMAT:
+            raise ValueError(
+                f"{source} has format {file.format}, this pathseg reads up to {METRICS_FORMAT}; upgrade pathseg"
+            )
+        metrics = cls(**{name: getattr(file, name) for name in cls.__struct_fields__})
+        if file.format < METRICS_FORMAT:
+            splits = {name: _split_from_format_1(split) for name, split in metrics.splits.items()}
+            metrics = msgspec.structs.replace(metrics, splits=splits)
+        return metrics
 
     def require_classes(self, classes: Sequence[str], *, source: str) -> None:
         """Raise ValueError unless the quoted split is there and every score and matrix is of so many classes."""
@@ -347,3 +359,19 @@ class Metrics(msgspec.Struct, frozen=True, omit_defaults=True):
                         f"{source} is damaged: a confusion matrix in splits.{name} is not {count}x{count}; "
                         f"{TRAIN_AGAIN}"
                     )
+
+
+class _MetricsFile(Metrics, frozen=True, omit_defaults=True):
+    format: int = 1
+
+
+def _split_from_format_1(split: SplitScores) -> SplitScores:
+    """A test split of 0.1.0 with F1 as it is defined today."""
+    return msgspec.structs.replace(
+        split,
+        scores=split.scores.from_release_1(),
+        constant=msgspec.structs.replace(split.constant, scores=split.constant.scores.from_release_1()),
+        per_image=tuple(
+            msgspec.structs.replace(image, scores=image.scores.from_release_1()) for image in split.per_image
+        ),
+    )

@@ -105,13 +105,34 @@ def test_precision_and_recall_by_hand():
     assert (scores.precision, scores.recall) == pytest.approx(((50 / 70 + 20 / 30) / 2, (50 / 60 + 20 / 40) / 2))
 
 
-def test_f1_is_the_harmonic_mean_of_macro_precision_and_macro_recall():
+# confusion matrix -> scikit-learn 1.9.1: f1_score(y_true, y_pred, average="macro", zero_division=0)
+SKLEARN_MACRO_F1 = [
+    (TWO, 0.6703296703296704),
+    (THREE, 0.432900432900433),
+    (np.array([[218, 782], [18, 982]]), 0.5316955893143921),  # favours one class
+    (np.array([[50, 10, 0], [20, 20, 0], [0, 0, 0]]), 0.6703296703296704),  # a class in neither is left out
+    (np.array([[8, 2], [0, 0]]), 0.4444444444444444),  # predicted, but absent
+]
+
+
+@pytest.mark.parametrize(("matrix", "expected"), SKLEARN_MACRO_F1)
+def test_f1_is_scikit_learns_macro_f1(matrix, expected):
+    assert Scores.of(matrix).f1 == pytest.approx(expected, abs=1e-12)
+
+
+def test_f1_is_that_of_scikit_learn_on_random_pixels_with_absent_classes():
+    sklearn_metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(2)
+    for _ in range(50):
+        truth, predicted = (rng.choice(rng.integers(0, 6, 3), 40) for _ in range(2))
+        expected = sklearn_metrics.f1_score(truth, predicted, average="macro", zero_division=0)
+        assert Scores.of(confusion_matrix(truth, predicted, classes=6)).f1 == pytest.approx(expected)
+
+
+def test_f1_of_means_is_the_harmonic_mean_of_macro_precision_and_macro_recall():
     p, r = (50 / 70 + 20 / 30) / 2, (50 / 60 + 20 / 40) / 2
-    assert Scores.of(TWO).f1 == pytest.approx(2 * p * r / (p + r))
-
-
-def test_f1_is_not_the_mean_dice():
-    assert Scores.of(TWO).f1 != pytest.approx(Scores.of(TWO).dice, abs=1e-3)
+    assert Scores.of(TWO).f1_of_means == pytest.approx(2 * p * r / (p + r))
+    assert Scores.of(TWO).f1_of_means > Scores.of(TWO).f1 + 1e-3
 
 
 def test_f1_of_one_class_is_its_dice():
@@ -123,7 +144,9 @@ def test_three_classes_by_hand():
     assert scores.accuracy == pytest.approx(6 / 10)
     assert scores.dice == pytest.approx((8 / 11 + 4 / 7 + 0) / 3)
     assert scores.miou == pytest.approx((4 / 7 + 2 / 5 + 0) / 3)
-    assert scores.f1 == pytest.approx(2 * (4 / 6 + 2 / 3) * (4 / 5 + 2 / 4) / 3 / ((4 / 6 + 2 / 3) + (4 / 5 + 2 / 4)))
+    assert scores.f1_of_means == pytest.approx(
+        2 * (4 / 6 + 2 / 3) * (4 / 5 + 2 / 4) / 3 / ((4 / 6 + 2 / 3) + (4 / 5 + 2 / 4))
+    )
 
 
 def test_pixels_are_the_true_ones():
@@ -192,6 +215,6 @@ def test_a_matrix_that_is_not_square_raises():
         Scores.of(np.zeros((2, 3)))
 
 
-@pytest.mark.parametrize("name", ["accuracy", "dice", "miou", "precision", "recall", "f1"])
+@pytest.mark.parametrize("name", ["accuracy", "dice", "miou", "precision", "recall", "f1", "f1_of_means"])
 def test_every_mean_has_a_definition(name):
     assert name in DEFINITIONS and isinstance(getattr(Scores.of(TWO), name), float)

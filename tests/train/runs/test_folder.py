@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pathseg.train.metrics.pixel import Scores
 from pathseg.train.runs.finished_run import FinishedRun
 from pathseg.train.runs.folder import RunFolder, list_runs, natural_order
 from pathseg.train.runs.record import Epoch, Metrics, RunConfig
@@ -50,8 +51,30 @@ def test_runs_of_0_1_0_are_read_and_come_back_equal(old, tmp_path):
 
 
 @pytest.mark.parametrize("old", OLD_RUNS)
-def test_metrics_keep_the_structure_of_0_1_0(old, tmp_path):
-    assert json.loads(old.read_metrics().to_json()) == json.loads((old.path / "metrics.json").read_bytes())
+def test_metrics_keep_the_structure_of_0_1_0_but_for_f1(old):
+    written, content = json.loads(old.read_metrics().to_json()), json.loads((old.path / "metrics.json").read_bytes())
+    for split in content["splits"].values():
+        for one in (split, split["constant"], *split["per_image"]):
+            scores = one["scores"]
+            scores["f1_of_means"], scores["f1"] = scores["f1"], scores["dice"]
+    assert written == content | {"format": 2}
+
+
+@pytest.mark.parametrize("old", OLD_RUNS)
+def test_the_f1_of_means_that_0_1_0_called_f1_is_recomputed_as_macro_f1(old):
+    ignore = old.read_config().data.ignore
+    for split in old.read_metrics().splits.values():
+        for matrix, scores in ((split.confusion, split.scores), *((i.confusion, i.scores) for i in split.per_image)):
+            expected = Scores.of(np.array(matrix), ignore)
+            assert (scores.f1, scores.f1_of_means) == pytest.approx((expected.f1, expected.f1_of_means))
+    assert all(epoch.val_f1 == epoch.val_dice for epoch in old.read_history())
+
+
+def test_metrics_of_a_later_format_ask_for_an_upgrade(run):
+    run.write_metrics(METRICS)
+    change(run.path / "metrics.json", format=9)
+    with pytest.raises(ValueError, match=r"metrics\.json has format 9.*upgrade"):
+        run.read_metrics()
 
 
 def test_the_settings_of_0_1_0_are_read_by_their_present_names():
