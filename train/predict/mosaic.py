@@ -178,12 +178,24 @@ def _intersection(tile: slice, start: int, window: int) -> tuple[slice, slice]:
 
 
 def _downsample(levels: tuple[zarr.Array, ...], *, fill: int) -> None:
-    """Fill the coarser levels: of every two pixels along each axis the first, so that no new code arises."""
+    """Fill the coarser levels with one of every two pixels along each axis, so that no new code arises.
+
+    Pixel i of level L covers px i * 2^L to (i + 1) * 2^L of level 0. Of two pixels neither lies at their centre; the
+    second is taken for even i, the first for odd i, so that the errors cancel and objects stay where they are.
+    """
     for finer, coarser in pairwise(levels):
         for rows, cols in _tiles(coarser):
-            codes = np.asarray(finer[rows.start * 2 : rows.stop * 2, cols.start * 2 : cols.stop * 2])[::2, ::2]
+            codes = np.asarray(finer[rows.start * 2 : rows.stop * 2, cols.start * 2 : cols.stop * 2])
+            picks = (_alternately(part, length) for part, length in zip((rows, cols), codes.shape, strict=True))
+            codes = codes[np.ix_(*picks)]
             if (codes != fill).any():
                 coarser[rows, cols] = codes
+
+
+def _alternately(coarse: slice, length: int) -> np.ndarray:
+    """The indices, among `length` finer pixels, of those that a range of coarser pixels takes."""
+    i = np.arange(coarse.start, coarse.stop)
+    return np.minimum(2 * (i - coarse.start) + (i % 2 == 0), length - 1)
 
 
 def _tiles(array: zarr.Array) -> Iterator[tuple[slice, slice]]:
