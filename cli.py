@@ -5,9 +5,14 @@ from __future__ import annotations
 import dataclasses
 import dis
 import errno
+import io
+import signal
 import sys
+import tempfile
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +35,10 @@ MPP = click.FloatRange(min=0, min_open=True)
 DEBUG = "pathseg.debug"  # key of the click context's meta
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as batch systems send it: ends a command like Ctrl-C, with exit code 143."""
+
+
 class CommandGroup(click.Group):
     """The commands, each with `--debug`; errors of the library end as one line and exit code 1.
 
@@ -47,12 +56,19 @@ class CommandGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; exceptions become a ClickException unless `--debug` was given."""
+        for stream in (sys.stdout, sys.stderr):  # a terminal without Unicode shows ? instead of ending the command
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
         try:
-            return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise
-        except KeyboardInterrupt:
-            raise click.ClickException("interrupted; what is finished is kept, run the same command to go on") from None
+            with _sigterm_raises():
+                return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise  # click ends the command without a message when the reader of its output has gone
+        except KeyboardInterrupt as e:
+            kind, code = ("terminated", 128 + signal.SIGTERM) if isinstance(e, Terminated) else ("interrupted", 1)
+            error = click.ClickException(f"{kind}; what is finished is kept, run the same command to go on")
+            error.exit_code = code
+            raise error from None
         except Exception as e:
             if ctx.meta.get(DEBUG):
                 raise
@@ -63,6 +79,23 @@ def _set_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     ctx.meta[DEBUG] = ctx.meta.get(DEBUG, False) or value  # the contexts of a group and its commands share their meta
 
 
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Turn SIGTERM into `Terminated` inside, unless the process handles it already."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def terminate(number: int, frame: Any) -> None:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def error_line(error: Exception) -> str:
     """Describe an exception for the terminal: the mistake and the way out, or that it is a bug and where."""
     if isinstance(error, StoreError) or (isinstance(error, ValueError | FileNotFoundError) and _is_ours(error)):
@@ -70,14 +103,31 @@ def error_line(error: Exception) -> str:
     if isinstance(error, OSError):
         way = "; free space and run again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         return f"{error.filename or 'reading or writing failed'}: {error.strerror or error}{way}"
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without importing it
+    if _is_out_of_memory(error):
         return f"out of memory ({_first_line(error)}); pass a smaller --batch-size or train fewer heads at once"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _in_package(frame.filename)]
     where = f" in {frames[-1].name} ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     return (
         f"this is a bug in pathseg: {type(error).__name__}: {_first_line(error)}{where}; "
-        f"what is finished is kept; please report it with the output of the same command and --debug"
+        f"what is finished is kept; {_traceback_file(error)}"
     )
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out: Python's and numpy's error, and PyTorch's, which are RuntimeErrors."""
+    text = str(error)
+    short = isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+    return short or isinstance(error, MemoryError)
+
+
+def _traceback_file(error: Exception) -> str:
+    """Write the traceback to a temporary file, so that a long command need not be run again; say where it is."""
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="pathseg-", suffix=".log", delete=False, encoding="utf-8") as file:
+            traceback.print_exception(error, file=file)
+    except OSError:
+        return "please report it with the output of the same command and --debug"
+    return f"please report it with the traceback in {file.name} (--debug prints it)"
 
 
 def _is_ours(error: BaseException) -> bool:
@@ -300,7 +350,7 @@ def predict_command(images: tuple[str, ...], **flags: Any) -> None:
     masks, device_name = flags["truth"], device(flags["device"])
 
     def load_features(key: Any, t: int, blocks: Sequence[int], *, batch_size: int) -> Any:
-        model = load_model(flags["model"] or key.model, flags["hipt"], key.condition, device=device_name)
+        model = load_model(absolute(flags["model"] or key.model), flags["hipt"], key.condition, device=device_name)
         return online_features(model, key, t, blocks, batch_size=batch_size)
 
     with Progress(len(files)) as progress:
@@ -381,7 +431,7 @@ def require_all(failures: Sequence[str], images: int) -> None:
 
 def absolute(model: str) -> str:
     """A folder by its full path, so that another process finds it; a name as it is."""
-    return model if model in MODELS else str(Path(model).absolute())
+    return model if model in MODELS else str(Path(model).expanduser().absolute())
 
 
 def show_epoch(bar: tqdm, run: Any, epoch: Any) -> None:

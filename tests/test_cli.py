@@ -1,5 +1,9 @@
+import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -304,3 +308,58 @@ def test_a_value_error_of_a_library_is_not_passed_off_as_a_mistake_of_the_user()
 def test_errors_of_the_system_and_of_memory_name_what_to_do():
     assert "not-there" in raised(lambda: open("not-there"))  # noqa: PTH123, SIM115
     assert "--batch-size" in error_line(MemoryError())
+
+
+def command_line(*arguments, **options):
+    return subprocess.Popen(
+        [sys.executable, "-m", "pathseg.cli", *map(str, arguments)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options,
+    )  # fmt: skip
+
+
+def test_sigterm_keeps_what_is_finished_and_ends_with_143(tmp_path):
+    many = ["extract", "--dataset", "synthetic", "--model", "mini", "--resize", 256, "--limit", 200, "--blocks", 4,
+            "--layout", "native", "--workspace", tmp_path]  # fmt: skip
+    process = command_line(*many)
+    record = tmp_path / "synthetic-mini.zarr" / "_done" / "t50" / "4" / "000000.json"
+    while not record.is_file() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "terminated" in error.splitlines()[-1] and "Traceback" not in error
+    assert record.is_file()
+
+
+def test_a_reader_that_has_gone_is_no_error_of_writing(extracted):
+    process = command_line("info", store_path(extracted, "synthetic", "mini"))
+    process.stdout.close()  # as `| head` does
+    assert process.stderr.read() == "" and process.wait(60) != 0
+    process.stderr.close()
+
+
+def test_text_that_the_terminal_cannot_show_ends_no_command(extracted, tmp_path):
+    plain = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    process = command_line("info", store_path(extracted, "synthetic", "mini"), env=plain)
+    output, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (0, "") and "synthetic" in output
+
+
+def test_the_home_folder_is_expanded_in_paths(extracted, monkeypatch):
+    monkeypatch.setenv("HOME", str(extracted.parent))
+    work = f"~/{extracted.name}"
+    assert run("info", f"{work}/synthetic-mini.zarr").exit_code == 0
+    refused = run("train-head", f"--workspace={work}", "--blocks", "12")  # found, but without that block
+    assert "block" in refused.output and "no feature store" not in refused.output
+
+
+def test_without_a_home_folder_the_way_out_is_named(monkeypatch):
+    monkeypatch.setattr("platformdirs.user_data_path", lambda *names, **options: Path("~").expanduser())
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    result = run("extract", "--dataset", "glas", "--model", "mini")
+    assert result.exit_code == 1 and "HOME" in result.output and "--root" in result.output
+
+
+def test_pytorch_without_memory_names_the_batch_size():
+    assert "--batch-size" in error_line(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"))

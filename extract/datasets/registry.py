@@ -9,6 +9,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pathseg.store.runtime.workspace import user_data_folder
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -242,9 +244,7 @@ def dataset_root(name: str, options: DatasetOptions) -> Path:
 
     Raises FileNotFoundError where it is missing, naming the download source, the expected layout and --root.
     """
-    from platformdirs import user_data_path
-
-    root = options.root or user_data_path("pathseg", appauthor=False) / name
+    root = options.root or user_data_folder() / name
     if not root.is_dir():
         raise FileNotFoundError(missing_data(name, f"no {name} data set: there is no folder {root}"))
     return root

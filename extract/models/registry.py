@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import platformdirs
+from pathseg.store.runtime.workspace import user_data_folder
 
 HIPT_FILE = "vit256_small_dino.pth"  # HIPT's own name
 VIT_DIGEST = "d9d09b434c2c8179e1d6246470d9ef1067130e8e5084ea5f62eb7b0f79055f57"  # of mini's ViT, used by two models
@@ -74,7 +74,7 @@ DEFAULT_MODEL = "brca-hipt-20x"  # the paper's
 
 def models_folder() -> Path:
     """Return the folder of named models: `<user data dir>/pathseg/models`."""
-    return platformdirs.user_data_path("pathseg", appauthor=False) / "models"
+    return user_data_folder() / "models"
 
 
 def find_release(name: str) -> Path:

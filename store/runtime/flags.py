@@ -14,10 +14,23 @@ import click
 from pathseg.store.blocks import format_blocks, parse_blocks
 from pathseg.store.runtime.workspace import DEFAULT
 
-PATH = click.Path(path_type=Path, resolve_path=True)
+
+class UserPath(click.Path):
+    """A path whose leading `~` is the user's home folder, also where the shell does not expand it (`--out=~/x`)."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Expand and check a path; a home folder that is not known is a usage error."""
+        try:
+            expanded = Path(value).expanduser()
+        except RuntimeError as e:
+            self.fail(f"{value}: {e}; write the whole path", param, ctx)
+        return super().convert(str(expanded), param, ctx)
+
+
+PATH = UserPath(path_type=Path, resolve_path=True)
 
 workspace_option = click.option(
-    "--workspace", type=click.Path(path_type=Path), default=DEFAULT, help="Folder of stores, heads and the report."
+    "--workspace", type=UserPath(path_type=Path), default=DEFAULT, help="Folder of stores, heads and the report."
 )
 device_option = click.option("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, mps.")
 

@@ -4,9 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import platformdirs
+
 from pathseg.store.errors import StoreError
 
 DEFAULT = Path("pathseg-work")
+
+
+def user_data_folder() -> Path:
+    """Return `<user data dir>/pathseg`, where data sets and models are looked for by default.
+
+    Raises FileNotFoundError where the user has no known home folder, as in containers that run under a bare user id.
+    """
+    try:
+        return platformdirs.user_data_path("pathseg", appauthor=False)
+    except RuntimeError as e:
+        raise FileNotFoundError(
+            "the user's data folder is not known because HOME is not set; set HOME or XDG_DATA_HOME, or pass the path "
+            "(--root, --model, --hipt)"
+        ) from e
 
 
 def store_path(workspace: Path, dataset: str, model: str) -> Path:
@@ -32,8 +48,8 @@ def only_store(workspace: Path) -> Path:
 
 def run_path(workspace: Path, run: str) -> Path:
     """Return the folder of a run, given by name or path. Raises FileNotFoundError naming both paths tried."""
-    named = heads_path(workspace) / run
-    for path in (named, Path(run)):
+    named, given = heads_path(workspace) / run, Path(run).expanduser().absolute()
+    for path in (named, given):
         if (path / "config.json").is_file():
             return path
-    raise FileNotFoundError(f"there is no run {run}, neither at {named} nor at {Path(run).absolute()}; pass --run")
+    raise FileNotFoundError(f"there is no run {run}, neither at {named} nor at {given}; pass --run")
