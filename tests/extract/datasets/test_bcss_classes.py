@@ -60,7 +60,7 @@ def test_the_readme_says_the_shares_of_the_classes_in_the_official_masks():
     for path in sorted((OFFICIAL / "masks").glob("*.png")):
         with Image.open(path) as file:
             counts += file.histogram()
-    said = " ".join((Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8").split())
+    said = " ".join((Path(__file__).parents[3] / "extract" / "README.md").read_text(encoding="utf-8").split())
     shares = {name: sum(counts[code] for code in members) / counts[1:].sum() for name, members in GROUPS.items()}
     assert ", ".join(f"{name} {share * 100:.1f} %" for name, share in shares.items()) in said
     assert f"{counts[1:].sum() / 1e6:.1f} megapixels, none of code 0" in said and counts[0] == 0
