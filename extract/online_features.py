@@ -12,6 +12,7 @@ from pathseg.extract.config import ExtractConfig, Precision
 from pathseg.extract.models.feature_model import FeatureModel
 from pathseg.extract.unit import compute_patches
 from pathseg.store.blocks import format_blocks
+from pathseg.store.format.layout import to_layout
 from pathseg.store.key import StoreKey
 
 OnlineFeatures = Callable[[np.ndarray, Sequence[int], str], dict[int, torch.Tensor]]
@@ -23,10 +24,11 @@ def online_features(
     """Return a function that computes the features of patches as the store with this key has them.
 
     The function takes patches (P, 256, 256, 3) uint8, their P indices and the image's id, on which the noise depends,
-    and returns {block: (P, C, h, w)} in native resolution. Noise, precision and dtype are those of the key; the
-    rounding of a lossy `packing` is not applied. batch_size: patches per forward pass; the features equal the stored
-    ones to the bit for the key's batch size and the patches of one image at a time. The forward pass ends after the
-    last of `blocks`.
+    and returns {block: (P, C, h, w)} in the layout of the key, but for `image` in native resolution: heads take the
+    same values from both up to rounding (`train.heads.stack.to_head_grid`), and native maps are smaller by up to a
+    factor of 1,000. Noise, precision and dtype are those of the key; the rounding of a lossy `packing` is not applied.
+    batch_size: patches per forward pass; the features equal the stored ones to the bit for the key's batch size and
+    the patches of one image at a time. The forward pass ends after the last of `blocks`.
 
     Raises ValueError, naming both digests, when the model's weights are not those of the store, and for a block that
     the model does not have.
@@ -40,10 +42,10 @@ def online_features(
         raise ValueError(f"model {model.name} has blocks {format_blocks(model.blocks)}, not {format_blocks(lacking)}")
     precision = cast(Precision, key.precision)
     config = ExtractConfig(t=(t,), blocks=tuple(blocks), precision=precision, seed=key.seed, batch_size=batch_size)
-    dtype = getattr(torch, key.dtype)
+    dtype, layout = getattr(torch, key.dtype), "native" if key.layout == "image" else key.layout
 
     def features(patches: np.ndarray, numbers: Sequence[int], image_id: str) -> dict[int, torch.Tensor]:
         maps = compute_patches(model, patches, numbers, image_id, {t: config.blocks}, config)[t]
-        return {block: torch.cat(batches).to(dtype) for block, batches in maps.items()}
+        return {block: to_layout(torch.cat(batches), layout).to(dtype) for block, batches in maps.items()}
 
     return features

@@ -10,6 +10,7 @@ from pathseg.extract.models.load import load_model
 from pathseg.extract.online_features import online_features
 from pathseg.extract.pipeline import extract
 from pathseg.extract.plan import contents_of
+from pathseg.train.heads.registry import HEADS
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +34,24 @@ def test_features_are_those_of_the_store_to_the_bit(model, config, dataset, tmp_
     found = features(store.contents.grid.cut(store.image(0)), range(4), store.ids[0])
     for block, maps in store.read(0, blocks=(0, 1)).items():
         np.testing.assert_array_equal(found[block], maps)
+
+
+@pytest.mark.parametrize("layout", ["native", "grid", "image"])
+def test_a_head_gets_the_same_from_the_store_and_online_in_every_layout(model, layout, tmp_path):
+    blocks = (1, 5, 12)
+    dataset = open_dataset("synthetic", DatasetOptions(resize=256, limit=1))
+    config = ExtractConfig(blocks=blocks, layout=layout, dtype="float32", batch_size=4)
+    store = extract(dataset, model, tmp_path / "store.zarr", config).store
+    online = online_features(model, store.contents.key, 50, blocks, batch_size=4)(
+        store.contents.grid.cut(store.image(0)), range(store.contents.grid.patches), store.ids[0]
+    )
+    stored = {block: torch.from_numpy(maps)[None] for block, maps in store.read(0, blocks=blocks).items()}
+    channels = {block: maps.shape[2] for block, maps in stored.items()}
+    torch.manual_seed(0)
+    for head in (kind(channels, 3).eval() for kind in HEADS.values()):
+        with torch.no_grad():
+            expected, found = (head(maps, (1, 1)) for maps in (stored, {b: m[None] for b, m in online.items()}))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_noise_goes_by_the_number_of_a_patch(model, config, dataset):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from pathseg.store.format.layout import resample
-from pathseg.store.grid import HEAD_CELLS, PatchGrid
+from pathseg.store.grid import HEAD_CELLS, PATCH_PX, PatchGrid
 
 Features = Mapping[int, torch.Tensor]  # block -> (N, P, C, h, w), patches row by row
 
@@ -25,8 +25,26 @@ def stitch_upsampled(maps: torch.Tensor, grid: PatchGrid) -> torch.Tensor:
 
     (N, P, C, h, w) -> (N, C, 64 * rows, 64 * cols).
     """
-    fine = resample(maps.flatten(0, 1), HEAD_CELLS)  # (N P, C, 64, 64)
+    fine = to_head_grid(maps.flatten(0, 1))  # (N P, C, 64, 64)
     return grid.stitch(fine.unflatten(0, maps.shape[:2]))
+
+
+def to_head_grid(maps: torch.Tensor) -> torch.Tensor:
+    """Resample maps (N, C, h, w) bilinearly to the head's grid, (N, C, 64, 64).
+
+    Maps of pixel size are those of layout `image`: a native map of at most 64 cells, upsampled to 256. Their values on
+    the head's grid are those of the native map upsampled to 64, not a second interpolation, which would blur it. Along
+    an axis, cell k of the grid covers pixels 4k to 4k + 3 and its centre is the boundary of the middle two. The
+    upsampled map is linear between the centres of native cells, which lie at such boundaries: at the centre of a grid
+    cell (64 native cells) or between two grid cells (fewer). So pixels 4k, 4k + 1 lie on one line, which gives
+    (3 p1 - p0) / 2 at the centre, and 4k + 2, 4k + 3 on another, which gives (3 p2 - p3) / 2; their mean is taken.
+    """
+    if maps.shape[-2:] != (PATCH_PX, PATCH_PX):
+        return resample(maps, HEAD_CELLS)
+    for axis in (-2, -1):
+        p0, p1, p2, p3 = maps.unflatten(axis, (HEAD_CELLS, PATCH_PX // HEAD_CELLS)).unbind(axis)
+        maps = 0.75 * (p1 + p2) - 0.25 * (p0 + p3)
+    return maps
 
 
 def require_fitting(features: Features, channels: Mapping[int, int], grid: PatchGrid) -> None:

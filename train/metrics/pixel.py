@@ -23,9 +23,9 @@ DEFINITIONS: dict[str, str] = {
         "but not in the ground truth"
     ),
     "f1": (
-        "macro F1 as scikit-learn defines it: unweighted mean over the classes of 2 P R / (P + R), the harmonic mean of "
-        "the class's own precision and recall; F1 and Dice of one class are the same number, so this equals the mean "
-        "Dice above (pathseg 0.1.0 printed the F1 of means under this name)"
+        "macro F1 as scikit-learn defines it: unweighted mean over the classes of 2 P R / (P + R), the harmonic mean "
+        "of the class's own precision and recall; F1 and Dice of one class are the same number, so this equals the "
+        "mean Dice above (pathseg 0.1.0 printed the F1 of means under this name)"
     ),
     "f1_of_means": (
         "F1 of means: the harmonic mean of macro precision and macro recall, 2 P R / (P + R) of the two means above; "

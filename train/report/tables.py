@@ -65,9 +65,9 @@ SEED_SCORES: tuple[tuple[Images, Metric], ...] = (
     ("val", "dice"), ("test", "accuracy"), ("test", "dice"), ("test", "miou"), ("test", "f1"),
 )  # fmt: skip
 F1_NOTE = (
-    "F1 of ours is scikit-learn's macro F1, which equals the mean Dice. F1 and Dice of the reported rows follow no single "
-    "definition: by one they would be equal or F1 the higher in every row, but the paper has both, and VGG16-FCN8 in "
-    "Table 2 even has a Dice below its mIoU."
+    "F1 of ours is scikit-learn's macro F1, which equals the mean Dice. F1 and Dice of the reported rows follow no "
+    "single definition: by one they would be equal or F1 the higher in every row, but the paper has both, and "
+    "VGG16-FCN8 in Table 2 even has a Dice below its mIoU."
 )
 BEST_IS_MARKED = "The highest mean validation Dice is marked"
 

@@ -167,8 +167,8 @@ class _ConfigFormat1(msgspec.Struct, frozen=True):
 class Epoch(msgspec.Struct, frozen=True, omit_defaults=True):
     """One line of history.jsonl: mean losses of an epoch, scores on the validation images, seconds trained so far.
 
-    None where a value is not finite or not defined. val_f1 is the macro F1, which equals val_dice: 0.1.0 wrote the F1 of
-    means under this name, so that it is not taken from the file.
+    None where a value is not finite or not defined. val_f1 is the macro F1, which equals val_dice: 0.1.0 wrote the
+    F1 of means under this name, so that it is not taken from the file.
     """
 
     epoch: int

@@ -109,7 +109,7 @@ def test_precision_and_recall_by_hand():
 SKLEARN_MACRO_F1 = [
     (TWO, 0.6703296703296704),
     (THREE, 0.432900432900433),
-    (np.array([[218, 782], [18, 982]]), 0.5316955893143921),  # favours one class
+    (np.array([[218, 782], [18, 982]]), 0.5316576042413087),  # favours one class
     (np.array([[50, 10, 0], [20, 20, 0], [0, 0, 0]]), 0.6703296703296704),  # a class in neither is left out
     (np.array([[8, 2], [0, 0]]), 0.4444444444444444),  # predicted, but absent
 ]
@@ -144,9 +144,8 @@ def test_three_classes_by_hand():
     assert scores.accuracy == pytest.approx(6 / 10)
     assert scores.dice == pytest.approx((8 / 11 + 4 / 7 + 0) / 3)
     assert scores.miou == pytest.approx((4 / 7 + 2 / 5 + 0) / 3)
-    assert scores.f1_of_means == pytest.approx(
-        2 * (4 / 6 + 2 / 3) * (4 / 5 + 2 / 4) / 3 / ((4 / 6 + 2 / 3) + (4 / 5 + 2 / 4))
-    )
+    p, r = (4 / 6 + 2 / 3) / 3, (4 / 5 + 2 / 4) / 3
+    assert scores.f1_of_means == pytest.approx(2 * p * r / (p + r))
 
 
 def test_pixels_are_the_true_ones():
