@@ -19,7 +19,7 @@ from pathseg.extract.models.feature_model import FeatureModel
 from pathseg.extract.plan import contents_of, wanted_blocks
 from pathseg.extract.unit import Extraction, Failure
 from pathseg.store.errors import StoreError
-from pathseg.store.format.manifest import MANIFEST
+from pathseg.store.format.names import MANIFEST
 from pathseg.store.location.location import open_location
 from pathseg.store.runtime.dask_client import ClusterError, first_line
 from pathseg.store.writer import StoreWriter

@@ -18,7 +18,7 @@ from pathseg.extract.models.feature_model import FeatureModel
 from pathseg.extract.plan import contents_of, plan_for, wanted_blocks
 from pathseg.extract.unit import Extraction, Failure, LoadedUnit
 from pathseg.store.features import FeatureStore
-from pathseg.store.format.manifest import MANIFEST
+from pathseg.store.format.names import MANIFEST
 from pathseg.store.location.location import open_location
 from pathseg.store.writer import StoreWriter
 

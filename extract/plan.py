@@ -17,7 +17,7 @@ from pathseg.store.blocks import BLOCKS, format_blocks
 from pathseg.store.contents import Contents, ImageEntry
 from pathseg.store.errors import StoreError
 from pathseg.store.features import FeatureStore
-from pathseg.store.format.manifest import MANIFEST
+from pathseg.store.format.names import MANIFEST
 from pathseg.store.format.size import BlockShape, fitting_layouts, format_bytes, images_per_unit, patch_bytes
 from pathseg.store.grid import PATCH_PX, PatchGrid
 from pathseg.store.key import BATCH_SIZE, StoreKey

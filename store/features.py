@@ -15,10 +15,11 @@ import zarr
 
 from pathseg.store.blocks import array_name
 from pathseg.store.contents import Contents, read_attributes
-from pathseg.store.errors import Damaged, Incomplete, StoreError
-from pathseg.store.format.arrays import chunk_names
+from pathseg.store.errors import Damaged, Incomplete, StoreError, unreadable_as_damage
+from pathseg.store.format.arrays import chunk_names, open_array
 from pathseg.store.format.chunks import is_uncompressed, is_uncompressed_shards, read_chunks, read_from_shard
-from pathseg.store.format.manifest import MANIFEST, ROOT, Manifest, read_manifest
+from pathseg.store.format.manifest import Manifest, read_manifest
+from pathseg.store.format.names import MANIFEST, ROOT
 from pathseg.store.format.size import patch_bytes
 from pathseg.store.location.cache import ReadCache
 from pathseg.store.location.location import Location, open_location
@@ -43,7 +44,7 @@ class FeatureStore:
         self.location = location
         self.contents = Contents.from_attributes(attributes, store=str(location))
         self.manifest = manifest
-        self.records = Records(location, images_per_unit=self.contents.images_per_unit)
+        self.records = Records(location, images_per_unit=self.contents.images_per_unit, units=self.contents.units)
         self._attributes = attributes
         self.cache, self._cache_folder = cache, hashlib.sha256(manifest.texts.get(ROOT, "").encode()).hexdigest()[:16]
         self._zarr = location.zarr(read_only=True)
@@ -169,7 +170,7 @@ class FeatureStore:
 
     def timesteps(self) -> tuple[int, ...]:
         """Return the timesteps at which features of at least one image are stored, ascending."""
-        return self.records.timesteps()
+        return tuple(t for t in self.records.timesteps() if self.stored_blocks(t))
 
     def stored_blocks(self, t: int) -> tuple[int, ...]:
         """Return the blocks that have an array at a timestep."""
@@ -184,7 +185,7 @@ class FeatureStore:
             except FileNotFoundError:
                 text = None
             self.manifest.require_intact(file, text, store=str(self.location))
-            self._arrays[name] = zarr.open_array(self._zarr, path=name, mode="r", zarr_format=3)
+            self._arrays[name] = open_array(self._zarr, self.contents, name, text or b"", location=str(self.location))
         return self._arrays[name]
 
     @cached_property
@@ -207,7 +208,7 @@ class FeatureStore:
                 return values if out is None else _copied(values, out)
         try:
             values, computed = self._values(name, index, out)
-        except (ValueError, RuntimeError, KeyError, FileNotFoundError) as e:
+        except (ValueError, RuntimeError, KeyError, FileNotFoundError, Damaged) as e:
             raise self._damaged(name, index, str(e)) from e
         if stored != computed:
             raise self._damaged(name, index, f"stored checksum {stored}, computed {computed}")
@@ -222,7 +223,9 @@ class FeatureStore:
             shards = is_uncompressed_shards(array)
             self._codecs[name] = "chunks" if is_uncompressed(array) else "shards" if shards else "zarr"
         if self._codecs[name] == "zarr":
-            values = np.asarray(array[index]) if out is None else _copied(np.asarray(array[index]), out)
+            with unreadable_as_damage(f"{self.location}/{name}"):
+                values = np.asarray(array[index])
+            values = values if out is None else _copied(values, out)
             return values, checksum(values)
         values = np.empty(array.shape[1:], array.dtype.newbyteorder("<")) if out is None else out
         files = [f"{name}/{chunk}" for chunk in chunk_names(array, index, 1)]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import google_crc32c
 import msgspec
@@ -16,13 +15,12 @@ import numpy as np
 
 from pathseg.store.blocks import array_name, format_blocks, parse_blocks
 from pathseg.store.errors import Damaged
+from pathseg.store.format.names import FOLDER, RECORD
 from pathseg.store.location.location import Location
 from pathseg.store.runtime.json_records import convert_json, decode_json
 
-FOLDER = "_done"
 COMPLETE, INCOMPLETE = ".json", ".lacking.json"  # suffixes: all images of the unit are there, or some were set aside
 CACHED_IMAGES = 10_000  # images whose records stay in memory, a few kB each: in S3 each read of a record is a request
-RECORD_FILE = re.compile(rf"{FOLDER}/(pixels|t(?:0|[1-9]\d*)/[\d,-]+)/(\d{{6,}})(\.lacking)?\.json")
 Checksums = Mapping[str, Sequence[int | None]]  # array name -> CRC-32C of each image of the unit, None = set aside
 Body = TypeVar("Body")
 
@@ -72,13 +70,14 @@ def _parse_name(name: str) -> ArraySet:
 
 def parse_record_file(name: str) -> tuple[ArraySet, int, bool] | None:
     """Return arrays, unit and whether the unit is complete from the file name of a record; None for other files."""
-    if (match := RECORD_FILE.fullmatch(name)) is None:
+    if (match := RECORD.fullmatch(name)) is None:
         return None
     try:
-        arrays = ArraySet.from_name(match[1])
+        arrays = ArraySet.from_name(match["arrays"])
     except ValueError:
         return None
-    return arrays, int(match[2]), match[3] is None
+    parsed = arrays, int(match["unit"]), match["lacking"] is None
+    return parsed if arrays.record_file(parsed[1], complete=parsed[2]) == name else None
 
 
 @dataclass(frozen=True)
@@ -110,17 +109,24 @@ class CompletionRecord:
         body = unseal(data, _RecordBody, source=source)
         try:
             arrays = ArraySet.from_name(body.part)
+            if len({len(sums) for sums in body.crc32c.values()}) > 1:
+                raise ValueError("its arrays differ in the number of images")
         except ValueError as e:
             raise Damaged(f"{source} is damaged: {e}") from e
         return cls(arrays, body.unit, body.crc32c)
+
+
+_Checksums = Annotated[
+    tuple[Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)] | None, ...], msgspec.Meta(min_length=1)
+]  # one image each
 
 
 class _RecordBody(msgspec.Struct, frozen=True):
     """The JSON object in the file of a record."""
 
     part: str
-    unit: int
-    crc32c: dict[str, tuple[int | None, ...]]
+    unit: Annotated[int, msgspec.Meta(ge=0)]
+    crc32c: Annotated[dict[str, _Checksums], msgspec.Meta(min_length=1)]
 
 
 class Records:
@@ -130,7 +136,8 @@ class Records:
     are read at the start.
     """
 
-    def __init__(self, location: Location, *, images_per_unit: int) -> None:
+    def __init__(self, location: Location, *, images_per_unit: int, units: int | None = None) -> None:
+        """units: of the store; records of others are not read. None: all are."""
         self._location, self._per_unit = location, images_per_unit
         self._complete: dict[ArraySet, set[int]] = defaultdict(set)
         self._incomplete: dict[ArraySet, dict[int, frozenset[int]]] = defaultdict(dict)  # unit -> positions written
@@ -139,6 +146,8 @@ class Records:
             if (parsed := parse_record_file(name)) is None:
                 continue
             arrays, unit, complete = parsed
+            if units is not None and unit >= units:
+                continue
             if complete:
                 self._complete[arrays].add(unit)
             else:
@@ -260,6 +269,8 @@ def unseal(data: bytes, kind: type[Body], *, source: str) -> Body:
         if seal(body) != data:
             raise Damaged(f"{source} is damaged: its own checksum does not fit")
         return convert_json(body, kind, source=source)
+    except RecursionError as e:
+        raise Damaged(f"{source} is damaged: its JSON is nested too deeply") from e
     except ValueError as e:
         raise Damaged(str(e)) from e
 

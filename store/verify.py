@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -18,13 +16,13 @@ from zarr.storage import MemoryStore
 from pathseg.store.blocks import array_name
 from pathseg.store.contents import FORMAT, Contents, read_attributes
 from pathseg.store.errors import Damaged, StoreError
-from pathseg.store.format.arrays import chunk_names, zarr_metadata
-from pathseg.store.format.manifest import MANIFEST, ROOT, Manifest, read_manifest
+from pathseg.store.format.arrays import chunk_names, open_array, same_metadata, zarr_metadata
+from pathseg.store.format.manifest import Manifest, read_manifest
+from pathseg.store.format.names import CHUNK, FEATURE_NODE, HALF_WRITTEN, MANIFEST, ROOT
 from pathseg.store.location.location import Location, open_location
-from pathseg.store.records import PIXELS, RECORD_FILE, ArraySet, Records, checksum, parse_record_file
+from pathseg.store.records import PIXELS, ArraySet, Records, checksum, parse_record_file
 from pathseg.store.runtime.prefetch import prefetch_map
 
-LEFT_BY_KILLED_RUN = re.compile(r"\.partial$|/c/\d|^t\d+(/block\d\d)?/zarr\.json$")
 Unit = tuple[ArraySet, int]
 
 
@@ -33,8 +31,9 @@ class Finding:
     """One file or image that is not as it should be.
 
     damaged: not the bytes that were written. missing: recorded but not there, or not extracted yet. stray: left by a
-    run that was cut off. foreign: not written by pathseg; never removed. arrays and unit: what has to be extracted
-    again, None where nothing has.
+    run that was cut off: a chunk of an array of this store, a record, a description of arrays as this store has them,
+    or one of these half written. foreign: everything else; never changed or removed. arrays and unit: what has to be
+    extracted again, None where nothing has.
     """
 
     kind: Literal["damaged", "missing", "stray", "foreign"]
@@ -77,13 +76,12 @@ class Verification:
         self.files = set(self.location.names())
         if not {MANIFEST, ROOT} & self.files:
             raise StoreError(f"there is no feature store at {self.location}; make one with pathseg extract")
-        self.manifest = self._manifest()
-        attributes = read_attributes(self.manifest.texts.get(ROOT, "{}"), source=f"{self.location}/{MANIFEST}")
-        self.contents = Contents.from_attributes(attributes, store=str(self.location))
-        self.records = Records(self.location, images_per_unit=self.contents.images_per_unit)
-        self._memory = {name: _buffer(text.encode()) for name, text in self.manifest.texts.items()}
+        self._memory: dict[str, Buffer] = {}  # files for Zarr: descriptions, and the chunks of a unit
         self._zarr = MemoryStore(self._memory, read_only=True)
         self._opened: dict[str, zarr.Array] = {}
+        self.manifest, self.contents = self._described()
+        units = self.contents.units
+        self.records = Records(self.location, images_per_unit=self.contents.images_per_unit, units=units)
         self._known = {MANIFEST, *self.manifest.texts}
 
     def run(self, on_unit: Callable[[], None] = lambda: None) -> list[Finding]:
@@ -101,7 +99,7 @@ class Verification:
             on_unit()
         self._check_completeness()
         for name in sorted(self.files - self._known):
-            if LEFT_BY_KILLED_RUN.search(name) or RECORD_FILE.fullmatch(name):
+            if self._left_by_killed_run(name):
                 self._find("stray", name, "no completion record lists it")
             else:
                 self._find("foreign", name, "not written by pathseg")
@@ -124,16 +122,22 @@ class Verification:
         broken = {(f.arrays, f.unit) for f in self.findings if f.arrays is not None and f.unit is not None}
         intact = [record for record in self.records.committed() if self._in_store(record) and record not in broken]
         listed = {chunk for arrays, unit in intact for chunk in self._chunks(arrays, unit)}
-        if any(finding.name == MANIFEST for finding in self.findings):
+        if any(finding.name == MANIFEST for finding in self.findings) and not self.location.obstacle(MANIFEST):
             self.location.write(MANIFEST, self.manifest.to_json())
         for finding in self.findings:
+            if finding.kind == "foreign" or self.location.obstacle(finding.name):
+                continue
             if finding.name in self.manifest.texts:
                 self.location.write(finding.name, self.manifest.texts[finding.name].encode())
             elif finding.kind == "stray":
                 self.location.remove(finding.name)
         for arrays, unit in broken:
+            records = {arrays.record_file(unit, complete=complete) for complete in (True, False)}
+            dropped = (self._chunks(arrays, unit) - listed | records) & self.files
+            if any(map(self.location.obstacle, dropped)):
+                continue  # behind a link: a unit without record would be written again there
             self.records.drop(arrays, unit)
-            for chunk in self._chunks(arrays, unit) - listed:
+            for chunk in dropped - records:
                 self.location.remove(chunk)
 
     def _in_store(self, record: Unit) -> bool:
@@ -143,7 +147,8 @@ class Verification:
 
     def _array(self, name: str) -> zarr.Array:
         if name not in self._opened:
-            self._opened[name] = zarr.open_array(self._zarr, path=name, mode="r", zarr_format=3)
+            text = self.manifest.texts[f"{name}/{ROOT}"]
+            self._opened[name] = open_array(self._zarr, self.contents, name, text, location=str(self.location))
         return self._opened[name]
 
     def _arrays(self, arrays: ArraySet) -> tuple[str, ...]:
@@ -156,45 +161,97 @@ class Verification:
     def _chunk_files(self, array: str, unit: int) -> list[str]:
         return [f"{array}/{chunk}" for chunk in chunk_names(self._array(array), unit, self.contents.images_per_unit)]
 
-    def _manifest(self) -> Manifest:
-        """Read the manifest, or rebuild it from the root zarr.json and the names of the records."""
+    def _left_by_killed_run(self, name: str) -> bool:
+        """Return whether pathseg has written a file that nothing lists: only such files are removed."""
+        if HALF_WRITTEN.fullmatch(name) or parse_record_file(name) is not None:
+            return True
+        if match := CHUNK.fullmatch(name):
+            if not self.manifest.has_array(match["array"]):
+                return False
+            array, position = self._array(match["array"]), [int(index) for index in match["position"].split("/")]
+            counts = [-(-size // step) for size, step in zip(array.shape, array.shards or array.chunks, strict=True)]
+            return len(position) == len(counts) and all(i < count for i, count in zip(position, counts, strict=True))
+        if match := FEATURE_NODE.fullmatch(name):  # created, but not in the manifest yet
+            blocks = () if match["block"] is None else (int(match["block"]),)
+            if self.contents.blocks.keys() >= set(blocks):
+                created = zarr_metadata(self.contents, [ArraySet(int(match["t"]), blocks)])
+                return same_metadata(self._text(name), created[name])
+        return False
+
+    def _text(self, name: str) -> bytes:
+        """Return the bytes of a file, none where it cannot be read."""
+        try:
+            return self.location.read(name)
+        except (FileNotFoundError, Damaged):
+            return b""
+
+    def _described(self) -> tuple[Manifest, Contents]:
+        """Return manifest and contents; the manifest is rebuilt where it is missing or does not describe this store."""
         try:
             if manifest := read_manifest(self.location):
-                return manifest
-            self._find("missing", MANIFEST, "the copy of the store's description")
-        except Damaged:
-            self._find("damaged", MANIFEST, "the copy of the store's description")
+                try:
+                    return manifest, self._checked(manifest)
+                except (ValueError, StoreError) as e:
+                    self._find("damaged", MANIFEST, f"the copy of the store's description: {e}")
+            else:
+                self._find("missing", MANIFEST, "the copy of the store's description")
+        except Damaged as e:
+            self._find("damaged", MANIFEST, f"the copy of the store's description: {e}")
+        manifest = self._rebuilt_manifest()
+        return manifest, self._checked(manifest)
+
+    def _checked(self, manifest: Manifest) -> Contents:
+        """Open every array that a manifest lists. Raises StoreError or ValueError when one is not as described."""
+        attributes = read_attributes(manifest.texts.get(ROOT, "{}"), source=f"{self.location}/{MANIFEST}")
+        self.manifest, self.contents = manifest, Contents.from_attributes(attributes, store=str(self.location))
+        self._opened.clear()
+        self._memory.clear()
+        self._memory.update({name: _buffer(text.encode()) for name, text in manifest.texts.items()})
+        self._known = {MANIFEST, *manifest.texts}
+        array_sets = [PIXELS, *manifest.array_sets()]
+        for name in [name for arrays in array_sets for name in self._arrays(arrays)]:
+            if not manifest.has_array(name):
+                raise Damaged(f"it lacks {name}/{ROOT}")
+            self._array(name)
+        return self.contents
+
+    def _rebuilt_manifest(self) -> Manifest:
+        """Rebuild the manifest from the root zarr.json and the names of the records."""
         try:
             text = self.location.read(ROOT)
             attributes = read_attributes(text, source=ROOT)
             contents = Contents.from_attributes(attributes, store=str(self.location))
         except (FileNotFoundError, ValueError, StoreError) as e:
             raise StoreError(f"{self.location} has lost both its description and the copy; extract it anew") from e
-        recorded = {parsed[0] for name in self.files if (parsed := parse_record_file(name))}
+        parsed_names = (parse_record_file(name) for name in self.files)
+        recorded = {parsed[0] for parsed in parsed_names if parsed and contents.blocks.keys() >= set(parsed[0].blocks)}
         rebuilt = zarr_metadata(contents, recorded)
         if attributes["pathseg_format"] != FORMAT:  # written by an older release, and never rewritten
             rebuilt[ROOT] = text.decode()
         for name in rebuilt.keys() & self.files:
-            text = self.location.read(name)
-            if _same_json(text, rebuilt[name]):  # another release of zarr may format the same metadata differently
+            if same_metadata(text := self._text(name), rebuilt[name]):
                 rebuilt[name] = text.decode()
         return Manifest(rebuilt)
 
     def _check_descriptions(self) -> None:
         names = [name for name in self.manifest.texts if name in self.files]
-        texts = prefetch_map(self.location.read, names, threads=self.location.concurrency, size_bytes=lambda name: 0)
+        texts = prefetch_map(self._text, names, threads=self.location.concurrency, size_bytes=lambda name: 0)
         for name, text in self.manifest.texts.items():
             if name not in self.files:
                 self._find("missing", name, "a description in the store")
             elif next(texts).decode(errors="replace") != text:
                 self._find("damaged", name, "a description in the store")
 
-    def _check_unit(self, arrays: ArraySet, unit: int, chunks: Iterator[dict[str, bytes]]) -> None:
+    def _check_unit(self, arrays: ArraySet, unit: int, chunks: Iterator[dict[str, bytes | Damaged]]) -> None:
         name = arrays.record_file(unit, complete=arrays.record_file(unit) in self.files)
         self._known |= {name} | self._chunks(arrays, unit)
         checksums: Mapping[str, Sequence[int | None]] = {}
         try:
             checksums = self.records.read(arrays, unit).checksums
+            if {array: len(sums) for array, sums in checksums.items()} != dict.fromkeys(
+                self._arrays(arrays), len(self._ids(unit))
+            ):
+                raise Damaged(f"{self.location}/{name} does not list every array and image of its unit")
         except Damaged as e:  # the chunks still have checksums of their own
             self._find("damaged", name, str(e), arrays, unit)
         for array in self._arrays(arrays):
@@ -204,22 +261,39 @@ class Verification:
         array = self._array(piece[1])
         return self.contents.images_per_unit * array.dtype.itemsize * math.prod(array.shape[1:])
 
-    def _read_chunks(self, piece: tuple[int, str]) -> dict[str, bytes]:
-        """Read those chunk files of a unit of an array that exist."""
+    def _read_chunks(self, piece: tuple[int, str]) -> dict[str, bytes | Damaged]:
+        """Read those chunk files of a unit of an array that exist; the error of one that cannot be read."""
         unit, array = piece
-        return {name: self.location.read(name) for name in self._chunk_files(array, unit) if name in self.files}
+        return {name: self._read(name) for name in self._chunk_files(array, unit) if name in self.files}
+
+    def _read(self, name: str) -> bytes | Damaged:
+        try:
+            return self.location.read(name)
+        except Damaged as e:
+            return e
 
     def _check_array(
-        self, name: str, arrays: ArraySet, unit: int, checksums: Sequence[int | None] | None, data: dict[str, bytes]
+        self,
+        name: str,
+        arrays: ArraySet,
+        unit: int,
+        checksums: Sequence[int | None] | None,
+        data: dict[str, bytes | Damaged],
     ) -> None:
         array, first = self._array(name), unit * self.contents.images_per_unit
         chunks = self._chunk_files(name, unit)
-        missing = [chunk for chunk in chunks if chunk not in data]
-        for chunk in missing:
-            self._find("missing", chunk, ", ".join(self._ids(unit)), arrays, unit)
-        if missing:
+        images, unwritten = ", ".join(self._ids(unit)), len(data) < len(chunks) and _is_fill(array, checksums)
+        for chunk in chunks:
+            if chunk not in data and unwritten:
+                continue  # earlier releases wrote no chunk of nothing but fill values, such as an empty mask
+            if chunk not in data:
+                self._find("missing", chunk, images, arrays, unit)
+            elif isinstance(content := data[chunk], Damaged):
+                self._find("damaged", chunk, f"{images}: {content}", arrays, unit)
+        read = {chunk: _buffer(content) for chunk, content in data.items() if isinstance(content, bytes)}
+        if len(read) < len(chunks):
             return
-        self._memory.update({chunk: _buffer(data[chunk]) for chunk in chunks})
+        self._memory.update(read)
         for position, image_id in enumerate(self._ids(unit)):
             stored = checksums[position] if checksums and position < len(checksums) else None
             # also of an image that was set aside: its chunk of fill values has a checksum
@@ -249,14 +323,17 @@ class Verification:
         arrays: ArraySet | None = None,
         unit: int | None = None,
     ) -> None:
+        if kind != "foreign" and (obstacle := self.location.obstacle(name)):
+            detail = f"{detail}; cannot be repaired: {obstacle}"
         self.findings.append(Finding(kind, name, detail, arrays, unit))
 
 
-def _same_json(one: bytes, other: str) -> bool:
-    try:
-        return json.loads(one) == json.loads(other)
-    except ValueError:
+def _is_fill(array: zarr.Array, checksums: Sequence[int | None] | None) -> bool:
+    """Return whether by their checksums all these images of an array hold nothing but the fill value."""
+    if not checksums:
         return False
+    fill = checksum(np.full(array.shape[1:], array.fill_value, array.dtype))
+    return all(stored == fill for stored in checksums)
 
 
 def _array_error(array: zarr.Array, index: int, stored: int | None) -> str | None:

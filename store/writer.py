@@ -13,9 +13,10 @@ from pathseg.store.blocks import array_name
 from pathseg.store.contents import Contents
 from pathseg.store.errors import Damaged, StoreError
 from pathseg.store.features import FeatureStore
-from pathseg.store.format.arrays import chunk_names, zarr_metadata
+from pathseg.store.format.arrays import chunk_names, same_metadata, zarr_metadata
 from pathseg.store.format.chunks import all_finite, is_uncompressed, is_uncompressed_shards, write_chunks, write_shard
-from pathseg.store.format.manifest import ROOT, extend_manifest, read_manifest
+from pathseg.store.format.manifest import extend_manifest, read_manifest
+from pathseg.store.format.names import HALF_WRITTEN, MANIFEST, METADATA, ROOT
 from pathseg.store.format.packing import PACKINGS
 from pathseg.store.location.location import Location, open_location
 from pathseg.store.records import PIXELS, ArraySet, Checksums, checksum
@@ -87,6 +88,11 @@ class StoreWriter:
     def _commit(self, arrays: ArraySet, unit: int, checksums: Checksums) -> None:
         """Write the record, unless the mount that held the store is lost and its chunks were written below it."""
         self._require_store()
+        size = self.store.contents.images_per_unit
+        names = arrays.arrays(has_instances=self.store.contents.has_instances)
+        self.store.location.flush(
+            f"{name}/{chunk}" for name in names for chunk in chunk_names(self._array(name), unit, size)
+        )
         self.store.records.write(arrays, unit, checksums)
 
     def _require_store(self) -> None:
@@ -153,7 +159,9 @@ class StoreWriter:
 
     def _array(self, name: str) -> zarr.Array:
         if name not in self._arrays:
-            self._arrays[name] = zarr.open_array(self._zarr, path=name, mode="r+", zarr_format=3)
+            self.store.array(name)  # raises Damaged unless it is described as it was created
+            array = zarr.open_array(self._zarr, path=name, mode="r+", zarr_format=3)
+            self._arrays[name] = array.with_config({"write_empty_chunks": True, "order": "C"})  # no file holds these
         return self._arrays[name]
 
     def _padded(self, instances: np.ndarray | None) -> np.ndarray:
@@ -169,7 +177,8 @@ def _require_no_other_files(location: Location) -> None:
     described = location.exists(ROOT)
     if described and b"pathseg_format" not in location.read(ROOT):
         raise StoreError(f"{location} is a Zarr group but no pathseg store; pass another --store")
-    foreign = next((name for name in location.names() if not name.endswith(("zarr.json", ".partial"))), None)
+    begun = (METADATA, HALF_WRITTEN)  # all that a run leaves that was killed before it had written the manifest
+    foreign = next((name for name in location.names() if not any(own.fullmatch(name) for own in begun)), None)
     if foreign is None:
         return
     if described:
@@ -181,6 +190,10 @@ def _write_metadata(location: Location, contents: Contents, array_sets: Iterable
     """Write the zarr.json files that the manifest does not list, then add them to it; nothing is ever removed."""
     known = read_manifest(location).texts
     fresh = {name: text for name, text in zarr_metadata(contents, array_sets).items() if name not in known}
+    for name, text in fresh.items() if known else ():
+        if location.exists(name) and not same_metadata(location.read(name), text):
+            raise StoreError(f"{location}/{name} was not written by pathseg; move that array away and run again")
     for name, text in fresh.items():
         location.write(name, text.encode())
     extend_manifest(location, list(fresh))
+    location.flush([*fresh, MANIFEST])

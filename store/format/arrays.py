@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import zarr
+from zarr.abc.store import Store
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
 from pathseg.store.blocks import array_name
 from pathseg.store.contents import Contents
+from pathseg.store.errors import Damaged
+from pathseg.store.format.names import FEATURE_NODE, FOLDER
 from pathseg.store.format.packing import PACKINGS
-from pathseg.store.records import FOLDER, ArraySet
+from pathseg.store.records import ArraySet
 
 CHUNK_BYTES = 128 * 2**20  # a chunk is one image of one block up to this size, beyond it one patch
 
@@ -24,47 +29,63 @@ def zarr_metadata(contents: Contents, array_sets: Iterable[ArraySet] = ()) -> di
     The pixel arrays are always included.
     """
     memory: dict = {}
-    group = zarr.create_group(MemoryStore(memory), attributes=contents.to_attributes())
-    create_pixel_arrays(group, contents)
+    group = zarr.create_group(MemoryStore(memory), attributes=contents.to_attributes(), zarr_format=3)
+    for name in ("images", "masks", "instances", FOLDER) if contents.has_instances else ("images", "masks", FOLDER):
+        _create_array(group, contents, name)
     for arrays in sorted(set(array_sets), key=lambda arrays: arrays.name):
         if arrays.t is not None:
             group.require_group(f"t{arrays.t}")
             for block in arrays.blocks:
-                create_feature_array(group, contents, t=arrays.t, block=block)
+                _create_array(group, contents, array_name(arrays.t, block))
     return {name: buffer.to_bytes().decode() for name, buffer in memory.items() if name.endswith("zarr.json")}
 
 
-def create_pixel_arrays(group: zarr.Group, contents: Contents) -> None:
-    """Create `images`, `masks` and, where there are objects, `instances`, padded to the largest original size.
+def _create_array(group: zarr.Group, contents: Contents, name: str) -> None:
+    """Create an array by name. Raises ValueError for one that a store with these contents does not have.
 
-    An empty array is created in the folder of the completion records, because Zarr lists that folder as a node.
+    Dimensions are named so that those of one group with the same name have the same size, as xarray requires.
     """
+    node = FEATURE_NODE.fullmatch(f"{name}/zarr.json")
+    if node and node["block"]:
+        if int(node["block"]) not in contents.blocks:
+            raise ValueError(f"the model has no block {int(node['block'])}")
+        _create_feature_array(group, contents, name, block=int(node["block"]))
+    elif name == FOLDER:  # Zarr lists the folder of the completion records as a node, so that it has to be one
+        about = "no data: below this name lie the completion records, one JSON file a unit of work"
+        _create(group, name, (0,), chunks=(1,), dtype="uint8", dimension_names=("record",), attributes={"about": about})
+    else:
+        _create_pixel_array(group, contents, name)
+
+
+def _create_pixel_array(group: zarr.Group, contents: Contents, name: str) -> None:
+    """Create `images`, `masks` or, where there are objects, `instances`, padded to the largest original size."""
     n, (height, width) = len(contents.images), contents.key.size
-    arrays: dict[str, tuple[tuple[int, ...], str]] = {
-        "images": ((n, height, width, 3), "uint8"),
-        "masks": ((n, height, width), "uint8"),
+    arrays: dict[str, tuple[tuple[int, ...], str, tuple[str, ...]]] = {
+        "images": ((n, height, width, 3), "uint8", ("image", "row", "column", "rgb")),
+        "masks": ((n, height, width), "uint8", ("image", "row", "column")),
     }
     if contents.has_instances:
         tallest = max(image.height for image in contents.images)
         widest = max(image.width for image in contents.images)
-        arrays["instances"] = ((n, tallest, widest), "uint16")
-    for name, (shape, dtype) in arrays.items():
-        group.create_array(
-            name,
-            shape=shape,
-            chunks=(1, *shape[1:]),
-            shards=_shards((1, *shape[1:]), contents.images_per_unit),
-            dtype=dtype,
-            fill_value=0,
-            compressors=[ZstdCodec(level=3), Crc32cCodec()],
-            config={"write_empty_chunks": True},
-            overwrite=True,
-        )
-    about = "no data: below this name lie the completion records, one JSON file a unit of work"
-    group.create_array(FOLDER, shape=(0,), chunks=(1,), dtype="uint8", attributes={"about": about}, overwrite=True)
+        arrays["instances"] = ((n, tallest, widest), "uint16", ("image", "original_row", "original_column"))
+    if name not in arrays:
+        raise ValueError(f"there is no array {name} in a store")
+    shape, dtype, dimension_names = arrays[name]
+    _create(
+        group,
+        name,
+        shape,
+        chunks=(1, *shape[1:]),
+        shards=_shards((1, *shape[1:]), contents.images_per_unit),
+        dtype=dtype,
+        fill_value=0,
+        compressors=[ZstdCodec(level=3), Crc32cCodec()],
+        config={"write_empty_chunks": True},
+        dimension_names=dimension_names,
+    )
 
 
-def create_feature_array(group: zarr.Group, contents: Contents, *, t: int, block: int) -> None:
+def _create_feature_array(group: zarr.Group, contents: Contents, name: str, *, block: int) -> None:
     """Create `t<t>/block<bb>`, (N, P, C, h, w), one chunk per image (per patch where an image exceeds CHUNK_BYTES).
 
     Each chunk ends in its CRC-32C; the fill value is NaN.
@@ -72,20 +93,63 @@ def create_feature_array(group: zarr.Group, contents: Contents, *, t: int, block
     patches, key = contents.grid.patches, contents.key
     c, h, w = contents.blocks[block].stored(key.layout)
     image_bytes = patches * c * h * w * np.dtype(key.dtype).itemsize
-    chunks = (1, patches if image_bytes <= CHUNK_BYTES else 1, c, h, w)
-    group.create_array(
-        array_name(t, block),
-        shape=(len(contents.images), patches, c, h, w),
-        chunks=chunks,
+    _create(
+        group,
+        name,
+        (len(contents.images), patches, c, h, w),
+        chunks=(1, patches if image_bytes <= CHUNK_BYTES else 1, c, h, w),
         shards=_shards((1, patches, c, h, w), contents.images_per_unit),
         dtype=key.dtype,
         fill_value=np.nan,
         compressors=PACKINGS[key.packing].codecs(key.dtype),
         config={"write_empty_chunks": True},
-        dimension_names=("image", "patch", "channel", "y", "x"),
+        dimension_names=("image", "patch", *(f"{axis}_block{block:02d}" for axis in ("channel", "y", "x"))),
         attributes=PACKINGS[key.packing].attributes(),
-        overwrite=True,
     )
+
+
+def _create(group: zarr.Group, name: str, shape: tuple[int, ...], **settings: Any) -> None:
+    group.create_array(name, shape=shape, overwrite=True, **settings)
+
+
+def open_array(store: Store, contents: Contents, name: str, text: str | bytes, *, location: str) -> zarr.Array:
+    """Open an array for reading, after checking that its zarr.json describes the array that the contents ask for.
+
+    text: of its zarr.json. location: of the store, for messages. Raises Damaged, so that sizes that somebody else wrote
+    into a zarr.json are never allocated.
+    """
+    try:
+        memory: dict = {}
+        group = zarr.create_group(MemoryStore(memory), zarr_format=3)
+        _create_array(group, contents, name)
+        wanted, found = json.loads(memory[f"{name}/zarr.json"].to_bytes()), json.loads(text)
+        for field in ("zarr_format", "node_type", "shape", "data_type", "chunk_grid"):
+            if found.get(field) != wanted[field]:
+                raise ValueError(f"{field} is {found.get(field)!r:.200}, but has to be {wanted[field]!r}")
+        if _codec_names(found["codecs"]) != _codec_names(wanted["codecs"]):
+            raise ValueError("its codecs are not those of the store's packing")
+        return zarr.open_array(store, path=name, mode="r", zarr_format=3)
+    except Exception as e:  # metadata that Zarr cannot read end in exceptions of many types
+        reason = (str(e).splitlines() or [type(e).__name__])[0]
+        raise Damaged(f"{location}/{name}/zarr.json is damaged: {reason}; run pathseg verify --repair") from e
+
+
+def same_metadata(one: bytes, other: str | bytes) -> bool:
+    """Return whether two texts of a zarr.json describe the same node; names of dimensions do not count.
+
+    Releases of Zarr format the same metadata differently, and earlier releases of pathseg named other dimensions.
+    """
+    try:
+        nodes = [json.loads(text) for text in (one, other)]
+        first, second = ({k: v for k, v in node.items() if k != "dimension_names"} for node in nodes)
+    except (ValueError, AttributeError, RecursionError):
+        return False
+    return first == second
+
+
+def _codec_names(codecs: list[dict[str, Any]]) -> list[Any]:
+    """Return the names of codecs in order, those inside of shards too."""
+    return [(codec["name"], _codec_names(codec.get("configuration", {}).get("codecs", []))) for codec in codecs]
 
 
 def chunk_names(array: zarr.Array, unit: int, images_per_unit: int) -> list[str]:

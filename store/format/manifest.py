@@ -6,11 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from pathseg.store.errors import Damaged
+from pathseg.store.format.names import FEATURE_NODE, MANIFEST, METADATA
 from pathseg.store.location.location import Location
-from pathseg.store.records import FOLDER, seal, unseal
-
-MANIFEST = f"{FOLDER}/metadata.json"
-ROOT = "zarr.json"
+from pathseg.store.records import ArraySet, seal, unseal
 
 
 @dataclass(frozen=True)
@@ -26,6 +24,11 @@ class Manifest:
         """Return whether the store has an array of this name."""
         return f"{name}/zarr.json" in self.texts
 
+    def array_sets(self) -> tuple[ArraySet, ...]:
+        """Return timestep and block of every feature array, one each."""
+        found = (FEATURE_NODE.fullmatch(name) for name in self.texts)
+        return tuple(ArraySet(int(node["t"]), (int(node["block"]),)) for node in found if node and node["block"])
+
     def require_intact(self, name: str, text: bytes | None, *, store: str) -> None:
         """Raise Damaged unless the text of a zarr.json, None where it is missing, is the one that was written."""
         if text is None or text.decode(errors="replace") != self.texts.get(name):
@@ -37,9 +40,12 @@ class Manifest:
 
     @classmethod
     def from_json(cls, data: bytes, *, source: str) -> Manifest:
-        """The inverse of `to_json`. Raises Damaged naming `source`."""
+        """The inverse of `to_json`. Raises Damaged naming `source`, also for the name of another file."""
         try:
-            return cls(unseal(data, dict[str, str], source=source))
+            texts = unseal(data, dict[str, str], source=source)
+            if (other := next((name for name in texts if not METADATA.fullmatch(name)), None)) is not None:
+                raise Damaged(f"{source} is damaged: it lists {other[:80]!r}, which is no zarr.json of a store")
+            return cls(texts)
         except Damaged as e:
             raise Damaged(f"{e}; run pathseg verify --repair") from e
 

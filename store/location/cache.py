@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,11 +17,15 @@ import platformdirs
 
 from pathseg.store.records import checksum
 
+ENTRIES = "s3-reads"  # sub-folder of the cache folder, which may hold other things
+FILE = re.compile(r"[0-9]+-[0-9a-f]{8}(\.[0-9a-f]{32}\.partial)?")  # index and checksum; while it is being written
 DISK_SHARE = 0.5  # default limit, as a share of the disk space that is free or used by the cache
 
 
 class ReadCache:
     """Arrays as they were read, one file each, found by name and checksum; a file that does not fit it is not used.
+
+    They lie in a sub-folder of the cache folder. Other files, there or beside it, are neither counted nor deleted.
 
     A name with its checksum always stands for the same bytes, so entries never go out of date. When the cache is full,
     files that were last used before this process opened it are deleted, least recently used first; files used since
@@ -31,11 +37,12 @@ class ReadCache:
         """folder: the user's cache folder by default. limit_bytes: by default half of the free disk space."""
         self._arguments = folder, limit_bytes
         self.folder = folder or platformdirs.user_cache_path("pathseg", appauthor=False)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._entries = self.folder / ENTRIES
+        self._entries.mkdir(parents=True, exist_ok=True)
         used = sum(size for _, size, _ in self._files())
         self.limit_bytes = limit_bytes or int(DISK_SHARE * (shutil.disk_usage(self.folder).free + used))
-        os.utime(self.folder)
-        self._opened_at = self.folder.stat().st_mtime  # by the clock of the file system, as the files' own times
+        os.utime(self._entries)
+        self._opened_at = self._entries.stat().st_mtime  # by the clock of the file system, as the files' own times
         self._granted_bytes = 0  # that may be written before the folder is listed again
         self._too_large_bytes = float("inf")  # size of an array that did not fit
 
@@ -73,7 +80,7 @@ class ReadCache:
                 partial_path.unlink()
 
     def _path(self, name: str, crc: int) -> Path:
-        return self.folder / f"{name}-{crc:08x}"
+        return self._entries / f"{name}-{crc:08x}"
 
     def _grant(self, size_bytes: int) -> bool:
         """Return whether so many bytes may be written, after deleting old files if need be."""
@@ -95,14 +102,15 @@ class ReadCache:
         return True
 
     def _files(self) -> list[tuple[float, int, Path]]:
-        """Return time of last use, bytes and path of every file."""
+        """Return time of last use, bytes and path of every file of the cache; what others put there is not counted."""
         files = []
-        for base, _, names in os.walk(self.folder):
-            for name in names:
+        for base, _, names in os.walk(self._entries):
+            for name in filter(FILE.fullmatch, names):
                 path = Path(base, name)
                 with contextlib.suppress(OSError):
-                    state = path.stat()
-                    files.append((state.st_mtime, state.st_size, path))
+                    state = path.lstat()
+                    if stat.S_ISREG(state.st_mode):
+                        files.append((state.st_mtime, state.st_size, path))
         return files
 
 

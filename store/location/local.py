@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from io import BufferedIOBase
 from pathlib import Path
 
+from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore
 
-from pathseg.store.records import FOLDER
+from pathseg.store.errors import StoreError, unreadable_as_damage
+from pathseg.store.format.names import FOLDER, HALF_WRITTEN, SUBFOLDER
 from pathseg.store.runtime.atomic_files import PARTIAL
 
 try:
@@ -36,53 +40,96 @@ class LocalFolder:
         return str(self.root)
 
     def zarr(self, *, read_only: bool) -> LocalStore:
-        return LocalStore(self.root, read_only=read_only)
+        return _FlushedLocalStore(self.root, read_only=read_only)
 
     def exists(self, name: str) -> bool:
         return (self.root / name).is_file()
 
     def read(self, name: str) -> bytes:
-        return (self.root / name).read_bytes()
+        with unreadable_as_damage(self.root / name):
+            return (self.root / name).read_bytes()
 
     def write(self, name: str, data: bytes) -> None:
         with self.create(name) as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
 
     def update(self, name: str, change: Callable[[bytes | None], bytes | None]) -> None:
         data = change(self.read(name) if self.exists(name) else None)
         if data is not None:
             self.write(name, data)
 
-    def open(self, name: str, start: int = 0, size_bytes: int | None = None) -> BufferedIOBase:
-        file = (self.root / name).open("rb")
-        file.seek(start)
-        return file
+    @contextmanager
+    def open(self, name: str, start: int = 0, size_bytes: int | None = None) -> Iterator[BufferedIOBase]:
+        with unreadable_as_damage(self.root / name), (self.root / name).open("rb") as file:
+            file.seek(start)
+            yield file
 
     @contextmanager
     def create(self, name: str) -> Iterator[BufferedIOBase]:
-        target = self.root / name
+        target = self._writable(name)
         partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}{PARTIAL}")
         try:
             with _create(partial) as file:
                 yield file
+                file.flush()
+                os.fsync(file.fileno())
             partial.replace(target)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
 
     def remove(self, name: str) -> None:
-        (self.root / name).unlink(missing_ok=True)
+        self._writable(name).unlink(missing_ok=True)
+
+    def obstacle(self, name: str) -> str | None:
+        path = self.root / name
+        try:
+            folder = path.parent.resolve()
+        except (OSError, RuntimeError):
+            return f"{path.parent} is a loop of links; replace it by the folder"
+        if not folder.is_relative_to(self.root):
+            return f"it lies outside of the store, in {folder}, where pathseg changes nothing; bring that folder back"
+        if path.is_dir() and not path.is_symlink():
+            return "a folder lies where this file should; move it away"
+        above = next(above for above in path.parents if above.exists() or above == self.root)
+        if above.exists() and not above.is_dir():
+            return f"{above} is a file where a folder should be; move it away"
+        return None
+
+    def _writable(self, name: str) -> Path:
+        """Return the path of a file that may be written or removed. Raises StoreError."""
+        if obstacle := self.obstacle(name):
+            raise StoreError(f"{self.root / name} cannot be changed: {obstacle}")
+        return self.root / name
+
+    def flush(self, names: Iterable[str]) -> None:
+        if fcntl is None:  # Windows cannot open folders, and flushes names with the files
+            return
+        folders = {above for name in names for above in (self.root / name).parents if above.is_relative_to(self.root)}
+        folders.add(self.root.parent)
+        with ThreadPoolExecutor(self.concurrency) as pool:
+            list(pool.map(_flush_folder, folders))
 
     def names(self, folder: str = "") -> Iterator[str]:
-        top = len(str(self.root)) + 1
-        for base, _, files in os.walk(self.root / folder):
+        """List files; of linked folders only those that have a name of the store's own, such as `t50/block04`."""
+        top, followed = len(str(self.root)) + 1, set[Path]()  # each target once, or links in a circle would not end
+        for base, folders, files in os.walk(self.root / folder, followlinks=True, onerror=_raise_unless_gone):
             prefix = f"{base[top:]}/" if len(base) > top else ""
+            for name in [name for name in folders if Path(base, name).is_symlink()]:
+                target = Path(base, name).resolve()
+                if SUBFOLDER.fullmatch(f"{prefix}{name}") and target not in followed:
+                    followed.add(target)
+                else:
+                    folders.remove(name)
+                    files.append(name)
             yield from (f"{prefix}{file}" for file in files)
 
     def sizes(self) -> dict[str, int]:
-        return {name: (self.root / name).stat().st_size for name in self.names()}
+        sizes = {}
+        for name in self.names():
+            with suppress(FileNotFoundError):  # a dead link, or just renamed by another run
+                sizes[name] = (self.root / name).stat().st_size
+        return sizes
 
     def free_bytes(self) -> int:
         folder = self.root
@@ -108,8 +155,36 @@ class LocalFolder:
             yield alone is not False
 
     def _remove_partial_files(self) -> None:
-        for name in [name for name in self.names() if name.endswith(PARTIAL)]:
-            self.remove(name)
+        for name in [name for name in self.names() if HALF_WRITTEN.fullmatch(name)]:
+            if self.obstacle(name) is None:
+                self.remove(name)
+
+
+class _FlushedLocalStore(LocalStore):
+    """Zarr's local store, writing as `LocalFolder.write` does: inside of the folder and flushed to the disk."""
+
+    async def set(self, key: str, value: Buffer) -> None:
+        self._check_writable()
+        await asyncio.to_thread(LocalFolder(self.root).write, key, value.to_bytes())
+
+
+def _flush_folder(path: Path) -> None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except (PermissionError, FileNotFoundError):  # above the store; Zarr has not written a chunk of fill values
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as e:
+        if e.errno not in LOCKS_UNSUPPORTED:  # file systems that cannot lock folders may not flush them either
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
 
 
 def _create(path: Path) -> BufferedIOBase:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from io import BufferedIOBase
 from typing import Protocol
@@ -30,7 +30,7 @@ class Location(Protocol):
         """Return whether a file exists."""
 
     def read(self, name: str) -> bytes:
-        """Return the bytes of a file. Raises FileNotFoundError."""
+        """Return the bytes of a file. Raises FileNotFoundError, Damaged where the disk cannot read it."""
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file atomically: it has its final name only once it is complete, on disk."""
@@ -46,10 +46,22 @@ class Location(Protocol):
         """Open a file for reading from byte `start`, at most `size_bytes` of it. Raises FileNotFoundError."""
 
     def create(self, name: str) -> AbstractContextManager[BufferedIOBase]:
-        """Open a file for writing; it has its final name only once the `with` block has ended without an error."""
+        """Open a file for writing; it has its final name only once the `with` block has ended without an error.
+
+        Its bytes are on disk by then, its name after `flush`.
+        """
 
     def remove(self, name: str) -> None:
         """Remove a file if it exists."""
+
+    def obstacle(self, name: str) -> str | None:
+        """Return why a file can neither be written nor removed, with the way out; None where it can.
+
+        A folder lies there, or a link leads out of the store. `write`, `create` and `remove` raise StoreError then.
+        """
+
+    def flush(self, names: Iterable[str]) -> None:
+        """Flush the folders of files that were written to the disk, so that a power failure does not undo them."""
 
     def names(self, folder: str = "") -> Iterator[str]:
         """List all files below a folder, as names from the root; none when there is no such folder."""

@@ -119,6 +119,12 @@ class S3Prefix:
         yield file
         self.write(name, file.getvalue())
 
+    def obstacle(self, name: str) -> None:
+        return None
+
+    def flush(self, names: Iterable[str]) -> None:
+        """Do nothing: a put has ended once the object is stored."""
+
     def remove(self, name: str) -> None:
         with _store_errors(self._url):
             obstore.delete(self._client, name)

@@ -11,7 +11,7 @@ import zarr
 from pathseg.store.describe import describe
 from pathseg.store.errors import KeyMismatch
 from pathseg.store.features import FeatureStore
-from pathseg.store.format.manifest import MANIFEST
+from pathseg.store.format.names import MANIFEST
 from pathseg.store.key import Preprocessing, StoreKey
 from pathseg.store.lazy import open_lazy
 from pathseg.store.verify import verify

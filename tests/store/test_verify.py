@@ -1,10 +1,13 @@
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 
-from pathseg.store.errors import StoreError
+from pathseg.store.errors import Damaged, StoreError
 from pathseg.store.features import FeatureStore
+from pathseg.store.format.manifest import Manifest
 from pathseg.store.verify import Verification, verify
 from pathseg.store.writer import StoreWriter
 
@@ -110,6 +113,20 @@ def test_a_flipped_bit_names_its_file(toy_store, name, kind):
     assert (kind, name) in found(toy_store.location.root)
 
 
+@pytest.mark.parametrize("images_per_unit", [1, 5])
+def test_an_empty_mask_is_written_and_not_missed_in_stores_that_left_it_out(tmp_path, toy_contents, images_per_unit):
+    writer = StoreWriter(tmp_path / "a.zarr", toy_contents(images_per_unit=images_per_unit, has_instances=False))
+    pixels = (np.ones((256, 512, 3), np.uint8), np.zeros((256, 512), np.uint8), None)
+    for unit in range(writer.store.contents.units):
+        writer.write_pixels(unit, [pixels for _ in writer.images(unit)])
+    assert found(tmp_path / "a.zarr") == set()
+    (tmp_path / "a.zarr/masks/c/0/0/0").unlink()
+    assert found(tmp_path / "a.zarr") == set()
+    assert not FeatureStore.open(tmp_path / "a.zarr").mask(0).any()
+    (tmp_path / "a.zarr/images/c/0/0/0/0").unlink()
+    assert found(tmp_path / "a.zarr") == {("missing", "images/c/0/0/0/0")}
+
+
 def test_damage_names_block_and_image(toy_store):
     (toy_store.location.root / "t50/block04/c/2/0/0/0/0").write_bytes(b"x")
     (finding,) = Verification(toy_store.location.root).run()
@@ -128,7 +145,7 @@ def test_repair_leaves_a_store_that_needs_just_the_damaged_work_again(toy_store,
     whole = files_of(folder)
     (folder / "t50/block04/c/2/0/0/0/0").write_bytes(b"x")
     (folder / "t50/block09/zarr.json").write_text("{}")
-    (folder / "masks/c/0/0/0.abc.partial").write_bytes(b"half")
+    (folder / f"masks/c/0/0/0.{'ab' * 16}.partial").write_bytes(b"half")
     check = Verification(folder)
     check.run()
     check.repair()
@@ -236,3 +253,117 @@ def flip(path, *, byte):
     data = bytearray(path.read_bytes())
     data[byte] ^= 1
     path.write_bytes(data)
+
+
+def seal_manifest(folder, change):
+    path = folder / "_done/metadata.json"
+    texts = dict(Manifest.from_json(path.read_bytes(), source="m").texts)
+    change(texts)
+    path.write_bytes(Manifest(texts).to_json())
+
+
+def test_repair_removes_nothing_that_pathseg_did_not_write(toy_store):
+    folder = toy_store.location.root
+    mine = zarr.open_group(folder, mode="r+").create_array("my_labels", shape=(4, 8), chunks=(1, 8), dtype="uint8")
+    mine[:] = 7
+    shutil.copytree(folder / "my_labels", folder / "t77/block04")  # a name of pathseg's, but another array
+    for name in (
+        "notes/c/2024/thesis.tex",
+        "slides.partial",
+        "images/c/0/0.partial",
+        "masks/c/99/0/0",
+        "t9/zarr.json",
+        "t50/block05/c/0/0/0/0/0.orig",
+        "_done/pixels/1.json",
+        "_done/t50/6-4/000000.json",
+        "t50/block04/c/7",
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("mine")
+    before = files_of(folder)
+    assert {finding.kind for finding in verify(folder, repair=True)} == {"foreign"}
+    assert files_of(folder) == before
+
+
+@pytest.mark.parametrize("name", ["../outside.txt", "/ABSOLUTE", "t50/../../outside.txt", "images/c/0/0/0/0", "a.txt"])
+def test_a_manifest_that_names_another_file_is_damaged_and_repair_writes_no_such_file(toy_store, name):
+    folder = toy_store.location.root
+    name = name.replace("/ABSOLUTE", str(folder.parent / "absolute.txt"))
+    around, whole = files_of(folder.parent), files_of(folder)
+    seal_manifest(folder, lambda texts: texts.update({name: "evil"}))
+    with pytest.raises(Damaged, match=r"metadata\.json.*--repair"):
+        FeatureStore.open(folder)
+    assert found(folder) == {("damaged", "_done/metadata.json")}
+    verify(folder, repair=True)
+    assert (files_of(folder), files_of(folder.parent)) == (whole, around)
+
+
+def test_a_manifest_that_describes_other_arrays_is_damaged(toy_store):
+    folder = toy_store.location.root
+    whole = files_of(folder)
+    huge = (folder / "images/zarr.json").read_text().replace("256", "1000000000000")
+    seal_manifest(folder, lambda texts: texts.update({"images/zarr.json": huge}))
+    assert ("damaged", "_done/metadata.json") in found(folder)
+    verify(folder, repair=True)
+    assert files_of(folder) == whole
+
+
+@pytest.mark.parametrize(
+    "name", ["t50/block04/c/2/0/0/0/0", "masks/zarr.json", "zarr.json", "_done/pixels/000001.json"]
+)
+def test_a_folder_where_a_file_should_be_is_named_and_left_alone(toy_store, name):
+    folder = toy_store.location.root
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    (folder / name / "notes.txt").write_text("mine")
+    lines = [str(finding) for finding in verify(folder, repair=True)]
+    assert any(line.startswith("foreign") and f"{name}/notes.txt" in line for line in lines)
+    assert any("missing" in line for line in lines)
+    assert (folder / name / "notes.txt").read_text() == "mine"
+
+
+def test_an_unreadable_chunk_and_a_dead_link_are_named_and_the_rest_is_checked(toy_store, monkeypatch):
+    folder = toy_store.location.root
+    (folder / "t50/block04/c/1/0/0/0/0").unlink()
+    (folder / "t50/block04/c/1/0/0/0/0").symlink_to("/nowhere")
+    flip(folder / "t50/block09/c/3/0/0/0/0", byte=7)
+    read = Path.read_bytes
+
+    def on_a_bad_disk(path):
+        if path.match("images/c/2/0/0/0"):
+            raise OSError(5, "Input/output error")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", on_a_bad_disk)
+    damaged = {"images/c/2/0/0/0", "t50/block04/c/1/0/0/0/0", "t50/block09/c/3/0/0/0/0"}
+    assert found(folder) == {("damaged", name) for name in damaged}
+    verify(folder, repair=True)
+    assert {finding.kind for finding in verify(folder)} == {"missing"}
+
+
+def test_a_part_that_was_moved_and_linked_back_is_read_but_nothing_is_changed_there(toy_store, tmp_path):
+    folder, there = toy_store.location.root, tmp_path / "disk2"
+    maps = toy_store.read(2, t=50)
+    shutil.move(folder / "t50", there)
+    (folder / "t50").symlink_to(there)
+    assert found(folder) == set()
+    assert all(np.array_equal(FeatureStore.open(folder).read(2, t=50)[block], maps[block]) for block in maps)
+    flip(there / "block04/c/2/0/0/0/0", byte=7)
+    flip(folder / "masks/c/1/0/0", byte=7)
+    (there / f"block04/c/3/0/0/0/0.{'ab' * 16}.partial").write_bytes(b"half")
+    before = files_of(there)
+    lines = [str(finding) for finding in verify(folder, repair=True)]
+    assert any("block04/c/2/0/0/0/0: train_2" in line and str(there) in line for line in lines)
+    assert files_of(there) == before
+    left = {(finding.kind, finding.name) for finding in verify(folder)}
+    assert ("damaged", "t50/block04/c/2/0/0/0/0") in left and ("damaged", "masks/c/1/0/0") not in left
+    with pytest.raises(StoreError, match="disk2"):
+        StoreWriter(folder, toy_store.contents).store.location.write("t50/block04/c/2/0/0/0/0", b"")
+
+
+def test_links_in_a_circle_end(toy_store):
+    folder = toy_store.location.root
+    (folder / "images/c/9").symlink_to(folder)
+    (folder / "t7").symlink_to("t7")
+    (folder / "more").symlink_to("/")
+    assert {(f.kind, f.name) for f in verify(folder)} >= {("foreign", "more"), ("foreign", "t7")}

@@ -6,7 +6,7 @@ import pytest
 
 from pathseg.store.errors import Damaged
 from pathseg.store.features import FeatureStore
-from pathseg.store.location.cache import ReadCache, cache_for
+from pathseg.store.location.cache import ENTRIES, ReadCache, cache_for
 from pathseg.store.records import checksum
 
 
@@ -30,7 +30,7 @@ def kept(cache):
 def age(cache, numbers):
     """Let these have been used long ago, one after another."""
     for second, number in enumerate(numbers):
-        (path,) = cache.folder.glob(f"a/{number}-*")
+        (path,) = cache.folder.rglob(f"a/{number}-*")
         os.utime(path, (1e9 + second, 1e9 + second))
 
 
@@ -68,6 +68,21 @@ def test_the_limit_is_kept(tmp_path):
     for number in range(30):
         put(cache, number)
     assert kept(cache) == 1000
+
+
+def test_files_of_others_are_neither_counted_nor_deleted(tmp_path):
+    mine = [tmp_path / "thesis" / "chapter1.dat", tmp_path / "0-00000000", tmp_path / ENTRIES / "a" / "notes.txt"]
+    link = tmp_path / ENTRIES / "a" / "0-00000001"
+    for path in mine:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(900))
+        os.utime(path, (1, 1))
+    link.symlink_to(mine[0])
+    cache = ReadCache(tmp_path, limit_bytes=1000)
+    for number in range(20):
+        put(cache, number)
+    assert all(path.stat().st_size == 900 for path in mine) and link.is_symlink()
+    assert sum(there(cache, number) for number in range(20)) == 10
 
 
 def test_what_was_longest_unused_before_goes_first(tmp_path):
@@ -119,7 +134,7 @@ def test_two_processes_with_one_folder_keep_the_limit_together(tmp_path):
 
 def test_a_disk_that_takes_nothing_is_no_error(tmp_path):
     cache = ReadCache(tmp_path / "cache")
-    (tmp_path / "cache" / "a").write_bytes(b"a file where a folder should be")
+    (tmp_path / "cache" / ENTRIES / "a").write_bytes(b"a file where a folder should be")
     put(cache, 0)
     assert not there(cache, 0)
 
@@ -128,7 +143,7 @@ def test_by_default_half_of_the_free_space_is_used_in_the_users_cache_folder(tmp
     monkeypatch.setattr("platformdirs.user_cache_path", lambda app, appauthor: tmp_path / app)
     monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 900}))
     assert (ReadCache().folder, ReadCache().limit_bytes) == (tmp_path / "pathseg", 450)
-    (tmp_path / "pathseg" / "a").write_bytes(bytes(100))
+    (tmp_path / "pathseg" / ENTRIES / "0-00000000").write_bytes(bytes(100))
     assert ReadCache().limit_bytes == 500
 
 

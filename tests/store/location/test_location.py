@@ -19,19 +19,22 @@ def test_a_file_is_whole_or_not_there(tmp_path, monkeypatch):
 def test_a_run_that_starts_removes_only_half_written_files(tmp_path):
     location = LocalFolder(tmp_path)
     location.write("keep", b"1")
-    (tmp_path / "c").mkdir()
-    (tmp_path / "c" / "0.abc.partial").write_bytes(b"half")
+    location.write("slides.partial", b"a download of the user")
+    location.write("notes/0.abc.partial", b"his notes")
+    (tmp_path / "masks/c/0").mkdir(parents=True)
+    (tmp_path / f"masks/c/0/0.{'ab' * 16}.partial").write_bytes(b"half")
     with location.writer_lock() as alone:
         assert alone
-        assert list(location.names()) == ["keep"]
+        assert sorted(location.names()) == ["keep", "notes/0.abc.partial", "slides.partial"]
 
 
 def test_a_second_writer_notices_the_first_and_removes_nothing(tmp_path):
     with LocalFolder(tmp_path).writer_lock():
-        (tmp_path / "0.abc.partial").write_bytes(b"being written")
+        half = tmp_path / f"zarr.json.{'ab' * 16}.partial"
+        half.write_bytes(b"being written")
         with LocalFolder(tmp_path).writer_lock() as alone:
             assert not alone
-        assert (tmp_path / "0.abc.partial").exists()
+        assert half.exists()
     with LocalFolder(tmp_path).writer_lock() as alone:
         assert alone
 

@@ -1,0 +1,28 @@
+"""The names of a store's files: which of them pathseg can have written."""
+
+from __future__ import annotations
+
+import re
+
+from pathseg.store.runtime.atomic_files import PARTIAL
+
+FOLDER = "_done"  # of the completion records and the manifest
+MANIFEST = f"{FOLDER}/metadata.json"
+ROOT = "zarr.json"
+
+_INDEX = "(?:0|[1-9][0-9]{0,8})"
+_TIMESTEP = f"t{_INDEX}"
+_ARRAY = f"(?:images|masks|instances|{_TIMESTEP}/block(?:0[0-9]|1[0-2]))"
+_METADATA = rf"(?:(?:{_ARRAY}|{_TIMESTEP}|{FOLDER})/)?zarr\.json"
+_CHUNK = f"(?P<array>{_ARRAY})/c/(?P<position>{_INDEX}(?:/{_INDEX})*)"
+_RECORD = rf"{FOLDER}/(?P<arrays>pixels|{_TIMESTEP}/[0-9,-]+)/(?P<unit>[0-9]{{6,12}})(?P<lacking>\.lacking)?\.json"
+
+METADATA = re.compile(_METADATA)
+FEATURE_NODE = re.compile(rf"t(?P<t>{_INDEX})(?:/block(?P<block>0[0-9]|1[0-2]))?/zarr\.json")
+CHUNK = re.compile(_CHUNK)
+RECORD = re.compile(_RECORD)
+HALF_WRITTEN = re.compile(
+    rf"(?:{_METADATA}|{_CHUNK}|{_RECORD}|{re.escape(MANIFEST)})\.[0-9a-f]{{32}}{re.escape(PARTIAL)}"
+)
+_RECORDS = f"{FOLDER}(?:/(?:pixels|{_TIMESTEP}(?:/[0-9,-]+)?))?"
+SUBFOLDER = re.compile(f"(?:{_ARRAY}(?:/c(?:/{_INDEX})*)?|{_TIMESTEP}|{_RECORDS})")
