@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from msgspec import UNSET
 from zarr.storage import LocalStore
 
 from pathseg.store.runtime.atomic_files import atomic_path, write_atomic
+from pathseg.store.runtime.file_lock import file_lock
 from pathseg.store.sampling import InputImage
 from pathseg.train.colours import class_colours, jpeg_bytes, overlay, painted_classes, png_bytes, to_uint8
 from pathseg.train.predict.config import PredictConfig
@@ -51,6 +53,12 @@ class ImageOutputs:
         """Path of the image's record, which is written last."""
         return self.folder / DONE / f"{self.image.id}.json"
 
+    @contextmanager
+    def locked(self, *, wait: bool) -> Iterator[bool]:
+        """Keep other processes from the image's files; gives False, without `wait`, while another one has them."""
+        with file_lock(self.record_path.with_suffix(".lock"), wait=wait) as alone:
+            yield alone
+
     @property
     def work_folder(self) -> Path:
         """Folder of intermediate files, deleted once the record is written."""
@@ -62,14 +70,17 @@ class ImageOutputs:
         return self.folder / format_name / f"{self.image.id}{suffix}"
 
     def earlier_record(self) -> PredictedImage | None:
-        """Read the record of an earlier run; None where there is none that can be read.
+        """Read the record of an earlier run; None where there is none.
 
-        Raises ValueError, naming the setting and both values, when its predictions or outlines were made differently.
+        Raises ValueError for a damaged one, and, naming the setting and both values, when its predictions or outlines
+        were made differently.
         """
         try:
             record = PredictedImage.from_json(self.record_path.read_bytes(), source=str(self.record_path))
-        except (FileNotFoundError, ValueError):  # what cannot be read is made again
+        except FileNotFoundError:
             return None
+        except ValueError as e:
+            raise ValueError(f"{e}; delete that file to predict the image again") from e
         for name, here, wanted in record.identity.differences(self._complete_identity()):
             raise ValueError(
                 f"{self.folder} holds a prediction of {self.image.id} made in another way: {name} is {here} there, "

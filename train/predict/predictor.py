@@ -15,6 +15,7 @@ import torch
 from pathseg.store.grid import PatchGrid
 from pathseg.store.key import StoreKey
 from pathseg.store.runtime.atomic_files import write_atomic
+from pathseg.store.runtime.file_lock import file_lock
 from pathseg.store.runtime.prefetch import prefetch_map
 from pathseg.store.sampling import InputImage, Sampling
 from pathseg.train.predict.config import PredictConfig
@@ -133,34 +134,56 @@ class Predictor:
         open_image: OpenImage,
         on_window: OnWindow = lambda image_id, completed, total: None,
     ) -> PredictionResult:
-        """Predict one file after the other; see `predict`."""
-        images, failures = [], []
-        for path in paths:
-            try:
-                with closing(open_image(path, self.head.sampling)) as image:
-                    images.append(self.predict_image(image, on_window))
-            except (ValueError, FileNotFoundError, PermissionError) as e:
-                failures.append(FailedImage(path, str(e)))
-                on_window(path.stem, 1, 1)
+        """Predict one file after the other, those last that another process is predicting; see `predict`."""
+        predicted: dict[Path, PredictedImage] = {}
+        failures: dict[Path, FailedImage] = {}
+        for wait in (False, True):
+            for path in paths:
+                if path in predicted or path in failures:
+                    continue
+                try:
+                    with closing(open_image(path, self.head.sampling)) as image:
+                        predicted[path] = self.predict_image(image, on_window, wait=wait)
+                except BlockingIOError:
+                    continue
+                except (ValueError, FileNotFoundError, PermissionError) as e:
+                    failures[path] = FailedImage(path, str(e))
+                    on_window(path.stem, 1, 1)
+        images = tuple(predicted[path] for path in paths if path in predicted)
         metrics = None
         if self.ground_truth is not None and images:
             metrics = prediction_metrics(images, self.head)
-            write_atomic(self.out / "metrics.json", metrics.to_json())
-        return PredictionResult(self.out, tuple(images), tuple(failures), metrics)
+            with file_lock(self.out / "metrics.lock", wait=True):
+                write_atomic(self.out / "metrics.json", metrics.to_json())
+        return PredictionResult(self.out, images, tuple(failures.values()), metrics)
 
     def predict_image(
-        self, image: InputImage, on_window: OnWindow = lambda image_id, completed, total: None
+        self,
+        image: InputImage,
+        on_window: OnWindow = lambda image_id, completed, total: None,
+        *,
+        wait: bool = True,
     ) -> PredictedImage:
         """Predict one image, write its files and return its record.
 
-        Raises ValueError for an image that cannot be read, for a ground truth mask that does not fit it, and where the
-        folder holds results that were made differently.
+        While another process predicts it into the same folder, wait for the result of that one, or without `wait` raise
+        BlockingIOError. Raises ValueError for an image that cannot be read, for a ground truth mask that does not fit
+        it, for features or probabilities that are not finite, and where the folder holds results that were made
+        differently.
         """
         head, config = self.head, self.config
         identity = self._identity(image)
         mask = None if self.ground_truth is None else self.ground_truth.class_codes(image.id, head)
         digest = None if mask is None else mask_digest(mask, image)
         outputs = ImageOutputs(self.out, image, head, config, identity, digest)
+        with outputs.locked(wait=wait) as alone:
+            if not alone:
+                raise BlockingIOError(f"{image.path} is being predicted into {self.out} by another process")
+            return self._predict_locked(outputs, mask, on_window)
+
+    def _predict_locked(self, outputs: ImageOutputs, mask: np.ndarray | None, on_window: OnWindow) -> PredictedImage:
+        """Predict an image whose files no other process writes; mask: class codes of its ground truth."""
+        head, config, image, identity = self.head, self.config, outputs.image, outputs.identity
         earlier = outputs.earlier_record()
         if earlier is not None and outputs.satisfied_by(earlier):
             on_window(image.id, earlier.windows, earlier.windows)
@@ -226,8 +249,25 @@ class Predictor:
         patches = np.concatenate([grid.cut(window) for window in pixels])  # (N * P, 256, 256, 3)
         indices = [number * grid.patches + patch for number in numbers for patch in range(grid.patches)]
         maps = self.features(patches, indices, image_id)
+        for block, values in maps.items():
+            if not bool(torch.isfinite(values).all()):
+                raise ValueError(
+                    f"{image_id} has features of block {block} that {self.head.key.dtype} cannot hold; {self._wider()}"
+                )
         features = {block: values.unflatten(0, (len(numbers), grid.patches)) for block, values in maps.items()}
-        return self.head.predict(features, grid).cpu().numpy()
+        predicted = self.head.predict(features, grid).cpu().numpy()
+        if not np.isfinite(predicted).all():
+            raise ValueError(
+                f"{image_id}: the head of run {self.head.name} gives values that are not finite; train it with a "
+                f"smaller --lr or with --precision float32"
+            )
+        return predicted
+
+    def _wider(self) -> str:
+        """The way out where features overflow the store's type."""
+        if self.head.key.dtype == "float16":
+            return "extract with --dtype float32 and train the head from that store"
+        return f"the model computed them in {self.head.key.precision}; extract with another --precision or --t"
 
     def _identity(self, image: InputImage) -> PredictionIdentity:
         return PredictionIdentity(

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
+from pathseg.store.runtime.file_lock import file_lock
+
 PARTIAL = ".partial"
+LOCK = ".lock"
 
 
 class StagedFolder:
     """The next state of a folder: `add` files, then `publish`; until then the old files stay as they are.
 
     Used in a `with` block, whose end removes files that were not published, also those of an earlier killed process.
+    Another process that stages the same folder waits at the start of the block.
     """
 
     def __init__(self, folder: Path, *, owned: Sequence[str]) -> None:
@@ -20,14 +25,16 @@ class StagedFolder:
         self.folder = folder
         self._owned = tuple(owned)
         self._added: list[str] = []
+        self._lock = ExitStack()
 
     def __enter__(self) -> StagedFolder:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock.enter_context(file_lock(self.folder / LOCK, wait=True))
         self._remove_partial()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._remove_partial()
+        with self._lock:
+            self._remove_partial()
 
     def add(self, name: str, content: bytes) -> None:
         """Write a file under a temporary name; letters that are unsafe in file names become `_`.

@@ -1,5 +1,7 @@
+import dataclasses
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import zarr
 from PIL import Image
 
 from pathseg.extract.inputs.images import open_input_image
+from pathseg.store.runtime.file_lock import file_lock
 from pathseg.store.sampling import Sampling
 from pathseg.train.heads.pixel_ensemble import PixelEnsemble
 from pathseg.train.predict.config import PredictConfig
@@ -222,7 +225,7 @@ def test_a_slide_cut_off_while_results_are_written_computes_nothing_again(
     with pytest.raises(Stop):
         predict_one(predictor("cut"), slide[0])
     monkeypatch.undo()
-    assert not (tmp_path / "cut" / "_done").exists()
+    assert not list((tmp_path / "cut" / "_done").iterdir())
     predict_one(predictor("cut"), slide[0])
     assert colour_features.patches == 2 * before
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
@@ -324,12 +327,50 @@ def test_the_record_on_disk_is_the_one_returned(predictor, slide, tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"id": "image"}'])
-def test_an_image_whose_record_cannot_be_read_is_predicted_again(predictor, image, tmp_path, content):
+def test_a_damaged_record_is_named_and_without_it_the_image_is_predicted_again(predictor, image, tmp_path, content):
     record = predict_one(predictor(), image[0])
     path = tmp_path / "out" / "_done" / "image.json"
     path.write_text(content)
+    with pytest.raises(ValueError, match="delete that file") as error:
+        predict_one(predictor(), image[0])
+    assert str(path) in str(error.value)
+    path.unlink()
     assert predict_one(predictor(), image[0]) == record
     assert PredictedImage.from_json(path.read_bytes(), source=str(path)) == record
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_features_that_overflow_are_named_with_the_way_out(predictor, image, colour_head, dtype, colour_features):
+    def overflowing(patches, numbers, image_id):
+        return {
+            block: torch.full_like(maps, torch.inf)
+            for block, maps in colour_features(patches, numbers, image_id).items()
+        }
+
+    head = colour_head()
+    head = dataclasses.replace(head, key=dataclasses.replace(head.key, dtype=dtype))
+    with pytest.raises(
+        ValueError, match=f"image has features of block 0 that {dtype} cannot hold.*--dtype float32|--precision"
+    ):
+        predict_one(predictor(head=head, features=overflowing), image[0])
+
+
+def test_two_processes_that_predict_into_one_folder_compute_each_image_once(
+    predictor, slide, tmp_path, colour_features
+):
+    path, lock = slide[0], tmp_path / "out" / "_done" / "slide.lock"
+    image = open_input_image(path, predictor().head.sampling)
+    with ThreadPoolExecutor(1) as pool:
+        with file_lock(lock, wait=False):
+            with pytest.raises(BlockingIOError):
+                predictor().predict_image(image, wait=False)
+            other = pool.submit(predictor().predict_all, [path], open_input_image)
+            time.sleep(0.5)
+            assert not other.done()
+            assert not colour_features.patches
+        record = other.result().images[0]
+    assert predict_one(predictor(), path) == record
+    assert colour_features.patches == record.windows
 
 
 def test_the_slide_is_not_closed_while_its_next_windows_are_read(predictor, slide, colour_features):

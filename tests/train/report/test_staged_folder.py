@@ -1,5 +1,7 @@
 """A staged folder: the old files stay whole until the new ones are published."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from pathseg.train.report.staged_folder import StagedFolder
@@ -8,7 +10,7 @@ OWNED = ("*.png", "index.html")
 
 
 def files(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
 
 
 @pytest.fixture
@@ -62,3 +64,17 @@ def test_a_name_cannot_lead_out_of_the_folder(tmp_path):
         staged.add("x-../a b.png", b"new")
         staged.publish()
     assert files(tmp_path) == {"x-.._a_b.png": b"new"}
+
+
+def test_a_second_process_waits_until_the_first_has_published(tmp_path):
+    def stage(content):
+        with StagedFolder(tmp_path, owned=OWNED) as staged:
+            staged.add("a.png", content)
+            staged.add("index.html", content)
+            staged.publish()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(stage, [bytes([number]) for number in range(20)]))
+    found = files(tmp_path)
+    assert found.keys() == {"a.png", "index.html"}
+    assert found["a.png"] == found["index.html"]
