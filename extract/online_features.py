@@ -31,7 +31,7 @@ def online_features(
     the patches of one image at a time. The forward pass ends after the last of `blocks`.
 
     Raises ValueError, naming both digests, when the model's weights are not those of the store, and for a block that
-    the model does not have.
+    the model does not have. The function raises ValueError for features that the key's dtype cannot hold.
     """
     if model.digest != key.model_digest:
         raise ValueError(
@@ -46,6 +46,10 @@ def online_features(
 
     def features(patches: np.ndarray, numbers: Sequence[int], image_id: str) -> dict[int, torch.Tensor]:
         maps = compute_patches(model, patches, numbers, image_id, {t: config.blocks}, config)[t]
-        return {block: to_layout(torch.cat(batches), layout).to(dtype) for block, batches in maps.items()}
+        stored = {block: to_layout(torch.cat(batches), layout).to(dtype) for block, batches in maps.items()}
+        for block, values in stored.items():
+            if not values.isfinite().all():
+                raise ValueError(key.overflow(f"block {block} of {image_id}") + " and train again")
+        return stored
 
     return features

@@ -16,7 +16,7 @@ from pathseg.extract.config import ExtractConfig
 from pathseg.extract.datasets.registry import Dataset
 from pathseg.extract.models.feature_model import FeatureModel
 from pathseg.extract.plan import contents_of, plan_for, wanted_blocks
-from pathseg.extract.unit import Extraction, Failure, LoadedUnit
+from pathseg.extract.unit import Extraction, Failure, LoadedUnit, require_unchanged_sources
 from pathseg.store.features import FeatureStore
 from pathseg.store.format.names import MANIFEST
 from pathseg.store.location.location import open_location
@@ -58,8 +58,8 @@ def extract(
     What is complete is not computed again, so an interrupted run is continued by the same call.
 
     Raises StoreError before anything is written when the missing features do not fit into the free space, KeyMismatch
-    when the store has features that were made in another way, ValueError for a block or a timestep that the model does
-    not have.
+    when the store has features that were made in another way, StoreError when images or masks have changed, ValueError
+    for a block or a timestep that the model does not have.
     """
     return run_extraction(open_extraction(dataset, model, store, config), progress=progress)
 
@@ -72,7 +72,10 @@ def open_extraction(
     writer = StoreWriter(location, contents) if location.exists(MANIFEST) else None
     existing = None if writer is None else writer.store
     plan_for(dataset, model, config, location, existing).require_space()
-    writer = writer or StoreWriter(location, contents)
+    if writer is None:
+        writer = StoreWriter(location, contents)
+    else:
+        require_unchanged_sources(dataset, writer)
     writer.add_arrays(config.t, blocks)
     return Extraction(dataset, model, writer, config, blocks)
 

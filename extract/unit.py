@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from pathseg.extract.config import ExtractConfig
-from pathseg.extract.datasets.registry import Dataset, Pixels
+from pathseg.extract.datasets.registry import Dataset, Pixels, Sample
 from pathseg.extract.models.feature_model import FeatureModel
 from pathseg.extract.models.noise import patch_noise
 from pathseg.store.errors import StoreError
@@ -45,12 +45,16 @@ class MissingWork:
 
 @dataclass(frozen=True)
 class LoadedUnit:
-    """The decoded images of a unit, None where one was set aside; no images when nothing is missing."""
+    """The decoded images of a unit, None where one was set aside; no images when nothing is missing.
+
+    sources: of each image `source_state` before it was read.
+    """
 
     unit: int
     missing: MissingWork
     images: tuple[Pixels | None, ...] = ()
     failures: tuple[Failure, ...] = ()
+    sources: tuple[str | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,18 +106,20 @@ class Extraction:
         """
         missing = self._missing_now(unit)
         images: list[Pixels | None] = []
-        failures = []
+        failures, sources = [], []
         for index in self.writer.images(unit) if missing else ():
             sample = self.dataset.samples[index]
+            sources.append(source_state(self.dataset, sample))
             try:
                 pixels = self.dataset.load(sample)
             except (ValueError, OSError) as e:
                 failures.append(Failure(sample.id, str(e)))
                 images.append(None)
             else:
-                _require_same_pixels(self.writer.store, index, pixels)
+                if self.writer.store.records.done(PIXELS, index) and (arrays := _changed(self.writer, index, pixels)):
+                    raise StoreError(_changed_message(self.writer.store, {sample.id: arrays}))
                 images.append(pixels)
-        return LoadedUnit(unit, missing, tuple(images), tuple(failures))
+        return LoadedUnit(unit, missing, tuple(images), tuple(failures), tuple(sources))
 
     def compute(self, loaded: LoadedUnit) -> ComputedUnit:
         """Compute the missing features of a unit.
@@ -148,7 +154,7 @@ class Extraction:
             return
         if loaded.missing.pixels:
             pixels = [None if image is None else (image.image, image.mask, image.instances) for image in loaded.images]
-            self.writer.write_pixels(loaded.unit, pixels)
+            self.writer.write_pixels(loaded.unit, pixels, sources=loaded.sources)
         with torch.cuda.stream(self._copy_stream):  # None: no effect
             if self._copy_stream is not None and unit.computed is not None:
                 self._copy_stream.wait_event(unit.computed)
@@ -235,12 +241,62 @@ def _stored_map(maps: torch.Tensor, config: ExtractConfig) -> np.ndarray:
     return host.numpy()
 
 
-def _require_same_pixels(store: FeatureStore, index: int, pixels: Pixels) -> None:
-    if not store.records.done(PIXELS, index):
-        return
-    for name, values in (("images", pixels.image), ("masks", pixels.mask)):
-        if store.records.checksum_of(PIXELS, name, index) != checksum(values):
-            raise StoreError(
-                f"{store.ids[index]} is not the same in the data set as in {store.location} ({name} differ); "
-                f"pass --store for a new store"
-            )
+def source_state(dataset: Dataset, sample: Sample) -> str | None:
+    """Return size and times of a sample's files: equal ones have not changed. None for a sample without files.
+
+    Times of change (ctime) are in it, because a copy can keep the time of modification.
+    """
+    try:
+        states = [path.stat() for path in dataset.files(sample)]
+    except OSError as e:
+        return f"unreadable: {e.strerror}"
+    return " ".join(f"{file.st_size}:{file.st_mtime_ns}:{file.st_ctime_ns}" for file in states) or None
+
+
+def require_unchanged_sources(dataset: Dataset, writer: StoreWriter) -> None:
+    """Raise StoreError, naming them, where images or masks are no longer those that the store was made of.
+
+    Files whose size and times are the recorded ones are not read. Others are compared by their decoded pixels, so that
+    a touched or copied file is no change; its new times are recorded.
+    """
+    store, changed = writer.store, dict[str, str]()
+    for unit in range(store.contents.units):
+        done = [index for index in writer.images(unit) if store.records.done(PIXELS, index)]
+        states = [source_state(dataset, dataset.samples[index]) for index in writer.images(unit)]
+        if not done or not any(states):
+            continue
+        record = store.records.read(PIXELS, unit)
+        known = record.sources or (None,) * len(states)
+        for index in done:
+            position = index - writer.images(unit)[0]
+            if states[position] == known[position]:
+                continue
+            sample = dataset.samples[index]
+            try:
+                arrays = _changed(writer, index, dataset.load(sample))
+            except (ValueError, OSError) as e:
+                arrays = f"it cannot be read: {e}"
+            if arrays:
+                changed[sample.id] = arrays
+        if tuple(states) != record.sources and not changed:
+            store.records.write(PIXELS, unit, record.checksums, sources=states)
+    if changed:
+        raise StoreError(_changed_message(store, changed))
+
+
+def _changed(writer: StoreWriter, index: int, pixels: Pixels) -> str:
+    """Return which arrays of an image differ from the stored ones: `masks differ`; empty when none does."""
+    arrays = writer.pixel_arrays((pixels.image, pixels.mask, pixels.instances)).items()
+    records = writer.store.records
+    differing = [name for name, values in arrays if records.checksum_of(PIXELS, name, index) != checksum(values)]
+    return f"{' and '.join(differing)} differ" if differing else ""
+
+
+def _changed_message(store: FeatureStore, changed: Mapping[str, str]) -> str:
+    (id_, arrays), *others = changed.items()
+    more = f", nor are {', '.join(id_ for id_, _ in others[:10])}" if others else ""
+    more += f" and {len(others) - 10} more" if len(others) > 10 else ""
+    return (
+        f"{id_} is not the same in the data set as in {store.location} ({arrays}){more}; "
+        f"bring the old files back, or pass --store for a new store"
+    )

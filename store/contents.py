@@ -149,10 +149,11 @@ class Contents:
         """Raise KeyMismatch unless `wanted` describes the same features of the same images."""
         self.key.require(wanted.key, store=store)
         here, there = self.to_attributes(), wanted.to_attributes()
-        for name in ("ids", "splits", "sizes", "classes", "ignore"):
+        for name in ("ids", "splits", "sizes", "classes", "background", "ignore", "test_split", "has_instances"):
             if here[name] != there[name]:
+                of_images = here["ids"] if name in ("splits", "sizes") else None
                 raise KeyMismatch(
-                    f"{store} was made for other {name}: {_difference(here[name], there[name])}; "
+                    f"{store} was made for other {name}: {_difference(here[name], there[name], of_images)}; "
                     f"pass --store or --workspace for a new store"
                 )
 
@@ -204,10 +205,11 @@ class _Attributes:
         return tuple(ImageEntry(id_, split, *size, *rest) for id_, split, size, *rest in rows)
 
 
-def _difference(here: Any, there: Any) -> str:
+def _difference(here: Any, there: Any, ids: list[str] | None) -> str:
+    """Describe the first difference; of the lists with one value for each of these images, its id."""
     if not isinstance(here, list):
         return f"{here!r} there, {there!r} asked for"
     if len(here) != len(there):
         return f"{len(here)} there, {len(there)} asked for"
     first = next(i for i, (a, b) in enumerate(zip(here, there, strict=True)) if a != b)
-    return f"number {first} is {here[first]!r} there, {there[first]!r} asked for"
+    return f"{f'number {first}' if ids is None else ids[first]} is {here[first]!r} there, {there[first]!r} asked for"

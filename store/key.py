@@ -155,6 +155,15 @@ class StoreKey:
         """64 hex digits that stand for the whole key."""
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
+    def overflow(self, features: str) -> str:
+        """Return the message about `features` that are infinite or NaN: the cause and the way out."""
+        if self.precision != "float32":
+            way_out = "pass --precision float32 to extract"
+            return f"{features} has infinite values or NaN in --precision {self.precision}; {way_out}"
+        if self.dtype != "float32":
+            return f"{features} has values that {self.dtype} cannot hold; pass --dtype float32 to extract"
+        return f"{features} has infinite values or NaN from the model in float32; check image and weights"
+
     def require(self, wanted: StoreKey, *, store: str) -> None:
         """Raise KeyMismatch, naming both values of each differing field, unless `wanted` is this key."""
         differing = [

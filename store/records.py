@@ -82,11 +82,15 @@ def parse_record_file(name: str) -> tuple[ArraySet, int, bool] | None:
 
 @dataclass(frozen=True)
 class CompletionRecord:
-    """The content of a record: the CRC-32C of each array for each image of a unit, None for an image set aside."""
+    """The content of a record: the CRC-32C of each array for each image of a unit, None for an image set aside.
+
+    sources: of pixels, the size and times of the files that each image was read from, None for one without files.
+    """
 
     arrays: ArraySet
     unit: int
     checksums: Checksums
+    sources: tuple[str | None, ...] = ()
 
     @property
     def written(self) -> frozenset[int]:
@@ -101,7 +105,8 @@ class CompletionRecord:
     def to_json(self) -> bytes:
         """Return the content of the file."""
         checksums = {name: list(sums) for name, sums in self.checksums.items()}
-        return seal({"part": self.arrays.name, "unit": self.unit, "crc32c": checksums})
+        sources = {"sources": list(self.sources)} if any(self.sources) else {}
+        return seal({"part": self.arrays.name, "unit": self.unit, "crc32c": checksums, **sources})
 
     @classmethod
     def from_json(cls, data: bytes, *, source: str) -> CompletionRecord:
@@ -109,11 +114,12 @@ class CompletionRecord:
         body = unseal(data, _RecordBody, source=source)
         try:
             arrays = ArraySet.from_name(body.part)
-            if len({len(sums) for sums in body.crc32c.values()}) > 1:
+            lengths = {len(values) for values in (*body.crc32c.values(), body.sources) if values}
+            if len(lengths) > 1:
                 raise ValueError("its arrays differ in the number of images")
         except ValueError as e:
             raise Damaged(f"{source} is damaged: {e}") from e
-        return cls(arrays, body.unit, body.crc32c)
+        return cls(arrays, body.unit, body.crc32c, body.sources)
 
 
 _Checksums = Annotated[
@@ -127,6 +133,7 @@ class _RecordBody(msgspec.Struct, frozen=True):
     part: str
     unit: Annotated[int, msgspec.Meta(ge=0)]
     crc32c: Annotated[dict[str, _Checksums], msgspec.Meta(min_length=1)]
+    sources: tuple[str | None, ...] = ()
 
 
 class Records:
@@ -153,9 +160,9 @@ class Records:
             else:
                 self._incomplete[arrays][unit] = self._written(name)
 
-    def write(self, arrays: ArraySet, unit: int, checksums: Checksums) -> None:
+    def write(self, arrays: ArraySet, unit: int, checksums: Checksums, *, sources: Sequence[str | None] = ()) -> None:
         """Write the record of a unit: the last step, after all arrays of the unit."""
-        record = CompletionRecord(arrays, unit, checksums)
+        record = CompletionRecord(arrays, unit, checksums, tuple(sources))
         name = arrays.record_file(unit, complete=record.complete)
         self._location.write(name, record.to_json())
         self._cache.pop(name, None)

@@ -64,13 +64,27 @@ class StoreWriter:
         """Return the indices of a unit's images."""
         return self.store.contents.unit_images(unit)
 
-    def write_pixels(self, unit: int, images: Sequence[ImagePixels | None]) -> None:
-        """Write and record the pixels of a unit; None for an image that is set aside."""
-        arrays = {"images": [i and i[0] for i in images], "masks": [i and i[1] for i in images]}
-        if self.store.contents.has_instances:
-            arrays["instances"] = [i and self._padded(i[2]) for i in images]
+    def write_pixels(
+        self, unit: int, images: Sequence[ImagePixels | None], *, sources: Sequence[str | None] = ()
+    ) -> None:
+        """Write and record the pixels of a unit; None for an image that is set aside.
+
+        sources: of each image the size and times of its files, by which a later run sees whether to read them again.
+        """
+        stored = [image and self.pixel_arrays(image) for image in images]
+        arrays = {name: [image and image[name] for image in stored] for name in self._pixel_names}
         with self._lost_store_named():
-            self._commit(PIXELS, unit, self._write_all(unit, arrays.items()))
+            self._commit(PIXELS, unit, self._write_all(unit, arrays.items()), sources=sources)
+
+    def pixel_arrays(self, image: ImagePixels) -> dict[str, np.ndarray]:
+        """Return the pixels of an image by array, as they are stored."""
+        pixels, mask, instances = image
+        arrays = {"images": pixels, "masks": mask}
+        return arrays | ({"instances": self._padded(instances)} if "instances" in self._pixel_names else {})
+
+    @property
+    def _pixel_names(self) -> tuple[str, ...]:
+        return PIXELS.arrays(has_instances=self.store.contents.has_instances)
 
     def write_features(self, unit: int, *, t: int, features: Iterable[tuple[int, Sequence[np.ndarray | None]]]) -> None:
         """Write and record blocks of a unit: pairs of block and, per image, (P, C, h, w) in the store's layout.
@@ -85,7 +99,7 @@ class StoreWriter:
             blocks = tuple(sorted(numbers[name] for name in checksums))
             self._commit(ArraySet(t, blocks), unit, checksums)
 
-    def _commit(self, arrays: ArraySet, unit: int, checksums: Checksums) -> None:
+    def _commit(self, arrays: ArraySet, unit: int, checksums: Checksums, *, sources: Sequence[str | None] = ()) -> None:
         """Write the record, unless the mount that held the store is lost and its chunks were written below it."""
         self._require_store()
         size = self.store.contents.images_per_unit
@@ -93,7 +107,7 @@ class StoreWriter:
         self.store.location.flush(
             f"{name}/{chunk}" for name in names for chunk in chunk_names(self._array(name), unit, size)
         )
-        self.store.records.write(arrays, unit, checksums)
+        self.store.records.write(arrays, unit, checksums, sources=sources)
 
     def _require_store(self) -> None:
         if not self.store.location.exists(ROOT):
@@ -134,9 +148,7 @@ class StoreWriter:
         except OverflowError as e:
             pairs = zip(self.images(unit), values, strict=True)
             index = next(index for index, value in pairs if value is not None and not all_finite(value))
-            raise StoreError(
-                f"{name} of {self.store.ids[index]} has values that {target.dtype} cannot hold; pass --dtype float32"
-            ) from e
+            raise StoreError(self.store.contents.key.overflow(f"{name} of {self.store.ids[index]}")) from e
 
     def _write_values(self, target: zarr.Array, unit: int, values: Sequence[np.ndarray | None]) -> list[int | None]:
         """Write without Zarr where there is no compression. Raises OverflowError when a value is not finite."""

@@ -89,7 +89,11 @@ class HeadConfig:
     patience: int = _flag(0, "Stop a head after this many epochs without a better validation Dice; 0: never.")
     batch_size: int = _flag(1, "Images per step; one 768 px image is nine patches.")
     pixels: int = _flag(1024, "Of a pixel-ensemble: pixels drawn from each training image, anew in every epoch.")
-    augment: Literal["none", "flips"] = _flag("none", "flips: random flips and quarter turns of features and mask.")
+    augment: Literal["none", "flips"] = _flag(
+        "none",
+        "flips: random flips and quarter turns of features and mask. This is not image augmentation: the features of a "
+        "flipped image are others than the flipped features.",
+    )
     class_weights: Literal["none", "balanced"] = _shared("class_weights")
     precision: Literal["float32", "bfloat16"] = _flag("float32", "Arithmetic of the head; bfloat16 is mixed precision.")
     val_fraction: float = _shared("val_fraction")

@@ -105,6 +105,7 @@ def open_bcss(options: DatasetOptions) -> Dataset:
         name="bcss",
         samples=_limit_over_regions(samples, options.limit),
         load=partial(_load, RegionReader(partial(_decode, files)), windows),
+        files=partial(_files_of, files),
         classes=CLASSES,
         size=(VIEW_PX, VIEW_PX),
         test_split="test",
@@ -286,6 +287,11 @@ def _decode(files: dict[str, RegionFile], region: str) -> Region:
     with decoded_image(file.image) as image:
         small = shrink_image(image, file.factor)
     return pad_to_patch(small, mirrored=True), codes
+
+
+def _files_of(files: dict[str, RegionFile], sample: Sample) -> tuple[Path, ...]:
+    file = files[str(sample.source)]
+    return file.image, file.mask
 
 
 def _load(reader: RegionReader, windows: dict[str, tuple[int, int]], sample: Sample) -> Pixels:

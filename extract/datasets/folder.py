@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from pathseg.extract.datasets.image_files import (
+    files_of,
     list_files,
     paired_size,
     read_image,
@@ -64,6 +65,7 @@ def open_folder(options: DatasetOptions) -> Dataset:
         name="folder",
         samples=limit_samples(samples, options.limit, test_split=test_split),
         load=partial(_load, images, masks, codes, size),
+        files=partial(files_of, images, masks),
         classes=classes,
         size=size,
         test_split=test_split,

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pathseg.extract.datasets.image_files import (
+    files_of,
     list_files,
     paired_size,
     read_image,
@@ -63,6 +64,7 @@ def open_glas(options: DatasetOptions) -> Dataset:
         name="glas",
         samples=limit_samples(samples, options.limit, test_split=test_split),
         load=partial(_load, images, masks, side),
+        files=partial(files_of, images, masks),
         classes=("background", "gland"),
         size=(side, side),
         test_split=test_split,

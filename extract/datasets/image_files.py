@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +12,8 @@ import psutil
 from PIL import ExifTags, Image
 
 FORMATS = ("BMP", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # by content; not EPS, which starts Ghostscript
+
+from pathseg.extract.datasets.registry import Sample
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 MASK_MODES = frozenset({"1", "L", "P", "I", "I;16", "I;16L", "I;16B"})  # one integer a pixel
@@ -114,6 +116,11 @@ def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     rows = ((np.arange(height) + 0.5) * (mask.shape[0] / height)).astype(np.intp)
     cols = ((np.arange(width) + 0.5) * (mask.shape[1] / width)).astype(np.intp)
     return mask[rows[:, None], cols]
+
+
+def files_of(images: Mapping[str, Path], masks: Mapping[str, Path], sample: Sample) -> tuple[Path, ...]:
+    """Return the image and the mask of a sample, given those of all samples by id."""
+    return images[sample.id], masks[sample.id]
 
 
 def list_files(root: Path) -> list[Path]:

@@ -56,12 +56,12 @@ class Sample:
 class Dataset:
     """The listed samples of a data set; pixels are decoded by `load(sample)` only.
 
-    load: decodes one sample; raises ValueError naming the file when it is damaged or has invalid content.
-    classes: names of the mask codes 0..K-1. size: (H, W) in px, the same for all samples. test_split: the split that
-    results are quoted on. preprocessing: every setting that changes a pixel or a mask code; part of the store's key.
-    background: code of the class that is no object, None where every class is one. ignore: code that counts in no
-    loss, class weight or metric, None without one. mpp: um/px, None when unknown; of the files where
-    `preprocessing.resized`. left_out: message for people about listed images that are no samples, or "".
+    load: decodes one sample; raises ValueError naming the file when it is damaged or has invalid content. classes:
+    names of the mask codes 0..K-1. size: (H, W) in px, the same for all samples. test_split: the split that results are
+    quoted on. files: the files that `load` reads a sample from. preprocessing: every setting that changes a pixel or a
+    mask code; part of the store's key. background: code of the class that is no object, None where every class is one.
+    ignore: code that counts in no loss, class weight or metric, None without one. mpp: um/px, None when unknown; of the
+    files where `preprocessing.resized`. left_out: message for people about listed images that are no samples, or "".
     """
 
     name: str
@@ -76,6 +76,7 @@ class Dataset:
     mpp: float | None = None
     has_instances: bool = False
     left_out: str = ""
+    files: Callable[[Sample], tuple[Path, ...]] = lambda sample: ()
 
 
 def _flag(default: Any, help: str) -> Any:

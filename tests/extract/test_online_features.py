@@ -72,3 +72,13 @@ def test_other_weights_than_those_of_the_training_are_refused_with_both_digests(
 def test_blocks_that_the_model_lacks_are_named(model, config, dataset):
     with pytest.raises(ValueError, match="has blocks 0-12, not 13"):
         online_features(model, contents_of(dataset, model, config).key, 50, (0, 13), batch_size=4)
+
+
+@pytest.mark.parametrize(("dtype", "way_out"), [("float16", "--dtype float32"), ("float32", "weights")])
+def test_features_that_the_stored_type_cannot_hold_are_named(toy_model, toy_dataset, monkeypatch, dtype, way_out):
+    key = contents_of(toy_dataset("a", "b"), toy_model, ExtractConfig(layout="native", dtype=dtype)).key
+    value = 1e6 if dtype == "float16" else float("inf")
+    monkeypatch.setattr(toy_model, "denoise", lambda *_: {4: torch.full((1, 4, 16, 16), value)})
+    features = online_features(toy_model, key, 50, (4,), batch_size=1)
+    with pytest.raises(ValueError, match=f"block 4 of slide.*{dtype}.*{way_out}"):
+        features(np.zeros((1, 256, 256, 3), np.uint8), [0], "slide")

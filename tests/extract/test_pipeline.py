@@ -1,10 +1,14 @@
+import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import pathseg.cli
 from pathseg.extract.config import ExtractConfig
+from pathseg.extract.datasets.registry import DatasetOptions, open_dataset
 from pathseg.extract.pipeline import extract, open_extraction, run_extraction
 from pathseg.store.errors import StoreError
 from pathseg.store.features import FeatureStore
@@ -90,6 +94,44 @@ def test_an_image_that_has_changed_since_is_refused(toy_dataset, toy_model, tmp_
     object.__setattr__(dataset, "load", changed)
     with pytest.raises(StoreError, match=r"a is not the same in the data set as in .*store.zarr.*--store"):
         extract(dataset, toy_model, path, CONFIG)
+
+
+@pytest.fixture
+def drawn(tmp_path):
+    """Four images with masks in the layout of `folder`, and a function that opens them."""
+    rng = np.random.default_rng(0)
+    for kind in ("images", "masks"):
+        (tmp_path / "data" / kind).mkdir(parents=True)
+    for name in ("east", "north", "south", "west"):
+        Image.fromarray(rng.integers(0, 256, (256, 256, 3), np.uint8)).save(tmp_path / f"data/images/{name}.png")
+        Image.fromarray(rng.integers(0, 2, (256, 256), np.uint8)).save(tmp_path / f"data/masks/{name}.png")
+    return partial(open_dataset, "folder", DatasetOptions(root=tmp_path / "data"))
+
+
+@pytest.mark.parametrize("file", ["masks/east.png", "images/west.png"])
+def test_a_file_that_changes_after_its_store_is_finished_is_named(drawn, toy_model, tmp_path, file):
+    config, path = ExtractConfig(layout="native", blocks=(0,)), tmp_path / "data" / file
+    extract(drawn(), toy_model, tmp_path / "store.zarr", config)
+    times = path.stat()
+    Image.fromarray(np.asarray(Image.open(path))[::-1].copy()).save(path)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # as `cp -p` and rsync keep them
+    with pytest.raises(StoreError, match=rf"{path.stem} .*store\.zarr \({path.parent.name} differ\).*--store"):
+        extract(drawn(), toy_model, tmp_path / "store.zarr", config)
+
+
+def test_touched_files_are_no_change_and_read_once_more_only(drawn, toy_model, tmp_path):
+    store, config = tmp_path / "store.zarr", ExtractConfig(layout="native", blocks=(0,))
+    extract(drawn(), toy_model, store, config)
+    digest = FeatureStore.open(store).digest()
+    for path in tmp_path.glob("data/*/*"):
+        path.touch()
+    assert extract(drawn(), toy_model, store, config).computed == 0
+    before = tree(store)
+    dataset = drawn()
+    object.__setattr__(dataset, "load", None)  # nothing is read again
+    assert extract(dataset, toy_model, store, config).computed == 0
+    assert tree(store) == before
+    assert FeatureStore.open(store).digest() == digest
 
 
 def test_the_example_of_the_readme_runs(tmp_path, monkeypatch, capsys):
