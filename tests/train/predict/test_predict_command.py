@@ -126,7 +126,7 @@ def test_another_model_than_the_heads_is_refused_before_anything_is_written(work
         (("--overlap", "0"), 2, "overlap must be at least 1 px"),
         (("--mpp", "0"), 2, "--mpp"),
         (("--truth", "nowhere"), 1, "no such folder"),
-        (("--model", "nowhere"), 1, "no model nowhere"),
+        (("--model", "nowhere"), 1, "nowhere"),
     ],
 )
 def test_wrong_flags_are_named(work, tmp_path, arguments, code, words):
