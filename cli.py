@@ -26,6 +26,7 @@ from pathseg.extract.models.registry import DEFAULT_MODEL, MODELS
 from pathseg.store.errors import StoreError
 from pathseg.store.runtime import workspace as paths
 from pathseg.store.runtime.flags import PATH, device_option, flags_of, workspace_option, wrong_flags
+from pathseg.store.runtime.printable import printable
 from pathseg.train.config import BaselineConfig, HeadConfig
 from pathseg.train.flags import training_flags
 from pathseg.train.predict.config import PredictConfig
@@ -72,7 +73,7 @@ class CommandGroup(click.Group):
         except Exception as e:
             if ctx.meta.get(DEBUG):
                 raise
-            raise click.ClickException(error_line(e)) from e
+            raise click.ClickException(printable(error_line(e))) from e
 
 
 def _set_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
@@ -202,7 +203,7 @@ def extract_command(**flags: Any) -> None:
     dataset, model = opener(), loader(device="cpu" if on_workers else device(flags["device"]))
     path = flags["store"] or paths.store_path(flags["workspace"], dataset.name, model.name)
     plan = plan_extraction(dataset, model, path, config)
-    click.echo(plan, err=not flags["dry_run"])
+    show(plan, err=not flags["dry_run"])
     if flags["dry_run"]:
         return
     with tqdm(total=plan.missing_patches, unit="patch", desc="extract", disable=not plan.missing_patches) as bar:
@@ -224,7 +225,7 @@ def extract_command(**flags: Any) -> None:
         else:
             result = extract(dataset, model, path, config, progress=bar.update)
     store = result.store
-    click.echo(f"{store.location}: {result.complete} of {len(store)} images at t {','.join(map(str, config.t))}")
+    show(f"{store.location}: {result.complete} of {len(store)} images at t {','.join(map(str, config.t))}")
     require_all([f"{failure.id}: {failure.reason}" for failure in result.failures], len(store))
 
 
@@ -237,7 +238,7 @@ def local_workers(flags: dict[str, Any]) -> int | None:
         return None
     count = usable_workers(flags["workers"], device=device(flags["device"]))
     if count < flags["workers"]:
-        click.echo(f"--workers {count}: more forward passes than that would take turns on this machine", err=True)
+        show(f"--workers {count}: more forward passes than that would take turns on this machine", err=True)
     return count
 
 
@@ -275,7 +276,7 @@ def baseline_command(**flags: Any) -> None:
         )
     settled = [sweep.settle(config) for config in configs]
     for line in dict.fromkeys(line for _, line in settled):
-        click.echo(line, err=True)
+        show(line, err=True)
     train(store, [config for config, _ in settled], flags)
 
 
@@ -297,12 +298,12 @@ def train(store: Any, configs: Any, flags: dict[str, Any]) -> None:
         runs = sweep.run_folders(store, configs, paths.heads_path(flags["workspace"]), name=flags["name"])
     plan = sweep.plan_sweep(store, runs, flags["complete_only"])
     options = {name: flags[name] for name in ("device", "memory_bytes", "scheduler")}
-    click.echo(sweep.describe_plan(plan, **options), err=True)
+    show(sweep.describe_plan(plan, **options), err=True)
     with tqdm(initial=plan.epochs_done, total=plan.epochs, unit="epoch") as bar:
         result = sweep.train_plan(plan, on_epoch=partial(show_epoch, bar), **options)
-    click.echo(sweep.summary(result.runs))
+    show(sweep.summary(result.runs))
     if result.failures:
-        raise click.ClickException("\n".join(f"{name}: {why}" for name, why in result.failures.items()))
+        raise click.ClickException(printable("\n".join(f"{name}: {why}" for name, why in result.failures.items())))
 
 
 @main.command("report")
@@ -312,10 +313,10 @@ def report_command(workspace: Path) -> None:
     from pathseg.train.report.build import build_report
 
     report = build_report(workspace)
-    click.echo(f"{report.table}\n\n{report.path}")
+    show(f"{report.table}\n\n{report.path}")
     if report.damaged:
         lines = "\n".join(f"  {line}" for line in report.damaged)
-        raise click.ClickException(f"{len(report.damaged)} runs could not be read:\n{lines}")
+        raise click.ClickException(f"{len(report.damaged)} runs could not be read:\n{printable(lines)}")
 
 
 @main.command("predict")
@@ -366,7 +367,7 @@ def predict_command(images: tuple[str, ...], **flags: Any) -> None:
             device=device_name,
             on_window=progress,
         )
-    click.echo(summary(result))
+    show(summary(result))
     require_all([str(failure) for failure in result.failures], len(files))
 
 
@@ -377,7 +378,7 @@ def info_command(store: str) -> None:
     from pathseg.store.describe import describe
     from pathseg.store.features import FeatureStore
 
-    click.echo(describe(FeatureStore.open(store)))
+    show(describe(FeatureStore.open(store)))
 
 
 @main.command("verify")
@@ -399,13 +400,13 @@ def verify_command(store: str, repair: bool) -> None:
 
         findings = verify(store, repair=repair, on_unit=on_unit)
     for finding in findings:
-        click.echo(finding)
+        show(finding)
     if not findings:
-        click.echo(f"{store}: {len(FeatureStore.open(store))} images, every byte as it was written")
+        show(f"{store}: {len(FeatureStore.open(store))} images, every byte as it was written")
         return
     if repair:
-        click.echo("repaired: run pathseg extract again for what is missing now; foreign files were left alone")
-    raise click.ClickException(f"{len(findings)} findings in {store}")
+        show("repaired: run pathseg extract again for what is missing now; foreign files were left alone")
+    raise click.ClickException(f"{len(findings)} findings in {printable(store)}")
 
 
 @main.command("demo")
@@ -423,10 +424,17 @@ def demo_command(ctx: click.Context, workspace: Path) -> None:
         main.main(arguments, prog_name="pathseg", standalone_mode=False)
 
 
+def show(text: object, *, err: bool = False) -> None:
+    """Print a text without letters that a terminal would obey."""
+    click.echo(printable(str(text)), err=err)
+
+
 def require_all(failures: Sequence[str], images: int) -> None:
     """Raise a ClickException with a line for each image that was set aside."""
     if failures:
-        raise click.ClickException("\n  ".join([f"{len(failures)} of {images} images were set aside:", *failures]))
+        raise click.ClickException(
+            "\n  ".join([f"{len(failures)} of {images} images were set aside:", *map(printable, failures)])
+        )
 
 
 def absolute(model: str) -> str:
@@ -438,7 +446,7 @@ def show_epoch(bar: tqdm, run: Any, epoch: Any) -> None:
     """Advance the bar by an epoch of a run, with its losses and validation Dice."""
     figures = {name: getattr(epoch, name) for name in ("train_loss", "val_loss", "val_dice")}
     shown = {name: f"{value:.3f}" for name, value in figures.items() if value is not None}
-    bar.set_postfix({"run": run.name, **shown})
+    bar.set_postfix({"run": printable(run.name), **shown})
     bar.update()
 
 

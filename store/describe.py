@@ -8,6 +8,7 @@ from pathseg.store.blocks import format_blocks
 from pathseg.store.features import FeatureStore
 from pathseg.store.format.packing import PACKINGS
 from pathseg.store.format.size import format_bytes, patch_bytes
+from pathseg.store.sampling import Sampling
 
 
 def describe(store: FeatureStore) -> str:
@@ -17,7 +18,7 @@ def describe(store: FeatureStore) -> str:
     rows = {
         "store": f"{store.location} ({format_bytes(sum(store.location.sizes().values()))}, key {key.digest[:12]})",
         "images": f"{len(store)} of {key.dataset} ({splits}), {key.size[1]}x{key.size[0]} px, "
-        f"{contents.grid.rows}x{contents.grid.cols} patches, {mpp_text(key.mpp)}",
+        f"{contents.grid.rows}x{contents.grid.cols} patches, {Sampling.of(contents).mpp_text()}",
         "pixels": str(key.preprocessing),
         "classes": ", ".join(contents.classes)
         + (f" (ignored code {contents.ignore})" if contents.ignore is not None else ""),
@@ -29,11 +30,6 @@ def describe(store: FeatureStore) -> str:
     }
     lines = [f"{name:>8}  {text}" for name, text in rows.items()]
     return "\n".join(lines + _completeness(store))
-
-
-def mpp_text(mpp: float | None) -> str:
-    """Format the resolution: `0.5 um/px`."""
-    return "um/px not stated" if mpp is None else f"{mpp:g} um/px"
 
 
 def _completeness(store: FeatureStore) -> list[str]:

@@ -12,6 +12,8 @@ import numpy as np
 
 from pathseg.store.contents import Contents
 
+CREDIBLE_MPP = 0.01, 50.0  # um/px; 100x scans have 0.1, overviews 20; 300 dpi would be 85
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -35,6 +37,32 @@ class Sampling:
         if resized and mpp is not None:
             mpp *= math.sqrt(math.prod(original) / math.prod(size))
         return cls(size, mpp, resized, original)
+
+    @property
+    def stretch(self) -> float:
+        """How much longer a length becomes along the height than along the width; 1 where the aspect ratio is kept."""
+        if not self.resized:
+            return 1.0
+        return (self.size[0] / self.original_px[0]) / (self.size[1] / self.original_px[1])
+
+    @property
+    def mpp_axes(self) -> tuple[float, float] | None:
+        """Vertical and horizontal um/px at `size`, None where it is unknown."""
+        return None if self.mpp is None else (self.mpp / math.sqrt(self.stretch), self.mpp * math.sqrt(self.stretch))
+
+    def mpp_text(self, unit: str = "um/px") -> str:
+        """Format um/px at `size`, of both axes where they differ."""
+        if self.mpp_axes is None:
+            return f"{unit} not stated"
+        vertical, horizontal = (f"{mpp:.3g}" for mpp in self.mpp_axes)
+        return f"{vertical} {unit}" if vertical == horizontal else f"{horizontal} {unit} across, {vertical} {unit} down"
+
+
+def require_credible_mpp(mpp: float, *, source: str, flag: str) -> None:
+    """Raise ValueError, naming source, value and flag, for um/px that no scan of tissue has."""
+    low, high = CREDIBLE_MPP
+    if not low <= mpp <= high:
+        raise ValueError(f"{source}: {mpp:g} um/px is none that scans have ({low:g} to {high:g}); pass the true {flag}")
 
 
 class InputImage(Protocol):

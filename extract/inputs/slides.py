@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from PIL import Image
 
 from pathseg.extract.datasets.image_files import require_upright
 from pathseg.extract.inputs.tissue_mask import find_tissue
+from pathseg.store.sampling import require_credible_mpp
 
 MARGIN_PX = 4  # read around a region, so that the resampling filter has the neighbours it has in the next region
 READ_PX = 4096  # longest side of a region that is decoded at once: 64 MiB
@@ -25,6 +27,19 @@ BOUNDS = ("openslide.bounds-y", "openslide.bounds-x", "openslide.bounds-height",
 def is_slide(path: Path) -> bool:
     """Return whether OpenSlide reads the file: vendors' formats and tiled TIFF, not plain images."""
     return OpenSlide.detect_format(path) is not None
+
+
+def _content_digest(path: Path, quickhash: str) -> str:
+    """SHA-256 of the whole file, of all files in a folder of the same name beside it (MRXS), and of the quick hash.
+
+    The quick hash leaves full resolution out, so it does not tell two versions of a slide apart.
+    """
+    digest = hashlib.sha256(quickhash.encode())
+    beside = path.with_suffix("")
+    for file in (path, *sorted(p for p in beside.rglob("*") if p.is_file() and path.suffix and beside.is_dir())):
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()
 
 
 class Slide:
@@ -50,13 +65,20 @@ class Slide:
             properties = self._slide.properties
             mpp_y, mpp_x = (file_mpp or float(properties.get(name, "nan")) for name in MPP)
             self._top, self._left, *sides = self._bounds(properties)
-            self.digest = properties.get("openslide.quickhash-1", "")  # of its properties and smallest level
+            quickhash = properties.get("openslide.quickhash-1", "")  # of its properties and smallest level
+        self.digest = _content_digest(path, quickhash)
         height, width = self.file_px = sides[0], sides[1]
         if not all(math.isfinite(stated) and stated > 0 for stated in (mpp_y, mpp_x)):
             self.close()
             raise ValueError(
                 f"{path}: the slide does not say its um/px; pass --mpp, e.g. --mpp 0.25 for most 40x scans"
             )
+        try:
+            for stated in (mpp_y, mpp_x):
+                require_credible_mpp(stated, source=str(path), flag="--mpp")
+        except ValueError:
+            self.close()
+            raise
         self.scale = mpp / mpp_y, mpp / mpp_x
         self.size = max(1, round(height / self.scale[0])), max(1, round(width / self.scale[1]))
         self._height_um = mpp * self.size[0]

@@ -5,7 +5,7 @@ import pytest
 from pathseg.store.contents import ImageEntry
 from pathseg.store.key import Preprocessing
 from pathseg.store.runtime.json_records import decode_json, encode_json
-from pathseg.store.sampling import Sampling
+from pathseg.store.sampling import Sampling, require_credible_mpp
 
 
 def test_without_a_resize_the_resolution_is_that_of_the_images(toy_contents):
@@ -20,6 +20,16 @@ def test_after_a_resize_it_is_the_mean_of_both_axes(toy_contents, toy_key):
     sampling = Sampling.of(toy_contents(key=resized, images=images))
     assert sampling.mpp == pytest.approx(math.sqrt(0.62567 * 0.42141), rel=1e-4)
     assert sampling.original_px == (522, 775)
+    assert sampling.mpp_axes == pytest.approx((0.42141, 0.62567), rel=1e-4)
+    assert sampling.stretch == pytest.approx(775 / 522)
+    assert sampling.mpp_text() == "0.626 um/px across, 0.421 um/px down"
+
+
+@pytest.mark.parametrize("mpp", [math.inf, math.nan, 1e9, 1e-9, 352.8, 1000.0])
+def test_a_resolution_that_no_scan_has_is_refused_with_value_and_flag(mpp):
+    with pytest.raises(ValueError, match="--mpp") as error:
+        require_credible_mpp(mpp, source="a.tif", flag="--mpp")
+    assert f"a.tif: {mpp:g} um/px" in str(error.value)
 
 
 def test_an_unknown_resolution_stays_unknown(toy_contents, toy_key):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -124,6 +125,8 @@ class ImageOutputs:
             file_px=self.image.file_px,
             size_px=self.image.size,
             mpp=self.image.mpp,
+            mpp_axes=self._mpp_axes(),
+            slide=self.image.slide,
             windows=len(windows.selected),
             windows_total=windows.total,
             pixels=dict(zip(self.head.classes, mosaic.pixels.tolist(), strict=True)),
@@ -136,6 +139,13 @@ class ImageOutputs:
             with suppress(OSError):  # other images have intermediate files beside it
                 self.work_folder.parent.rmdir()
         return record
+
+    def _mpp_axes(self) -> tuple[float, float] | None:
+        """Vertical and horizontal um/px of the mosaic. Slides are read at one um/px, files have one until a resize."""
+        if self.image.mpp is None or self.image.slide:
+            return None if self.image.mpp is None else (self.image.mpp, self.image.mpp)
+        stretch = math.sqrt(self.image.scale[0] / self.image.scale[1])
+        return self.image.mpp * stretch, self.image.mpp / stretch
 
     def _complete_identity(self) -> PredictionIdentity:
         """The identity, with the outline settings where a GeoJSON file is written."""

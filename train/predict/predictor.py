@@ -36,6 +36,7 @@ from pathseg.train.predict.window_cache import WindowCache
 Features = Callable[[np.ndarray, Sequence[int], str], Mapping[int, torch.Tensor]]
 OpenImage = Callable[[Path, Sampling], InputImage]
 OnWindow = Callable[[str, int, int], None]  # image id, windows completed, windows in total
+UNSTRETCHED = 1.05  # ratio of the um/px of both axes up to which images count as not stretched
 READ_THREADS = 3  # two batches of windows are read while one is computed
 
 
@@ -65,6 +66,7 @@ class PredictionResult:
     images: tuple[PredictedImage, ...]
     failures: tuple[FailedImage, ...]
     metrics: PredictionMetrics | None = None
+    notes: tuple[str, ...] = ()
 
 
 def predict(
@@ -155,7 +157,17 @@ class Predictor:
             metrics = prediction_metrics(images, self.head)
             with file_lock(self.out / "metrics.lock", wait=True):
                 write_atomic(self.out / "metrics.json", metrics.to_json())
-        return PredictionResult(self.out, images, tuple(failures.values()), metrics)
+        return PredictionResult(self.out, images, tuple(failures.values()), metrics, self._notes(images))
+
+    def _notes(self, images: Sequence[PredictedImage]) -> tuple[str, ...]:
+        """A warning where slides, which are never stretched, went to a head trained on stretched images."""
+        sampling = self.head.sampling
+        if not 1 / UNSTRETCHED < sampling.stretch < UNSTRETCHED and any(image.slide for image in images):
+            return (
+                f"run {self.head.name} was trained on stretched images ({sampling.mpp_text()}), but slides are read at "
+                f"{sampling.mpp:.3g} um/px both ways; tissue there looks different from the training images",
+            )
+        return ()
 
     def predict_image(
         self,
@@ -302,7 +314,7 @@ def summary(result: PredictionResult) -> str:
         shown = "  ".join(f"{name} {_score(value)}" for name, value in values.items())
         always = f"always {constant.class_name}: dice {_score(constant.scores.dice)}"
         lines.append(f"{metrics.images} images with a mask: {shown}  ({always})")
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"note: {note}" for note in result.notes)])
 
 
 def _score(value: float | None) -> str:

@@ -6,6 +6,8 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from pathseg.store.runtime.printable import printable
+
 BAR = "{desc}: {percentage:3.0f} %|{bar}| {elapsed}, {remaining} left{postfix}"
 
 
@@ -22,7 +24,7 @@ class Progress:
             self._bar = tqdm(total=self._images, desc="predict", bar_format=BAR)
         if image_id != self._image:
             self._image, self._finished = image_id, self._finished + 1
-        self._bar.set_postfix_str(f"{image_id}: window {completed} of {total}", refresh=False)
+        self._bar.set_postfix_str(f"{printable(image_id)}: window {completed} of {total}", refresh=False)
         self._bar.update(self._finished + (completed / total if total else 1) - self._bar.n)
 
     def __enter__(self) -> Progress:

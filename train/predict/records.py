@@ -100,7 +100,8 @@ class PredictedImage(msgspec.Struct, frozen=True, kw_only=True):
     """`_done/NAME.json`, written once all files of an image are complete.
 
     formats: those written so far. ground_truth_digest: of the mask that it was scored by, None for no scores. file_px,
-    size_px: (H, W) of the file and of the mosaic; mpp: um/px of the mosaic. windows of windows_total were computed.
+    size_px: (H, W) of the file and of the mosaic; mpp: um/px of the mosaic, mpp_axes: vertical and horizontal where an
+    image was stretched. slide: whether it was read by region. windows of windows_total were computed.
     pixels: of the mosaic, by class name. confusion: (K, K) pixels, rows = ground truth. objects: unset without GeoJSON.
     """
 
@@ -111,6 +112,8 @@ class PredictedImage(msgspec.Struct, frozen=True, kw_only=True):
     file_px: tuple[int, int]
     size_px: tuple[int, int]
     mpp: float | None
+    mpp_axes: tuple[float, float] | None = None
+    slide: bool = False
     windows: int
     windows_total: int = msgspec.field(name="windows_in_all")
     pixels: dict[str, int]

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from importlib import resources
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jinja2
+from markupsafe import Markup
 
+from pathseg.store.runtime.printable import printable
 from pathseg.train.metrics.object import OBJECT_DEFINITIONS
 from pathseg.train.metrics.pixel import DEFINITIONS
 from pathseg.train.report.paper_scores import PAPER, PAPER_LINK
@@ -27,6 +29,7 @@ from pathseg.train.report.sections import (
     untrained_warning,
 )
 from pathseg.train.report.staged_folder import StagedFolder
+from pathseg.train.report.table_formats import markdown_text
 from pathseg.train.report.tables import SETTINGS
 from pathseg.train.runs.finished_run import FinishedRun
 from pathseg.train.runs.folder import list_runs
@@ -118,7 +121,7 @@ def html(page: Page) -> str:
     """Write the page as one HTML file that loads nothing."""
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_template), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
+        trim_blocks=True, lstrip_blocks=True, finalize=_for_the_page,
     )  # fmt: skip
     script = _template("report.js")
     return environment.get_template("report.html").render(
@@ -130,11 +133,15 @@ def html(page: Page) -> str:
 
 def markdown(page: Page) -> str:
     """Write the tables of the page, its summaries and the definitions of the metrics."""
-    blocks = [f"# {page.title}", page.warning]
+    blocks = [f"# {markdown_text(page.title)}", page.warning]
     for one in page.sections:
-        blocks += [f"## {one.title}", one.summary, *(table.markdown() for table in one.tables)]
+        blocks += [
+            f"## {markdown_text(one.title)}",
+            markdown_text(one.summary),
+            *(table.markdown() for table in one.tables),
+        ]
     for name, lines in (("Unfinished runs", page.unfinished), ("Damaged runs", page.damaged)):
-        blocks += [f"## {name}", "\n".join(f"* {line}" for line in lines)] if lines else []
+        blocks += [f"## {name}", "\n".join(f"* {markdown_text(line)}" for line in lines)] if lines else []
     for name, definitions in (("Metrics", DEFINITIONS), ("Object metrics", OBJECT_DEFINITIONS)):
         blocks += [f"## {name}", "\n".join(f"* **{term}**: {text}" for term, text in definitions.items())]
     blocks.append(f"Reported scores: {PAPER}, {PAPER_LINK}")
@@ -169,6 +176,11 @@ def _terminal_text(page: Page) -> str:
     for one in page.sections:
         texts += [one.systems[0].plain(), one.results[0].plain(("parameters", "epochs (best)"), lift=SETTINGS[1:])]
     return "\n\n".join([*texts, page.warning] if page.warning else texts)
+
+
+def _for_the_page(value: Any) -> Any:
+    """Keep control letters in names from the page; markup is ours."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _template(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from pathseg.store.runtime.printable import printable
 from pathseg.train.colours import PALETTE
 from pathseg.train.report.sweeps import METRICS, Images, Metric, Sweep, seeds_label, value_label
 from pathseg.train.runs.record import Epoch
@@ -102,7 +104,7 @@ def comparison(
     rows = range(len(runs))
     for k, (name, colour) in enumerate(classes):
         values = _with_gaps([run.classes[k] for run in runs])
-        axes.plot(values, rows, "o", color=colour, markersize=6, alpha=0.9, label=name, zorder=2)
+        axes.plot(values, rows, "o", color=colour, markersize=6, alpha=0.9, label=_legend_label(name), zorder=2)
     means = _with_gaps([run.dice for run in runs])
     axes.plot(means, rows, "D", color=INK, markersize=7, label="mean Dice", zorder=3)
     for row, mean in zip(rows, means, strict=True):
@@ -113,7 +115,7 @@ def comparison(
     if paper is not None:
         name, value = paper
         axes.axvline(value, color=PALETTE[5], linestyle="--", label=f"{name}, {value:.3f}", zorder=1)
-    axes.set(yticks=rows, yticklabels=[run.name for run in runs], xlim=(-0.01, 1.01), xlabel="Dice")
+    axes.set(yticks=rows, yticklabels=[_shortened(run.name, 80) for run in runs], xlim=(-0.01, 1.01), xlabel="Dice")
     axes.set_ylim(len(runs) - 0.4, -0.6)
     _light_grid(axes)
     axes.grid(axis="y", visible=False)
@@ -147,11 +149,11 @@ def sheet(
     axes.imshow(whole, interpolation="lanczos")
     axes.set_xticks([left + w / 2 for left in lefts], columns, fontsize=9)
     letters = max(8, int(28 * h / w))  # that fit along a row; names of regions have 66
-    labels = ["\n".join(fill(line, letters) for line in label.splitlines()) for label, _ in rows]
+    labels = ["\n".join(fill(_shortened(line, 100), letters) for line in label.splitlines()) for label, _ in rows]
     axes.set_yticks([top + h / 2 for top in tops], labels, rotation=90, va="center", ma="center", fontsize=8)
     axes.tick_params(length=0, labeltop=True, labelbottom=False)
     axes.spines[:].set_visible(False)
-    patches = [Patch(color=colour, label=name) for name, colour in legend]
+    patches = [Patch(color=colour, label=_legend_label(name)) for name, colour in legend]
     figure.legend(handles=patches, loc="outside lower center", ncols=max(1, min(4, len(patches))), frameon=False)
     _title(figure, title)
     return _png(figure, colours=None)
@@ -245,8 +247,18 @@ def _new_figure(width: float, height: float, *, layout: Literal["constrained"] |
     return Figure(figsize=(width, height), dpi=150, layout=layout, facecolor="white")
 
 
+def _legend_label(name: str) -> str:
+    """A name in a legend, of which matplotlib leaves out those that begin with `_`."""
+    return _shortened(f" {name}" if name.startswith("_") else name, 40)
+
+
+def _shortened(name: str, letters: int) -> str:
+    name = printable(name)
+    return name if len(name) <= letters else f"{name[: letters - 1]}…"
+
+
 def _title(figure: Any, text: str) -> None:
-    figure.suptitle(text, fontsize=10, x=0.01, ha="left", fontweight="bold")
+    figure.suptitle(_shortened(text, 300), fontsize=10, x=0.01, ha="left", fontweight="bold")
 
 
 def _light_grid(axes: Any) -> None:
@@ -264,7 +276,9 @@ def _png(figure: Any, colours: int | None = 96) -> bytes:
     for text in figure.findobj(Text):
         text.set_parse_math(False)  # a `$` in a name is a dollar sign
     canvas, buffer = FigureCanvasAgg(figure), io.BytesIO()
-    canvas.draw()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # names in any script; missing letters become boxes
+        canvas.draw()
     picture = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
     if colours is not None:
         picture = picture.quantize(colours, dither=Image.Dither.NONE)

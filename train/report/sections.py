@@ -43,6 +43,7 @@ SWEEP_GROUPS: dict[Axis, tuple[str, str]] = {
     "blocks": ("Blocks (as the paper's Figure 5)", "blocks"),
     "lr": ("Learning rate (as the paper's Table 5)", "rates"),
 }
+UNKNOWN_PATIENTS = "not known (no Grade.csv): validation images may share patients with training images"
 CONDITIONS = {"ssl": "conditioned on the SSL embedding", "none": "unconditional"}
 
 
@@ -221,14 +222,19 @@ def data_facts(run: FinishedRun) -> tuple[tuple[str, str], ...]:
     data = run.data
     (height, width), mpp, preprocessing = data.key.size, data.key.mpp, data.key.preprocessing
     steps = "no preprocessing" if preprocessing == Preprocessing() else str(preprocessing)
-    scale = "unknown scale" if mpp is None else f"{mpp:.3g} µm/px"
+    scale = "unknown scale" if mpp is None else data.sampling.mpp_text("µm/px")
     counted = [name for code, name in enumerate(data.classes) if code != data.ignore]
     ignored = "" if data.ignore is None else f" (code {data.ignore} is not counted)"
     return (
         ("Classes", ", ".join(counted) + ignored),
         ("Images", f"{width} × {height} px, {scale}, {steps}"),
         ("Splits", ", ".join(f"{name} {len(ids)}" for name, ids in data.images.items())),
+        *((("Patients", UNKNOWN_PATIENTS),) if data.dataset == "glas" and not _knows_patients(run) else ()),
     )
+
+
+def _knows_patients(run: FinishedRun) -> bool:
+    return any(image.source is not None for split in run.metrics.splits.values() for image in split.per_image)
 
 
 def sweep_caption(sweep: Sweep, title: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import unicodedata
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,6 +13,23 @@ from pathseg.store.runtime.file_lock import file_lock
 
 PARTIAL = ".partial"
 LOCK = ".lock"
+MAX_BYTES = 200  # of a file name without suffix; file systems take 255
+
+
+def file_name(name: str) -> str:
+    """Return a name for a file: letters that are unsafe there become `_`, long names are cut.
+
+    A name that was changed gets a digest of the original, so that no two names give one file.
+    """
+    safe = "".join(
+        letter if letter.isalnum() or letter in "-_.+=," else "_" for letter in unicodedata.normalize("NFC", name)
+    )
+    stem, dot, suffix = safe.rpartition(".")
+    stem = stem.encode()[:MAX_BYTES].decode(errors="ignore")
+    safe = f"{stem}{dot}{suffix}"
+    if safe == name:
+        return name
+    return f"{stem}-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:8]}{dot}{suffix}"
 
 
 class StagedFolder:
@@ -37,11 +56,8 @@ class StagedFolder:
             self._remove_partial()
 
     def add(self, name: str, content: bytes) -> None:
-        """Write a file under a temporary name; letters that are unsafe in file names become `_`.
-
-        Adding a name twice keeps the second.
-        """
-        name = "".join(letter if letter.isalnum() or letter in "-_.+=," else "_" for letter in name)
+        """Write a file under a temporary name, named as `file_name` says; adding a name twice keeps the second."""
+        name = file_name(name)
         (self.folder / f"{name}{PARTIAL}").write_bytes(content)
         if name not in self._added:
             self._added.append(name)

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
+from pathseg.store.runtime.printable import printable
+
 if TYPE_CHECKING:
     import pandas as pd
 
 DASH = "–"  # where there is no value
 MINUS = "−"
-FORMULA_STARTS = ("=", "+", "-", "@", "\t")  # a spreadsheet evaluates text that begins so
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "＝", "＋", "－", "＠")  # a spreadsheet evaluates text that begins so
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Column:
             case None:
                 return DASH
             case str():
-                return " ".join(value.splitlines())
+                return _one_line(value)
             case Spread():
                 text = self.number(value.mean)
                 text += "" if value.deviation is None else f" ± {self.number(value.deviation)}"
@@ -133,7 +135,7 @@ class Table:
     @cached_property
     def header(self) -> tuple[str, ...]:
         """The names of the columns."""
-        return tuple(" ".join(column.name.splitlines()) for column in self.columns)
+        return tuple(_one_line(column.name) for column in self.columns)
 
     @cached_property
     def lines(self) -> tuple[Line, ...]:
@@ -176,10 +178,12 @@ class Table:
     def markdown(self) -> str:
         """Write a GitHub table, caption before and notes after it."""
         rule = " | ".join("---" if column.words else "---:" for column in self.columns)
-        head, *body = (" | ".join(map(_markdown, line)) for line in (self.header, *(line.cells for line in self.lines)))
+        head, *body = (
+            " | ".join(map(markdown_text, line)) for line in (self.header, *(line.cells for line in self.lines))
+        )
         rows = "\n".join(f"| {line} |" for line in (head, rule, *body))
-        notes = "".join(f"\n\n{_markdown(note)}" for note in self.notes)
-        return f"**{_markdown(self.caption)}**\n\n{rows}{notes}\n"
+        notes = "".join(f"\n\n{markdown_text(note)}" for note in self.notes)
+        return f"**{markdown_text(self.caption)}**\n\n{rows}{notes}\n"
 
     def latex(self) -> str:
         """Write a LaTeX table that needs no package; rules separate kinds of rows, the best row is bold."""
@@ -205,7 +209,7 @@ class Table:
         cells = dict(zip(self.header, zip(*runs, strict=True), strict=True))
         same = {name: cells[name][0] for name in lift if len(set(cells[name])) == 1}
         kept = [i for i, name in enumerate(self.header) if name not in leave_out and name not in same]
-        lines = [[_printable(line[i]) for i in kept] for line in (self.header, *(line.cells for line in self.lines))]
+        lines = [[line[i] for i in kept] for line in (self.header, *(line.cells for line in self.lines))]
         widths = [max(len(line[i]) for line in lines) for i in range(len(kept))]
         text = [
             "  ".join(
@@ -243,12 +247,17 @@ def _dtype(values: Sequence[Any]) -> str:
 
 
 def _no_formula(text: Any) -> Any:
-    return f"'{text}" if isinstance(text, str) and text.startswith(FORMULA_STARTS) else text
+    if not isinstance(text, str):
+        return text
+    return (
+        f"'{printable(text)}"
+        if text.startswith(FORMULA_STARTS) or text.lstrip().startswith(FORMULA_STARTS)
+        else printable(text)
+    )
 
 
-def _printable(text: str) -> str:
-    """Keep escape sequences in a name from the terminal."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)
+def _one_line(text: str) -> str:
+    return printable(" ".join(text.splitlines()))
 
 
 MARKDOWN = str.maketrans({letter: f"\\{letter}" for letter in "\\`*_|$~"} | {"<": "&lt;", "&": "&amp;", "\n": " "})
@@ -260,12 +269,13 @@ LATEX = str.maketrans({
 })  # fmt: skip
 
 
-def _markdown(text: str) -> str:
-    return text.translate(MARKDOWN)
+def markdown_text(text: str) -> str:
+    """Escape a text for Markdown."""
+    return printable(text).translate(MARKDOWN)
 
 
 def _latex(text: str) -> str:
-    return text.translate(LATEX)
+    return printable(text).translate(LATEX)
 
 
 def _latex_line(cells: Sequence[str], form: str) -> str:

@@ -126,3 +126,22 @@ def test_a_scanners_slide_is_read_at_its_own_resolution():
     assert slide.file_px == (2967, 2220)
     assert slide.size == (1484, 1110)
     assert 0.25 < slide.tissue().mean() < 0.75  # a strip of skin with background on both sides
+
+
+def test_a_slide_whose_full_resolution_changed_is_another_one(tmp_path):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "new").mkdir()
+    pixels = field(600, 600)
+    half = np.asarray(Image.fromarray(pixels).resize((300, 300), Image.Resampling.BOX))
+    old = write(tmp_path / "old" / "slide.tif", [pixels, half])
+    same, digest = Slide(old, mpp=0.5), Slide(old, mpp=0.5).digest
+    changed = pixels.copy()
+    changed[100:200, 100:200] ^= 1
+    assert same.digest == digest
+    assert Slide(write(tmp_path / "new" / "slide.tif", [changed, half]), mpp=0.5).digest != digest
+
+
+@pytest.mark.parametrize("mpp", [353.0, 1000.0])
+def test_a_slide_with_a_resolution_that_no_scan_has_is_refused(tmp_path, mpp):
+    with pytest.raises(ValueError, match=r"slide\.tif: .*--mpp"):
+        Slide(write(tmp_path / "slide.tif", [field(300, 300)], mpp=mpp), mpp=0.5)

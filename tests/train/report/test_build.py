@@ -23,6 +23,7 @@ from pathseg.store.writer import StoreWriter
 from pathseg.train.metrics.object import OBJECT_DEFINITIONS
 from pathseg.train.metrics.pixel import DEFINITIONS, confusion_matrix
 from pathseg.train.report.build import IMAGES_PER_RUN, build_report
+from pathseg.train.report.staged_folder import file_name
 from pathseg.train.runs.finished_run import FinishedRun
 from pathseg.train.runs.folder import RunFolder
 from pathseg.train.runs.record import Epoch
@@ -370,7 +371,7 @@ def test_runs_have_intervals_and_are_tested_against_the_best(page, split):
 def test_figures_lie_beside_the_page(made):
     names = sorted(path.name for path in (made / "report").glob("*.png"))
     assert names == [
-        "comparison-1-glas.png", "curves-far__b_.png", "curves-near.png", "images-far__b_.png",
+        "comparison-1-glas.png", file_name("curves-far <b>.png"), "curves-near.png", file_name("images-far <b>.png"),
         "images-near.png", "sidebyside-1-glas.png",
     ]  # fmt: skip
 

@@ -129,3 +129,18 @@ def test_drawing_loads_no_pyplot_and_importing_loads_no_matplotlib():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_a_class_whose_name_begins_with_an_underscore_is_in_the_legend():
+    def drawn_with(name):
+        return comparison([DiceOfRun("a", 0.5, (0.4,))], [(name, "#009E73")], constant=None, paper=None, title="Dice")
+
+    assert drawn_with("_gland") != drawn_with("_other")
+
+
+@pytest.mark.parametrize("name", [r"$\frac{$", "a\x1b[2J\u202eb", "x" * 2000, "two\nlines", "腺"])
+def test_any_name_can_be_drawn(name):
+    lines, classes = [DiceOfRun(name, 0.5, (0.4,))], [(name, "#009E73")]
+    assert size_of(comparison(lines, classes, constant=0.1, paper=None, title=name))
+    assert size_of(sheet([(name, panels())], "abc", legend=classes, title=name))
+    assert size_of(learning_curves(HISTORY, 2, name))

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from pathseg.store.sampling import Sampling
 from pathseg.train.report.sections import comparable_runs, data_facts, summary, sweep_caption, untrained_warning
 from pathseg.train.report.sweeps import find_sweeps
 
@@ -93,7 +94,11 @@ def test_the_facts_of_the_data(make_run):
         "Classes": "background, gland",
         "Images": "512 × 768 px, 0.62 µm/px, resized (images bicubic, masks nearest), aspect ratio not kept",
         "Splits": "train 2, val 1, testB 2",
+        "Patients": "not known (no Grade.csv): validation images may share patients with training images",
     }
+    stretched = Sampling((768, 768), 0.62 * (522 * 775) ** 0.5 / 768, True, (522, 775))
+    facts = dict(data_facts(make_run(key={"size": (768, 768)}, data={"sampling": stretched})))
+    assert "0.626 µm/px across, 0.421 µm/px down" in facts["Images"]
     facts = dict(data_facts(make_run(key={"mpp": None}, classes=("outside", "gland"), ignore=0)))
     assert facts["Classes"] == "gland (code 0 is not counted)"
     assert facts["Images"].endswith("unknown scale, no preprocessing")

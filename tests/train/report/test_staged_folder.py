@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pathseg.train.report.staged_folder import StagedFolder
+from pathseg.train.report.staged_folder import StagedFolder, file_name
 
 OWNED = ("*.png", "index.html")
 
@@ -63,7 +63,8 @@ def test_a_name_cannot_lead_out_of_the_folder(tmp_path):
     with StagedFolder(tmp_path, owned=OWNED) as staged:
         staged.add("x-../a b.png", b"new")
         staged.publish()
-    assert files(tmp_path) == {"x-.._a_b.png": b"new"}
+    assert files(tmp_path) == {file_name("x-../a b.png"): b"new"}
+    assert file_name("x-../a b.png").startswith("x-.._a_b-")
 
 
 def test_a_second_process_waits_until_the_first_has_published(tmp_path):
@@ -78,3 +79,12 @@ def test_a_second_process_waits_until_the_first_has_published(tmp_path):
     found = files(tmp_path)
     assert found.keys() == {"a.png", "index.html"}
     assert found["a.png"] == found["index.html"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("a b.csv", "a_b.csv"), ("a/b.csv", "a?b.csv"), ("a" * 300 + ".csv", "a" * 301 + ".csv")],
+)
+def test_names_that_differ_in_one_letter_give_two_files(one, other):
+    assert file_name(one) != file_name(other)
+    assert all(len(file_name(name).encode()) < 240 and file_name(name).endswith(".csv") for name in (one, other))
