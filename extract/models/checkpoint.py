@@ -78,6 +78,8 @@ ITEM_BYTES = {
     "torch.storage.UntypedStorage": 1,
 }
 
+WRAPPERS = ("state_dict", "model_state_dict", "model", "student")  # entries that hold a state dict, beside `key`
+
 LARGEST_TUPLE = 1000  # values, those of inner tuples included: hashing a dict key visits each
 
 _allowlist = threading.Lock()  # torch keeps one list of allowed classes per process
@@ -89,17 +91,18 @@ def read_state_dict(path: str | Path, key: str) -> dict[str, torch.Tensor]:
     """Read the tensors of a checkpoint by name, on the CPU and without gradient.
 
     The file is of `torch.save` (zip or legacy) or `.safetensors`. Where its content is a dict with an entry `key`, the
-    state dict is that entry, otherwise the content itself. Tensors of a zip file are memory-mapped.
+    state dict is that entry, else the only one of WRAPPERS that it has, otherwise the content itself. Names are those
+    without the prefixes of torch.compile (`_orig_mod.`) and DataParallel (`module.`). Tensors of a zip file are
+    memory-mapped.
 
-    Raises FileNotFoundError; ValueError, naming the file, where it is of another kind or damaged, holds no state dict,
-    does not hold all bytes of its tensors, or calls a function that is not in CALLS.
+    Raises FileNotFoundError; ValueError, naming the file, where it is of another kind or damaged, holds no state dict
+    or several, does not hold all bytes of its tensors, or calls a function that is not in CALLS.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint file {path}")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch_save(path)
-    if isinstance(content, Mapping) and key in content:
-        content = content[key]
+    content = _unwrapped(content, key, path)
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} must hold tensors by name, got {type(content).__name__}; a state dict is needed")
     for name in content:
@@ -108,7 +111,36 @@ def read_state_dict(path: str | Path, key: str) -> dict[str, torch.Tensor]:
             raise ValueError(f"{path} must name its tensors by strings, got the key {found}; a state dict is needed")
     tensors = {name: tensor.detach() for name, tensor in content.items() if isinstance(tensor, torch.Tensor)}
     _check_bytes(tensors, path)
-    return tensors
+    return _without_prefixes(tensors, path)
+
+
+def _unwrapped(content: Any, key: str, path: Path) -> Any:
+    """Return the state dict of a checkpoint: its entry `key`, else its only entry of WRAPPERS, else all of it."""
+    while isinstance(content, Mapping):
+        if key in content:
+            return content[key]
+        found = [name for name in WRAPPERS if isinstance(content.get(name), Mapping)]
+        if len(found) > 1:
+            raise ValueError(f"{path} holds several state dicts: {', '.join(found)}; re-save the one to use alone")
+        if not found:
+            return content
+        content = content[found[0]]
+    return content
+
+
+def _without_prefixes(tensors: Mapping[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
+    """Return tensors under the names that they have without torch.compile and DataParallel."""
+    named: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        plain = name.replace("_orig_mod.", "")
+        while plain.startswith("module."):
+            plain = plain.removeprefix("module.")
+        if plain in named:
+            raise ValueError(
+                f"{path} holds tensor {plain} twice, with and without a prefix; re-save one of the two alone"
+            )
+        named[plain] = tensor
+    return named
 
 
 def _check_bytes(tensors: Mapping[str, torch.Tensor], path: Path) -> None:

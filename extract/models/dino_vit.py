@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pathseg.extract.models.checkpoint import read_state_dict
-from pathseg.extract.models.weights import Shape, check_weights, load_frozen, shapes_of
+from pathseg.extract.models.weights import Shape, check_weights, load_frozen, named_instead, shapes_of
 from pathseg.store.grid import PATCH_PX
 
 HEAD_DIM = 64  # width of an attention head in every DINO ViT; checkpoints do not hold it
@@ -27,16 +27,19 @@ SIZING = {
 
 
 def read_vit(path: str | Path) -> dict[str, torch.Tensor]:
-    """Read the teacher of a DINO training checkpoint, or a plain state dict, under DINO's names and without a head.
+    """Read the ViT of a checkpoint under DINO's names, without a head: its teacher, or else its only state dict.
 
     Raises FileNotFoundError; ValueError when the file is unreadable or holds no such ViT, naming the tensor.
     """
     found = read_state_dict(path, "teacher")
-    named = {name.removeprefix("module.").removeprefix("backbone."): tensor for name, tensor in found.items()}
+    named = {name.removeprefix("backbone."): tensor for name, tensor in found.items()}
     tensors = {name: tensor for name, tensor in named.items() if not name.startswith("head.")}
     for name, axes in SIZING.items():
         if name not in tensors:
-            raise ValueError(f"{path} has no tensor {name}; a DINO checkpoint of a ViT is needed (HIPT's vit256*.pth)")
+            raise ValueError(
+                f"{path} has no tensor {name}, {named_instead(tensors, name)}; a DINO checkpoint of a ViT is needed "
+                "(HIPT's vit256*.pth)"
+            )
         if len(shape := tuple(tensors[name].shape)) != len(axes) or 0 in shape:
             raise ValueError(
                 f"{path}: tensor {name} must have the axes ({', '.join(axes)}), none of them empty, got the shape "

@@ -25,7 +25,8 @@ def check_weights(tensors: Mapping[str, torch.Tensor], shapes: Mapping[str, Shap
     for names, what in ((missing, "lacks"), (unexpected, "has the unexpected"), (wrong, "does not fit its config in")):
         if names:
             sizes = "" if names is not wrong else f": {tuple(tensors[names[0]].shape)}, not {shapes[names[0]]}"
-            raise ValueError(f"{source} {what} tensor {names[0]}{sizes}{_more(names)}")
+            found = f"; {named_instead(tensors, names[0])}" if names is missing else ""
+            raise ValueError(f"{source} {what} tensor {names[0]}{sizes}{_more(names)}{found}")
     if others := [name for name, tensor in tensors.items() if not tensor.is_floating_point()]:
         dtype = tensors[others[0]].dtype
         raise ValueError(
@@ -33,6 +34,16 @@ def check_weights(tensors: Mapping[str, torch.Tensor], shapes: Mapping[str, Shap
         )
     if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
         raise ValueError(f"{source} has NaN or infinity in tensor {broken[0]}{_more(broken)}; get the file again")
+
+
+def named_instead(tensors: Mapping[str, torch.Tensor], wanted: str) -> str:
+    """Describe the names of tensors among which one is missing: its name with a prefix, or else the first names."""
+    for name in tensors:
+        prefix = name.removesuffix(wanted)
+        if name.endswith(f".{wanted}") and 2 * sum(other.startswith(prefix) for other in tensors) > len(tensors):
+            return f"it has {name}: remove {prefix!r} from the names and save it again"
+    names = ", ".join(list(tensors)[:3]) or "none"
+    return f"its tensors are {names}{f' and {len(tensors) - 3} more' if len(tensors) > 3 else ''}"
 
 
 def _more(names: list[str]) -> str:

@@ -28,7 +28,7 @@ from pathseg.extract.models.ldm.config import (
 )
 from pathseg.extract.models.ldm.first_stage import encoder_shapes
 from pathseg.extract.models.ldm.unet import unet_shapes
-from pathseg.extract.models.weights import check_weights
+from pathseg.extract.models.weights import check_weights, named_instead
 
 LAYOUT = "configs/*-project.yaml and checkpoints/last.ckpt (or checkpoints/last.safetensors)"
 UNET, EMA, FIRST_STAGE, CONDITIONING = "model.diffusion_model.", "model_ema.", "first_stage_model.", "cond_stage_model."
@@ -97,6 +97,9 @@ def release_from(params: dict[str, Any], tensors: Tensors, *, name: str, source:
         raise _ConfigError(*e.args) from e
     if unet.in_channels != first_stage.embed_dim:
         raise _ConfigError(f"the unet takes {unet.in_channels} channels, the first stage gives {first_stage.embed_dim}")
+    if not any(name.startswith(UNET) for name in tensors):
+        found = next((f"{UNET}{name.partition(UNET)[2]}" for name in tensors if UNET in name), UNET)
+        raise ValueError(f"{source} has no tensor below {UNET}, {named_instead(tensors, found)}")
     release = Release(
         name=name,
         source=source,

@@ -55,6 +55,24 @@ def test_a_plain_state_dict_is_read(tmp_path, tensors):
     assert read_vit(tmp_path / "vit.pth").keys() == tensors.keys()
 
 
+@pytest.mark.parametrize("wrapper", ["teacher", "student", "model", "state_dict"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.backbone."])
+def test_wrappers_and_prefixes_of_training_scripts_are_taken_off(tmp_path, tensors, wrapper, prefix):
+    torch.save({wrapper: {prefix + name: t for name, t in tensors.items()}, "epoch": 3}, tmp_path / "vit.pth")
+    read = read_vit(tmp_path / "vit.pth")
+    assert read.keys() == tensors.keys()
+    assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
+
+
+def test_an_unknown_prefix_and_several_state_dicts_are_named(tmp_path, tensors):
+    torch.save({f"image_encoder.{name}": tensor for name, tensor in tensors.items()}, tmp_path / "vit.pth")
+    with pytest.raises(ValueError, match=r"vit\.pth.*pos_embed.*remove 'image_encoder\.'"):
+        read_vit(tmp_path / "vit.pth")
+    torch.save({"model": tensors, "student": tensors}, tmp_path / "vit.pth")
+    with pytest.raises(ValueError, match=r"vit\.pth.*several.*model, student.*alone"):
+        read_vit(tmp_path / "vit.pth")
+
+
 @pytest.mark.parametrize("name", FILES["CASES"])
 def test_names_and_shapes_are_those_of_the_reference(name):
     assert vit_shapes(128, 2) == {k: tuple(s) for k, s in FILES["case"](name)["shapes"]["vit"].items()}
@@ -71,7 +89,7 @@ def test_the_papers_vit_is_built_to_its_published_size():
     ("change", "message"),
     [
         ({"norm.weight": None}, "lacks tensor norm.weight"),
-        ({"pos_embed": None}, r"no tensor pos_embed; a DINO checkpoint of a ViT is needed"),
+        ({"pos_embed": None}, r"no tensor pos_embed, its tensors are .* more; a DINO checkpoint of a ViT is needed"),
         ({"blocks.1.ls1.gamma": torch.zeros(128)}, "has the unexpected tensor blocks.1.ls1.gamma"),
         ({"blocks.0.norm1.weight": torch.zeros(64)}, r"tensor blocks.0.norm1.weight: \(64,\), not \(128,\)"),
     ],

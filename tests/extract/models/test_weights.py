@@ -49,8 +49,8 @@ WEIGHTS = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"a.bias": None}, r"file lacks tensor a\.bias$"),
-        ({"a.bias": None, "a.weight": None}, r"file lacks tensor a\.weight and 1 more$"),
+        ({"a.bias": None}, r"file lacks tensor a\.bias; its tensors are a\.weight$"),
+        ({"a.bias": None, "a.weight": None}, r"file lacks tensor a\.weight and 1 more; its tensors are none$"),
         ({"b": torch.zeros(1)}, r"file has the unexpected tensor b$"),
         ({"a.weight": torch.zeros(3, 2)}, r"file .* tensor a\.weight: \(3, 2\), not \(2, 3\)$"),
         ({"a.bias": torch.zeros(2, dtype=torch.int64)}, r"file has torch\.int64 in tensor a\.bias"),

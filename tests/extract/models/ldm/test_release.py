@@ -155,8 +155,20 @@ def test_a_file_that_is_no_config_is_refused(write, config, text):
 
 
 def test_a_checkpoint_without_weights_is_refused(config):
-    with pytest.raises(ValueError, match=r"\(unet\) lacks tensor \S+ and 683 more"):
+    with pytest.raises(ValueError, match=r"last\.ckpt has no tensor below model\.diffusion_model\."):
         release_of({}, config)
+
+
+def test_prefixes_of_a_bare_state_dict_are_taken_off_or_named(write, state, config):
+    compiled = {
+        f"module.{name.replace('diffusion_model.', 'diffusion_model._orig_mod.')}": state[name] for name in state
+    }
+    folder = write({}, config)
+    torch.save(compiled, folder / "checkpoints/last.ckpt")
+    assert torch.equal(read_release(folder).unet["out.2.weight"], state["model.diffusion_model.out.2.weight"])
+    torch.save({f"ldm.{name}": tensor for name, tensor in state.items()}, folder / "checkpoints/last.ckpt")
+    with pytest.raises(ValueError, match=r"last\.ckpt.*remove 'ldm\.' from the names"):
+        read_release(folder)
 
 
 def test_the_newest_of_several_configs_counts(write, state, config):
