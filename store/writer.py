@@ -71,8 +71,8 @@ class StoreWriter:
 
         sources: of each image the size and times of its files, by which a later run sees whether to read them again.
         """
-        stored = [image and self.pixel_arrays(image) for image in images]
-        arrays = {name: [image and image[name] for image in stored] for name in self._pixel_names}
+        stored = [None if image is None else self.pixel_arrays(image) for image in images]
+        arrays = {name: [None if image is None else image[name] for image in stored] for name in self._pixel_names}
         with self._lost_store_named():
             self._commit(PIXELS, unit, self._write_all(unit, arrays.items()), sources=sources)
 
