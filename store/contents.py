@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -17,6 +18,7 @@ from pathseg.store.key import StoreKey
 from pathseg.store.runtime.json_records import decode_json
 
 FORMAT = 2  # raised when a reader of this release could not read the store rightly; format 1 is still read
+MAX_SIDE_PX, MAX_BLOCK_BYTES = 1_000_000, 2**40  # of an image: beyond them, a description is taken for damaged
 
 
 @dataclass(frozen=True)
@@ -113,23 +115,23 @@ class Contents:
             raise StoreError(f"{store} is a Zarr group but no pathseg store; make one with pathseg extract")
         version = values["pathseg_format"]
         if type(version) is not int or version < 1:
-            raise Damaged(f"pathseg_format of {store} is {version!r}, no format; run pathseg verify --repair")
+            raise Damaged(f"pathseg_format of {store} is {version!r:.80}, no format; run pathseg verify --repair")
         if version > FORMAT:
-            raise StoreError(f"{store} has format {version}, this pathseg reads up to {FORMAT}; upgrade pathseg")
+            raise StoreError(f"{store} has format {version!r:.80}, this pathseg reads up to {FORMAT}; upgrade pathseg")
         try:
             found = msgspec.convert(values, _Attributes, str_keys=True)
             images = found.entries()
             background = background_code(found.classes) if version == 1 else found.background
             if background is not None and background >= len(found.classes):
                 raise ValueError(f"background is {background}, but there are {len(found.classes)} classes")
-        except (msgspec.ValidationError, ValueError) as e:
+        except (msgspec.ValidationError, ValueError, RecursionError) as e:
             raise Damaged(f"the attributes of {store} are damaged: {e}; run pathseg verify --repair") from e
         try:
             key = StoreKey.from_json(found.key)
-            PatchGrid.of(*key.size)
+            _require_credible(key, found.blocks)
         except StoreError as e:
             raise StoreError(f"{store} cannot be used: {e}") from e
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             raise Damaged(f"the key of {store} is damaged: {e}; run pathseg verify --repair") from e
         return cls(
             key=key,
@@ -170,7 +172,7 @@ class _RootGroup(msgspec.Struct, frozen=True):
 
 
 _Code = Annotated[int, msgspec.Meta(ge=0, le=255)]  # of a mask, which is uint8
-_Pixels = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+_Pixels = Annotated[int, msgspec.Meta(ge=1, le=MAX_SIDE_PX)]
 _Block = Annotated[int, msgspec.Meta(ge=0, le=BLOCKS[-1])]
 _Channels = Annotated[int, msgspec.Meta(ge=1, le=100_000)]
 _Cells = Annotated[int, msgspec.Meta(ge=1, le=4096)]
@@ -198,11 +200,26 @@ class _Attributes:
     views: tuple[Annotated[int, msgspec.Meta(ge=0)], ...] = field(default=())
 
     def entries(self) -> tuple[ImageEntry, ...]:
-        """Return one entry per image. Raises ValueError when the lists differ in length."""
+        """Return one entry per image. Raises ValueError when the lists differ in length or an id stands twice."""
         count = len(self.ids)
+        if len(set(self.ids)) < count:
+            raise ValueError("ids names an image twice")
         sources, groups = self.sources or (None,) * count, self.groups or (None,) * count
         rows = zip(self.ids, self.splits, self.sizes, sources, groups, self.views or (0,) * count, strict=True)
         return tuple(ImageEntry(id_, split, *size, *rest) for id_, split, size, *rest in rows)
+
+
+def _require_credible(key: StoreKey, blocks: Mapping[int, tuple[int, int]]) -> None:
+    """Raise ValueError for sizes that no image has, before memory is allocated for them."""
+    if max(key.size) > MAX_SIDE_PX:
+        raise ValueError(f"size is {key.size[1]}x{key.size[0]} px, but a side has at most {MAX_SIDE_PX}")
+    patches = PatchGrid.of(*key.size).patches
+    if key.mpp is not None and not 0 < key.mpp < float("inf"):
+        raise ValueError(f"mpp is {key.mpp}, but must be a positive number")
+    for block, shape in blocks.items():
+        size = patches * math.prod(BlockShape(*shape).stored(key.layout)) * int(key.dtype.removeprefix("float")) // 8
+        if size > MAX_BLOCK_BYTES:
+            raise ValueError(f"block {block} of an image has {size} bytes, but at most {MAX_BLOCK_BYTES}")
 
 
 def _difference(here: Any, there: Any, ids: list[str] | None) -> str:

@@ -65,7 +65,7 @@ def _parse_name(name: str) -> ArraySet:
         parsed = ArraySet(int(timestep[1:]), parse_blocks(blocks))
         if parsed.name == name:
             return parsed
-    raise ValueError(f"{name!r} names no arrays of a completion record; expected pixels or, for example, t50/4-6")
+    raise ValueError(f"{name[:80]!r} names no arrays of a completion record; expected pixels or, for example, t50/4-6")
 
 
 def parse_record_file(name: str) -> tuple[ArraySet, int, bool] | None:

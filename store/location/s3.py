@@ -10,7 +10,6 @@ from datetime import timedelta
 from functools import cached_property
 from io import BytesIO
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
@@ -43,10 +42,11 @@ class S3Prefix:
     concurrency, min_concurrent_bytes = 16, 0  # requests wait for the network, whatever their size
 
     def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        if not parts.netloc or not parts.path.strip("/"):
+        bucket, _, prefix = url.removeprefix("s3://").partition("/")  # `#` and `?` are characters of a key as any other
+        if not bucket or not prefix.strip("/"):
             raise StoreError(f"{url} has no prefix for a store; write s3://bucket/prefix")
-        self._url = f"s3://{parts.netloc}/{parts.path.strip('/')}"
+        self._bucket, self._prefix = bucket, prefix.strip("/")
+        self._url = f"s3://{self._bucket}/{self._prefix}"
 
     def __str__(self) -> str:
         return self._url
@@ -157,8 +157,8 @@ class S3Prefix:
     def _client(self) -> S3Store:
         """The client, after a first listing has shown that endpoint, bucket and credentials work."""
         with _store_errors(self._url, writing=True):
-            obstore.list_with_delimiter(_connect(self._url, *FIRST_REQUEST))
-        return _connect(self._url, *LATER_REQUESTS)
+            obstore.list_with_delimiter(_connect(self._bucket, self._prefix, *FIRST_REQUEST))
+        return _connect(self._bucket, self._prefix, *LATER_REQUESTS)
 
 
 class _CheckedObjectStore(ObjectStore):
@@ -221,7 +221,7 @@ class _CheckedObjectStore(ObjectStore):
                 yield name
 
 
-def _connect(url: str, retries: int, retry_seconds: int, timeout: str) -> S3Store:
+def _connect(bucket: str, prefix: str, retries: int, retry_seconds: int, timeout: str) -> S3Store:
     """Connect; obstore finds everything else in the environment. Plain http only for an http:// endpoint."""
     endpoint = _endpoint()
     if endpoint and not re.match(r"https?://[\w\[]", endpoint):
@@ -235,9 +235,11 @@ def _connect(url: str, retries: int, retry_seconds: int, timeout: str) -> S3Stor
         "backoff": {"init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=10), "base": 2},
     }
     try:
-        return S3Store.from_url(url, client_options=options, retry_config=retry)
+        return S3Store(bucket, prefix=prefix, client_options=options, retry_config=retry)
     except (BaseError, ValueError) as e:
-        raise StoreError(f"{url} cannot be used: {_first_line(e)}; check the address and the AWS_ variables") from e
+        raise StoreError(
+            f"s3://{bucket}/{prefix} cannot be used: {_first_line(e)}; check the address and the AWS_ variables"
+        ) from e
 
 
 def _endpoint() -> str:
@@ -263,7 +265,8 @@ def _reason(error: Exception, url: str) -> str:
     text, line, endpoint = str(error), _first_line(error), _endpoint() or "AWS"
     code = (re.findall(r"<Code>(\w+)</Code>", text) or re.findall(r"status code: (\d+ [\w ]+)", line) or [""])[0]
     if code == "NoSuchBucket" or isinstance(error, FileNotFoundError):
-        return f"there is no bucket {urlsplit(url).netloc} at {endpoint}; make it, or check AWS_ENDPOINT_URL"
+        bucket = url.removeprefix("s3://").partition("/")[0]
+        return f"there is no bucket {bucket} at {endpoint}; make it, or check AWS_ENDPOINT_URL"
     if "/latest/" in line:  # the address where an instance finds its role: no credentials were set
         return (
             "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "

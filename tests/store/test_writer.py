@@ -155,3 +155,19 @@ def test_a_large_image_is_chunked_by_patch(tmp_path, toy_contents, toy_key):
     array = zarr.open_group(str(tmp_path / "a.zarr"), mode="r")["t50/block00"]
     assert array.shape == (5, 2, 960, 256, 256)
     assert array.chunks == (1, 1, 960, 256, 256)
+
+
+def test_dimensions_of_a_group_with_one_name_have_one_size_as_xarray_requires(toy_store):
+    for group in (zarr.open_group(toy_store.location.root, mode="r"), zarr.open_group(toy_store.location.root / "t50")):
+        sizes = {}
+        for name, array in group.arrays():
+            assert array.metadata.dimension_names is not None, name
+            for dimension, size in zip(array.metadata.dimension_names, array.shape, strict=True):
+                assert sizes.setdefault(dimension, size) == size, (name, dimension)
+        assert sizes["image"] == 5
+
+
+def test_the_users_zarr_configuration_changes_no_byte(tmp_path, toy_contents, fill_store, toy_store):
+    with zarr.config.set({"default_zarr_format": 2, "array.order": "F", "array.write_empty_chunks": False}):
+        fill_store(StoreWriter(tmp_path / "b.zarr", toy_contents()))
+    assert file_digests(tmp_path / "b.zarr") == file_digests(toy_store.location.root)

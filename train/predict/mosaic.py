@@ -107,7 +107,8 @@ def resize_nearest(
 
 
 def _empty_levels(folder: Path | None, size: tuple[int, int], *, fill: int) -> tuple[zarr.Array, ...]:
-    group = zarr.create_group(MemoryStore() if folder is None else LocalStore(folder / "codes.zarr"), overwrite=True)
+    store = MemoryStore() if folder is None else LocalStore(folder / "codes.zarr")
+    group = zarr.create_group(store, overwrite=True, zarr_format=3)
     shapes = [size]
     while max(shapes[-1]) > TILE_PX:
         height, width = (-(-side // 2 ** len(shapes)) for side in size)
@@ -120,13 +121,14 @@ def _empty_levels(folder: Path | None, size: tuple[int, int], *, fill: int) -> t
             dtype="uint8",
             fill_value=fill,
             compressors=[BloscCodec(cname="zstd", clevel=1)],
+            dimension_names=(f"row_level{number}", f"column_level{number}"),
         )
         for number, shape in enumerate(shapes)
     )
 
 
 def _probability_arrays(path: Path, size: tuple[int, int], classes: int, uncertainty: bool) -> Mapping[str, zarr.Array]:
-    group = zarr.create_group(LocalStore(path), overwrite=True)
+    group = zarr.create_group(LocalStore(path), overwrite=True, zarr_format=3)
     shapes: dict[str, tuple[int, ...]] = {"probabilities": (classes, *size)}
     if uncertainty:
         shapes["uncertainty"] = size
@@ -138,6 +140,7 @@ def _probability_arrays(path: Path, size: tuple[int, int], classes: int, uncerta
             dtype="float16",
             fill_value=float("nan"),
             compressors=[BloscCodec(cname="zstd", shuffle="shuffle")],
+            dimension_names=("class", "row", "column")[-len(shape) :],
         )
         for name, shape in shapes.items()
     }

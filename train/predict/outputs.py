@@ -212,7 +212,7 @@ class ImageOutputs:
             "file_px": list(self.image.file_px),
             "px_of_the_file_in_one": list(self.image.scale),
         }
-        zarr.open_group(LocalStore(mosaic.probabilities), mode="r+").update_attributes(attributes)
+        zarr.open_group(LocalStore(mosaic.probabilities), mode="r+", zarr_format=3).update_attributes(attributes)
         with atomic_path(self.path("probabilities")) as path:
             mosaic.probabilities.rename(path)
 

@@ -45,7 +45,7 @@ class WindowCache:
         """
         complete, store = _completed_windows(folder, identity), LocalStore(folder / ARRAY)
         if complete:
-            return cls(zarr.open_array(store, mode="r+"), folder, complete)
+            return cls(zarr.open_array(store, mode="r+", zarr_format=3), folder, complete)
         packed = [BloscCodec(cname="zstd", shuffle="shuffle"), Crc32cCodec()]
         array = _new_array(store, len(identity.windows), shape, dtype="float16", compressors=packed)
         return cls(array, folder, ())
@@ -88,7 +88,9 @@ def _new_array(store: Any, windows: int, shape: tuple[int, int, int], *, dtype: 
         fill_value=float("nan"),
         compressors=compressors,
         config={"write_empty_chunks": True},
+        dimension_names=("window", "map", "row", "column"),
         overwrite=True,
+        zarr_format=3,
     )
 
 

@@ -369,6 +369,14 @@ def test_a_prefix_does_not_take_in_its_neighbour(url):
     assert objects(url) == {"a": b"1"}
 
 
+@pytest.mark.parametrize("end", ["#1", "?3", "a b", "%20"])
+def test_any_character_of_a_prefix_is_part_of_it(url, end):
+    open_location(f"{url}{end}").write("a", b"1")
+    open_location(f"{url}x").write("a", b"2")
+    assert list(open_location(url).names()) == []
+    assert (open_location(f"{url}{end}").read("a"), str(open_location(f"{url}{end}"))) == (b"1", f"{url}{end}")
+
+
 def test_small_files_are_there_or_not(url):
     location = open_location(url)
     assert not location.exists("a/b.json")
