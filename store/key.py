@@ -136,8 +136,8 @@ class StoreKey:
         is missing and has no default, or a value of the wrong type.
         """
         if unknown := sorted(set(values) - {field.name for field in dataclasses.fields(cls)}):
-            raise StoreError(f"the store's key has fields that this pathseg does not know ({', '.join(unknown)!r:.200}); "
-                             "upgrade pathseg")  # fmt: skip
+            names = f"{', '.join(unknown)!r:.200}"
+            raise StoreError(f"the store's key has fields that this pathseg does not know ({names}); upgrade pathseg")
         if isinstance(sentence := values.get("preprocessing"), str):
             values = {**values, "preprocessing": msgspec.to_builtins(Preprocessing.from_sentence(sentence))}
         try:

@@ -14,8 +14,9 @@ from pathseg.store.records import ArraySet, CompletionRecord, seal
 from pathseg.store.verify import verify
 
 DEEP = json.loads("[" * 300 + "]" * 300)
-VALUES = (None, True, -1, 0, 1, 7, 10**12, 10**30, 1.5, float("inf"), "", "x", "../x", "/etc/x", "\n\x1b[31m", "9" * 5000,
-          [], {}, [[]], [1, 2], {"a": 1}, DEEP, ["a"] * 300)  # fmt: skip
+NUMBERS = (None, True, -1, 0, 1, 7, 10**12, 10**30, 1.5, float("inf"))
+TEXTS = ("", "x", "../x", "/etc/x", "\n\x1b[31m", "9" * 5000)
+VALUES = (*NUMBERS, *TEXTS, [], {}, [[]], [1, 2], {"a": 1}, DEEP, ["a"] * 300)
 
 
 def mutated(value, rng):
