@@ -34,7 +34,8 @@ class ExtractPlan:
     splits: images per split. size: height and width of an image in px. shapes: of the blocks that are stored.
     exists: whether the store is there already. missing_images: images of the units of which anything is missing.
     missing_maps: block -> patches that lack it, summed over timesteps. missing_pixels: images without pixels.
-    free_bytes: at the store's location, None where no limit is known. left_out: see `Dataset`.
+    free_bytes: at the store's location, None where no limit is known. left_out, masks_per_class, warnings: see
+    `Dataset`.
     """
 
     store: str
@@ -54,6 +55,8 @@ class ExtractPlan:
     missing_pixels: int
     free_bytes: int | None
     left_out: str = ""
+    masks_per_class: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     @property
     def images(self) -> int:
@@ -131,7 +134,10 @@ class ExtractPlan:
         rows["free"] = f"{free} at {self.store}"
         if self.left_out:
             rows["left out"] = self.left_out
-        return "\n".join(f"{name:>8}  {text}" for name, text in rows.items())
+        if self.masks_per_class:
+            rows["classes"] = ", ".join(f"{name} in {count} masks" for name, count in self.masks_per_class.items())
+        lines = [*rows.items(), *(("warning", warning) for warning in self.warnings)]
+        return "\n".join(f"{name:>8}  {text}" for name, text in lines)
 
     @property
     def _missing_pixel_bytes(self) -> int:
@@ -185,7 +191,20 @@ def plan_for(
         missing_pixels=sum(images for images, work in missing if work.pixels),
         free_bytes=location.free_bytes(),
         left_out=dataset.left_out,
+        masks_per_class=dataset.masks_per_class,
+        warnings=(*dataset.warnings, *_source_warnings(existing, dataset)),
     )
+
+
+def _source_warnings(existing: FeatureStore | None, dataset: Dataset) -> list[str]:
+    """Return a line where a store was made before the data set named its sources, or with other ones."""
+    named = [sample.source for sample in dataset.samples]
+    if existing is None or named == [image.source for image in existing.contents.images]:
+        return []
+    return [
+        f"{existing.location} was made with other sources (patients or slides), or without any; training keeps to "
+        "its own, so images of one source may be on both sides of its validation split; pass --store for a new store"
+    ]
 
 
 def contents_of(dataset: Dataset, model: FeatureModel, config: ExtractConfig) -> Contents:

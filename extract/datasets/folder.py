@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
+import re
+import unicodedata
 from collections import Counter
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from pathseg.extract.datasets.csv_rows import read_rows
 from pathseg.extract.datasets.image_files import (
     files_of,
     list_files,
     paired_size,
     read_image,
+    read_instances,
     read_mask,
     resize_image,
     resize_mask,
@@ -36,6 +40,14 @@ from pathseg.store.key import Preprocessing
 TEST_SHARE = 0.2  # of the images, where there is no splits.csv
 MAX_CLASSES = 64  # more codes than this in a mask are instance ids or smoothed edges, not classes
 
+MIN_HIGHEST_ID = 4  # masks that hold 1..N each, with other N, hold ids from here on; below, they may well be classes
+MIN_ODD_CODES = 10  # above so many codes, codes of which most are in a single mask are ids
+INSTANCE_CLASSES = ("background", "object")
+PATCH_NAME = re.compile(  # SLIDE_x123_y456, SLIDE_tile12, SLIDE_row1_col2, SLIDE_123_456
+    r"(.+?)[ _.-](?:(?:x|y|row|col|tile|patch|crop)[ _.=-]?\d+(?:[ _.-](?:x|y|row|col)?[ _.=-]?\d+)*|\d+[_-]\d+)",
+    re.IGNORECASE,
+)
+
 Files = dict[str, Path]  # by id, the file's name without its suffix
 
 
@@ -43,35 +55,48 @@ def open_folder(options: DatasetOptions) -> Dataset:
     """List a folder of images and masks with equal names (NAME is the id; suffixes may differ).
 
     Classes: the distinct codes of all masks in ascending order, so masks of 0 and 255 have the classes 0 and 1;
-    `options.classes` names them. Every mask is decoded once for this, whatever the limit. The class named
-    `background`, if any, is the background. Splits: from splits.csv (columns id,split), else about 20 % are `test`
-    by a hash of the id, which does not change when images are added. Size: all images are resized to
-    `options.resize` px, or all have one size whose sides are multiples of 256 px.
+    `options.classes` names them. Every mask is decoded once for this, whatever the limit. Codes that look like numbers
+    of objects are refused unless `options.classes` names them; with `options.instances` they are objects of one class,
+    and the ids are kept for object scores. The class named `background`, if any, is the background. Splits: from
+    splits.csv (columns id,split and optionally source), else about 20 % are `test` by a hash of the id, which does not
+    change when images are added. Size: all images are resized to `options.resize` px, or all have one size whose sides
+    are multiples of 256 px.
 
     Raises FileNotFoundError where there is no image or mask, DatasetError as `open_dataset`.
     """
     root = dataset_root("folder", options)
     images, masks, problems = _pair_files(root)
     sizes = _read_sizes(images, masks, problems)
-    codes = _find_codes(masks, options.classes, problems)
-    splits = _read_splits(root / "splits.csv", list(images), problems)
+    counts = {} if options.instances else _count_codes(masks, options.classes, problems)
+    codes = tuple(sorted(counts))
+    classes = options.classes or (INSTANCE_CLASSES if options.instances else tuple(f"code {code}" for code in codes))
+    if options.instances and len(set(classes)) != 2:
+        problems.append(f"--instances has two classes, got --classes {','.join(classes)}; name background and object")
+    splits, sources = _read_splits(root / "splits.csv", list(images), problems)
     size = (options.resize, options.resize) if options.resize else _common_size(sizes, images, problems)
     if problems:
         raise DatasetError("folder", root, problems=problems)
     test_split = max((split for split in splits.values() if split.startswith("test")), key=_test_order)
-    samples = tuple(Sample(id_, splits[id_], *sizes[id_]) for id_ in images)
-    classes = options.classes or tuple(f"code {code}" for code in codes)
+    samples = tuple(Sample(id_, splits[id_], *sizes[id_], source=sources.get(id_)) for id_ in images)
     return Dataset(
         name="folder",
         samples=limit_samples(samples, options.limit, test_split=test_split),
-        load=partial(_load, images, masks, codes, size),
+        load=partial(_load_instances, images, masks, size)
+        if options.instances
+        else partial(_load, images, masks, codes, size),
         files=partial(files_of, images, masks),
         classes=classes,
         size=size,
         test_split=test_split,
-        preprocessing=Preprocessing(resized=options.resize is not None, settings={"mask_codes": codes}),
-        background=background_code(classes),
+        preprocessing=Preprocessing(
+            resized=options.resize is not None,
+            settings={"masks": "instance ids"} if options.instances else {"mask_codes": codes},
+        ),
+        background=0 if options.instances else background_code(classes),
         mpp=options.mpp,
+        has_instances=options.instances,
+        masks_per_class={name: counts[code] for name, code in zip(classes, codes, strict=False)},
+        warnings=_slide_warnings(samples),
     )
 
 
@@ -80,7 +105,10 @@ def _test_order(split: str) -> tuple[bool, str]:
 
 
 def _pair_files(root: Path) -> tuple[Files, Files, list[str]]:
-    """Return the paired images and masks by id, sorted, and a line for each file without a partner."""
+    """Return the paired images and masks by id, sorted, and a line for each file without a partner.
+
+    Names are compared in composed Unicode (NFC), because file systems differ in it; the id is the image's as it is.
+    """
     problems: list[str] = []
     listed = {kind: list_files(root / kind) for kind in ("images", "masks")}
     _check_names(root, [path for paths in listed.values() for path in paths])
@@ -90,18 +118,22 @@ def _pair_files(root: Path) -> tuple[Files, Files, list[str]]:
         for path in paths:
             if path.parent != root / kind:
                 problems.append(f"{path}: files must lie in {kind} itself, not in a folder below; move the file")
-            elif path.stem in files:
-                other = files[path.stem].name
-                problems.append(f"{path}: a second file of the id {path.stem} beside {other}; keep one of the two")
-            files.setdefault(path.stem, path)
+            elif (name := _composed(path.stem)) in files:
+                problems.append(f"{path}: a second file of the id {path.stem} beside {files[name].name}; keep one")
+            files.setdefault(_composed(path.stem), path)
         if not files:
             raise FileNotFoundError(missing_data("folder", f"no folder data set: no image files in {root / kind}"))
         found[kind] = files
     images, masks = found["images"], found["masks"]
     problems += [f"{images[id_]}: no mask; masks/{id_}.png is needed" for id_ in images if id_ not in masks]
     problems += [f"{masks[id_]}: no image; images/{id_}.png is needed" for id_ in masks if id_ not in images]
-    both = sorted(images.keys() & masks.keys())
-    return {id_: images[id_] for id_ in both}, {id_: masks[id_] for id_ in both}, problems
+    both = sorted(images.keys() & masks.keys(), key=lambda name: images[name].stem)
+    ids = {name: images[name].stem for name in both}
+    return {ids[name]: images[name] for name in both}, {ids[name]: masks[name] for name in both}, problems
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 def _check_names(root: Path, paths: list[Path]) -> None:
@@ -122,31 +154,33 @@ def _read_sizes(images: Files, masks: Files, problems: list[str]) -> dict[str, t
     return sizes
 
 
-def _find_codes(masks: Files, classes: tuple[str, ...], problems: list[str]) -> tuple[int, ...]:
-    """Return the distinct codes of all masks, sorted; add a line to `problems` for each invalid mask."""
-    seen: dict[int, Path] = {}  # code -> the first file that has it
+def _count_codes(masks: Files, classes: tuple[str, ...], problems: list[str]) -> dict[int, int]:
+    """Return the number of masks that hold each code; add a line to `problems` for each invalid mask."""
+    found: dict[Path, list[int]] = {}
     for path in masks.values():
         try:
-            found = np.unique(read_mask(path)).tolist()
+            codes = np.unique(read_mask(path)).tolist()
         except ValueError as e:
             if str(e) not in problems:
                 problems.append(str(e))
             continue
-        if len(found) > MAX_CLASSES:
+        if len(codes) > MAX_CLASSES:
             problems.append(
-                f"{path}: a mask must hold at most {MAX_CLASSES} class codes, but this one holds {len(found)}: "
-                "instance ids or smoothed edges; save class codes"
+                f"{path}: a mask must hold at most {MAX_CLASSES} class codes, but this one holds {len(codes)}: "
+                "instance ids or smoothed edges; pass --instances for ids, or save class codes"
             )
             continue
-        for code in found:
-            seen.setdefault(code, path)
-    codes = tuple(sorted(seen))
+        found[path] = codes
     if not problems:
-        problems += _check_codes(seen, classes)
-    return codes
+        problems += _check_codes(found, classes)
+    return dict(Counter(code for codes in found.values() for code in codes))
 
 
-def _check_codes(seen: dict[int, Path], classes: tuple[str, ...]) -> list[str]:
+def _check_codes(found: dict[Path, list[int]], classes: tuple[str, ...]) -> list[str]:
+    seen: dict[int, Path] = {}  # code -> the first file that has it
+    for path, held in found.items():
+        for code in held:
+            seen.setdefault(code, path)
     codes = sorted(seen)
     listed = ", ".join(f"{code} (first in {seen[code].name})" for code in codes[:MAX_CLASSES])
     if len(codes) < 2:
@@ -160,8 +194,36 @@ def _check_codes(seen: dict[int, Path], classes: tuple[str, ...]) -> list[str]:
             f"and --classes {names} names {len(classes)}; name {len(codes)} or correct the masks"
         ]
     if len(codes) > MAX_CLASSES:
-        return [f"masks must hold at most {MAX_CLASSES} codes, found {len(codes)}: {listed}, ...; save class codes"]
+        return [
+            f"masks must hold at most {MAX_CLASSES} codes, found {len(codes)}: {listed}, ...; pass --instances if they "
+            "number objects, else save class codes"
+        ]
+    if classes:  # whoever names the codes knows them
+        return []
+    if _look_like_ids(found.values()):
+        highest = seen[codes[-1]]
+        return [
+            f"{highest}: a mask must hold class codes, but the {len(codes) - 1} codes above 0 of these masks look like "
+            f"numbers of objects (this one holds 1 to {codes[-1]}, others fewer, or most codes are in one mask alone); "
+            "pass --instances, or name them with --classes if they are classes"
+        ]
+    if {1, 255} <= seen.keys() <= {0, 1, 255} and not any({1, 255} <= set(held) for held in found.values()):
+        return [
+            f"{seen[1]} holds 1 and {seen[255]} holds 255, but no mask holds both, so they seem to be one class stored "
+            "in two ways (one-bit masks hold 0 and 1); store all alike, or name three --classes"
+        ]
     return []
+
+
+def _look_like_ids(found: Collection[list[int]]) -> bool:
+    """Return whether codes number objects: each mask holds 1..N with another N, or most codes are in one mask alone."""
+    objects = [set(codes) - {0} for codes in found]
+    counts = Counter(code for codes in objects for code in codes)
+    highest = [max(codes, default=0) for codes in objects]
+    if all(codes == set(range(1, top + 1)) for codes, top in zip(objects, highest, strict=True)):
+        return max(highest) >= MIN_HIGHEST_ID and 2 * highest.count(max(highest)) <= len(highest)
+    alone = sum(count == 1 for count in counts.values())
+    return len(objects) > 2 and len(counts) > MIN_ODD_CODES and 2 * alone > len(counts)
 
 
 def _common_size(sizes: dict[str, tuple[int, int]], images: Files, problems: list[str]) -> tuple[int, int]:
@@ -182,17 +244,20 @@ def _common_size(sizes: dict[str, tuple[int, int]], images: Files, problems: lis
     return usual
 
 
-def _read_splits(path: Path, ids: list[str], problems: list[str]) -> dict[str, str]:
-    """Return the split of each id: from the csv file if it exists, else by a hash of the id."""
+def _read_splits(path: Path, ids: list[str], problems: list[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the split of each id, from the csv file if it exists, else by a hash of the id; and the named sources."""
     if not path.is_file():
-        return _hash_splits(ids, problems)
+        return _hash_splits(ids, problems), {}
+    splits: dict[str, str] = {}
+    sources: dict[str, str] = {}
     try:
-        rows = _split_rows(path)
+        rows = read_rows(path, required=("id", "split"), optional=("source",))
     except ValueError as e:
         problems.append(str(e))
-        return {}
-    splits: dict[str, str] = {}
-    for line, id_, split in rows:
+        return {}, {}
+    by_name = {_composed(id_): id_ for id_ in ids}
+    for line, row in rows:
+        id_, split = by_name.get(_composed(row["id"]), row["id"]), row["split"]
         if id_ in splits:
             problems.append(f"{path}: line {line}: a second row for {id_!r}; keep one of the two")
         elif id_ not in ids:
@@ -200,25 +265,37 @@ def _read_splits(path: Path, ids: list[str], problems: list[str]) -> dict[str, s
         elif split not in ("train", "val") and not split.startswith("test"):
             problems.append(f"{path}: line {line}: a split must be train, val or test..., got {split!r}; rename it")
         splits[id_] = split
+        if source := row.get("source"):
+            sources[id_] = source
     problems += [f"{path}: no row for the image {id_!r}; add one" for id_ in ids if id_ not in splits]
     for needed in ("train", "test"):
         if not any(split.startswith(needed) for split in splits.values()):
             problems.append(f"{path}: no image is in a {needed} split; put at least one there")
-    return splits
+    return splits, sources
 
 
-def _split_rows(path: Path) -> list[tuple[int, str, str]]:
-    """Return line number, id and split of each row. Raises ValueError naming the file."""
-    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-        rows = csv.DictReader(file, skipinitialspace=True)
-        try:
-            header = rows.fieldnames or ()
-            if not {"id", "split"} <= set(header):
-                found = ",".join(header) or "nothing"
-                raise ValueError(f"{path}: the first line must name the columns id,split, found {found}; add it")
-            return [(rows.line_num, (row["id"] or "").strip(), (row["split"] or "").strip()) for row in rows]
-        except csv.Error as e:
-            raise ValueError(f"{path}: line {rows.line_num}: no rows of id,split: {e}; close its quotes") from e
+def _slide_warnings(samples: tuple[Sample, ...]) -> tuple[str, ...]:
+    """Return a line where images of one source are in several splits, or seem to be and no source is named.
+
+    Without a source, patches of a slide are files whose names (PATCH_NAME) differ in coordinates alone.
+    """
+    named = any(sample.source is not None for sample in samples)
+    splits: dict[str, list[str]] = {}
+    for sample in samples:
+        match = PATCH_NAME.fullmatch(sample.id)
+        if source := sample.source if named else match and match[1]:
+            splits.setdefault(source, []).append(sample.split)
+    divided = [source for source, of_source in splits.items() if len(set(of_source)) > 1]
+    if divided:
+        where = " and ".join(sorted(set(splits[divided[0]])))
+        way_out = "put each source into one split" if named else "name id,split,source of each image in splits.csv"
+        return (f"{len(divided)} slides or patients have images in several splits ({divided[0]}: {where}), so scores "
+                f"will be too good; {way_out}",)  # fmt: skip
+    if not named and any(len(of_source) > 1 for of_source in splits.values()):
+        slide = next(source for source, of_source in splits.items() if len(of_source) > 1)
+        return (f"{slide} and other names seem to have several patches, which a validation split may divide; name the "
+                "slides in the column source of splits.csv",)  # fmt: skip
+    return ()
 
 
 def _hash_splits(ids: list[str], problems: list[str]) -> dict[str, str]:
@@ -249,4 +326,14 @@ def _load(images: Files, masks: Files, codes: tuple[int, ...], size: tuple[int, 
     return Pixels(
         image=resize_image(read_image(images[sample.id]), size),
         mask=resize_mask(mask.astype(np.uint8), size),
+    )
+
+
+def _load_instances(images: Files, masks: Files, size: tuple[int, int], sample: Sample) -> Pixels:
+    """Decode one sample; the object ids stay at the size of the file."""
+    ids = read_instances(masks[sample.id])
+    return Pixels(
+        image=resize_image(read_image(images[sample.id]), size),
+        mask=resize_mask((ids > 0).astype(np.uint8), size),
+        instances=ids,
     )

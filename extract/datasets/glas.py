@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from pathseg.extract.datasets.csv_rows import read_rows
 from pathseg.extract.datasets.image_files import (
     files_of,
     list_files,
     paired_size,
     read_image,
-    read_mask,
+    read_instances,
     resize_image,
     resize_mask,
 )
@@ -32,9 +33,18 @@ from pathseg.store.key import Preprocessing
 SPLITS = {"train": 85, "testA": 60, "testB": 20}  # images of the official release
 MPP = 0.62  # um/px of the release, 20x
 SIDE_PX = 768  # what the paper resizes to
-MASK_FOLDERS = frozenset({"mask", "masks", "anno", "annotation", "annotations", "label", "labels", "gt"})
+MASK_FOLDER = re.compile(r"(?:.*[ _-])?(?:masks?|anno|annotations?|labels?|labelcol|gt)", re.IGNORECASE)
 NAME = re.compile(r"(train|testA|testB)_0*([1-9][0-9]*)(_anno)?", re.IGNORECASE)
+NUMBER = re.compile(r"0*([1-9][0-9]*)(_anno|_mask)?", re.IGNORECASE)  # of re-uploads, which name the split as a folder
+SPLIT_FOLDER = re.compile(r"(train|test[ _-]?A|test[ _-]?B|test)(?:ing)?(?:[ _-].*)?", re.IGNORECASE)
 OFFICIAL_NAMES = ", ".join(f"{split}_1..{count}" for split, count in SPLITS.items())
+COUNTS = {**SPLITS, "test": sum(SPLITS.values())}  # test A and B in one folder, which cannot be told apart
+PATIENTS = "Grade.csv"  # of the release, beside its images
+
+NO_PATIENTS = (
+    f"no {PATIENTS} of the release beside the images, so patients are unknown and images of one patient may be on both "
+    "sides of the validation split"
+)
 
 Files = dict[str, Path]  # by official name
 
@@ -43,23 +53,27 @@ def open_glas(options: DatasetOptions) -> Dataset:
     """List GlaS: ids are the official names, in their order; classes background and gland.
 
     A mask is a file whose name ends in `_anno`, or any file in a folder called masks, labels or the like;
-    names are matched without regard to case. Images are resized to `options.resize` px, 768 by default as in
-    the paper. Raises FileNotFoundError where there is no image at all, DatasetError as `open_dataset`.
+    names are matched without regard to case. Numbers will do as names below a folder called train, testA, testB or
+    test; `test` is then a split of its own. The patients of Grade.csv, where it is there, are the sources. Images are
+    resized to `options.resize` px, 768 by default as in the paper.
+
+    Raises FileNotFoundError where there is no image at all, DatasetError as `open_dataset`.
     """
     root, side = dataset_root("glas", options), options.resize or SIDE_PX
     images, masks, problems = _sort_files(root)
     if not images and not masks and not problems:
         raise FileNotFoundError(missing_data("glas", f"no glas data set: there is no image in {root}"))
-    samples = _pair(images, masks, problems)
+    patients = _read_patients(root, images, problems)
+    samples = _pair(images, masks, patients, problems)
     present = {sample.split for sample in samples}
     if not problems:
         if "train" not in present:
             problems.append("no image of the train split: train_1..85 are needed; add them")
-        if not present & {"testA", "testB"}:
+        if not present - {"train"}:
             problems.append("no image of a test split: testA_1..60 or testB_1..20 are needed; add them")
     if problems:
         raise DatasetError("glas", root, problems=problems)
-    test_split = "testB" if "testB" in present else "testA"
+    test_split = next(split for split in ("testB", "testA", "test") if split in present)
     return Dataset(
         name="glas",
         samples=limit_samples(samples, options.limit, test_split=test_split),
@@ -72,6 +86,7 @@ def open_glas(options: DatasetOptions) -> Dataset:
         background=0,
         mpp=MPP,
         has_instances=True,
+        warnings=() if patients else (NO_PATIENTS,),
     )
 
 
@@ -81,12 +96,15 @@ def _sort_files(root: Path) -> tuple[Files, Files, list[str]]:
     masks: Files = {}
     problems = []
     for path in list_files(root):
-        found = NAME.fullmatch(path.stem)
-        name = _official(found) if found else None
-        if not found or not name:
-            problems.append(f"{path}: no GlaS name; these are {OFFICIAL_NAMES}, masks end in _anno; move the file away")
+        folders = path.relative_to(root).parent.parts
+        name, ending = _official(path.stem, folders)
+        if name is None:
+            problems.append(
+                f"{path}: no GlaS name; these are {OFFICIAL_NAMES}, or numbers in folders called train, testA, testB "
+                "or test; masks end in _anno; rename the file or move it away"
+            )
             continue
-        is_mask = bool(found[3]) or path.relative_to(root).parent.name.lower() in MASK_FOLDERS
+        is_mask = bool(ending) or any(MASK_FOLDER.fullmatch(folder) for folder in folders)
         files = masks if is_mask else images
         if name in files:
             kind = "mask" if is_mask else "image"
@@ -95,14 +113,58 @@ def _sort_files(root: Path) -> tuple[Files, Files, list[str]]:
     return images, masks, problems
 
 
-def _official(found: re.Match[str]) -> str | None:
-    """Return the name as the release spells it, None for a number that the release does not have."""
-    split = next(split for split in SPLITS if split.lower() == found[1].lower())
-    number = int(found[2])
-    return f"{split}_{number}" if number <= SPLITS[split] else None
+def _official(stem: str, folders: tuple[str, ...] = ()) -> tuple[str | None, str | None]:
+    """Return the name as the release spells it and the ending that marks a mask.
+
+    folders: above the file, of which the lowest that names a split counts where the name is a number. The name is None
+    for one that the release does not have.
+    """
+    if found := NAME.fullmatch(stem):
+        split, number, ending = found.groups()
+    elif found := NUMBER.fullmatch(stem):
+        named = [match[1] for match in map(SPLIT_FOLDER.fullmatch, folders) if match]
+        split, number, ending = named[-1] if named else "", *found.groups()
+    else:
+        return None, None
+    spelled = {split.lower(): split for split in COUNTS}.get(re.sub("[ _-]", "", split.lower()))
+    return (f"{spelled}_{int(number)}" if spelled and int(number) <= COUNTS[spelled] else None), ending
 
 
-def _pair(images: Files, masks: Files, problems: list[str]) -> tuple[Sample, ...]:
+def _read_patients(root: Path, images: Files, problems: list[str]) -> dict[str, str]:
+    """Return the patient of each image by official name; no one where there is no Grade.csv, or one without rows.
+
+    Adds a line to `problems` for each invalid row, and one for images without a row.
+    """
+    found = [path for path in sorted(root.rglob("*.csv")) if path.name.lower() == PATIENTS.lower()]
+    if len(found) > 1:
+        problems.append(f"{found[1]}: a second {PATIENTS} beside {found[0]}; keep one of the two")
+    if not found:
+        return {}
+    path, patients = found[0], dict[str, str]()
+    try:
+        rows = read_rows(path, required=("name", "patient id"), optional=("grade*",))
+    except ValueError as e:
+        problems.append(str(e))
+        return {}
+    for line, row in rows:
+        name, ending = _official(row["name"])
+        if name is None or ending:
+            problems.append(f"{path}: line {line}: {row['name']!r} is none of {OFFICIAL_NAMES}; correct the row")
+        elif name in patients:
+            problems.append(f"{path}: line {line}: a second row for {name}; keep one of the two")
+        elif not row["patient id"]:
+            problems.append(f"{path}: line {line}: no patient ID for {name}; add it")
+        else:
+            patients[name] = row["patient id"]
+    if patients and (lacking := [name for name in images if name not in patients]):
+        more = f" and {len(lacking) - 1} more images" if len(lacking) > 1 else ""
+        problems.append(
+            f"{path}: no row for {lacking[0]}{more}; add name and patient ID, or move the file away and do without"
+        )
+    return patients
+
+
+def _pair(images: Files, masks: Files, patients: dict[str, str], problems: list[str]) -> tuple[Sample, ...]:
     """Return a sample for each image with a mask of its size; add a line to `problems` for every other file."""
     for name in sorted(images.keys() - masks.keys(), key=_order):
         problems.append(f"{images[name]}: no mask; a file {name}_anno is needed, in any lossless image type")
@@ -115,29 +177,20 @@ def _pair(images: Files, masks: Files, problems: list[str]) -> tuple[Sample, ...
         except ValueError as e:
             problems.append(str(e))
         else:
-            samples.append(Sample(id=name, split=name.split("_")[0], height=height, width=width))
+            samples.append(Sample(name, name.split("_")[0], height, width, source=patients.get(name)))
     return tuple(samples)
 
 
 def _order(name: str) -> tuple[int, int]:
     split, number = name.split("_")
-    return list(SPLITS).index(split), int(number)
+    return list(COUNTS).index(split), int(number)
 
 
 def _load(images: Files, masks: Files, side: int, sample: Sample) -> Pixels:
     """Decode one sample; the gland ids stay at the size of the file."""
-    path = masks[sample.id]
-    ids = read_mask(path)
-    lowest, highest = int(ids.min()), int(ids.max())
-    if lowest < 0 or highest > np.iinfo(np.uint16).max:
-        raise ValueError(f"{path}: gland ids must be 0..65535, found {lowest}..{highest}; number them anew")
-    if highest == 255 and not np.any((ids > 0) & (ids < 255)):
-        raise ValueError(
-            f"{path}: a GlaS mask numbers its glands 1, 2, ..., but this one holds 255 alone, so glands cannot be "
-            "told apart; get the official masks, or use --dataset folder for classes only"
-        )
+    ids = read_instances(masks[sample.id])
     return Pixels(
         image=resize_image(read_image(images[sample.id]), (side, side)),
         mask=resize_mask((ids > 0).astype(np.uint8), (side, side)),
-        instances=ids.astype(np.uint16),
+        instances=ids,
     )

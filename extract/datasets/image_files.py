@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,13 +13,18 @@ import numpy as np
 import psutil
 from PIL import ExifTags, Image
 
-from pathseg.extract.datasets.registry import Sample
+from pathseg.extract.datasets.registry import Sample, plausible_mpp
 
 FORMATS = ("BMP", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # by content; not EPS, which starts Ghostscript
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 MASK_MODES = frozenset({"1", "L", "P", "I", "I;16", "I;16L", "I;16B"})  # one integer a pixel
 LOSSY_FORMATS = frozenset({"JPEG", "MPO"})  # a JPEG changes the codes along every edge
+LOSSY_TIFF = {  # TIFF compression -> its name
+    6: "JPEG", 7: "JPEG", 34892: "JPEG", 33003: "JPEG 2000", 33004: "JPEG 2000", 33005: "JPEG 2000",
+    34712: "JPEG 2000", 34887: "LERC", 34927: "WebP", 50001: "WebP", 50002: "JPEG XL",
+}  # fmt: skip
+COMPRESSION, PHOTOMETRIC, WHITE_IS_ZERO = 259, 262, 0  # tags of TIFF
 MODE_NAMES = {  # Pillow's modes other than RGB, in words
     "RGBA": "has an alpha channel (RGBA)",
     "LA": "is grayscale with an alpha channel (LA)",
@@ -28,6 +35,7 @@ MODE_NAMES = {  # Pillow's modes other than RGB, in words
 }
 MAX_PIXELS = 2**29  # of an image that is decoded whole, 23,170 px squared: 3.8 GB; a region of BCSS has 24 Mpx
 DECODED_BYTES = 7  # of a px: 4 in Pillow's memory, 3 in the array
+SAME_MPP = 0.01  # relative difference of um/px below which they count as one
 _PIXEL_LIMIT_LOCK = threading.Lock()
 
 
@@ -42,12 +50,29 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """Decode a mask: (H, W) uint8, uint16 or int32 as in the file; the indices of a palette file.
+    """Decode a mask: (H, W) uint8, uint16 or int32 as in the file; see `codes_of` for palettes and one-bit files.
 
     Raises FileNotFoundError, or ValueError naming the file: as `read_image`, lossy, not one code a pixel.
     """
     with decoded_mask(path) as file:
         return codes_of(file)
+
+
+def read_instances(path: Path) -> np.ndarray:
+    """Decode a mask of numbered objects: (H, W) uint16 ids, 0 = background.
+
+    Raises as `read_mask`, and ValueError where the objects are not numbered.
+    """
+    ids = read_mask(path)
+    lowest, highest = int(ids.min()), int(ids.max())
+    if lowest < 0 or highest > np.iinfo(np.uint16).max:
+        raise ValueError(f"{path}: object ids must be 0..65535, found {lowest}..{highest}; number them anew")
+    if highest == 255 and not np.any((ids > 0) & (ids < 255)):
+        raise ValueError(
+            f"{path}: a mask of objects numbers them 1, 2, ..., but this one holds 255 alone, so they cannot be told "
+            "apart; get the numbered masks, or use --dataset folder for classes only"
+        )
+    return ids.astype(np.uint16)
 
 
 @contextmanager
@@ -65,15 +90,43 @@ def decoded_mask(path: Path) -> Iterator[Image.Image]:
     with _opened(path) as file:
         _require_codes(path, file)
         _load(path, file)
+        _require_different_greys(path, file)
         yield file
 
 
 def codes_of(mask: Image.Image) -> np.ndarray:
-    """Return the codes of a decoded mask: (H, W), dtype of the file in native byte order, bool as uint8."""
+    """Return the codes of a decoded mask: (H, W), dtype of the file in native byte order, bool as uint8.
+
+    A palette of greys alone gives their values, any other the indices. One bit gives 0 (black) and 1 (white).
+    """
     codes = np.array(mask)
+    if (greys := _grey_palette(mask)) is not None:
+        return greys[codes]
     if codes.dtype == bool:
         return codes.astype(np.uint8)
     return codes.astype(codes.dtype.newbyteorder("="), copy=False)
+
+
+def _grey_palette(mask: Image.Image) -> np.ndarray | None:
+    """Return the grey value of each index, (256,) uint8; None for a palette with colours, or without a palette."""
+    if mask.mode != "P":
+        return None
+    colours = np.array(mask.getpalette(), np.uint8).reshape(-1, 3)
+    if (colours != colours[:, :1]).any():
+        return None
+    return np.pad(colours[:, 0], (0, 256 - len(colours)))
+
+
+def _require_different_greys(path: Path, mask: Image.Image) -> None:
+    greys = _grey_palette(mask)
+    if greys is None:
+        return
+    used = np.flatnonzero(mask.histogram())
+    if len(set(greys[used].tolist())) < len(used):
+        raise ValueError(
+            f"{path}: the palette gives {len(used)} codes {len(set(greys[used].tolist()))} greys, so they cannot be "
+            "told apart by grey; save it as an 8-bit grayscale png without palette"
+        )
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -88,6 +141,20 @@ def mask_size(path: Path) -> tuple[int, int]:
     with _opened(path) as file:
         _require_codes(path, file)
         return file.height, file.width
+
+
+def stated_mpp(path: Path) -> float | None:
+    """Return the um/px in the tags of an image, None unless both axes state one that a scan can have.
+
+    Most programs write the 72 dpi of a screen or the 300 dpi of a printer, which say nothing of the tissue. Raises as
+    `read_image`.
+    """
+    with _opened(path) as file:
+        dpi = file.info.get("dpi", (0, 0))
+    mpp = [25_400 / float(value) if value else math.inf for value in dpi]
+    if not all(map(plausible_mpp, mpp)) or abs(mpp[0] / mpp[1] - 1) > SAME_MPP:
+        return None
+    return sum(mpp) / len(mpp)
 
 
 def paired_size(image: Path, mask: Path) -> tuple[int, int]:
@@ -123,14 +190,45 @@ def files_of(images: Mapping[str, Path], masks: Mapping[str, Path], sample: Samp
     return images[sample.id], masks[sample.id]
 
 
-def list_files(root: Path) -> list[Path]:
-    """Return all image files below a folder, sorted, without hidden files and macOS's `__MACOSX` folders."""
-    found = (path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-    return sorted(path for path in found if not _hidden(path.relative_to(root)))
+def list_files(root: Path, *, suffixes: Collection[str] = IMAGE_SUFFIXES) -> list[Path]:
+    """Return all files below a folder with one of the suffixes, sorted; linked folders are entered, once each.
+
+    Hidden files and macOS's `__MACOSX` folders are left out. Raises ValueError for a dead link, OSError for a folder
+    that cannot be read.
+    """
+    found: list[Path] = []
+    entered: set[str] = set()
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=_raise) if root.is_dir() else ():
+        folders[:] = sorted(name for name in folders if not _hidden(name))
+        if (real := os.path.realpath(folder)) in entered:  # a link to a folder above would never end
+            folders.clear()
+            continue
+        entered.add(real)
+        for name in names:
+            path = Path(folder, name)
+            if _hidden(name) or path.suffix.lower() not in {*suffixes, ""}:
+                continue
+            require_link_target(path)
+            if path.suffix and path.is_file():
+                found.append(path)
+    return sorted(found)
 
 
-def _hidden(path: Path) -> bool:
-    return any(name.startswith(".") or name == "__MACOSX" for name in path.parts)
+def require_link_target(path: Path) -> None:
+    """Raise ValueError for a link to a file or folder that is not there."""
+    if path.is_symlink() and not path.exists():
+        raise ValueError(
+            f"{path}: a link to {os.readlink(path)}, which is not there; fetch it (dvc pull, datalad get) or remove "  # noqa: PTH115
+            "the link"
+        )
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 @contextmanager
@@ -218,6 +316,23 @@ def _require_rgb(path: Path, file: Image.Image) -> None:
 def _require_codes(path: Path, file: Image.Image) -> None:
     rule = "a mask must hold one integer code a pixel"
     if file.mode not in MASK_MODES:
-        raise ValueError(f"{path}: {rule}, but this one is {file.mode}; save it as an 8-bit grayscale png")
-    if file.format in LOSSY_FORMATS:
-        raise ValueError(f"{path}: {rule}, but {file.format} changes codes; use a lossless type such as png")
+        raise ValueError(
+            f"{path}: {rule}, but this one is {file.mode}; colours are no codes: number the classes and save it as an "
+            "8-bit grayscale png"
+        )
+    tags = getattr(file, "tag_v2", {})  # of TIFF
+    lossy = file.format if file.format in LOSSY_FORMATS else LOSSY_TIFF.get(tags.get(COMPRESSION))
+    if file.format == "JPEG2000" and _irreversible(path):
+        lossy = "JPEG 2000 with the 9-7 wavelet"
+    if lossy:
+        raise ValueError(f"{path}: {rule}, but {lossy} changes codes; use a lossless type such as png")
+    if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO and file.mode != "1":
+        raise ValueError(f"{path}: {rule}, but this TIFF stores them inverted (WhiteIsZero); save it as a png")
+
+
+def _irreversible(path: Path) -> bool:
+    """Return whether the first coding style marker (COD) of a JPEG 2000 codestream names the lossy wavelet."""
+    with path.open("rb") as file:
+        header = file.read(2**16)
+    start = header.find(b"\xff\x52", max(0, header.find(b"\xff\x4f\xff\x51")))
+    return start >= 0 and header[start + 13 : start + 14] == b"\0"

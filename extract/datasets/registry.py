@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -38,7 +38,7 @@ class Sample:
     """One listed image of a data set.
 
     id: unique; the noise of the image's patches depends on it. split: `train`, `val` or `test...`. height, width: of
-    the file, in px. source: the slide or region that the image was cut from, where several images share one; the
+    the file, in px. source: the patient, slide or region that the image is of, where several images share one; the
     images of a source are never divided between training and validation. group: the patch that the image is a crop
     of; view: the number of the crop, 0 = centre.
     """
@@ -62,6 +62,7 @@ class Dataset:
     mask code; part of the store's key. background: code of the class that is no object, None where every class is one.
     ignore: code that counts in no loss, class weight or metric, None without one. mpp: um/px, None when unknown; of the
     files where `preprocessing.resized`. left_out: message for people about listed images that are no samples, or "".
+    masks_per_class: number of masks that hold each class, where all masks were read. warnings: lines for people.
     """
 
     name: str
@@ -77,6 +78,8 @@ class Dataset:
     has_instances: bool = False
     left_out: str = ""
     files: Callable[[Sample], tuple[Path, ...]] = lambda sample: ()
+    masks_per_class: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 def _flag(default: Any, help: str) -> Any:
@@ -92,6 +95,7 @@ class DatasetOptions:
     limit: int | None = _flag(None, "Take this many images, in proportion to the splits.")
     resize: int | None = _flag(None, "Side in px, a multiple of 256, that images are brought to.")
     classes: tuple[str, ...] = _flag((), "Class names in code order, for --dataset folder.")
+    instances: bool = _flag(False, "Masks of --dataset folder number objects of one class: 1, 2, ...; 0 = background.")
     mpp: float | None = _flag(None, "um/px of the files, where the data set does not say or says it wrongly.")
     target_mpp: float | None = _flag(None, "um/px that bcss regions are brought to.  [default: 0.5, the paper's 20x]")
     image_folder: Literal["images", "rgbs_colorNormalized"] | None = _flag(
@@ -153,7 +157,9 @@ DATASETS: dict[str, DatasetEntry] = {
             "  train_1.bmp   train_1_anno.bmp   ... up to train_85\n"
             "  testA_1.bmp   testA_1_anno.bmp   ... up to testA_60\n"
             "  testB_1.bmp   testB_1_anno.bmp   ... up to testB_20\n"
-            "in any sub-folders and of any image type (masks lossless); masks may also lie in folders named masks"
+            "in any sub-folders and of any image type (masks lossless); masks may also lie in folders named masks;\n"
+            "numbers alone will do as names in folders named train, testA, testB or test\n"
+            "  Grade.csv     optional: columns name, patient ID; keeps the images of a patient together"
         ),
         licence="research use only, no commercial use; cite Sirinukunwattana et al. 2017",
         options=("root", "resize"),
@@ -176,10 +182,11 @@ DATASETS: dict[str, DatasetEntry] = {
         layout=(
             "images/NAME.png   8-bit RGB, any image type\n"
             "masks/NAME.png    one class code a pixel, same size as the image, any lossless image type\n"
-            "splits.csv        optional: columns id,split; id is NAME, split is train, val or test..."
+            "splits.csv        optional: columns id,split and optionally source; id is NAME, split is train, val or\n"
+            "                  test..., source the patient or slide that is never divided"
         ),
         licence="yours",
-        options=("root", "resize", "classes", "mpp"),
+        options=("root", "resize", "classes", "instances", "mpp"),
     ),
     "synthetic": DatasetEntry(
         summary="generated H&E-like tissue with exact masks: glands, lumens, epithelium, stroma",
@@ -209,7 +216,7 @@ def check_options(name: str, options: DatasetOptions) -> None:
     allowed = DATASETS[name].options
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
-        if value not in (None, ()) and field.name not in (*allowed, "limit", "seed"):
+        if value not in (None, ()) and value is not False and field.name not in (*allowed, "limit", "seed"):
             takes = f"the {name} data set takes {', '.join(_flag_name(each) for each in (*allowed, 'limit'))}"
             given = ",".join(value) if isinstance(value, tuple) else value
             flag = _flag_name(field.name)

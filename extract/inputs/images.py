@@ -5,13 +5,24 @@ from __future__ import annotations
 import glob
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+import os
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from pathseg.extract.datasets.image_files import IMAGE_SUFFIXES, list_files, read_image, read_mask, resize_image
+from pathseg.extract.datasets.image_files import (
+    IMAGE_SUFFIXES,
+    SAME_MPP,
+    list_files,
+    read_image,
+    read_mask,
+    require_link_target,
+    resize_image,
+    stated_mpp,
+)
 from pathseg.store.sampling import InputImage, Sampling, require_credible_mpp
 
 SLIDE_SUFFIXES = frozenset({".bif", ".czi", ".dcm", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide", ".vms", ".vmu"})
@@ -27,7 +38,8 @@ class ImageFile:
     def __init__(self, path: Path, sampling: Sampling, *, file_mpp: float | None = None) -> None:
         """Decode an image and resize it to the head's resolution.
 
-        file_mpp: um/px of the file. Without it the image is resized if the training images were, else kept as it is.
+        file_mpp: um/px of the file. Without it the image is resized if the training images were; else it is brought to
+        their um/px where its tags state one that a scan can have, and otherwise taken to have theirs.
 
         Raises ValueError naming the file when it cannot be read, is no 8-bit RGB image, or would be resized though its
         size is far from that of the training images.
@@ -37,6 +49,10 @@ class ImageFile:
         self.digest = hashlib.sha256(path.read_bytes()).hexdigest()
         self.file_px: tuple[int, int] = self._file.shape[:2]
         self.mpp = sampling.mpp
+        if file_mpp is None and self.mpp is not None and not sampling.resized:
+            stated = stated_mpp(path)
+            if stated is not None and abs(stated / self.mpp - 1) > SAME_MPP:
+                file_mpp = stated
         if file_mpp is not None:
             self.size = _divided(self.file_px, _trained_mpp(sampling, path) / file_mpp)
         elif sampling.resized:
@@ -90,10 +106,11 @@ def open_input_image(path: Path, sampling: Sampling, *, file_mpp: float | None =
 
 
 def list_input_images(arguments: Sequence[str]) -> list[Path]:
-    """Return the files that the arguments name: files, folders (all images and slides in them) or globs.
+    """Return the files that the arguments name: files, folders (all images and slides below them) or globs.
 
-    Raises FileNotFoundError for an argument without a file; ValueError where two files have the same stem, after
-    which results are named.
+    A DICOM slide is its first file: OpenSlide finds the others of its series beside it. Raises FileNotFoundError for
+    an argument without a file; ValueError for a dead link, and where two files have the same stem, after which results
+    are named.
     """
     found: dict[Path, None] = {}
     for argument in arguments:
@@ -103,11 +120,26 @@ def list_input_images(arguments: Sequence[str]) -> list[Path]:
                 f"{argument}: there is no image or slide of this name; give files, folders or globs"
             )
         found |= dict.fromkeys(paths)
+    files = _one_per_series(found)
     by_id: dict[str, Path] = {}
-    for path in found:
+    for path in files:
         if (other := by_id.setdefault(path.stem, path)) != path:
             raise ValueError(f"{path} and {other} would both give results called {path.stem}; predict them apart")
-    return list(found)
+    return files
+
+
+def _one_per_series(paths: Iterable[Path]) -> list[Path]:
+    """Leave out further files of a DICOM series in one folder, which OpenSlide reads as one slide."""
+    from pathseg.extract.inputs.slides import dicom_series
+
+    kept, series = [], set[tuple[Path, str]]()
+    for path in paths:
+        if path.suffix.lower() == ".dcm" and (uid := dicom_series(path)) is not None:
+            if (path.parent, uid) in series:
+                continue
+            series.add((path.parent, uid))
+        kept.append(path)
+    return kept
 
 
 def ground_truth_reader(folder: Path) -> Callable[[str], np.ndarray | None]:
@@ -120,12 +152,13 @@ def ground_truth_reader(folder: Path) -> Callable[[str], np.ndarray | None]:
         raise FileNotFoundError(f"{folder}: no such folder; --truth takes a folder of masks named after the images")
     masks: dict[str, list[Path]] = {}
     for path in list_files(folder):
-        masks.setdefault(path.stem, []).append(path)
+        masks.setdefault(unicodedata.normalize("NFC", path.stem), []).append(path)
     return partial(_read_ground_truth, masks)
 
 
 def _read_ground_truth(masks: dict[str, list[Path]], image_id: str) -> np.ndarray | None:
-    found = next((masks[image_id + ending] for ending in reversed(MASK_ENDINGS) if image_id + ending in masks), None)
+    name = unicodedata.normalize("NFC", image_id)  # file systems differ in the form of Unicode
+    found = next((masks[name + ending] for ending in reversed(MASK_ENDINGS) if name + ending in masks), None)
     if found is None:
         return None
     if len(found) > 1:
@@ -134,13 +167,18 @@ def _read_ground_truth(masks: dict[str, list[Path]], image_id: str) -> np.ndarra
 
 
 def _files_of(argument: str) -> list[Path]:
-    path = Path(argument)
+    path = Path(argument if os.path.lexists(argument) else os.path.expanduser(argument))  # noqa: PTH111
+    require_link_target(path)
     if path.is_dir():
-        wanted = IMAGE_SUFFIXES | SLIDE_SUFFIXES
-        return sorted(p for p in path.iterdir() if p.suffix.lower() in wanted and p.is_file() and p.name[0] != ".")
+        return list_files(path, suffixes=IMAGE_SUFFIXES | SLIDE_SUFFIXES)
     if path.exists():
         return [path]
-    return sorted(p for p in map(Path, glob.glob(argument, recursive=True)) if p.is_file())  # noqa: PTH207
+    folder = next(parent for parent in path.parents if parent.is_dir())  # brackets in its name are no pattern
+    pattern = str(path.relative_to(folder))
+    found = [folder / name for name in sorted(glob.glob(pattern, root_dir=folder, recursive=True))]  # noqa: PTH207
+    for file in found:
+        require_link_target(file)
+    return [file for file in found if file.is_file()]
 
 
 def _divided(size: tuple[int, int], factor: float) -> tuple[int, int]:

@@ -20,6 +20,7 @@ MARGIN_PX = 4  # read around a region, so that the resampling filter has the nei
 READ_PX = 4096  # longest side of a region that is decoded at once: 64 MiB
 TISSUE_PX = 2048  # longest side of the overview for the tissue mask: 24 um/px for a slide of 50 mm
 RIM_UM = 20  # by which the tissue mask is dilated: pale edges are hard to see on the overview
+MIN_TISSUE_UM2 = 20_000  # smallest area of tissue, a disc of 160 um; dust is smaller
 MPP = ("openslide.mpp-y", "openslide.mpp-x")
 BOUNDS = ("openslide.bounds-y", "openslide.bounds-x", "openslide.bounds-height", "openslide.bounds-width")
 
@@ -42,6 +43,15 @@ def _content_digest(path: Path, quickhash: str) -> str:
     return digest.hexdigest()
 
 
+def dicom_series(path: Path) -> str | None:
+    """Return the UID of the series that a DICOM slide's file belongs to; None for a file that OpenSlide cannot read."""
+    try:
+        with OpenSlide(path) as slide:
+            return slide.properties.get("dicom.SeriesInstanceUID")
+    except Exception:  # whoever opens the file gets the error
+        return None
+
+
 class Slide:
     """A whole slide, read at `mpp` um/px; an `InputImage`.
 
@@ -54,7 +64,7 @@ class Slide:
         """Open a slide.
 
         mpp: um/px to read at. file_mpp: um/px at full resolution; replaces what the slide states. Raises ValueError
-        naming the file when it cannot be read or states no um/px.
+        naming the file when it cannot be read, or states no um/px or one that no scan has.
         """
         self.id, self.path = path.stem, path
         self.mpp: float | None = mpp
@@ -102,9 +112,10 @@ class Slide:
         return overview
 
     def tissue(self) -> np.ndarray:
-        """Return the tissue mask of an overview, dilated by RIM_UM: (h, w) bool."""
+        """Return the tissue mask of an overview, from MIN_TISSUE_UM2 on, dilated by RIM_UM: (h, w) bool."""
         overview = self.overview(TISSUE_PX)
-        return find_tissue(overview, rim_px=max(1.0, RIM_UM * overview.shape[0] / self._height_um))
+        px_per_um = overview.shape[0] / self._height_um
+        return find_tissue(overview, rim_px=max(1.0, RIM_UM * px_per_um), min_area_px=MIN_TISSUE_UM2 * px_per_um**2)
 
     def close(self) -> None:
         """Close the file."""

@@ -105,8 +105,9 @@ def flags_of(config: type) -> Callable[[Callable], Callable]:
                 field.metadata.get("flag", f"--{field.name.replace('_', '-')}"),
                 field.name,
                 type=kind,
+                is_flag=kind is bool,
                 default=default,
-                show_default=shown is None and default not in (None, ()),
+                show_default=shown is None and default not in (None, ()) and default is not False,
                 help=text if shown is None else f"{text}  [default: {shown}]",
             )(command)
         return command

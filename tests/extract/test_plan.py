@@ -1,5 +1,7 @@
 """Sizes before a run, by hand: two patches an image; blocks 0 (8 x 8 x 8), 4 (4 x 16 x 16), 9 (2 x 64 x 64)."""
 
+import dataclasses
+
 import pytest
 
 from pathseg.extract.config import ExtractConfig
@@ -141,3 +143,12 @@ def test_a_store_of_other_features_is_refused_before_a_run(dataset, toy_model, s
 def test_blocks_and_timesteps_that_the_model_lacks_are_named(dataset, toy_model, store, config, words):
     with pytest.raises(ValueError, match=words):
         plan_extraction(dataset, toy_model, store, ExtractConfig(**config))
+
+
+def test_a_store_made_without_the_sources_of_the_data_set_is_a_warning(toy_dataset, toy_model, tmp_path):
+    dataset, config = toy_dataset("a", "b", "c"), ExtractConfig(t=(50,), blocks=(0,))
+    extract(dataset, toy_model, tmp_path / "s.zarr", config)
+    assert not plan_extraction(dataset, toy_model, tmp_path / "s.zarr", config).warnings
+    samples = tuple(dataclasses.replace(sample, source="p1") for sample in dataset.samples)
+    plan = plan_extraction(dataclasses.replace(dataset, samples=samples), toy_model, tmp_path / "s.zarr", config)
+    assert "s.zarr" in plan.warnings[0] and "--store" in str(plan)

@@ -1,4 +1,5 @@
 import os
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -56,10 +57,152 @@ def test_the_split_comes_from_splits_csv(root):
     assert [sample.id for sample in listed(root).samples if sample.split == "test"] == [IDS[3]]
 
 
-def test_splits_csv_may_have_a_byte_order_mark_and_more_columns(root):
-    rows = "".join(f"x,{id_},{'test' if id_ == IDS[0] else 'val' if id_ == IDS[1] else 'train'}\n" for id_ in IDS)
-    (root / "splits.csv").write_text("patient,id,split\n" + rows, encoding="utf-8-sig")
+def test_splits_csv_may_have_a_byte_order_mark_and_columns_in_any_order(root):
+    rows = "".join(f"p,{'test' if id_ == IDS[0] else 'val' if id_ == IDS[1] else 'train'},{id_}\n" for id_ in IDS)
+    (root / "splits.csv").write_text("source,split,id\n" + rows, encoding="utf-8-sig")
     assert {sample.split for sample in listed(root).samples} == {"train", "val", "test"}
+
+
+def test_a_source_column_of_splits_csv_names_the_slide_of_each_image(root):
+    rows = (f"{id_},{'test' if number > 7 else 'train'},{number // 2 or ''}" for number, id_ in enumerate(IDS))
+    write_splits(root, *rows, header="id,split,source")
+    dataset = listed(root)
+    assert [sample.source for sample in dataset.samples] == [None, None, *"11223344"]
+    assert dataset.warnings == ()
+
+
+def test_a_source_in_two_splits_is_a_warning(root):
+    write_splits(
+        root, *(f"{id_},{'test' if id_ == IDS[0] else 'train'},slide7" for id_ in IDS), header="id,split,source"
+    )
+    (warning,) = listed(root).warnings
+    assert "slide7: test and train" in warning
+
+
+@pytest.mark.parametrize("header", ["id,split,patient", "id,split,split"])
+def test_a_column_of_splits_csv_that_would_be_dropped_is_refused(root, header):
+    write_splits(root, *(f"{id_},{'test' if id_ == IDS[0] else 'train'},train" for id_ in IDS), header=header)
+    (problem,) = problems_of(root)
+    assert "splits.csv: the column" in problem and "source" in problem
+
+
+@pytest.mark.parametrize("name", ["slide_x{}_y0", "slide_{}_256", "slide_tile{}", "slide-row{}-col3"])
+def test_patches_of_a_slide_in_several_splits_are_a_warning_without_sources(tmp_path, name):
+    for number in range(10):
+        add(tmp_path, name.format(number))
+    (warning,) = listed(tmp_path).warnings
+    assert "slide: test and train" in warning and "splits.csv" in warning
+
+
+def test_numbered_images_are_no_patches_of_a_slide(root):
+    add(root, "case_10")
+    add(root, "case_11")
+    assert listed(root).warnings == ()
+
+
+def add_objects(root, counts=(7, 20, 4, 11, 2, 9)):
+    for number, count in enumerate(counts):
+        add(root, f"n{number}", codes=range(count + 1))
+
+
+def test_masks_that_number_objects_are_refused_as_classes(tmp_path):
+    add_objects(tmp_path)
+    (problem,) = problems_of(tmp_path)
+    assert "n1.png" in problem and "--instances" in problem and "--classes" in problem
+
+
+def test_scattered_ids_are_refused_as_classes(tmp_path):
+    for number in range(5):
+        add(tmp_path, f"n{number}", codes=(0, *range(3 + 7 * number, 8 + 7 * number)))
+    (problem,) = problems_of(tmp_path)
+    assert "--instances" in problem
+
+
+def test_codes_that_the_user_names_are_classes(tmp_path):
+    add_objects(tmp_path, counts=(3, 5, 4))
+    assert listed(tmp_path, classes=tuple("abcdef")).classes == tuple("abcdef")
+
+
+def test_with_instances_numbered_objects_are_one_class_with_their_ids(tmp_path):
+    add_objects(tmp_path)
+    dataset = listed(tmp_path, instances=True)
+    pixels = dataset.load(dataset.samples[1])
+    assert (dataset.classes, dataset.background, dataset.has_instances) == (("background", "object"), 0, True)
+    assert (pixels.instances.dtype, pixels.instances.max(), np.unique(pixels.mask).tolist()) == (np.uint16, 20, [0, 1])
+    assert dataset.preprocessing != Preprocessing(settings={"mask_codes": (0, 1)})
+
+
+def test_with_instances_masks_of_0_and_255_are_refused_on_loading(tmp_path):
+    add(tmp_path, "a", codes=(0, 255))
+    add(tmp_path, "b", codes=(0, 1))
+    dataset = listed(tmp_path, instances=True)
+    with pytest.raises(ValueError, match=r"a\.png: .*255 alone"):
+        dataset.load(dataset.samples[0])
+
+
+def test_classes_are_counted_by_mask(tmp_path):
+    for id_, codes in (("a", (0, 9)), ("b", (0, 4)), ("c", (0, 4))):
+        add(tmp_path, id_, codes=codes)
+    assert listed(tmp_path).masks_per_class == {"code 0": 3, "code 4": 2, "code 9": 1}
+
+
+STORED = {  # one mask of background and one class, as programs store it
+    "0 and 1": lambda mask: Image.fromarray(mask),
+    "0 and 255": lambda mask: Image.fromarray(mask * 255),
+    "one bit": lambda mask: Image.fromarray(mask.astype(bool)),
+    "grey palette": lambda mask: with_palette(1 - mask, [255] * 3 + [0] * 3),
+    "colour palette": lambda mask: with_palette(mask, [0, 0, 0, 250, 0, 0]),
+}
+
+
+def with_palette(mask, palette):
+    image = Image.fromarray(mask)
+    image.putpalette(palette)
+    return image
+
+
+@pytest.mark.parametrize("store", STORED.values(), ids=STORED)
+def test_a_mask_gives_the_same_classes_however_it_is_stored(tmp_path, store):
+    for id_ in "ab":
+        add(tmp_path, id_)
+        path = tmp_path / "masks" / f"{id_}.png"
+        store(np.array(Image.open(path))).save(path)
+    dataset = listed(tmp_path)
+    mask = dataset.load(dataset.samples[0]).mask
+    assert (len(dataset.classes), mask[0, 0], mask[0, -1]) == (2, 0, 1)
+
+
+@pytest.mark.parametrize("other", ["0 and 1", "one bit"])
+def test_one_class_stored_in_two_ways_is_refused_and_not_taken_for_two(tmp_path, other):
+    for id_, kind in (("a", "0 and 255"), ("b", other)):
+        add(tmp_path, id_)
+        path = tmp_path / "masks" / f"{id_}.png"
+        STORED[kind](np.array(Image.open(path))).save(path)
+    (problem,) = problems_of(tmp_path)
+    assert "b.png holds 1" in problem and "a.png holds 255" in problem
+    assert len(listed(tmp_path, classes=("a", "b", "c")).classes) == 3
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_pair_in_composed_and_decomposed_unicode(root, forms):
+    image, mask = (unicodedata.normalize(form, "Gewebe-Ä-é") for form in forms)
+    add(root, image)
+    (root / "masks" / f"{image}.png").rename(root / "masks" / f"{mask}.png")
+    write_splits(root, f"{mask},test", *(f"{id_},train" for id_ in IDS))
+    assert [sample.id for sample in listed(root).samples if sample.split == "test"] == [image]
+
+
+def test_a_dead_link_is_named_and_not_left_out(root):
+    (root / "images" / "gone.png").symlink_to(root / "annex" / "gone.png")
+    with pytest.raises(ValueError, match=r"gone\.png: a link to .*annex.*fetch it"):
+        listed(root)
+
+
+def test_linked_folders_are_read(root, tmp_path_factory):
+    scratch = tmp_path_factory.mktemp("scratch")
+    (root / "images").rename(scratch / "images")
+    (root / "images").symlink_to(scratch / "images")
+    assert len(listed(root).samples) == len(IDS)
 
 
 def test_without_splits_csv_there_are_both_splits(root):

@@ -22,13 +22,18 @@ def add(folder, name, *, suffix=".bmp", mask_suffix=".bmp", mask=GLANDS, mask_na
     Image.fromarray(mask).save(folder / f"{mask_name or name + '_anno'}{mask_suffix}")
 
 
+PATIENTS = {"train_1": "7", "train_2": "7", "train_10": "12", "testA_3": "3", "testB_4": "4"}
+
+
 @pytest.fixture
 def release(tmp_path):
     """The layout of the official release, with few images."""
     folder = tmp_path / "Warwick QU Dataset (Released 2016_07_08)"
     for name in ("train_1", "train_2", "train_10", "testA_3", "testB_4"):
         add(folder, name)
-    (folder / "Grade.csv").write_text("name,patient ID,grade\n")
+    rows = ["name, patient ID, grade (GlaS), grade (Sirinukunwattana et al. 2015)"]
+    rows += [f"{name},{patient},benign, adenomatous" for name, patient in PATIENTS.items()]
+    (folder / "Grade.csv").write_text("\n".join(rows) + "\n")
     return tmp_path
 
 
@@ -48,6 +53,67 @@ def test_ids_are_the_official_names_in_natural_order(release):
 
 def test_the_folder_of_the_release_can_be_the_root(release):
     assert len(listed(release / "Warwick QU Dataset (Released 2016_07_08)").samples) == 5
+
+
+def grades(release):
+    return next(release.rglob("Grade.csv"))
+
+
+def test_the_patients_of_the_release_are_the_sources(release):
+    dataset = listed(release)
+    assert {sample.id: sample.source for sample in dataset.samples} == PATIENTS
+    assert dataset.warnings == ()
+
+
+@pytest.mark.parametrize("text", [None, "name,patient ID,grade\n"])
+def test_without_patients_there_are_no_sources_but_a_warning(release, text):
+    grades(release).unlink() if text is None else grades(release).write_text(text)
+    dataset = listed(release)
+    assert {sample.source for sample in dataset.samples} == {None}
+    assert "Grade.csv" in dataset.warnings[0] and "patients are unknown" in dataset.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda text: text.replace("train_2,7", "train_3,7"), "no row for train_2"),
+        (lambda text: text.replace("name, patient ID,", "name, who,"), "must name the columns name,patient id"),
+        (lambda text: text.replace("grade (GlaS)", "scanner"), "the column 'scanner' is unknown"),
+        (lambda text: text + "train_01,9,benign,healthy\n", "line 7: a second row for train_1"),
+        (lambda text: text + "train_99,9,benign,healthy\n", "line 7: 'train_99' is none of"),
+        (lambda text: text.replace("train_2,7", "train_2,"), "line 3: no patient ID for train_2"),
+        (lambda text: text + "train_5,9,benign,healthy,more\n", "line 7: more values than columns"),
+    ],
+)
+def test_a_table_of_patients_that_cannot_be_relied_on_is_refused(release, change, words):
+    grades(release).write_text(change(grades(release).read_text()))
+    assert any("Grade.csv: " in problem and words in problem for problem in problems_of(release))
+
+
+@pytest.mark.parametrize(
+    ("folders", "splits"),
+    [
+        (("train", "testA", "testB"), ["train", "testA", "testB"]),
+        (("Train_Folder", "Test A", "test_b"), ["train", "testA", "testB"]),
+        (("training", "Test_Folder"), ["train", "test"]),
+    ],
+)
+def test_a_reupload_with_numbers_for_names_takes_the_split_from_its_folders(tmp_path, folders, splits):
+    for folder in folders:
+        add(tmp_path / folder / "img", "01", suffix=".png", mask_suffix=".png")
+        (tmp_path / folder / "labelcol").mkdir()
+        (tmp_path / folder / "img" / "01_anno.png").rename(tmp_path / folder / "labelcol" / "1.png")
+    dataset = listed(tmp_path)
+    assert [sample.split for sample in dataset.samples] == splits
+    assert [sample.id for sample in dataset.samples] == [f"{split}_1" for split in splits]
+    assert dataset.test_split == splits[-1]
+    np.testing.assert_array_equal(dataset.load(dataset.samples[0]).instances, GLANDS)
+
+
+@pytest.mark.parametrize("folder", ["images", "val"])
+def test_numbers_for_names_without_a_folder_that_names_the_split_are_refused(tmp_path, folder):
+    add(tmp_path / folder, "1")
+    assert all("folders called train, testA, testB" in problem for problem in problems_of(tmp_path))
 
 
 def test_splits_are_the_parts_of_the_challenge(release):
@@ -179,7 +245,7 @@ def test_a_release_without_test_part_is_refused(tmp_path):
 def test_a_mask_that_does_not_number_its_glands_is_refused_on_loading(release):
     Image.fromarray((GLANDS > 0).astype(np.uint8) * 255).save(next(release.rglob("train_1_anno.bmp")))
     dataset = listed(release)
-    with pytest.raises(ValueError, match=r"train_1_anno\.bmp: .*holds 255 alone.*; get the official masks"):
+    with pytest.raises(ValueError, match=r"train_1_anno\.bmp: .*holds 255 alone.*; get the numbered masks"):
         dataset.load(dataset.samples[0])
 
 
@@ -187,7 +253,7 @@ def test_gland_ids_beyond_16_bit_are_refused_on_loading(tmp_path):
     add(tmp_path, "train_1", mask=GLANDS.astype(np.int32) * 40000, mask_suffix=".tif")
     add(tmp_path, "testB_1")
     dataset = listed(tmp_path)
-    with pytest.raises(ValueError, match=r"train_1_anno\.tif: gland ids must be 0\.\.65535, found 0\.\.120000"):
+    with pytest.raises(ValueError, match=r"train_1_anno\.tif: object ids must be 0\.\.65535, found 0\.\.120000"):
         dataset.load(dataset.samples[0])
 
 

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from pathseg.extract.datasets.image_files import (
@@ -15,6 +16,7 @@ from pathseg.extract.datasets.image_files import (
     read_mask,
     resize_image,
     resize_mask,
+    stated_mpp,
 )
 
 RGB = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
@@ -69,6 +71,42 @@ def test_a_palette_mask_gives_its_indices(tmp_path):
     palette.putdata(CODES.ravel().tolist())
     palette.save(tmp_path / "a.png")
     np.testing.assert_array_equal(read_mask(tmp_path / "a.png"), CODES)
+
+
+def test_a_palette_of_greys_gives_its_grey_values(tmp_path):
+    palette = Image.fromarray(4 - CODES)
+    palette.putpalette([grey for code in range(4, -1, -1) for grey in [code] * 3])
+    palette.save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.png"), CODES)
+
+
+def test_a_palette_that_gives_two_codes_one_grey_is_refused(tmp_path):
+    palette = Image.fromarray(CODES)
+    palette.putpalette([0] * 15)
+    palette.save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"a\.png: the palette gives 5 codes 1 greys"):
+        read_mask(tmp_path / "a.png")
+
+
+def test_a_mask_in_a_tiff_with_lossy_compression_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"a\.tif: .*JPEG changes codes; use a lossless type"):
+        read_mask(save(tmp_path / "a.tif", CODES, compression="jpeg"))
+
+
+@pytest.mark.parametrize("irreversible", [True, False])
+def test_a_jpeg_2000_mask_is_read_if_its_wavelet_is_lossless(tmp_path, irreversible):
+    path = save(tmp_path / "a.jp2", CODES, irreversible=irreversible)
+    if irreversible:
+        with pytest.raises(ValueError, match=r"a\.jp2: .*JPEG 2000.* changes codes"):
+            read_mask(path)
+    else:
+        np.testing.assert_array_equal(read_mask(path), CODES)
+
+
+def test_a_tiff_mask_with_inverted_codes_is_refused(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", CODES, photometric="miniswhite")
+    with pytest.raises(ValueError, match=r"a\.tif: .*inverted \(WhiteIsZero\)"):
+        read_mask(tmp_path / "a.tif")
 
 
 def test_a_black_and_white_mask_gives_0_and_1(tmp_path):
@@ -277,3 +315,25 @@ def test_files_of_other_types_and_hidden_files_are_not_listed(tmp_path):
     for name in ("b.PNG", "deep/a.tif", "Grade.csv", "._b.png", "__MACOSX/b.png"):
         (tmp_path / name).touch()
     assert [path.name for path in list_files(tmp_path)] == ["b.PNG", "a.tif"]
+
+
+def test_linked_folders_are_entered_once_and_dead_links_named(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "a.png").touch()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "linked").symlink_to(tmp_path / "far")
+    (tmp_path / "far" / "up").symlink_to(tmp_path / "data")
+    assert list_files(tmp_path / "data") == [tmp_path / "data" / "linked" / "a.png"]
+    (tmp_path / "far" / "more").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"more: a link to .*nowhere, which is not there"):
+        list_files(tmp_path / "data")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".jpg"])
+def test_the_scale_of_an_image_is_that_of_its_tags_where_a_scan_can_have_it(tmp_path, suffix):
+    assert stated_mpp(save(tmp_path / f"a{suffix}", RGB, dpi=(50_800, 50_800))) == pytest.approx(0.5, rel=1e-3)
+
+
+@pytest.mark.parametrize("dpi", [None, (72, 72), (25.4, 25.4), (50_800, 25_400)])
+def test_a_scale_that_no_scan_has_is_not_believed(tmp_path, dpi):
+    assert stated_mpp(save(tmp_path / "a.png", RGB, **({"dpi": dpi} if dpi else {}))) is None

@@ -1,4 +1,5 @@
 import dataclasses
+import unicodedata
 
 import numpy as np
 import pytest
@@ -42,6 +43,13 @@ def test_a_resized_image_has_the_resolution_that_its_size_gives(file):
 def test_with_mpp_an_image_is_brought_to_the_trained_resolution(file):
     opened = open_input_image(file, RESIZED, file_mpp=0.25)
     assert (opened.size, opened.scale) == ((105, 145), (2, 2))
+
+
+@pytest.mark.parametrize(("dpi", "size"), [(101_600, (105, 145)), (50_800, (210, 290)), (72, (210, 290))])
+def test_an_image_is_brought_to_the_trained_resolution_where_its_tags_are_credible(tmp_path, dpi, size):
+    Image.fromarray(image(210, 290)).save(tmp_path / "one.png", dpi=(dpi, dpi))
+    assert open_input_image(tmp_path / "one.png", PLAIN).size == size
+    assert open_input_image(tmp_path / "one.png", RESIZED).size == (256, 256)
 
 
 def test_beyond_its_edges_an_image_is_white(file):
@@ -126,6 +134,39 @@ def test_of_a_folder_images_and_slides_are_taken(folder):
     assert names(list_input_images([str(folder)])) == ["a.tif", "b.png", "c.svs"]
 
 
+def test_folders_below_are_searched_as_of_a_download_from_gdc(folder):
+    for name in ("0a1b/d.svs", "2c3d/logs/e.tif", "2c3d/.cache/f.tif"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_bytes(b"x")
+    assert names(list_input_images([str(folder)])) == ["d.svs", "e.tif", "a.tif", "b.png", "c.svs"]
+
+
+def test_a_dicom_slide_of_several_files_is_one_slide(tmp_path, monkeypatch):
+    series = {"level0": "1.2.3", "level1": "1.2.3", "other": "1.2.4", "broken": None}
+    for name in series:
+        (tmp_path / f"{name}.dcm").write_bytes(b"x")
+    monkeypatch.setattr("pathseg.extract.inputs.slides.dicom_series", lambda path: series[path.stem])
+    assert names(list_input_images([str(tmp_path)])) == ["broken.dcm", "level0.dcm", "other.dcm"]
+
+
+def test_a_dead_link_among_inputs_is_named(folder):
+    (folder / "z.svs").symlink_to(folder / "annex")
+    for argument in (folder, folder / "z.svs", folder / "*.svs"):
+        with pytest.raises(ValueError, match=r"z\.svs: a link to .*annex"):
+            list_input_images([str(argument)])
+
+
+def test_a_glob_below_a_folder_with_brackets_finds_its_files(folder):
+    (folder / "[case 1]*").mkdir()
+    (folder / "[case 1]*" / "q.png").write_bytes(b"x")
+    assert names(list_input_images([str(folder / "[case 1]*" / "*.png")])) == ["q.png"]
+
+
+def test_the_home_directory_may_be_written_as_a_tilde(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder))
+    assert names(list_input_images(["~/b.png", "~/a.*"])) == ["b.png", "a.tif"]
+
+
 def test_a_glob_and_a_file_are_taken_once(folder):
     assert names(list_input_images([str(folder / "b.png"), str(folder / "[bc].*")])) == ["b.png", "c.svs"]
 
@@ -147,6 +188,11 @@ def test_a_mask_is_found_by_the_name_of_its_image(tmp_path, name):
     mask = ground_truth_reader(tmp_path)
     np.testing.assert_array_equal(mask("one"), np.eye(5))
     assert mask("two") is None
+
+
+def test_a_mask_is_found_in_the_other_form_of_unicode(tmp_path):
+    Image.fromarray(np.eye(5, dtype=np.uint8)).save(tmp_path / f"{unicodedata.normalize('NFD', 'é')}.png")
+    assert ground_truth_reader(tmp_path)(unicodedata.normalize("NFC", "é")) is not None
 
 
 def test_two_masks_of_one_name_are_refused(tmp_path):

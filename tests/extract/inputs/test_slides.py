@@ -85,6 +85,14 @@ def test_a_slide_without_resolution_names_the_flag(tmp_path):
         Slide(write(tmp_path / "slide.tif", [field(300, 300)], mpp=None), mpp=0.5)
 
 
+@pytest.mark.parametrize(("mpp", "shown"), [(25_400 / 72, "352.7"), (1000.0, "1000"), (0.001, "0.001")])
+def test_a_resolution_that_no_scan_has_is_refused_with_its_value(tmp_path, mpp, shown):
+    path = write(tmp_path / "slide.tif", [field(300, 300)], mpp=mpp)
+    with pytest.raises(ValueError, match=rf"slide\.tif: .*{shown}.*--mpp"):
+        Slide(path, mpp=0.5)
+    assert Slide(path, mpp=0.5, file_mpp=0.5).size == (300, 300)
+
+
 def test_a_tiled_tiff_that_is_to_be_turned_is_refused_as_images_are(tmp_path):
     path = tmp_path / "slide.tif"
     tifffile.imwrite(path, field(600, 600), tile=(256, 256), photometric="rgb", extratags=[(274, 3, 1, 6, True)])
