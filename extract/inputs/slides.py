@@ -20,7 +20,7 @@ MARGIN_PX = 4  # read around a region, so that the resampling filter has the nei
 READ_PX = 4096  # longest side of a region that is decoded at once: 64 MiB
 TISSUE_PX = 2048  # longest side of the overview for the tissue mask: 24 um/px for a slide of 50 mm
 RIM_UM = 20  # by which the tissue mask is dilated: pale edges are hard to see on the overview
-MIN_TISSUE_UM2 = 20_000  # smallest area of tissue, a disc of 160 um; dust is smaller
+MIN_TISSUE_UM2 = 10_000  # smallest area of tissue, a disc of 113 um; dust is smaller
 MPP = ("openslide.mpp-y", "openslide.mpp-x")
 BOUNDS = ("openslide.bounds-y", "openslide.bounds-x", "openslide.bounds-height", "openslide.bounds-width")
 
