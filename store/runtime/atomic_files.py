@@ -13,8 +13,13 @@ PARTIAL = ".partial"  # suffix of the temporary name, in the same folder
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Write a file whole or not at all; what was there before stays until then. The folder is created if missing."""
-    with atomic_path(path) as partial:
-        partial.write_bytes(content)
+    try:
+        with atomic_path(path) as partial:
+            partial.write_bytes(content)
+    except OSError as e:
+        if e.errno and not e.filename:  # as of a full disk
+            e.filename = str(path)
+        raise
 
 
 @contextmanager

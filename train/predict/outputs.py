@@ -27,6 +27,7 @@ from pathseg.train.predict.pyramid_tiff import write_pyramid
 from pathseg.train.predict.records import OutlinedObjects, PredictedImage, PredictionIdentity
 from pathseg.train.predict.sliding_window import SlidingWindow
 from pathseg.train.predict.trained_head import TrainedHead
+from pathseg.train.runs.folder import short_name
 
 DONE, WORK = "_done", "_work"
 SUFFIXES = {"mask": ".png", "overlay": ".jpg", "geojson": ".geojson", "probabilities": ".zarr"}
@@ -52,7 +53,7 @@ class ImageOutputs:
     @property
     def record_path(self) -> Path:
         """Path of the image's record, which is written last."""
-        return self.folder / DONE / f"{self.image.id}.json"
+        return self.folder / DONE / f"{short_name(self.image.id)}.json"
 
     @contextmanager
     def locked(self, *, wait: bool) -> Iterator[bool]:
@@ -63,12 +64,12 @@ class ImageOutputs:
     @property
     def work_folder(self) -> Path:
         """Folder of intermediate files, deleted once the record is written."""
-        return self.folder / WORK / self.image.id
+        return self.folder / WORK / short_name(self.image.id)
 
     def path(self, format_name: str) -> Path:
         """Return the path of the image's file in one of `config.FORMATS`."""
         suffix = ".tif" if format_name == "mask" and self.image.slide else SUFFIXES[format_name]
-        return self.folder / format_name / f"{self.image.id}{suffix}"
+        return self.folder / format_name / f"{short_name(self.image.id)}{suffix}"
 
     def earlier_record(self) -> PredictedImage | None:
         """Read the record of an earlier run; None where there is none.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import nn
 
 from pathseg.store.grid import PatchGrid
@@ -22,6 +22,7 @@ from pathseg.train.heads.pixel_ensemble import PixelEnsemble
 from pathseg.train.heads.registry import HEADS
 from pathseg.train.runs.finished_run import FinishedRun
 from pathseg.train.runs.folder import RunFolder
+from pathseg.train.runs.record import TRAIN_AGAIN
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ class TrainedHead:
                 f"pass another --run"
             )
         module = HEADS[settings.head_type](data.channels, len(data.classes))
-        _load_weights(module, run.folder.weights)
+        weights = run.folder.read_weights(run.metrics)
+        _load_weights(module, weights, run.folder.weights)
         return cls(
             name=run.name,
             settings=settings,
@@ -71,7 +73,7 @@ class TrainedHead:
             background=data.background,
             ignore=data.ignore,
             constant_class=run.quoted.constant.class_name,
-            weights_digest=hashlib.sha256(run.folder.weights.read_bytes()).hexdigest(),
+            weights_digest=hashlib.sha256(weights).hexdigest(),
             device=torch.device(device),
         )
 
@@ -101,9 +103,9 @@ class TrainedHead:
         return inference.class_probabilities(predicted.scores, self.ignore)  # (N, K, H, W)
 
 
-def _load_weights(module: nn.Module, path: Path) -> None:
+def _load_weights(module: nn.Module, content: bytes, path: Path) -> None:
     try:
-        module.load_state_dict(load_file(path))
-    except (SafetensorError, OSError, RuntimeError) as e:
+        module.load_state_dict(load(content))
+    except (SafetensorError, RuntimeError) as e:
         reason = (str(e).splitlines() or [type(e).__name__])[0]
-        raise ValueError(f"{path} is damaged or not of this run: {reason}; train the run again") from e
+        raise ValueError(f"{path} is damaged or not of this run: {reason}; {TRAIN_AGAIN}") from e

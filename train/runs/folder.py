@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 from collections.abc import Iterator
@@ -12,8 +13,11 @@ import numpy as np
 from PIL import Image
 
 from pathseg.store.location.local import folder_lock
-from pathseg.store.runtime.atomic_files import write_atomic
+from pathseg.store.runtime.atomic_files import PARTIAL, write_atomic
 from pathseg.train.runs.record import TRAIN_AGAIN, Epoch, Metrics, RunConfig
+
+LAST = "last.safetensors"  # weights and optimizer after the last finished epoch, until the run is finished
+MAX_NAME_BYTES = 200  # of a run or a file: file systems take 255, and reports and temporary files add to a name
 
 
 class RunFolder:
@@ -55,6 +59,42 @@ class RunFolder:
             if not alone:
                 raise ValueError(f"{self.path} is being trained by another process; wait until that has ended")
             yield
+
+    def weights_digests(self) -> dict[str, str]:
+        """Return the hex SHA-256 of each file of weights that is there, by its name."""
+        files = [path for path in (self.weights, self.last_weights) if path.is_file()]
+        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+    def read_weights(self, metrics: Metrics) -> bytes:
+        """Read head.safetensors of a finished run, and compare it with the SHA-256 in its metrics.json, if any.
+
+        Raises ValueError, naming the file and the way out, where it is missing, empty or not as it was written.
+        """
+        content = self.weights.read_bytes() if self.weights.is_file() else b""
+        expected = metrics.sha256.get(self.weights.name)
+        if not content or expected not in (None, hashlib.sha256(content).hexdigest()):
+            how = "damaged: its SHA-256 is not that in metrics.json" if content else "missing or empty"
+            raise ValueError(f"{self.weights} is {how}; {TRAIN_AGAIN}")
+        return content
+
+    def has_intact_weights(self, metrics: Metrics) -> bool:
+        """Whether every file of weights has the SHA-256 in metrics.json; True for a run of 0.1.0, which has none."""
+        found = self.weights_digests()
+        return all(found.get(name) == digest for name, digest in metrics.sha256.items())
+
+    def remove_leftovers(self) -> None:
+        """Remove what a killed process left: temporary files, and of a finished run the training state.
+
+        Does nothing while another process trains the run.
+        """
+        with folder_lock(self.path) as alone:
+            if not alone:
+                return
+            for folder in (self.path, self.path / "predictions", self.path / "uncertainty"):
+                for path in folder.glob(f"*{PARTIAL}"):
+                    path.unlink(missing_ok=True)
+            if self.finished:
+                (self.path / LAST).unlink(missing_ok=True)
 
     def begin(self, config: RunConfig) -> None:
         """Create the folder, remove history, scores and predictions of an earlier attempt, and write config.json."""
@@ -104,7 +144,7 @@ class RunFolder:
     def prediction_path(self, image_id: str) -> Path:
         """The picture of an image's predicted classes; a `/` in an id does not make a folder."""
         name = image_id.replace("%", "%25").replace("/", "%2F").replace("\\", "%5C")
-        return self.path / "predictions" / f"{name}.png"
+        return self.path / "predictions" / f"{short_name(name)}.png"
 
     def write_prediction(self, image_id: str, codes: np.ndarray) -> None:
         """Write (H, W) class codes 0..255 as an 8-bit grayscale PNG. Raises ValueError on anything else."""
@@ -131,6 +171,14 @@ class RunFolder:
         """(H, W) uint8 as `write_uncertainty` made it; None where there is none. ValueError for a damaged picture."""
         path = self.path / "uncertainty" / self.prediction_path(image_id).name
         return _read_picture(path) if path.is_file() else None
+
+
+def short_name(name: str) -> str:
+    """Return a name of at most `MAX_NAME_BYTES` bytes: of a longer one its beginning and a digest of the whole."""
+    encoded = name.encode("utf-8", "surrogateescape")
+    if len(encoded) <= MAX_NAME_BYTES:
+        return name
+    return f"{encoded[:120].decode('utf-8', 'ignore')}-{hashlib.sha256(encoded).hexdigest()[:32]}"
 
 
 def list_runs(workspace: Path | str) -> tuple[RunFolder, ...]:

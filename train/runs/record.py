@@ -310,6 +310,8 @@ class Metrics(msgspec.Struct, frozen=True, omit_defaults=True):
     """metrics.json: how training ended and the scores of every test split. Written last: it finishes a run.
 
     seconds: of training steps. bytes_read: from the store, by the pass over it that heads_from_one_read heads shared.
+    These three alone may differ after an interruption. sha256: hex SHA-256 of each file of weights by its name, empty
+    in runs of 0.1.0.
     """
 
     best_epoch: int
@@ -319,6 +321,7 @@ class Metrics(msgspec.Struct, frozen=True, omit_defaults=True):
     splits: dict[str, SplitScores]
     bytes_read: int | None = None
     heads_from_one_read: int | None = None
+    sha256: dict[str, str] = {}
 
     def to_json(self) -> bytes:
         """The content of metrics.json."""

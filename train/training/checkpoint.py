@@ -11,17 +11,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from pathseg.store.features import FeatureStore
-from pathseg.store.runtime.atomic_files import atomic_path
+from pathseg.store.runtime.atomic_files import write_atomic
 from pathseg.train.config import IMAGE, Config
 from pathseg.train.heads.pixel_ensemble import PixelEnsemble, PixelPool
 from pathseg.train.heads.registry import BASELINES, HEADS
-from pathseg.train.runs.folder import RunFolder
+from pathseg.train.runs.folder import LAST, RunFolder
 
-LAST = "last.safetensors"  # weights and optimizer after the last finished epoch, until the run is finished
 PROGRESS = ("epoch", "best", "best_epoch", "seconds")  # fields of TrainingState that it holds beside the tensors
 
 
@@ -146,5 +145,4 @@ def load_last(state: TrainingState) -> None:
 
 def _save(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    with atomic_path(path) as partial:
-        save_file(plain, partial, metadata=metadata)
+    write_atomic(path, save(plain, metadata=metadata))  # save_file reports a full disk as an error of its own

@@ -18,10 +18,9 @@ from pathseg.train.data.splits import Splits, draw_views, split_images
 from pathseg.train.heads.baselines import VGG16FCN8, ResUNet, start_from_imagenet
 from pathseg.train.heads.inference import score
 from pathseg.train.heads.pixel_ensemble import BATCH_PX, PixelEnsemble, train_on_pool
-from pathseg.train.runs.folder import RunFolder
+from pathseg.train.runs.folder import LAST, RunFolder
 from pathseg.train.runs.record import Epoch, Metrics, RunConfig, RunData, SplitScores
 from pathseg.train.training.checkpoint import (
-    LAST,
     TrainingState,
     input_channels,
     load_best,
@@ -131,6 +130,7 @@ def train_heads(
             Metrics(
                 best_epoch=state.best_epoch, epochs=state.epoch, seconds=state.seconds, bytes_read=reader.bytes_read,
                 heads_from_one_read=len(finished), test_split=store.contents.test_split, splits=own,
+                sha256=state.run.weights_digests(),
             )
         )  # fmt: skip
         (state.run.path / LAST).unlink(missing_ok=True)

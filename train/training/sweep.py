@@ -26,10 +26,16 @@ from pathseg.train.data.splits import incomplete_images, require_stored, split_i
 from pathseg.train.heads.baselines import choose_weights
 from pathseg.train.heads.pixel_ensemble import PixelEnsemble, pool_bytes
 from pathseg.train.runs.finished_run import FinishedRun
-from pathseg.train.runs.folder import RunFolder
+from pathseg.train.runs.folder import MAX_NAME_BYTES, RunFolder
 from pathseg.train.training.checkpoint import build_head
 from pathseg.train.training.loop import OnEpoch, train_heads
 
+try:
+    import resource
+except ImportError:  # Windows, where run folders are not locked
+    resource = None  # type: ignore[assignment]
+
+NO_LIMIT = 2**31
 COPIES = 4  # of a head's weights in training: themselves, the gradient, Adam's two moments
 Runs = Sequence[tuple[Config, RunFolder]]
 
@@ -154,6 +160,11 @@ def run_folders(
         raise ValueError(f"--name {name!r} is no name of one folder; leave out slashes")
     store_name = PurePath(str(store.location)).name.removesuffix(".zarr")
     names = [name or config.run_name(store_name) for config in configs]
+    if long := next((one for one in names if len(one.encode()) > MAX_NAME_BYTES), None):
+        raise ValueError(
+            f"the run name {long} takes {len(long.encode())} bytes, but at most {MAX_NAME_BYTES} leave enough for the "
+            "names of its files; pass a shorter --name"
+        )
     if twice := next((one for one in names if names.count(one) > 1), None):
         raise ValueError(f"two of the runs would be named {twice}; use values that differ in six digits")
     return [(config, RunFolder(heads / one)) for config, one in zip(configs, names, strict=True)]
@@ -168,6 +179,9 @@ def plan_sweep(store: FeatureStore, runs: Runs, complete_only: bool = False) -> 
     configs = [config for config, _ in runs]
     lacking = cache(lambda: incomplete(store, configs, allowed=True))
     unfinished = tuple((config, run) for config, run in runs if not is_finished(store, config, run, without=lacking))
+    for _, run in runs:
+        if run.path.is_dir():
+            run.remove_leftovers()
     left_out = incomplete(store, configs, allowed=complete_only) if unfinished else frozenset()
     return SweepPlan(store, tuple(runs), unfinished, left_out)
 
@@ -175,7 +189,8 @@ def plan_sweep(store: FeatureStore, runs: Runs, complete_only: bool = False) -> 
 def is_finished(store: FeatureStore, config: Config, run: RunFolder, *, without: Callable[[], Collection[int]]) -> bool:
     """Whether a folder holds a finished run of these settings on all images of the store but those of `without`.
 
-    Raises ValueError, naming what differs, when its run was finished with other settings, data or fewer images.
+    A run whose weights are damaged is not finished: it is trained again. Raises ValueError, naming what differs, when
+    its run was finished with other settings, data or fewer images.
     """
     if not run.finished:
         return False
@@ -192,7 +207,7 @@ def is_finished(store: FeatureStore, config: Config, run: RunFolder, *, without:
             f"{run.path} holds a finished run of other settings: {'; '.join(differing)}; "
             "pass --name or another --workspace"
         )
-    return True
+    return run.has_intact_weights(finished.metrics)
 
 
 def incomplete(store: FeatureStore, configs: Sequence[Config], *, allowed: bool) -> frozenset[int]:
@@ -264,19 +279,29 @@ def train_in_passes(
 def passes(store: FeatureStore, runs: Runs, *, device: torch.device) -> list[list[tuple[Config, RunFolder]]]:
     """Group runs, in order, so that the heads of each group fit into memory together.
 
-    Heads may take a quarter of the free memory; one that alone takes more still gets a pass of its own.
+    Heads may take a quarter of the free memory; one that alone takes more still gets a pass of its own. Each locked run
+    folder is an open file, so a group has at most half as many heads as the process may open files.
     """
+    most = max_open_files() // 2
     limit = free_memory(device) * KEEP_SHARE / 2
     groups: list[list[tuple[Config, RunFolder]]] = [[]]
     taken = 0
     for config, run in runs:
         size_bytes = head_bytes(store, config)
-        if groups[-1] and taken + size_bytes > limit:
+        if groups[-1] and (taken + size_bytes > limit or len(groups[-1]) >= most):
             groups.append([])
             taken = 0
         groups[-1].append((config, run))
         taken += size_bytes
     return groups
+
+
+def max_open_files() -> int:
+    """Return how many files this process may open, a large number where there is no limit."""
+    if resource is None:
+        return NO_LIMIT
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return NO_LIMIT if soft == resource.RLIM_INFINITY else max(2, soft)
 
 
 def head_bytes(store: FeatureStore, config: Config) -> int:

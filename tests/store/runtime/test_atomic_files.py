@@ -1,4 +1,6 @@
+import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +17,16 @@ def test_a_file_is_written_into_a_new_folder_and_replaced(tmp_path):
         write_atomic(path, content)
         assert path.read_bytes() == content
     assert names(path.parent) == ["config.json"]
+
+
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path, monkeypatch):
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_atomic(tmp_path / "head.safetensors", b"x")
+    assert caught.value.filename == str(tmp_path / "head.safetensors") and names(tmp_path) == []
 
 
 def test_after_an_error_the_old_file_is_there_and_no_temporary_one(tmp_path):

@@ -67,7 +67,7 @@ def test_a_run_that_does_not_say_how_its_features_were_made_is_named(old_run):
 
 def test_weights_that_do_not_fit_the_run_are_named(old_run):
     shutil.copy(HEADS_V1 / "glas-ramp-t100-b4-linear-lr0.01-epochs2-s0" / "head.safetensors", old_run)
-    with pytest.raises(ValueError, match=r"head\.safetensors.*train the run again"):
+    with pytest.raises(ValueError, match=r"head\.safetensors.*train it again"):
         TrainedHead.load(old_run)
 
 
@@ -92,6 +92,17 @@ def test_damaged_weights_are_named(old_run):
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"head\.safetensors is damaged"):
         TrainedHead.load(old_run)
+
+
+@pytest.mark.parametrize("damage", ["empty", "missing", "flipped"])
+def test_weights_that_changed_since_the_run_finished_are_refused_with_a_way_out(run, damage):
+    content = bytearray(run.weights.read_bytes())
+    content[-3] ^= 0x40
+    run.weights.unlink()
+    if damage != "missing":
+        run.weights.write_bytes(content if damage == "flipped" else b"")
+    with pytest.raises(ValueError, match=r"head\.safetensors is .*delete the run folder and train it again"):
+        TrainedHead.load(run.path)
 
 
 def test_probabilities_add_up_to_one_and_the_ignored_class_has_none(colour_head):

@@ -147,6 +147,24 @@ def test_beginning_again_clears_history_scores_and_predictions(run):
     assert not run.finished and run.read_history() == () and not run.prediction_path("a").exists()
 
 
+def test_an_image_id_as_long_as_a_file_name_has_a_prediction_of_its_own(run):
+    ids = ["n" * 250, "n" * 249 + "m", "/" * 100, "\u00e9" * 120]
+    for value, image_id in enumerate(ids):
+        run.write_prediction(image_id, np.full((2, 2), value, np.uint8))
+    assert [int(run.read_prediction(image_id)[0, 0]) for image_id in ids] == [0, 1, 2, 3]
+    assert run.prediction_path("tumour 7").name == "tumour 7.png"
+
+
+def test_leftovers_of_a_killed_process_are_removed_and_nothing_else(run):
+    for name in ("last.safetensors", "head.safetensors.partial", "notes.txt"):
+        (run.path / name).write_bytes(b"x")
+    run.remove_leftovers()
+    assert {path.name for path in run.path.iterdir()} == {"config.json", "last.safetensors", "notes.txt"}
+    run.write_metrics(METRICS)
+    run.remove_leftovers()
+    assert {path.name for path in run.path.iterdir()} == {"config.json", "metrics.json", "notes.txt"}
+
+
 def test_metrics_of_an_unfinished_run_are_not_found(run):
     with pytest.raises(FileNotFoundError, match=r"metrics\.json is not there"):
         run.read_metrics()

@@ -3,6 +3,7 @@ import shutil
 import weakref
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
@@ -63,6 +64,68 @@ def test_all_means_all_that_is_stored(toy_store):
 def test_a_timestep_that_the_store_lacks_is_named(toy_store, blocks):
     with pytest.raises(Incomplete, match="no features at t 60, only at t 50; run pathseg extract --t 60"):
         expand_heads(toy_store, t=(50, 60), blocks=blocks)
+
+
+def files_of(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def of_an_undisturbed_run(metrics):
+    """The metrics without the fields that an interruption may change."""
+    return msgspec.structs.replace(metrics, seconds=0, bytes_read=None, heads_from_one_read=None)
+
+
+@pytest.mark.parametrize("head", ["linear", "pixel-ensemble"])
+@pytest.mark.parametrize("moment", ["before metrics.json", "after metrics.json"])
+def test_after_a_kill_in_the_last_moments_a_rerun_leaves_what_an_undisturbed_run_leaves(
+    toy_store, tmp_path, monkeypatch, head, moment
+):
+    config, write = HeadConfig(blocks=(4,), head_type=head, epochs=2), RunFolder.write_metrics
+
+    def killed(run, metrics):
+        if moment == "after metrics.json":
+            write(run, metrics)
+        (run.path / "metrics.json.partial").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    train_into(toy_store, [config], [tmp_path / "whole"])
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RunFolder, "write_metrics", killed)
+        train_into(toy_store, [config], [tmp_path / "killed"])
+    train_into(toy_store, [config], [tmp_path / "killed"])
+    whole, rerun = (files_of(tmp_path / name) for name in ("whole", "killed"))
+    assert whole.keys() == rerun.keys()
+    for name in whole.keys() - {Path("metrics.json"), Path("history.jsonl")}:
+        assert whole[name] == rerun[name], name
+    found, expected = (RunFolder(tmp_path / name).read_metrics() for name in ("killed", "whole"))
+    assert of_an_undisturbed_run(found) == of_an_undisturbed_run(expected)
+
+
+def test_a_finished_run_whose_weights_are_damaged_is_trained_again(toy_store, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    train_into(toy_store, [QUICK], [run.path])
+    content = run.weights.read_bytes()
+    for damaged in (b"", content[:-1] + bytes([content[-1] ^ 1])):
+        run.weights.write_bytes(damaged)
+        train_into(toy_store, [QUICK], [run.path])
+        assert run.weights.read_bytes() == content
+
+
+def test_finished_runs_of_0_1_0_without_checksums_stay_finished():
+    for run in list_runs(Path(__file__).parents[2] / "fixtures" / "workspace-v1"):
+        if run.finished:
+            assert run.has_intact_weights(run.read_metrics())
+
+
+def test_a_run_name_too_long_for_its_files_is_refused_before_training(toy_store, tmp_path):
+    with pytest.raises(ValueError, match=r"takes 240 bytes, but at most 200.*shorter --name"):
+        run_folders(toy_store, [QUICK], tmp_path, name="y" * 240)
+
+
+def test_more_heads_than_open_files_are_trained_in_passes(toy_store, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "max_open_files", lambda: 6)
+    runs = run_folders(toy_store, expand_heads(toy_store, blocks=(4,), head_type="linear", seed=range(8)), tmp_path)
+    assert [len(group) for group in passes(toy_store, runs, device=CPU)] == [3, 3, 2]
 
 
 def test_two_runs_never_get_one_folder(toy_store, tmp_path):
