@@ -95,7 +95,10 @@ def test_damaged_weights_are_named(old_run):
 
 
 @pytest.mark.parametrize("damage", ["empty", "missing", "flipped"])
-def test_weights_that_changed_since_the_run_finished_are_refused_with_a_way_out(run, damage):
+def test_weights_that_changed_since_the_run_finished_are_refused_with_a_way_out(toy_store, tmp_path, damage):
+    config = HeadConfig(blocks=(4,), head_type="linear", epochs=1)
+    (state,) = train_heads(toy_store, [(config, RunFolder(tmp_path / "run"))])
+    run = state.run
     content = bytearray(run.weights.read_bytes())
     content[-3] ^= 0x40
     run.weights.unlink()
