@@ -88,7 +88,7 @@ class HeadConfig:
     )
     patience: int = _flag(0, "Stop a head after this many epochs without a better validation Dice; 0: never.")
     batch_size: int = _flag(1, "Images per step; one 768 px image is nine patches.")
-    pixels: int = _flag(1024, "Of a pixel-ensemble: pixels drawn from each training image, anew in every epoch.")
+    pixels: int = _flag(1024, "Of a pixel-ensemble: pixels drawn from each image per epoch, where DDPMSeg takes all.")
     augment: Literal["none", "flips"] = _flag(
         "none",
         "flips: random flips and quarter turns of features and mask. This is not image augmentation: the features of a "
