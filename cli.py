@@ -40,6 +40,15 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, as batch systems send it: ends a command like Ctrl-C, with exit code 143."""
 
 
+class Interrupted(click.ClickException):
+    """The end of a command after Ctrl-C (exit code 1) or SIGTERM (143)."""
+
+    def __init__(self, *, terminated: bool) -> None:
+        kind = "terminated" if terminated else "interrupted"
+        super().__init__(f"{kind}; what is finished is kept, run the same command to go on")
+        self.exit_code = 128 + signal.SIGTERM if terminated else 1  # type: ignore[misc]
+
+
 class CommandGroup(click.Group):
     """The commands, each with `--debug`; errors of the library end as one line and exit code 1.
 
@@ -66,10 +75,7 @@ class CommandGroup(click.Group):
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise  # click ends the command without a message when the reader of its output has gone
         except KeyboardInterrupt as e:
-            kind, code = ("terminated", 128 + signal.SIGTERM) if isinstance(e, Terminated) else ("interrupted", 1)
-            error = click.ClickException(f"{kind}; what is finished is kept, run the same command to go on")
-            error.exit_code = code
-            raise error from None
+            raise Interrupted(terminated=isinstance(e, Terminated)) from None
         except Exception as e:
             if ctx.meta.get(DEBUG):
                 raise

@@ -321,7 +321,7 @@ def _require_codes(path: Path, file: Image.Image) -> None:
             "8-bit grayscale png"
         )
     tags = getattr(file, "tag_v2", {})  # of TIFF
-    lossy = file.format if file.format in LOSSY_FORMATS else LOSSY_TIFF.get(tags.get(COMPRESSION))
+    lossy = file.format if file.format in LOSSY_FORMATS else LOSSY_TIFF.get(tags.get(COMPRESSION, 0))
     if file.format == "JPEG2000" and _irreversible(path):
         lossy = "JPEG 2000 with the 9-7 wavelet"
     if lossy:

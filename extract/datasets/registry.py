@@ -52,6 +52,11 @@ class Sample:
     view: int = 0
 
 
+def _no_files(sample: Sample) -> tuple[Path, ...]:
+    """The files of a sample that is generated; a function by name, so that data sets can be sent to workers."""
+    return ()
+
+
 @dataclass(frozen=True)
 class Dataset:
     """The listed samples of a data set; pixels are decoded by `load(sample)` only.
@@ -77,7 +82,7 @@ class Dataset:
     mpp: float | None = None
     has_instances: bool = False
     left_out: str = ""
-    files: Callable[[Sample], tuple[Path, ...]] = lambda sample: ()
+    files: Callable[[Sample], tuple[Path, ...]] = _no_files
     masks_per_class: Mapping[str, int] = dataclasses.field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 

@@ -31,13 +31,14 @@ def is_slide(path: Path) -> bool:
 
 
 def _content_digest(path: Path, quickhash: str) -> str:
-    """SHA-256 of the whole file, of all files in a folder of the same name beside it (MRXS), and of the quick hash.
+    """SHA-256 of the whole file, of MRXS also of all files in its data folder, and of the quick hash.
 
     The quick hash leaves full resolution out, so it does not tell two versions of a slide apart.
     """
     digest = hashlib.sha256(quickhash.encode())
-    beside = path.with_suffix("")
-    for file in (path, *sorted(p for p in beside.rglob("*") if p.is_file() and path.suffix and beside.is_dir())):
+    folder = path.with_suffix("")
+    data = sorted(p for p in folder.rglob("*") if p.is_file()) if path.suffix.lower() == ".mrxs" else []
+    for file in (path, *data):
         with file.open("rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())
     return digest.hexdigest()
