@@ -7,7 +7,6 @@ import pytest
 import torch
 from PIL import Image
 
-from pathseg.extract.models import registry as catalogue
 from pathseg.extract.models.load import load_model
 from pathseg.extract.models.noise import add_noise
 from pathseg.extract.models.registry import MODELS
@@ -32,7 +31,7 @@ def two_threads():
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
-    monkeypatch.setattr(catalogue.platformdirs, "user_data_path", lambda *args, **options: tmp_path / "data")
+    monkeypatch.setattr("platformdirs.user_data_path", lambda *args, **options: tmp_path / "data")
     return tmp_path / "data/models"
 
 

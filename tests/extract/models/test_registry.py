@@ -10,7 +10,7 @@ from pathseg.extract.models.registry import DEFAULT_MODEL, MODELS, bundled_file,
 @pytest.fixture
 def data(tmp_path, monkeypatch):
     """An empty user data folder."""
-    monkeypatch.setattr(catalogue.platformdirs, "user_data_path", lambda *args, **options: tmp_path / "data")
+    monkeypatch.setattr("platformdirs.user_data_path", lambda *args, **options: tmp_path / "data")
     return tmp_path / "data/models"
 
 
