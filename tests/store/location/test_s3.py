@@ -419,12 +419,14 @@ def test_more_objects_than_one_page_are_all_listed(url, monkeypatch):
 
 def test_verify_finds_what_is_wrong_in_s3_and_repair_drops_it(small_store, url, fill_store):
     whole, location = objects(url), S3Prefix(url)
-    flipped, missing, stray = "t50/block04/c/1/0/0/0/0", "t50/block09/c/2/0/0/0/0", "t50/block04/c/9/0/0/0/0"
+    flipped, missing = "t50/block04/c/1/0/0/0/0", "t50/block09/c/2/0/0/0/0"
+    stray, foreign = f"t50/block04/c/0/0/0/0/0.{32 * '0'}.partial", "t50/block04/c/9/0/0/0/0"  # of three images
     data = bytearray(whole[flipped])
     data[100] ^= 4
     location.write(flipped, bytes(data))
     location.remove(missing)
     location.write(stray, b"left over")
+    location.write(foreign, b"mine")
     location.write("notes.txt", b"mine")
     location.write("t50/zarr.json", whole["t50/zarr.json"][:-1])
     verification = Verification(url)
@@ -432,13 +434,14 @@ def test_verify_finds_what_is_wrong_in_s3_and_repair_drops_it(small_store, url, 
         ("damaged", flipped),
         ("missing", missing),
         ("stray", stray),
+        ("foreign", foreign),
         ("foreign", "notes.txt"),
         ("damaged", "t50/zarr.json"),
     }
     verification.repair()
     assert FeatureStore.open(url).unfinished(t=50, blocks=(4,)) == (1, 2)
     fill_store(StoreWriter(url, small_store.contents), blocks=(4, 9))
-    assert objects(url) == whole | {"notes.txt": b"mine"}
+    assert objects(url) == whole | {foreign: b"mine", "notes.txt": b"mine"}
 
 
 def test_a_missing_bucket_is_named():
