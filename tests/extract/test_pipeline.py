@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import pathseg.cli
 from pathseg.extract.config import ExtractConfig
 from pathseg.extract.datasets.registry import DatasetOptions, open_dataset
 from pathseg.extract.pipeline import extract, open_extraction, run_extraction
@@ -135,8 +134,8 @@ def test_touched_files_are_no_change_and_read_once_more_only(drawn, toy_model, t
 
 
 def test_the_example_of_the_readme_runs(tmp_path, monkeypatch, capsys):
-    readme = Path(pathseg.cli.__file__).parent / "extract" / "README.md"
-    example = readme.read_text().split("## From Python\n\n```python\n")[1].split("```")[0]
+    readme = Path(__file__).parents[2] / "extract" / "README.md"
+    example = readme.read_text(encoding="utf-8").split("## From Python\n\n```python\n")[1].split("```")[0]
     monkeypatch.chdir(tmp_path)
     exec(compile(example, str(readme), "exec"), {})
     assert "3 3 ()" in capsys.readouterr().out
