@@ -280,7 +280,7 @@ def baseline_command(**flags: Any) -> None:
         configs = sweep.expand_baselines(
             **{field.name: flags[field.name] for field in dataclasses.fields(BaselineConfig)}
         )
-    settled = [sweep.settle(config) for config in configs]
+    settled = [sweep.resolve_weights(config) for config in configs]
     for line in dict.fromkeys(line for _, line in settled):
         show(line, err=True)
     train(store, [config for config, _ in settled], flags)

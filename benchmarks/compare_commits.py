@@ -158,6 +158,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.epochs < 2 or arguments.turns < 1:
         parser.error("--epochs must be at least 2 and --turns at least 1")
+    arguments.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         machine = describe_machine(Path(folder))
         checkouts = zip(SIDES, (arguments.old, arguments.new), strict=True)

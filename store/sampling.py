@@ -12,8 +12,6 @@ import numpy as np
 
 from pathseg.store.contents import Contents
 
-CREDIBLE_MPP = 0.01, 50.0  # um/px; 100x scans have 0.1, overviews 20; 300 dpi would be 85
-
 
 @dataclass(frozen=True)
 class Sampling:
@@ -56,13 +54,6 @@ class Sampling:
             return f"{unit} not stated"
         vertical, horizontal = (f"{mpp:.3g}" for mpp in self.mpp_axes)
         return f"{vertical} {unit}" if vertical == horizontal else f"{horizontal} {unit} across, {vertical} {unit} down"
-
-
-def require_credible_mpp(mpp: float, *, source: str, flag: str) -> None:
-    """Raise ValueError, naming source, value and flag, for um/px that no scan of tissue has."""
-    low, high = CREDIBLE_MPP
-    if not low <= mpp <= high:
-        raise ValueError(f"{source}: {mpp:g} um/px is none that scans have ({low:g} to {high:g}); pass the true {flag}")
 
 
 class InputImage(Protocol):

@@ -176,8 +176,8 @@ WRONG = {
     "classes not asked for": (
         ["extract", "--dataset", "glas", "--root", "{glas}", "--classes", "a,b"], 2, "--classes does"),
     "stride too large": (["extract", "--dataset", "bcss", "--stride", "769"], 2, "--stride must be 1 to 768 px"),
-    "mpp infinite": (["extract", "--dataset", "bcss", "--mpp", "inf"], 2, "--mpp must be 0.05 to 5 um/px"),
-    "mpp no number": (["extract", "--dataset", "folder", "--mpp", "nan"], 2, "--mpp must be 0.05 to 5 um/px"),
+    "mpp infinite": (["extract", "--dataset", "bcss", "--mpp", "inf"], 2, "--mpp must be 0.05 to 10 um/px"),
+    "mpp no number": (["extract", "--dataset", "folder", "--mpp", "nan"], 2, "--mpp must be 0.05 to 10 um/px"),
     "target mpp infinite": (["extract", "--dataset", "bcss", "--target-mpp", "inf"], 2, "--target-mpp must be 0.05"),
     "target mpp too large": (["extract", "--dataset", "bcss", "--target-mpp", "100"], 2, "--target-mpp must be 0.05"),
     "views not asked for": (["extract", "--dataset", "glas", "--views", "2"], 2, "--views does not apply"),

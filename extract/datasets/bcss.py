@@ -14,22 +14,20 @@ import numpy as np
 
 from pathseg.extract.datasets.bcss_classes import CLASSES, class_codes
 from pathseg.extract.datasets.bcss_regions import (
-    CUT_PX,
     IGNORED,
+    TILE_PX,
     VIEW_PX,
     Region,
     RegionReader,
-    pad_to_patch,
-    patch_starts,
+    pad_to_tile,
     scaled_size,
     shrink_image,
     shrink_mask,
+    tile_starts,
     view_offset,
 )
 from pathseg.extract.datasets.image_files import decoded_image, decoded_mask, paired_size
 from pathseg.extract.datasets.registry import (
-    MAX_MPP,
-    MIN_MPP,
     Dataset,
     DatasetError,
     DatasetOptions,
@@ -38,16 +36,16 @@ from pathseg.extract.datasets.registry import (
     dataset_root,
     limit_samples,
     missing_data,
-    plausible_mpp,
 )
 from pathseg.store.key import Preprocessing, Setting
+from pathseg.store.resolution import MAX_MPP, MIN_MPP, plausible_mpp
 
 TEST_INSTITUTES = ("OL", "LL", "E2", "EW", "GM", "S3")  # 45 of the 151 regions; the second field of a TCGA barcode
 IMAGE_FOLDERS = ("images", "rgbs_colorNormalized")  # as scanned; colour-normalised. Different inputs, never mixed
 TARGET_MPP = 0.5  # um/px, 20x: the paper's, and of its model's training
-STRIDE_PX = 600  # the paper's patches overlap, it does not say by how much; a quarter limits the disk space
+STRIDE_PX = 600  # the paper's tiles overlap, it does not say by how much; a quarter limits the disk space
 VIEWS = 2  # the fewest that differ from epoch to epoch; each further view stores the training features once more
-DROP_ABOVE = 0.9  # share of ignored pixels above which a patch is dropped; the paper's
+DROP_ABOVE = 0.9  # share of ignored pixels above which a tile is dropped; the paper's
 NAME = re.compile(r"TCGA-([A-Z0-9]{2})-[A-Z0-9]{4}-DX[0-9A-Z]+_xmin\d+_ymin\d+(?:_MPP-(\d+\.\d+))?")
 
 
@@ -68,14 +66,14 @@ class RegionFile:
 
 
 def open_bcss(options: DatasetOptions) -> Dataset:
-    """List BCSS: an image is a 768 px crop (view) of an 800 px patch of a region; 106 regions train, 45 test.
+    """List BCSS: an image is a 768 px crop (view) of an 800 px tile of a region; 106 regions train, 45 test.
 
     Patches with more than 90 % ignored pixels are dropped, for which all masks are decoded, one after another. A
-    training patch has `options.views` views, any other its centre. The regions of `options.val_institutes` are
+    training tile has `options.views` views, any other its centre. The regions of `options.val_institutes` are
     moved from `train` to `val`. `options.limit` takes one image of each region before a second of any.
 
     Raises FileNotFoundError where a folder is missing; ValueError for institutes that cannot be used to validate;
-    DatasetError as `open_dataset`, and for a split of which every patch is dropped.
+    DatasetError as `open_dataset`, and for a split of which every tile is dropped.
     """
     root = dataset_root("bcss", options)
     folder = _image_folder(root, options.image_folder)
@@ -84,10 +82,10 @@ def open_bcss(options: DatasetOptions) -> Dataset:
         raise FileNotFoundError(missing_data("bcss", f"no bcss data set: there is no png in {root / folder}"))
     if not problems:
         _check_institutes(files, options.val_institutes, problems)
-    kept: dict[str, list[tuple[int, int]]] = {}  # region -> (y, x) of the first px of each patch that is kept
+    kept: dict[str, list[tuple[int, int]]] = {}  # region -> (y, x) of the first px of each tile that is kept
     for region in files if not problems else ():
         try:
-            kept[region] = list(_patches(files[region], options.stride or STRIDE_PX))
+            kept[region] = list(_tiles(files[region], options.stride or STRIDE_PX))
         except ValueError as e:
             problems.append(str(e))
     if not problems:
@@ -186,45 +184,45 @@ def _split(institute: str, val: tuple[str, ...]) -> str:
     return "val" if institute in val else "train"
 
 
-def _starts(file: RegionFile, stride: int) -> Iterator[tuple[int, int]]:
-    """Yield (y, x) of the first px of each patch of a region."""
-    return product(patch_starts(file.size[0], stride), patch_starts(file.size[1], stride))
+def _tile_starts(file: RegionFile, stride: int) -> Iterator[tuple[int, int]]:
+    """Yield (y, x) of the first px of each tile of a region."""
+    return product(tile_starts(file.size[0], stride), tile_starts(file.size[1], stride))
 
 
-def _patches(file: RegionFile, stride: int) -> Iterator[tuple[int, int]]:
-    """Yield those of `_starts` whose patch is not dropped as ignored. Decodes the mask."""
-    codes = pad_to_patch(_codes(file), mirrored=False)
-    for y, x in _starts(file, stride):
-        if np.mean(codes[y : y + CUT_PX, x : x + CUT_PX] == IGNORED) <= DROP_ABOVE:
+def _tiles(file: RegionFile, stride: int) -> Iterator[tuple[int, int]]:
+    """Yield those of `_tile_starts` whose tile is not dropped as ignored. Decodes the mask."""
+    codes = pad_to_tile(_codes(file), mirrored=False)
+    for y, x in _tile_starts(file, stride):
+        if np.mean(codes[y : y + TILE_PX, x : x + TILE_PX] == IGNORED) <= DROP_ABOVE:
             yield y, x
 
 
 def _emptied_splits(
     files: dict[str, RegionFile], kept: dict[str, list[tuple[int, int]]], options: DatasetOptions
 ) -> list[str]:
-    """Return a line for each split that has regions but no patch."""
-    regions, patches = Counter[str](), Counter[str]()
+    """Return a line for each split that has regions but no tile."""
+    regions, tiles = Counter[str](), Counter[str]()
     for region, file in files.items():
         split = _split(file.institute, options.val_institutes)
         regions[split] += 1
-        patches[split] += len(kept[region])
+        tiles[split] += len(kept[region])
     return [
-        f"every patch of the {split} regions ({count}) is above {DROP_ABOVE:.0%} ignored (code 0, or beyond the edge "
-        f"of a region below {CUT_PX} px); check the masks and --mpp, or add regions"
+        f"every tile of the {split} regions ({count}) is above {DROP_ABOVE:.0%} ignored (code 0, or beyond the edge "
+        f"of a region below {TILE_PX} px); check the masks and --mpp, or add regions"
         for split, count in regions.items()
-        if not patches[split]
+        if not tiles[split]
     ]
 
 
 def _left_out(files: dict[str, RegionFile], kept: dict[str, list[tuple[int, int]]], stride: int) -> str:
-    """Return a message counting the dropped patches and regions, "" where there are none."""
-    patches = sum(sum(1 for _ in _starts(file, stride)) for file in files.values())
-    dropped = patches - sum(map(len, kept.values()))
+    """Return a message counting the dropped tiles and regions, "" where there are none."""
+    tiles = sum(sum(1 for _ in _tile_starts(file, stride)) for file in files.values())
+    dropped = tiles - sum(map(len, kept.values()))
     whole = sum(not starts for starts in kept.values())
     if not dropped:
         return ""
     return (
-        f"{dropped} of {patches} patches, which are above {DROP_ABOVE:.0%} ignored; {whole} of {len(files)} regions "
+        f"{dropped} of {tiles} tiles, which are above {DROP_ABOVE:.0%} ignored; {whole} of {len(files)} regions "
         "have no other"
     )
 
@@ -234,10 +232,10 @@ def _views(
 ) -> Iterator[tuple[Sample, tuple[int, int]]]:
     """Yield each sample of a region with (y, x) of its first px."""
     for y, x in starts:
-        patch = f"{region}_y{y:04d}_x{x:04d}"
+        tile = f"{region}_y{y:04d}_x{x:04d}"
         for view in range((options.views or VIEWS) if split == "train" else 1):
-            down, right = view_offset(patch, view, seed=options.seed)
-            sample = Sample(f"{patch}_v{view}", split, VIEW_PX, VIEW_PX, source=region, group=patch, view=view)
+            down, right = view_offset(tile, view, seed=options.seed)
+            sample = Sample(f"{tile}_v{view}", split, VIEW_PX, VIEW_PX, source=region, group=tile, view=view)
             yield sample, (y + down, x + right)
 
 
@@ -259,7 +257,7 @@ def _preprocessing(folder: str, files: dict[str, RegionFile], options: DatasetOp
         "image_folder": folder,
         "file_mpp": tuple(sorted({_six_digits(file.mpp) for file in files.values()})),
         "target_mpp": _six_digits(options.target_mpp or TARGET_MPP),
-        "patch_px": CUT_PX,
+        "patch_px": TILE_PX,
         "stride_px": options.stride or STRIDE_PX,
         "drop_above_ignored": DROP_ABOVE,
         "view_px": VIEW_PX,
@@ -281,12 +279,12 @@ def _codes(file: RegionFile) -> np.ndarray:
 
 
 def _decode(files: dict[str, RegionFile], region: str) -> Region:
-    """Decode image and class codes of a region at the target resolution, at least as large as a patch."""
+    """Decode image and class codes of a region at the target resolution, at least as large as a tile."""
     file = files[region]
-    codes = pad_to_patch(_codes(file), mirrored=False)
+    codes = pad_to_tile(_codes(file), mirrored=False)
     with decoded_image(file.image) as image:
         small = shrink_image(image, file.factor)
-    return pad_to_patch(small, mirrored=True), codes
+    return pad_to_tile(small, mirrored=True), codes
 
 
 def _files_of(files: dict[str, RegionFile], sample: Sample) -> tuple[Path, ...]:

@@ -1,4 +1,4 @@
-"""Regions of slides: shrunk to a resolution and cut into overlapping patches and crops (views) of these."""
+"""Regions of slides: shrunk to a resolution and cut into overlapping tiles and crops (views) of these."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from pathseg.extract.datasets.image_files import codes_of
+from pathseg.extract.datasets.image_files import mask_codes
 
-CUT_PX = 800  # side of a patch in px, the paper's; views are cropped from it
+TILE_PX = 800  # side of a tile in px, the paper's; views are cropped from it
 VIEW_PX = 768  # side of a view in px: 3x3 patches of 256 px
-SLACK_PX = CUT_PX - VIEW_PX
+VIEW_RANGE_PX = TILE_PX - VIEW_PX
 STRIP_PX = 512  # rows of a shrunk region that are computed at a time
 IGNORED = 255  # code of pixels that count in no loss, class weight or metric
 
@@ -21,7 +21,7 @@ Region = tuple[np.ndarray, np.ndarray]  # image (H, W, 3) uint8, class codes (H,
 
 
 class RegionReader:
-    """Decode regions by name and cache the last one, so that the patches of a region decode it once.
+    """Decode regions by name and cache the last one, so that the tiles of a region decode it once.
 
     Thread-safe; at most one region is in memory.
     """
@@ -39,22 +39,22 @@ class RegionReader:
             return self._last[1]
 
 
-def patch_starts(length: int, stride: int) -> tuple[int, ...]:
-    """Return the first px of each patch along a side: every `stride` px, the last flush with the edge; at least one."""
-    last = max(0, length - CUT_PX)
+def tile_starts(length: int, stride: int) -> tuple[int, ...]:
+    """Return the first px of each tile along a side: every `stride` px, the last flush with the edge; at least one."""
+    last = max(0, length - TILE_PX)
     return (*range(0, last, stride), last)
 
 
-def view_offset(patch: str, view: int, *, seed: int) -> tuple[int, int]:
-    """Return (y, x) of a view's first px in its patch: view 0 is the centre, others are drawn uniformly.
+def view_offset(tile: str, view: int, *, seed: int) -> tuple[int, int]:
+    """Return (y, x) of a view's first px in its tile: view 0 is the centre, others are drawn uniformly.
 
-    A drawn view depends on seed, patch and view only (SHA-256 of `"{seed}/{patch}/view {view}"`).
+    A drawn view depends on seed, tile and view only (SHA-256 of `"{seed}/{tile}/view {view}"`).
     """
     if view == 0:
-        return SLACK_PX // 2, SLACK_PX // 2
-    drawn = hashlib.sha256(f"{seed}/{patch}/view {view}".encode()).digest()
+        return VIEW_RANGE_PX // 2, VIEW_RANGE_PX // 2
+    drawn = hashlib.sha256(f"{seed}/{tile}/view {view}".encode()).digest()
     y, x = int.from_bytes(drawn[:8], "big"), int.from_bytes(drawn[8:16], "big")
-    return y % (SLACK_PX + 1), x % (SLACK_PX + 1)
+    return y % (VIEW_RANGE_PX + 1), x % (VIEW_RANGE_PX + 1)
 
 
 def scaled_size(size: tuple[int, int], factor: float) -> tuple[int, int]:
@@ -89,14 +89,14 @@ def shrink_mask(mask: Image.Image, factor: float) -> np.ndarray:
     strips = []
     for y in range(0, len(rows), STRIP_PX):
         taken = rows[y : y + STRIP_PX, None]
-        strip = codes_of(mask.crop((0, int(taken[0, 0]), mask.width, int(taken[-1, 0]) + 1)))
+        strip = mask_codes(mask.crop((0, int(taken[0, 0]), mask.width, int(taken[-1, 0]) + 1)))
         strips.append(strip[taken - taken[0], cols])
     return np.concatenate(strips)
 
 
-def pad_to_patch(values: np.ndarray, *, mirrored: bool) -> np.ndarray:
-    """Pad a region to at least `CUT_PX` a side, below and to the right, with mirrored tissue or with `IGNORED`."""
-    padding = [(0, max(0, CUT_PX - side)) for side in values.shape[:2]] + [(0, 0)] * (values.ndim - 2)
+def pad_to_tile(values: np.ndarray, *, mirrored: bool) -> np.ndarray:
+    """Pad a region to at least `TILE_PX` a side, below and to the right, with mirrored tissue or with `IGNORED`."""
+    padding = [(0, max(0, TILE_PX - side)) for side in values.shape[:2]] + [(0, 0)] * (values.ndim - 2)
     if not any(after for _, after in padding):
         return values
     if mirrored:

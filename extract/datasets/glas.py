@@ -97,7 +97,7 @@ def _sort_files(root: Path) -> tuple[Files, Files, list[str]]:
     problems = []
     for path in list_files(root):
         folders = path.relative_to(root).parent.parts
-        name, ending = _official(path.stem, folders)
+        name, ending = _official_name(path.stem, folders)
         if name is None:
             problems.append(
                 f"{path}: no GlaS name; these are {OFFICIAL_NAMES}, or numbers in folders called train, testA, testB "
@@ -113,7 +113,7 @@ def _sort_files(root: Path) -> tuple[Files, Files, list[str]]:
     return images, masks, problems
 
 
-def _official(stem: str, folders: tuple[str, ...] = ()) -> tuple[str | None, str | None]:
+def _official_name(stem: str, folders: tuple[str, ...] = ()) -> tuple[str | None, str | None]:
     """Return the name as the release spells it and the ending that marks a mask.
 
     folders: above the file, of which the lowest that names a split counts where the name is a number. The name is None
@@ -147,7 +147,7 @@ def _read_patients(root: Path, images: Files, problems: list[str]) -> dict[str, 
         problems.append(str(e))
         return {}
     for line, row in rows:
-        name, ending = _official(row["name"])
+        name, ending = _official_name(row["name"])
         if name is None or ending:
             problems.append(f"{path}: line {line}: {row['name']!r} is none of {OFFICIAL_NAMES}; correct the row")
         elif name in patients:

@@ -13,7 +13,8 @@ import numpy as np
 import psutil
 from PIL import ExifTags, Image
 
-from pathseg.extract.datasets.registry import Sample, plausible_mpp
+from pathseg.extract.datasets.registry import Sample
+from pathseg.store.resolution import plausible_mpp
 
 FORMATS = ("BMP", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # by content; not EPS, which starts Ghostscript
 
@@ -50,12 +51,12 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """Decode a mask: (H, W) uint8, uint16 or int32 as in the file; see `codes_of` for palettes and one-bit files.
+    """Decode a mask: (H, W) uint8, uint16 or int32 as in the file; see `mask_codes` for palettes and one-bit files.
 
     Raises FileNotFoundError, or ValueError naming the file: as `read_image`, lossy, not one code a pixel.
     """
     with decoded_mask(path) as file:
-        return codes_of(file)
+        return mask_codes(file)
 
 
 def read_instances(path: Path) -> np.ndarray:
@@ -94,7 +95,7 @@ def decoded_mask(path: Path) -> Iterator[Image.Image]:
         yield file
 
 
-def codes_of(mask: Image.Image) -> np.ndarray:
+def mask_codes(mask: Image.Image) -> np.ndarray:
     """Return the codes of a decoded mask: (H, W), dtype of the file in native byte order, bool as uint8.
 
     A palette of greys alone gives their values, any other the indices. One bit gives 0 (black) and 1 (white).

@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pathseg.store.resolution import MAX_MPP, MIN_MPP, plausible_mpp
 from pathseg.store.runtime.workspace import user_data_folder
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
     from pathseg.store.key import Preprocessing
 
-MIN_MPP, MAX_MPP = 0.05, 5.0  # um/px of a scan: a 100x objective has 0.1, the overview of a slide 4
 MAX_SHOWN_PROBLEMS = 50  # lines of a DatasetError; a wrong folder can hold any number of files
 
 
@@ -39,7 +39,7 @@ class Sample:
 
     id: unique; the noise of the image's patches depends on it. split: `train`, `val` or `test...`. height, width: of
     the file, in px. source: the patient, slide or region that the image is of, where several images share one; the
-    images of a source are never divided between training and validation. group: the patch that the image is a crop
+    images of a source are never divided between training and validation. group: the tile that the image is a crop
     of; view: the number of the crop, 0 = centre.
     """
 
@@ -66,7 +66,8 @@ class Dataset:
     quoted on. files: the files that `load` reads a sample from. preprocessing: every setting that changes a pixel or a
     mask code; part of the store's key. background: code of the class that is no object, None where every class is one.
     ignore: code that counts in no loss, class weight or metric, None without one. mpp: um/px, None when unknown; of the
-    files where `preprocessing.resized`. left_out: message for people about listed images that are no samples, or "".
+    files, before any resize of `preprocessing`. has_instances: mask codes number the objects of one class, so object
+    scores are computed. left_out: message for people about listed images that are no samples, or "".
     masks_per_class: number of masks that hold each class, where all masks were read. warnings: lines for people.
     """
 
@@ -106,8 +107,8 @@ class DatasetOptions:
     image_folder: Literal["images", "rgbs_colorNormalized"] | None = _flag(
         None, "Which of the two kinds of bcss images to take.  [default: images, if it is there]"
     )
-    stride: int | None = _flag(None, "Step in px between the 800 px patches of bcss.  [default: 600]")
-    views: int | None = _flag(None, "768 px crops kept of each bcss patch to train on, the centre first.  [default: 2]")
+    stride: int | None = _flag(None, "Step in px between the 800 px tiles of bcss.  [default: 600]")
+    views: int | None = _flag(None, "768 px crops kept of each bcss tile to train on, the centre first.  [default: 2]")
     val_institutes: tuple[str, ...] = _flag((), "Institutes of bcss to validate on: BH,C8,A8,A1,E9 in one suite.")
     seed: int = 0  # of generated tissue and drawn views; one flag of `extract` that also seeds the noise, never refused
 
@@ -241,11 +242,6 @@ def check_options(name: str, options: DatasetOptions) -> None:
         value = getattr(options, option)
         if value is not None and not holds(value):
             raise ValueError(f"{_flag_name(option)} {rule}, got {value}")
-
-
-def plausible_mpp(mpp: float) -> bool:
-    """Return whether a scan can have this resolution in um/px; False for inf and nan."""
-    return MIN_MPP <= mpp <= MAX_MPP
 
 
 def _flag_name(option: str) -> str:

@@ -23,7 +23,8 @@ from pathseg.extract.datasets.image_files import (
     resize_image,
     stated_mpp,
 )
-from pathseg.store.sampling import InputImage, Sampling, require_credible_mpp
+from pathseg.store.resolution import require_plausible_mpp
+from pathseg.store.sampling import InputImage, Sampling
 
 SLIDE_SUFFIXES = frozenset({".bif", ".czi", ".dcm", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide", ".vms", ".vmu"})
 MASK_ENDINGS = ("", "_anno", "_mask")  # NAME_anno is how GlaS calls the mask of NAME
@@ -95,9 +96,9 @@ def open_input_image(path: Path, sampling: Sampling, *, file_mpp: float | None =
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: the file is empty; replace it")
     if file_mpp is not None:
-        require_credible_mpp(file_mpp, source=str(path), flag="--mpp")
+        require_plausible_mpp(file_mpp, source=str(path), flag="--mpp")
     if sampling.mpp is not None:
-        require_credible_mpp(sampling.mpp, source="the head's training images", flag="--trained-mpp")
+        require_plausible_mpp(sampling.mpp, source="the head's training images", flag="--trained-mpp")
     if is_slide(path):
         return Slide(path, mpp=_trained_mpp(sampling, path), file_mpp=file_mpp)
     if path.suffix.lower() in SLIDE_SUFFIXES:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from pathseg.extract.datasets.image_files import require_upright
 from pathseg.extract.inputs.tissue_mask import find_tissue
-from pathseg.store.sampling import require_credible_mpp
+from pathseg.store.resolution import require_plausible_mpp
 
 MARGIN_PX = 4  # read around a region, so that the resampling filter has the neighbours it has in the next region
 READ_PX = 4096  # longest side of a region that is decoded at once: 64 MiB
@@ -86,7 +86,7 @@ class Slide:
             )
         try:
             for stated in (mpp_y, mpp_x):
-                require_credible_mpp(stated, source=str(path), flag="--mpp")
+                require_plausible_mpp(stated, source=str(path), flag="--mpp")
         except ValueError:
             self.close()
             raise

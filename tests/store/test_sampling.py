@@ -4,8 +4,9 @@ import pytest
 
 from pathseg.store.contents import ImageEntry
 from pathseg.store.key import Preprocessing
+from pathseg.store.resolution import require_plausible_mpp
 from pathseg.store.runtime.json_records import decode_json, encode_json
-from pathseg.store.sampling import Sampling, require_credible_mpp
+from pathseg.store.sampling import Sampling
 
 
 def test_without_a_resize_the_resolution_is_that_of_the_images(toy_contents):
@@ -28,7 +29,7 @@ def test_after_a_resize_it_is_the_mean_of_both_axes(toy_contents, toy_key):
 @pytest.mark.parametrize("mpp", [math.inf, math.nan, 1e9, 1e-9, 352.8, 1000.0])
 def test_a_resolution_that_no_scan_has_is_refused_with_value_and_flag(mpp):
     with pytest.raises(ValueError, match="--mpp") as error:
-        require_credible_mpp(mpp, source="a.tif", flag="--mpp")
+        require_plausible_mpp(mpp, source="a.tif", flag="--mpp")
     assert f"a.tif: {mpp:g} um/px" in str(error.value)
 
 

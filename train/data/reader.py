@@ -62,17 +62,17 @@ class FeatureReader:
     def __init__(
         self,
         store: FeatureStore,
-        wanted: Mapping[int | None, Sequence[int]],
+        required: Mapping[int | None, Sequence[int]],
         *,
         device: torch.device,
         memory_bytes: int | None = None,
     ) -> None:
-        """wanted: timestep -> blocks, None -> the image. memory_bytes: see `memory.keep_limits`."""
+        """required: timestep -> blocks, None -> the image. memory_bytes: see `memory.keep_limits`."""
         self.store, self.device = store, device
-        self.wanted = {t: tuple(blocks) for t, blocks in wanted.items()}
+        self.required = {t: tuple(blocks) for t, blocks in required.items()}
         self.bytes_read = 0
-        self._image_bytes = image_bytes(store, self.wanted)
-        self._capacity = keep_capacity(store, self.wanted, device=device, memory_bytes=memory_bytes)  # images left
+        self._image_bytes = image_bytes(store, self.required)
+        self._capacity = keep_capacity(store, self.required, device=device, memory_bytes=memory_bytes)  # images left
         self._kept: dict[int, Sample] = {}
         self._reserved: set[int] = set()  # images that are kept, or being read to be kept
         self._threads = ThreadPoolExecutor(store.location.concurrency)
@@ -193,7 +193,7 @@ class FeatureReader:
         dtype = torch.from_numpy(np.empty(0, key.dtype)).dtype
         shapes = {b: (patches, *shape.stored(key.layout)) for b, shape in contents.blocks.items()}
         features: dict[int | None, dict[int, torch.Tensor]] = {}
-        for t, blocks in self.wanted.items():
+        for t, blocks in self.required.items():
             if t is None:
                 features[t] = {IMAGE: empty((patches, 3, PATCH_PX, PATCH_PX), torch.uint8)}
             else:
@@ -227,26 +227,26 @@ def copy_sample(sample: Sample, into: Sample) -> None:
         np.copyto(own.numpy(), values.numpy())  # torch would start as many threads for it as it computes with
 
 
-def image_bytes(store: FeatureStore, wanted: Mapping[int | None, Sequence[int]]) -> int:
+def image_bytes(store: FeatureStore, required: Mapping[int | None, Sequence[int]]) -> int:
     """Return the bytes that a sample takes: these blocks at these timesteps (None: the image itself) and the mask."""
-    features = sum(store.image_bytes(blocks) for t, blocks in wanted.items() if t is not None)
+    features = sum(store.image_bytes(blocks) for t, blocks in required.items() if t is not None)
     height, width = store.contents.key.size
-    return features + height * width * (4 if None in wanted else 1)
+    return features + height * width * (4 if None in required else 1)
 
 
 def keep_capacity(
     store: FeatureStore,
-    wanted: Mapping[int | None, Sequence[int]],
+    required: Mapping[int | None, Sequence[int]],
     *,
     device: torch.device,
     memory_bytes: int | None = None,
 ) -> dict[torch.device, int]:
     """Return how many images' features may be kept in the memory of each device, the first to be filled first."""
-    one = image_bytes(store, wanted)
+    one = image_bytes(store, required)
     return {keep: limit // one for keep, limit in keep_limits(device, memory_bytes).items()}
 
 
-def wanted_by(configs: Iterable[Config]) -> dict[int | None, tuple[int, ...]]:
+def required_blocks(configs: Iterable[Config]) -> dict[int | None, tuple[int, ...]]:
     """Return what heads that are trained together read: timestep (None: the image) -> blocks."""
     blocks: dict[int | None, set[int]] = {}
     for config in configs:

@@ -176,15 +176,15 @@ def _neighbours(pixels: torch.Tensor, side: int) -> tuple[tuple[torch.Tensor, to
     return (low.long(), 1 - weight), ((low + 1).clamp(max=side - 1).long(), weight)
 
 
-def pool_bytes(channels: int, itemsize: int, *, drawn: int) -> int:
-    """Return the bytes that a full pool of features takes, of `itemsize` bytes a value.
+def buffer_bytes(channels: int, itemsize: int, *, drawn: int) -> int:
+    """Return the bytes that a full buffer of features takes, of `itemsize` bytes a value.
 
-    drawn: pixels that one draw adds; the last draw before the pool is full may exceed it.
+    drawn: pixels that one draw adds; the last draw before the buffer is full may exceed it.
     """
     return (POOL_PX + drawn) * channels * itemsize
 
 
-class PixelPool:
+class PixelBuffer:
     """A buffer of pixels of several images, their features and classes, which is shuffled and trained on when full.
 
     One array is allocated at the first draw, so that `take` copies nothing.
@@ -198,7 +198,7 @@ class PixelPool:
 
     @property
     def full(self) -> bool:
-        """Whether the pool holds enough pixels to train on."""
+        """Whether the buffer holds enough pixels to train on."""
         return len(self) >= POOL_PX
 
     def draw(
@@ -232,14 +232,14 @@ class PixelPool:
             self._count += len(drawn)
 
     def take(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Empty the pool and return its features (n, d) and class codes (n,) int64, without a copy."""
+        """Empty the buffer and return its features (n, d) and class codes (n,) int64, without a copy."""
         features, labels = self._features[: self._count], self._labels[: self._count]
         self._features, self._labels, self._count = torch.empty(0), torch.empty(0), 0
         return features, labels
 
 
-def train_on_pool(
-    pool: PixelPool,
+def train_on_buffer(
+    buffer: PixelBuffer,
     head: PixelEnsemble,
     optimizer: torch.optim.Optimizer,
     *,
@@ -247,16 +247,16 @@ def train_on_pool(
     weights: torch.Tensor | None,
     seed: list[int],
 ) -> list[float]:
-    """Train every network for one pass over the pool and empty it; return the loss of each step.
+    """Train every network for one pass over the buffer and empty it; return the loss of each step.
 
     Batches are of 64 pixels, in an order of its own for each network; a remainder is dropped, because batch
     normalisation needs more than one pixel. A step's loss is the mean over the networks that have not stopped; stopped
     networks keep their weights. Ends early, with that loss as the last, when a loss is not finite. weights (K,) are
-    class weights. An empty pool gives no steps.
+    class weights. An empty buffer gives no steps.
     """
-    if not len(pool):
+    if not len(buffer):
         return []
-    features, labels = pool.take()
+    features, labels = buffer.take()
     steps = len(labels) // BATCH_PX
     orders = torch.stack(
         [torch.from_numpy(np.random.default_rng([*seed, m]).permutation(len(labels))) for m in range(len(head.models))]

@@ -11,7 +11,7 @@ from pathseg.store.classes import object_class
 from pathseg.store.features import FeatureStore
 from pathseg.train.config import Config
 from pathseg.train.metrics.object import ObjectSums, components, mean_scores, object_sums
-from pathseg.train.runs.record import ObjectRules
+from pathseg.train.runs.record import ObjectSplitScores
 
 RESIZED = "nearest"  # so that predictions/*.png give the same objects again
 
@@ -44,13 +44,13 @@ def image_sums(store: FeatureStore, index: int, predicted: np.ndarray, config: C
     return object_sums(objects, ground_truth)
 
 
-def object_rules(several: Sequence[ObjectSums], config: Config) -> ObjectRules:
+def object_rules(several: Sequence[ObjectSums], config: Config) -> ObjectSplitScores:
     """Return the object record of a test split for metrics.json from the sums of all its images, at least one.
 
     Pooled scores are the challenge's own definition; the mean is over each image's own scores.
     """
     total = ObjectSums.total(several)
-    return ObjectRules(
+    return ObjectSplitScores(
         connectivity=config.connectivity,
         min_object_px=config.min_object_px,
         resized=RESIZED,

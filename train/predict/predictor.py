@@ -33,7 +33,7 @@ from pathseg.train.predict.trained_head import TrainedHead
 from pathseg.train.predict.window_cache import WindowCache
 
 # patches (P, 256, 256, 3) uint8, their indices and the image id -> {block: (P, C, h, w)}
-Features = Callable[[np.ndarray, Sequence[int], str], Mapping[int, torch.Tensor]]
+ComputeFeatures = Callable[[np.ndarray, Sequence[int], str], Mapping[int, torch.Tensor]]
 OpenImage = Callable[[Path, Sampling], InputImage]
 OnWindow = Callable[[str, int, int], None]  # image id, windows completed, windows in total
 UNSTRETCHED = 1.05  # ratio of the um/px of both axes up to which images count as not stretched
@@ -43,7 +43,7 @@ READ_THREADS = 3  # two batches of windows are read while one is computed
 class LoadFeatures(Protocol):
     """Load the model that made a store's features and return the function that computes features of new patches."""
 
-    def __call__(self, key: StoreKey, t: int, blocks: Sequence[int], *, batch_size: int) -> Features:
+    def __call__(self, key: StoreKey, t: int, blocks: Sequence[int], *, batch_size: int) -> ComputeFeatures:
         """Raises ValueError when the model is not the one that made the features of the store with this key."""
 
 
@@ -117,7 +117,7 @@ class Predictor:
     """
 
     head: TrainedHead
-    features: Features
+    features: ComputeFeatures
     out: Path
     config: PredictConfig
     ground_truth: GroundTruth | None = None

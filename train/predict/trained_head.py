@@ -72,7 +72,7 @@ class TrainedHead:
             classes=data.classes,
             background=data.background,
             ignore=data.ignore,
-            constant_class=run.quoted.constant.class_name,
+            constant_class=run.test_scores.constant.class_name,
             weights_digest=hashlib.sha256(weights).hexdigest(),
             device=torch.device(device),
         )

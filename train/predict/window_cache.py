@@ -24,6 +24,8 @@ RECENT_WINDOWS = 6  # kept decoded: neighbouring tiles of the mosaic share them
 class WindowCache:
     """Maps (M, h, w) of each selected window: the probabilities of K classes, then the uncertainty if the head has one.
 
+    So M = K, or K + 1 with an uncertainty map.
+
     Windows are counted from 0 in the order of `SlidingWindow.selected`. Make one with `in_memory` or `on_disk`.
     """
 

@@ -118,7 +118,7 @@ def compare_systems(systems: Sequence[System], stores: Stores) -> list[tuple[str
 
     A prediction that cannot be read is None; an image without any is left out.
     """
-    ids = evenly_spaced(worst_first(systems[0].run.quoted), COMPARED_IMAGES)
+    ids = evenly_spaced(worst_first(systems[0].run.test_scores), COMPARED_IMAGES)
     found = [_images_by_id(one.run, ids, stores) for one in systems]
     rows = []
     for name in ids:
@@ -170,7 +170,7 @@ def _read_test_image(run: FinishedRun, store: FeatureStore, index: int) -> TestI
     shown = panels(store.image(index), true, predicted, run.data)
     kinds = zip(Legend.of(run.data).errors, error_shares(true, predicted, run.data), strict=True)
     errors = ", ".join(f"{100 * share:.1f} % {kind}" for (kind, _), share in kinds)
-    image, uncertainty = run.quoted.by_image[name], run.folder.read_uncertainty(name)
+    image, uncertainty = run.test_scores.by_image[name], run.folder.read_uncertainty(name)
     scores = f"Dice {score(image.scores.dice)} · accuracy {score(image.scores.accuracy)}"
     if image.uncertainty is not None:
         scores += f" · uncertainty {score(image.uncertainty)} nats"
@@ -181,7 +181,7 @@ def _images_by_id(run: FinishedRun, ids: Sequence[str], stores: Stores) -> dict[
     store = stores.get(run.data.store)
     if isinstance(store, str):
         return {}
-    known = [name for name in ids if name in run.quoted.by_image]
+    known = [name for name in ids if name in run.test_scores.by_image]
     return {image.id: image for image in read_test_images(run, known, store) if isinstance(image, TestImage)}
 
 

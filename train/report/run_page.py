@@ -86,7 +86,7 @@ class RunPage:
 
 def run_page(run: FinishedRun, stores: Stores, *, rows: int, workspace: Path) -> RunPage:
     """Collect what the page shows of a run, the pictures of `rows` test images among it."""
-    split, ids = run.metrics.test_split, worst_first(run.quoted)
+    split, ids = run.metrics.test_split, worst_first(run.test_scores)
     store = stores.get(run.data.store) if rows else "they are made for the best runs only"
     shown, missing, sheet, no_images = [], [], None, ""  # type: list[ImageRow], list[MissingImage], Figure | None, str
     if isinstance(store, str):

@@ -53,7 +53,7 @@ class ComparableRuns:
 
     dataset: str
     classes: tuple[str, ...]
-    quoted: str
+    test_split: str
     runs: tuple[FinishedRun, ...]
 
     @property
@@ -65,7 +65,7 @@ class ComparableRuns:
     def splits(self) -> tuple[str, ...]:
         """The test splits that were scored, the quoted one first."""
         names = sorted({split for run in self.runs for split in run.metrics.splits}, key=natural_order)
-        return tuple(sorted(names, key=lambda name: name != self.quoted))
+        return tuple(sorted(names, key=lambda name: name != self.test_split))
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def section(group: ComparableRuns, stores: Stores, *, order: int, rows: Mapping[
                                                      for run in one.repeats.runs)]  # fmt: skip
     objects = (object_table(runs, split, title=title) for split in group.splits)
     confusions = (
-        confusion_table(one.run, group.quoted, name=f"confusion-{number}") for number, one in enumerate(systems, 1)
+        confusion_table(one.run, group.test_split, name=f"confusion-{number}") for number, one in enumerate(systems, 1)
     )
     rates_shown = any(sweep.axis == "lr" for sweep in swept)  # with the paper's own below
     return Section(
@@ -167,7 +167,7 @@ def section(group: ComparableRuns, stores: Stores, *, order: int, rows: Mapping[
         legend=Legend.of(runs[0].data),
         systems=tuple(systems_table(systems, split, title=title) for split in scored),
         side_by_side=_side_by_side(systems, stores, title, stem),
-        tissues=tissue_table(systems, group.quoted, title=title),
+        tissues=tissue_table(systems, group.test_split, title=title),
         results=tuple(results_table(runs, split, caption=_caption(group, split)) for split in group.splits),
         comparison=_comparison(group, stem),
         objects=tuple(table for table in objects if table is not None),
@@ -187,7 +187,7 @@ def section(group: ComparableRuns, stores: Stores, *, order: int, rows: Mapping[
 def summary(ranked: Sequence[FinishedRun], dataset: str) -> str:
     """Return the score of the best run on the quoted split and its worth; `ranked` has the highest Dice first."""
     best = ranked[0]
-    split, name = best.quoted, best.metrics.test_split
+    split, name = best.test_scores, best.metrics.test_split
     images = f"{split.images} image{'' if split.images == 1 else 's'}"
     where = f"the test images of {dataset}" if name == "test" else f"{name} of {dataset}"
     subject = (
@@ -241,7 +241,7 @@ def sweep_caption(sweep: Sweep, title: str) -> str:
     """Return the caption of a sweep's figure: images, number of seeds, meaning of mark, bar and dot."""
     first = sweep.runs[0]
     images = len(first.data.images.get("val", ()))
-    tested = " or ".join(str(n) for n in sorted({run.quoted.images for run in sweep.runs}))
+    tested = " or ".join(str(n) for n in sorted({run.test_scores.images for run in sweep.runs}))
     several = any(len(point.runs) > 1 for point in sweep.points)
     bars = (
         f"Large marks are means over seeds (n = {seeds_label(sweep.points)} for each value), bars ± one sample "
@@ -261,12 +261,12 @@ def sweep_caption(sweep: Sweep, title: str) -> str:
 
 
 def _caption(group: ComparableRuns, split: str) -> str:
-    quoted = " (the test split that results are quoted on)" if split == group.quoted else ""
+    quoted = " (the test split that results are quoted on)" if split == group.test_split else ""
     return f"Results on {split}, {group.title}{quoted}"
 
 
 def _key_scores(best: FinishedRun) -> tuple[tuple[str, str], ...]:
-    scores, constant = best.quoted.scores, best.quoted.constant
+    scores, constant = best.test_scores.scores, best.test_scores.constant
     values = (
         ("Dice", scores.dice), ("mIoU", scores.miou), ("accuracy", scores.accuracy), ("F1", scores.f1),
         (f"Dice of always predicting {constant.class_name}", constant.scores.dice),
@@ -275,20 +275,21 @@ def _key_scores(best: FinishedRun) -> tuple[tuple[str, str], ...]:
 
 
 def _comparison(group: ComparableRuns, stem: str) -> Figure:
-    data, constant = group.runs[0].data, group.runs[0].quoted.constant.scores.dice
+    data, constant = group.runs[0].data, group.runs[0].test_scores.constant.scores.dice
     colours = class_colours(data.classes, background=data.background, ignore=data.ignore)
     counted = [code for code in range(len(data.classes)) if code != data.ignore]
     lines = []
     for run in group.runs:
-        scores = run.quoted.scores
+        scores = run.test_scores.scores
         lines.append(DiceOfRun(run.name, scores.dice, tuple(scores.classes[code].dice for code in counted)))
     dice = _paper_dice(group.runs[0])
     png = figures.comparison(
         lines, [(data.classes[code], colours[code]) for code in counted], constant=constant,
-        paper=None if dice is None else ("PathSegDiff (paper)", dice), title=f"Dice on {group.quoted}, {group.title}",
+        paper=None if dice is None else ("PathSegDiff (paper)", dice),
+        title=f"Dice on {group.test_split}, {group.title}",
     )  # fmt: skip
     values = ", ".join(f"{line.name} {score(line.dice)}" for line in lines)
-    return Figure(f"comparison-{stem}.png", png, f"Dice of the runs on {group.quoted}: {values}")
+    return Figure(f"comparison-{stem}.png", png, f"Dice of the runs on {group.test_split}: {values}")
 
 
 def _side_by_side(systems: Sequence[System], stores: Stores, title: str, stem: str) -> Figure | None:
@@ -333,7 +334,7 @@ def _paper_dice(run: FinishedRun) -> float | None:
 
 
 def _against_constant(run: FinishedRun) -> str:
-    dice, constant = run.quoted.scores.dice, run.quoted.constant
+    dice, constant = run.test_scores.scores.dice, run.test_scores.constant
     if dice is None or constant.scores.dice is None:
         return f"no value for always predicting {constant.class_name}"
     gain = dice - constant.scores.dice
@@ -362,5 +363,5 @@ def _choice_note(ranked: Sequence[FinishedRun]) -> str:
     _, chosen = max(scored, key=lambda pair: pair[0])
     if chosen is ranked[0]:
         return f"{note}; validation Dice chooses the same run."
-    test_dice = score(chosen.quoted.scores.dice)
+    test_dice = score(chosen.test_scores.scores.dice)
     return f"{note}; validation Dice would choose {chosen.name}, with a test Dice of {test_dice}."

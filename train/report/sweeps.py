@@ -47,7 +47,7 @@ class Repeats:
     def scores(self, images: Images, metric: Metric) -> tuple[float | None, ...]:
         """Return one score per run: `val` at the epoch that was kept, `test` on the split that is quoted."""
         if images == "test":
-            return tuple(getattr(run.quoted.scores, metric) for run in self.runs)
+            return tuple(getattr(run.test_scores.scores, metric) for run in self.runs)
         return tuple(_validation_score(run, metric) for run in self.runs)
 
     def spread(self, images: Images, metric: Metric) -> Spread | None:

@@ -82,7 +82,7 @@ def find_systems(runs: Sequence[FinishedRun]) -> tuple[System, ...]:
 
 def _images_and_seeds(repeats: Repeats) -> tuple[int, int]:
     """Number of quoted test images, the same for all runs of the repeats, and of seeds."""
-    return repeats.runs[0].quoted.images, len(repeats.runs)
+    return repeats.runs[0].test_scores.images, len(repeats.runs)
 
 
 def _mean_validation_dice(repeats: Repeats) -> float:

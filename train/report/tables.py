@@ -262,10 +262,8 @@ def sweep_table(sweep: Sweep, *, name: str, title: str) -> Table:
     for point in sweep.points:
         value = value_label(sweep.axis, point.value)
         rows.append(Row("run", (value, _seeds(point), *_spreads(point, SWEEP_SCORES)), point is sweep.best))
-    constants = {
-        (run.quoted.constant.class_name, run.quoted.constant.scores.miou, run.quoted.constant.scores.dice): None
-        for run in sweep.runs
-    }
+    every_constant = [run.test_scores.constant for run in sweep.runs]
+    constants = {(one.class_name, one.scores.miou, one.scores.dice): None for one in every_constant}
     rows += [Row("constant", (f"always {name}", CONSTANT, *(None,) * 3, *scores)) for name, *scores in constants]
     notes = [f"{BEST_IS_MARKED}. All else equal: {sweep.fixed}."]
     if sweep.axis == "lr":

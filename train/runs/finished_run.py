@@ -50,7 +50,7 @@ class FinishedRun:
         return self.config.kind == "baseline"
 
     @property
-    def quoted(self) -> SplitScores:
+    def test_scores(self) -> SplitScores:
         """The scores of the test split that results are quoted on."""
         return self.metrics.splits[self.metrics.test_split]
 

@@ -39,22 +39,22 @@ class RunFolder:
 
     @property
     def weights(self) -> Path:
-        """Where the trained head belongs."""
+        """Path of the weights of the kept epoch."""
         return self.path / "head.safetensors"
 
     @property
     def last_weights(self) -> Path:
-        """Where those after the last epoch belong, once the run is finished."""
+        """Path of the weights after the last epoch, written when the run is finished."""
         return self.path / "head-last.safetensors"
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its end; what is there is then whole."""
+        """Whether the run is finished: metrics.json is written last."""
         return (self.path / "metrics.json").is_file()
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """For the time of training it. Raises ValueError when another process is at it."""
+    def lock(self) -> Iterator[None]:
+        """Lock the folder while it is trained. Raises ValueError when another process has locked it."""
         with folder_lock(self.path) as alone:
             if not alone:
                 raise ValueError(f"{self.path} is being trained by another process; wait until that has ended")

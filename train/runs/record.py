@@ -199,7 +199,7 @@ class Constant(msgspec.Struct, frozen=True):
     scores: Scores
 
 
-class ObjectRules(msgspec.Struct, frozen=True):
+class ObjectSplitScores(msgspec.Struct, frozen=True):
     """How predicted objects of a test split were counted, and the object scores of all its images.
 
     connectivity: `8` or `4`. min_object_px: predicted objects under so many px of the original image were dropped.
@@ -263,7 +263,7 @@ class SplitScores(msgspec.Struct, frozen=True, omit_defaults=True, dict=True):
     confusion: tuple[tuple[int, ...], ...]
     constant: Constant
     per_image: tuple[ImageScores, ...]
-    objects: ObjectRules | None = None
+    objects: ObjectSplitScores | None = None
 
     @cached_property
     def matrix(self) -> np.ndarray:

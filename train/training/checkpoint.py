@@ -17,7 +17,7 @@ from torch import nn
 from pathseg.store.features import FeatureStore
 from pathseg.store.runtime.atomic_files import write_atomic
 from pathseg.train.config import IMAGE, Config
-from pathseg.train.heads.pixel_ensemble import PixelEnsemble, PixelPool
+from pathseg.train.heads.pixel_ensemble import PixelBuffer, PixelEnsemble
 from pathseg.train.heads.registry import BASELINES, HEADS
 from pathseg.train.runs.folder import LAST, RunFolder
 
@@ -30,7 +30,7 @@ class TrainingState:
 
     class_weights: (K,) float32 of the loss, None for an unweighted one. epoch: finished epochs. best: validation Dice
     of best_epoch. seconds: spent in training steps. losses: of the steps of the current epoch. failure: why training
-    was given up. pool: pixels that a pixel ensemble has drawn but not yet trained on.
+    was given up. pixels: pixels that a pixel ensemble has drawn but not yet trained on.
     """
 
     settings: Config
@@ -44,7 +44,7 @@ class TrainingState:
     seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
     failure: str | None = None
-    pool: PixelPool = field(default_factory=PixelPool)
+    pixels: PixelBuffer = field(default_factory=PixelBuffer)
 
     @property
     def unfinished(self) -> bool:

@@ -12,12 +12,12 @@ import torch
 from pathseg.store.features import FeatureStore
 from pathseg.store.sampling import Sampling
 from pathseg.train.config import BaselineConfig, Config, HeadConfig
-from pathseg.train.data.augment import symmetry, turn, turn_features
-from pathseg.train.data.reader import Batch, FeatureReader, class_pixels, wanted_by
+from pathseg.train.data.augment import apply_symmetry, apply_symmetry_to_features, symmetry
+from pathseg.train.data.reader import Batch, FeatureReader, class_pixels, required_blocks
 from pathseg.train.data.splits import Splits, draw_views, split_images
 from pathseg.train.heads.baselines import VGG16FCN8, ResUNet, start_from_imagenet
 from pathseg.train.heads.inference import score
-from pathseg.train.heads.pixel_ensemble import BATCH_PX, PixelEnsemble, train_on_pool
+from pathseg.train.heads.pixel_ensemble import BATCH_PX, PixelEnsemble, train_on_buffer
 from pathseg.train.runs.folder import LAST, RunFolder
 from pathseg.train.runs.record import Epoch, Metrics, RunConfig, RunData, SplitScores
 from pathseg.train.training.checkpoint import (
@@ -64,8 +64,8 @@ def train_heads(
     shared = _shared_settings([settings for settings, _ in runs])
     splits = split_images(store, val_fraction=shared.val_fraction, seed=shared.split_seed, without=without)
     pixels = class_pixels(store, splits.train)  # (K,)
-    wanted = wanted_by([settings for settings, _ in runs])
-    reader = FeatureReader(store, wanted, device=torch.device(device), memory_bytes=memory_bytes)
+    required = required_blocks([settings for settings, _ in runs])
+    reader = FeatureReader(store, required, device=torch.device(device), memory_bytes=memory_bytes)
     states = [_prepare(store, settings, run, splits, pixels, torch.device(device)) for settings, run in runs]
 
     for epoch in range(1, max(settings.epochs for settings, _ in runs) + 1):
@@ -216,8 +216,8 @@ def _train_step(state: TrainingState, batch: Batch, store: FeatureStore, *, epoc
     features, masks = batch.features[settings.t], batch.masks
     if settings.augment == "flips":
         number = symmetry(grid, seed=settings.seed, epoch=epoch, step=step)
-        features = turn_features({b: features[b] for b in settings.blocks}, grid, number)
-        masks = turn(masks, number)
+        features = apply_symmetry_to_features({b: features[b] for b in settings.blocks}, grid, number)
+        masks = apply_symmetry(masks, number)
     state.head.train()
     with seeded(masks.device, seed_of([settings.seed, epoch, step])):  # dropout of the baselines
         scores = score(state.head, features, grid, blocks=settings.blocks, precision=settings.precision)  # (N, K, H, W)
@@ -237,16 +237,17 @@ def _pixel_step(state: TrainingState, batch: Batch, store: FeatureStore, *, epoc
     assert isinstance(settings, HeadConfig)
     own = {block: batch.features[settings.t][block] for block in settings.blocks}
     seed = [settings.seed, epoch, step]
-    state.pool.draw(own, batch.masks, store.contents.grid, count=settings.pixels, ignore=store.ignore, seed=seed)
-    if state.pool.full:
-        _train_on_pool(state, epoch)
+    state.pixels.draw(own, batch.masks, store.contents.grid, count=settings.pixels, ignore=store.ignore, seed=seed)
+    if state.pixels.full:
+        _train_on_buffer(state, epoch)
 
 
-def _train_on_pool(state: TrainingState, epoch: int) -> None:
+def _train_on_buffer(state: TrainingState, epoch: int) -> None:
     """Take the steps of a pixel ensemble on the pixels drawn so far."""
     assert isinstance(state.head, PixelEnsemble)
     seed = [state.settings.seed, epoch, len(state.losses)]
-    losses = train_on_pool(state.pool, state.head, state.optimizer, epoch=epoch, weights=state.class_weights, seed=seed)
+    weights = state.class_weights
+    losses = train_on_buffer(state.pixels, state.head, state.optimizer, epoch=epoch, weights=weights, seed=seed)
     state.losses += losses
     if losses and not np.isfinite(losses[-1]):
         state.failure = _diverged(losses[-1], epoch)
@@ -254,8 +255,8 @@ def _train_on_pool(state: TrainingState, epoch: int) -> None:
 
 def _finish_pixel_epoch(state: TrainingState, epoch: int) -> None:
     """Train a pixel ensemble on the pixels that are left at the end of an epoch."""
-    if len(state.pool):
-        _train_on_pool(state, epoch)
+    if len(state.pixels):
+        _train_on_buffer(state, epoch)
     if not state.losses:
         state.failure = f"fewer than {BATCH_PX} pixels of the training images count; extract more images"
 

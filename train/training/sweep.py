@@ -21,10 +21,10 @@ from pathseg.store.runtime.device import device as resolve_device
 from pathseg.store.runtime.workspace import heads_path
 from pathseg.train.config import BaselineConfig, Config, HeadConfig
 from pathseg.train.data.memory import KEEP_SHARE, free_memory
-from pathseg.train.data.reader import image_bytes, keep_capacity, wanted_by
+from pathseg.train.data.reader import image_bytes, keep_capacity, required_blocks
 from pathseg.train.data.splits import incomplete_images, require_stored, split_images
 from pathseg.train.heads.baselines import choose_weights
-from pathseg.train.heads.pixel_ensemble import PixelEnsemble, pool_bytes
+from pathseg.train.heads.pixel_ensemble import PixelEnsemble, buffer_bytes
 from pathseg.train.runs.finished_run import FinishedRun
 from pathseg.train.runs.folder import MAX_NAME_BYTES, RunFolder
 from pathseg.train.training.checkpoint import build_head
@@ -94,7 +94,7 @@ def train(
     Raises ValueError for settings that cannot be trained together or a folder that holds a run of other settings,
     Incomplete when the store lacks features, ClusterError when the workers cannot train.
     """
-    configs = [settle(config)[0] for config in configs]
+    configs = [resolve_weights(config)[0] for config in configs]
     plan = plan_sweep(store, run_folders(store, configs, heads_path(Path(workspace)), name=name), complete_only)
     return train_plan(plan, device=device, memory_bytes=memory_bytes, scheduler=scheduler, on_epoch=on_epoch)
 
@@ -135,8 +135,10 @@ def expand_baselines(
     return [BaselineConfig(lr=rate, seed=s, **settings) for rate, s in product(lr, seed)]
 
 
-def settle(config: Config) -> tuple[Config, str | None]:
-    """Settle which weights a baseline starts from where that is `auto`; returns a line that says so as well.
+def resolve_weights(config: Config) -> tuple[Config, str | None]:
+    """Replace the initial weights `auto` of a baseline by those that are available; also return a line that names them.
+
+    A head comes back unchanged, with None.
 
     Raises FileNotFoundError where ImageNet weights are required and not available.
     """
@@ -177,12 +179,12 @@ def plan_sweep(store: FeatureStore, runs: Runs, complete_only: bool = False) -> 
     Incomplete when the store lacks features of some images and complete_only is False.
     """
     configs = [config for config, _ in runs]
-    lacking = cache(lambda: incomplete(store, configs, allowed=True))
+    lacking = cache(lambda: incomplete_images_of(store, configs, allowed=True))
     unfinished = tuple((config, run) for config, run in runs if not is_finished(store, config, run, without=lacking))
     for _, run in runs:
         if run.path.is_dir():
             run.remove_leftovers()
-    left_out = incomplete(store, configs, allowed=complete_only) if unfinished else frozenset()
+    left_out = incomplete_images_of(store, configs, allowed=complete_only) if unfinished else frozenset()
     return SweepPlan(store, tuple(runs), unfinished, left_out)
 
 
@@ -210,7 +212,7 @@ def is_finished(store: FeatureStore, config: Config, run: RunFolder, *, without:
     return run.has_intact_weights(finished.metrics)
 
 
-def incomplete(store: FeatureStore, configs: Sequence[Config], *, allowed: bool) -> frozenset[int]:
+def incomplete_images_of(store: FeatureStore, configs: Sequence[Config], *, allowed: bool) -> frozenset[int]:
     """Return the indices of images that lack features of any of these heads.
 
     Raises Incomplete when there are such images and `allowed` is False.
@@ -264,7 +266,7 @@ def train_in_passes(
     for group in passes(store, runs, device=torch.device(device)):
         with ExitStack() as locks:
             for _, run in group:
-                locks.enter_context(run.held())
+                locks.enter_context(run.lock())
             # another process may have finished some of them before they were locked
             left = [(c, run) for c, run in group if not is_finished(store, c, run, without=lambda: without)]
             if left:
@@ -315,7 +317,7 @@ def head_bytes(store: FeatureStore, config: Config) -> int:
     if not isinstance(head, PixelEnsemble) or isinstance(config, BaselineConfig):
         return weights
     itemsize, drawn = np.dtype(store.contents.key.dtype).itemsize, config.pixels * config.batch_size
-    return weights + pool_bytes(sum(head.channels.values()), itemsize, drawn=drawn)
+    return weights + buffer_bytes(sum(head.channels.values()), itemsize, drawn=drawn)
 
 
 def describe_plan(
@@ -338,7 +340,8 @@ def describe_plan(
     line = f"{heads} in {len(groups)} pass{'es' * (len(groups) > 1)} over the store, {complete}"
     if not images:
         return line
-    largest = max(([config for config, _ in group] for group in groups), key=lambda g: image_bytes(store, wanted_by(g)))
+    configs = [[config for config, _ in group] for group in groups]
+    largest = max(configs, key=lambda own: image_bytes(store, required_blocks(own)))
     kept = describe_kept(store, largest, images, device=target, memory_bytes=memory_bytes)
     return f"{line}; {'in the largest pass ' if len(groups) > 1 else ''}{kept}"
 
@@ -347,7 +350,7 @@ def describe_kept(
     store: FeatureStore, configs: Sequence[Config], images: int, *, device: torch.device, memory_bytes: int | None
 ) -> str:
     """Say how much of what heads read together stays in memory, of so many images, by the FeatureReader's own rule."""
-    wanted = wanted_by(configs)
+    wanted = required_blocks(configs)
     phrases, left, one = [], images, image_bytes(store, wanted)
     for memory, capacity in keep_capacity(store, wanted, device=device, memory_bytes=memory_bytes).items():
         kept = min(left, capacity)

@@ -14,7 +14,7 @@ LUMEN_MIN_PX = 30  # a smaller opening is a fleck of the noise, not a lumen
 
 
 @dataclass(frozen=True)
-class Habit:
+class GlandStyle:
     """How the tissue of one image grows, each from 0 to 1.
 
     atypia: from round glands with one row of nuclei to irregular ones with dark, stacked nuclei. goblets:
@@ -28,8 +28,8 @@ class Habit:
     inflammation: float
 
     @classmethod
-    def draw(cls, rng: np.random.Generator) -> Habit:
-        """A random habit; mucin is lost as atypia grows, as it is in colon."""
+    def draw(cls, rng: np.random.Generator) -> GlandStyle:
+        """A random style; mucin is lost as atypia grows, as it is in colon."""
         atypia = float(rng.beta(0.8, 0.8))
         goblets = float(rng.uniform(0.2, 1.0) * max(0.0, 1.0 - 1.6 * atypia))
         return cls(atypia, goblets, float(rng.beta(1.5, 2.0)), float(rng.beta(1.3, 1.8)))
@@ -61,24 +61,24 @@ def smooth_noise(rng: np.random.Generator, side: int, *, scale: float) -> np.nda
     return (fine - fine.mean()) / (fine.std() + 1e-6)
 
 
-def grow_glands(rng: np.random.Generator, side: int, *, habit: Habit) -> Anatomy:
+def grow_glands(rng: np.random.Generator, side: int, *, style: GlandStyle) -> Anatomy:
     """Lay out glands on a square of `side` px: their outlines, then what follows from their distance."""
-    glands = _whole(_warp(rng, _place(rng, side, habit), habit))
+    glands = _whole(_warp(rng, _place(rng, side, style), style))
     inside = glands > 0
     depth = ndimage.distance_transform_edt(inside).astype(np.float32)
     gap = ndimage.distance_transform_edt(~inside).astype(np.float32)
-    wall = _walls(rng, glands, habit)
+    wall = _walls(rng, glands, style)
     lumen = _open_lumens(inside & (depth > wall))
     slope = np.stack(np.gradient(ndimage.gaussian_filter(depth - gap, 3.0)))  # (2, S, S)
     inward = (slope / (np.hypot(*slope) + 1e-6)).astype(np.float32)
     return Anatomy(glands, lumen, depth, gap, wall, inward)
 
 
-def _place(rng: np.random.Generator, side: int, habit: Habit) -> np.ndarray:
+def _place(rng: np.random.Generator, side: int, style: GlandStyle) -> np.ndarray:
     """(side, side) uint16 ids of tubes cut at all angles: across (discs), obliquely (ovals), lengthwise."""
     glands = np.zeros((side, side), np.uint16)
-    crowding = rng.uniform(4, 22) * (1.0 - 0.5 * habit.atypia)  # px of stroma between neighbours
-    size = rng.uniform(34, 48) + 14 * habit.atypia  # mean radius of a tube in px
+    crowding = rng.uniform(4, 22) * (1.0 - 0.5 * style.atypia)  # px of stroma between neighbours
+    size = rng.uniform(34, 48) + 14 * style.atypia  # mean radius of a tube in px
     tilt, spread = rng.uniform(0, np.pi), rng.uniform(0.2, 1.2)  # crypts of one region are roughly parallel
     lengthwise = rng.beta(0.7, 1.0)
     number = 0
@@ -116,11 +116,11 @@ def _tube(side: int, spine: np.ndarray, radius: float) -> Image.Image:
     return mask
 
 
-def _warp(rng: np.random.Generator, glands: np.ndarray, habit: Habit) -> np.ndarray:
+def _warp(rng: np.random.Generator, glands: np.ndarray, style: GlandStyle) -> np.ndarray:
     """Push the outlines about: slow bulges, and with atypia buds and folds."""
     side = len(glands)
     source = np.indices(glands.shape, dtype=np.float32)  # (2, S, S): the pixel that each pixel comes from
-    for scale, reach in ((70, 9 + 9 * habit.atypia), (28, 1.5 + 4 * habit.atypia), (9, 0.7)):
+    for scale, reach in ((70, 9 + 9 * style.atypia), (28, 1.5 + 4 * style.atypia), (9, 0.7)):
         source += reach * np.stack([smooth_noise(rng, side, scale=scale) for _ in range(2)])
     rows, cols = np.clip(np.rint(source), 0, side - 1).astype(np.intp)
     return glands[rows, cols]
@@ -142,13 +142,13 @@ def _whole(glands: np.ndarray) -> np.ndarray:
     return whole
 
 
-def _walls(rng: np.random.Generator, glands: np.ndarray, habit: Habit) -> np.ndarray:
+def _walls(rng: np.random.Generator, glands: np.ndarray, style: GlandStyle) -> np.ndarray:
     """(S, S) float32 thickness of the epithelium: it varies by gland and slowly over the image, with a ragged edge."""
     side = len(glands)
-    usual = 28 + 11 * habit.atypia + 9 * habit.goblets
+    usual = 28 + 11 * style.atypia + 9 * style.goblets
     each = rng.uniform(0.75, 1.3, int(glands.max()) + 1).astype(np.float32)
     slow = 1 + 0.13 * smooth_noise(rng, side, scale=45)
-    ragged = (1.2 + 2.2 * habit.atypia) * smooth_noise(rng, side, scale=11) + 0.8 * smooth_noise(rng, side, scale=5)
+    ragged = (1.2 + 2.2 * style.atypia) * smooth_noise(rng, side, scale=11) + 0.8 * smooth_noise(rng, side, scale=5)
     return np.asarray(usual * each[glands] * slow + ragged, np.float32)
 
 

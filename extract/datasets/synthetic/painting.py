@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from pathseg.extract.datasets.synthetic.anatomy import MARGIN_PX, Anatomy, Habit, grow_glands, smooth_noise
+from pathseg.extract.datasets.synthetic.anatomy import MARGIN_PX, Anatomy, GlandStyle, grow_glands, smooth_noise
 
 # Optical density of hematoxylin and eosin in red, green, blue in two laboratories; a slide lies between them.
 STAINS = (
@@ -31,8 +31,8 @@ class Tissue:
     lumen: np.ndarray
 
 
-class Sheet:
-    """A grey sheet as large as the tissue that cells are drawn on, one over another."""
+class StainField:
+    """A grey image of the tissue's size on which cells are drawn, one over another."""
 
     def __init__(self, side: int, rng: np.random.Generator) -> None:
         self._grey = Image.new("L", (side * INK_SCALE, side * INK_SCALE))
@@ -64,14 +64,14 @@ class Sheet:
 
 def draw_tissue(rng: np.random.Generator, side: int) -> Tissue:
     """One piece of H&E-like tissue of `side` px at 0.5 um/px; all that is random comes from `rng`."""
-    habit = Habit.draw(rng)
-    anatomy = grow_glands(rng, side + 2 * MARGIN_PX, habit=habit)
+    style = GlandStyle.draw(rng)
+    anatomy = grow_glands(rng, side + 2 * MARGIN_PX, style=style)
     fibres = _fibres(rng, anatomy)
-    stains = _ground(rng, anatomy, habit, fibres)  # (2, S, S) float32: hematoxylin, eosin
+    stains = _ground(rng, anatomy, style, fibres)  # (2, S, S) float32: hematoxylin, eosin
     _fill_lumens(rng, stains, anatomy)
-    _add_mucin(rng, stains, anatomy, habit)
+    _add_mucin(rng, stains, anatomy, style)
     _add_blood(rng, stains, anatomy)
-    _add_nuclei(rng, stains, anatomy, habit, fibres)
+    _add_nuclei(rng, stains, anatomy, style, fibres)
     cut = slice(MARGIN_PX, MARGIN_PX + side)
     kept, glands = np.unique(anatomy.glands[cut, cut], return_inverse=True)
     if kept[0] > 0:
@@ -92,21 +92,21 @@ def _fibres(rng: np.random.Generator, anatomy: Anatomy) -> np.ndarray:
     return np.stack([np.sin(angle), np.cos(angle)]).astype(np.float32)
 
 
-def _ground(rng: np.random.Generator, anatomy: Anatomy, habit: Habit, fibres: np.ndarray) -> np.ndarray:
+def _ground(rng: np.random.Generator, anatomy: Anatomy, style: GlandStyle, fibres: np.ndarray) -> np.ndarray:
     """(2, S, S) float32: cytoplasm with its streaks, collagen with its fibres and clefts."""
     side, inside = len(anatomy.glands), anatomy.glands > 0
     grain = _combed(rng, np.where(inside, anatomy.inward, fibres))
     patchy = smooth_noise(rng, side, scale=60)
     apical = np.clip(anatomy.depth / anatomy.wall, 0, 1)
-    cell_h = 0.36 - 0.16 * apical + 0.16 * habit.atypia + 0.06 * grain + 0.03 * patchy
+    cell_h = 0.36 - 0.16 * apical + 0.16 * style.atypia + 0.06 * grain + 0.03 * patchy
     cell_e = 0.38 + 0.10 * apical + 0.07 * grain + 0.05 * patchy
     loose = 0.62 * grain + 0.55 * smooth_noise(rng, side, scale=38) + 0.3 * smooth_noise(rng, side, scale=9)
-    cleft = _step(loose - 1.9 + 2.3 * habit.looseness, 0.25)
+    cleft = _step(loose - 1.9 + 2.3 * style.looseness, 0.25)
     peeled = smooth_noise(rng, side, scale=50) + 0.35 * smooth_noise(rng, side, scale=8) - 0.5  # shrunk off the gland
     cleft = np.maximum(cleft, _step(1.5 + 3.5 * peeled - anatomy.gap, 1.0))
     membrane = np.exp(-((anatomy.gap - 2.0) ** 2) / 3.0)
     stroma_h = (0.10 + 0.05 * grain + 0.04 * patchy) * (1 - 0.9 * cleft)
-    stroma_e = 0.50 - 0.22 * habit.looseness + 0.17 * grain + 0.10 * patchy + 0.12 * membrane
+    stroma_e = 0.50 - 0.22 * style.looseness + 0.17 * grain + 0.10 * patchy + 0.12 * membrane
     stroma_e = stroma_e * (1 - 0.93 * cleft)
     stains = np.stack([np.where(inside, cell_h, stroma_h), np.where(inside, cell_e, stroma_e)])
     return np.clip(stains, 0.0, None).astype(np.float32)
@@ -158,18 +158,18 @@ def _scatter(rng: np.random.Generator, chance: np.ndarray, spacing: int) -> np.n
     return np.array(kept, np.intp).reshape(-1, 2)
 
 
-def _add_mucin(rng: np.random.Generator, stains: np.ndarray, anatomy: Anatomy, habit: Habit) -> None:
+def _add_mucin(rng: np.random.Generator, stains: np.ndarray, anatomy: Anatomy, style: GlandStyle) -> None:
     """Goblet cells: pale ovals between the nuclei and the lumen, pointing to it."""
     side = len(anatomy.glands)
     body = (anatomy.glands > 0) & ~anatomy.lumen
-    rich = smooth_noise(rng, side, scale=40) < 4.0 * habit.goblets - 2.0
-    zone = body & rich & (anatomy.depth > 17 + 6 * habit.atypia)
+    rich = smooth_noise(rng, side, scale=40) < 4.0 * style.goblets - 2.0
+    zone = body & rich & (anatomy.depth > 17 + 6 * style.atypia)
     centres = _scatter(rng, zone * 0.3, 12)
     axes = rng.uniform((6.5, 4.5), (11.0, 6.5), (len(centres), 2))
-    sheet = Sheet(side, rng)
+    field = StainField(side, rng)
     along = anatomy.inward[:, centres[:, 0], centres[:, 1]].T
-    sheet.ovals(centres, along, axes=axes, shade=rng.uniform(190, 255, len(centres)))
-    pale = ndimage.gaussian_filter(sheet.read(), 0.7) * body
+    field.ovals(centres, along, axes=axes, shade=rng.uniform(190, 255, len(centres)))
+    pale = ndimage.gaussian_filter(field.read(), 0.7) * body
     stains *= 1 - 0.88 * pale
     stains[0] += 0.05 * pale * (1 + 0.6 * smooth_noise(rng, side, scale=3))
 
@@ -180,23 +180,23 @@ def _add_blood(rng: np.random.Generator, stains: np.ndarray, anatomy: Anatomy) -
     vessels = (smooth_noise(rng, side, scale=30) > 2.1) & (anatomy.gap > 5)
     centres = _scatter(rng, vessels * 0.2, 9)
     axes = rng.uniform(4.5, 6.0, (len(centres), 1)).repeat(2, 1)
-    sheet = Sheet(side, rng)
-    sheet.ovals(centres, np.ones((len(centres), 2)), axes=axes, shade=rng.uniform(150, 255, len(centres)))
-    red = sheet.read() * (anatomy.glands == 0)
+    field = StainField(side, rng)
+    field.ovals(centres, np.ones((len(centres), 2)), axes=axes, shade=rng.uniform(150, 255, len(centres)))
+    red = field.read() * (anatomy.glands == 0)
     stains[0] *= 1 - red
     stains[1] += red * (0.95 - stains[1])
 
 
 def _add_nuclei(
-    rng: np.random.Generator, stains: np.ndarray, anatomy: Anatomy, habit: Habit, fibres: np.ndarray
+    rng: np.random.Generator, stains: np.ndarray, anatomy: Anatomy, style: GlandStyle, fibres: np.ndarray
 ) -> None:
-    """All nuclei on one sheet, then into the stains with a darker rim and grains of chromatin."""
+    """All nuclei on one stain field, then into the stains with a darker rim and grains of chromatin."""
     side = len(anatomy.glands)
-    sheet = Sheet(side, rng)
-    _draw_spindles(rng, sheet, anatomy, fibres)
-    _draw_round_cells(rng, sheet, anatomy, habit)
-    _draw_palisade(rng, sheet, anatomy, habit)
-    shade = sheet.read()
+    field = StainField(side, rng)
+    _draw_spindles(rng, field, anatomy, fibres)
+    _draw_round_cells(rng, field, anatomy, style)
+    _draw_palisade(rng, field, anatomy, style)
+    shade = field.read()
     cover = np.clip(shade * 3, 0, 1)
     rim = cover - ndimage.gaussian_filter(cover, 1.6)
     chromatin = 1 + 0.24 * smooth_noise(rng, side, scale=2.6) + 0.9 * rim
@@ -205,38 +205,38 @@ def _add_nuclei(
     np.clip(stains, 0.0, None, out=stains)
 
 
-def _draw_spindles(rng: np.random.Generator, sheet: Sheet, anatomy: Anatomy, fibres: np.ndarray) -> None:
+def _draw_spindles(rng: np.random.Generator, field: StainField, anatomy: Anatomy, fibres: np.ndarray) -> None:
     """Fibroblasts: thin nuclei along the fibres."""
     crowd = np.clip(0.004 + 0.004 * smooth_noise(rng, len(fibres[0]), scale=40), 0.0004, None)
     centres = _scatter(rng, (anatomy.gap > 3) * crowd, int(rng.integers(11, 18)))
     count = len(centres)
     along = fibres[:, centres[:, 0], centres[:, 1]].T + rng.normal(0, 0.15, (count, 2))
     axes = rng.uniform((5.0, 1.5), (10.0, 2.8), (count, 2))
-    sheet.ovals(centres, along, axes=axes, shade=rng.normal(155, 28, count))
+    field.ovals(centres, along, axes=axes, shade=rng.normal(155, 28, count))
 
 
-def _draw_round_cells(rng: np.random.Generator, sheet: Sheet, anatomy: Anatomy, habit: Habit) -> None:
+def _draw_round_cells(rng: np.random.Generator, field: StainField, anatomy: Anatomy, style: GlandStyle) -> None:
     """Lymphocytes and plasma cells: small, round, dark, in crowds."""
-    crowd = smooth_noise(rng, len(anatomy.glands), scale=55) + 2.2 * habit.inflammation
+    crowd = smooth_noise(rng, len(anatomy.glands), scale=55) + 2.2 * style.inflammation
     centres = _scatter(rng, (anatomy.gap > 4) * np.clip(0.02 * crowd - 0.024, 0.0006, None), 9)
     count = len(centres)
     axes = rng.uniform(3.4, 5.0, (count, 1)) * np.array([[1.08, 0.95]])
-    sheet.ovals(centres, rng.standard_normal((count, 2)), axes=axes, shade=rng.normal(190, 28, count))
+    field.ovals(centres, rng.standard_normal((count, 2)), axes=axes, shade=rng.normal(190, 28, count))
 
 
-def _draw_palisade(rng: np.random.Generator, sheet: Sheet, anatomy: Anatomy, habit: Habit) -> None:
+def _draw_palisade(rng: np.random.Generator, field: StainField, anatomy: Anatomy, style: GlandStyle) -> None:
     """Epithelial nuclei: a row near the outer edge, pointing inward; with atypia more rows, larger cells."""
     sway = 2.0 * smooth_noise(rng, len(anatomy.glands), scale=9)
     body = (anatomy.glands > 0) & ~anatomy.lumen & (anatomy.depth < 0.74 * anatomy.wall)
-    length, width = 6.4 + 2.0 * habit.atypia, 3.3 + 0.7 * habit.atypia
-    for row in range(1 + round(2.4 * habit.atypia + rng.uniform(-0.3, 0.5))):
+    length, width = 6.4 + 2.0 * style.atypia, 3.3 + 0.7 * style.atypia
+    for row in range(1 + round(2.4 * style.atypia + rng.uniform(-0.3, 0.5))):
         level = length + 2 + row * 1.25 * length + sway
         zone = body & (np.abs(anatomy.depth - level) < 1.3)
         centres = _scatter(rng, zone * (0.75 if row == 0 else 0.45), round(2 * width - 1))
         count = len(centres)
         along = anatomy.inward[:, centres[:, 0], centres[:, 1]].T + rng.normal(0, 0.16, (count, 2))
         axes = np.array([length, width]) * rng.uniform((0.75, 0.8), (1.25, 1.2), (count, 2))
-        sheet.ovals(centres, along, axes=axes, shade=rng.normal(148 + 20 * habit.atypia, 24, count))
+        field.ovals(centres, along, axes=axes, shade=rng.normal(148 + 20 * style.atypia, 24, count))
 
 
 def _scan(rng: np.random.Generator, stains: np.ndarray) -> np.ndarray:

@@ -40,7 +40,7 @@ def test_the_official_masks_are_cut_at_half_their_size(tmp_path):
     files, problems = bcss._pair_files(tmp_path, "images", DatasetOptions())
     # 2467x3394 px are 1233x1697 px of 0.5 um: rows from 0 and 433, columns from 0, 600 and 897
     assert not problems
-    assert len(list(bcss._patches(files["TCGA-A1-A0SK-DX1_xmin45749_ymin25055_MPP-0.2500"], 600))) == 2 * 3
+    assert len(list(bcss._tiles(files["TCGA-A1-A0SK-DX1_xmin45749_ymin25055_MPP-0.2500"], 600))) == 2 * 3
 
 
 @pytest.mark.parametrize("institute", ["OL", "LL", "E2", "EW", "GM", "S3"])
@@ -76,7 +76,7 @@ def test_training_on_nothing_is_refused(drawn_regions):
 
 def test_a_training_patch_has_its_views_and_any_other_its_centre(drawn_regions):
     dataset = listed(drawn_regions, views=3, val_institutes=("BH",))
-    # 1700 px at 0.25 um/px are 850 px at 0.5, so one patch at 0 and one flush with the edge at 50
+    # 1700 px at 0.25 um/px are 850 px at 0.5, so one tile at 0 and one flush with the edge at 50
     assert ids(dataset, TRAIN) == [f"y0000_x{x:04d}_v{view}" for x in (0, 50) for view in range(3)]
     assert ids(dataset, VAL) == ids(dataset, TEST) == ["y0000_x0000_v0"]
 
@@ -90,7 +90,7 @@ def test_samples_say_their_region_patch_and_view(drawn_regions):
 def test_the_centre_is_what_lies_in_the_middle_of_the_patch(drawn_regions):
     dataset = listed(drawn_regions)
     pixels = dataset.load(next(sample for sample in dataset.samples if sample.group.endswith("x0050")))
-    # every 2x2 px of the files are alike, so one of them is their mean; the patch starts at 50, its centre 16 further
+    # every 2x2 px of the files are alike, so one of them is their mean; the tile starts at 50, its centre 16 further
     whole = read_image(drawn_regions / "images" / f"{TRAIN}.png")[::2, ::2]
     assert np.array_equal(pixels.image, whole[16:784, 66:834])
     raw = read_mask(drawn_regions / "masks" / f"{TRAIN}.png")[::2, ::2][16:784, 66:834]
@@ -122,7 +122,7 @@ def test_a_region_below_800_px_is_filled_up_and_what_is_added_ignored(drawn_regi
 
 def test_patches_that_are_hardly_annotated_are_dropped(bcss_root):
     mask = np.zeros((1600, 1700), np.uint8)
-    mask[:, 1600:] = 1  # 50 of 800 columns: nothing of the patch at 0, 6 % of the one at 50
+    mask[:, 1600:] = 1  # 50 of 800 columns: nothing of the tile at 0, 6 % of the one at 50
     mask[:128, :] = 1  # 8 %, so 92 % and 86.5 % are ignored
     Image.fromarray(mask).save(bcss_root / "masks" / f"{TRAIN}.png")
     assert ids(listed(bcss_root, views=1), TRAIN) == ["y0000_x0050_v0"]
@@ -209,7 +209,7 @@ def test_regions_are_never_enlarged(drawn_regions):
         listed(drawn_regions, target_mpp=0.2)
 
 
-def test_a_region_is_decoded_once_for_all_its_patches(drawn_regions, monkeypatch):
+def test_a_region_is_decoded_once_for_all_its_tiles(drawn_regions, monkeypatch):
     read = []
     monkeypatch.setattr(bcss, "decoded_image", lambda path: read.append(path.stem) or decoded_image(path))
     dataset = listed(drawn_regions, views=2)
@@ -283,13 +283,13 @@ def test_a_split_without_a_patch_is_refused_in_a_line(bcss_root, names, splits):
     with pytest.raises(DatasetError) as caught:
         listed(bcss_root, val_institutes=("BH",))
     for line, split in zip(caught.value.problems, splits, strict=True):
-        assert line.startswith(f"every patch of the {split} regions (1) is above 90% ignored")
+        assert line.startswith(f"every tile of the {split} regions (1) is above 90% ignored")
         assert "check the masks and --mpp" in line
 
 
 def test_a_scale_that_leaves_no_patch_is_refused(drawn_regions):
-    # 1600x1700 px of 0.05 um are 80x85 px of 1 um: a hundredth of a patch, the rest is filled up
-    with pytest.raises(DatasetError, match="every patch of the train regions"):
+    # 1600x1700 px of 0.05 um are 80x85 px of 1 um: a hundredth of a tile, the rest is filled up
+    with pytest.raises(DatasetError, match="every tile of the train regions"):
         listed(drawn_regions, mpp=0.05, target_mpp=1.0)
 
 
@@ -298,12 +298,12 @@ def test_a_name_with_a_scale_that_no_scan_has_is_named(bcss_root, stated):
     for kind in ("images", "masks"):
         path = bcss_root / kind / f"{TRAIN}.png"
         path.rename(path.with_name(path.name.replace("0.2500", stated)))
-    with pytest.raises(DatasetError, match=rf"MPP-{stated}.png: the name states .* scans have 0.05 to 5; pass --mpp"):
+    with pytest.raises(DatasetError, match=rf"MPP-{stated}.png: the name states .* scans have 0.05 to 10; pass --mpp"):
         listed(bcss_root)
 
 
 def test_what_was_left_out_is_counted(bcss_root):
     assert listed(bcss_root).left_out == ""
     unannotate(bcss_root, VAL)
-    # four patches: two of the first region, one each of the others
-    assert listed(bcss_root).left_out == ("1 of 4 patches, which are above 90% ignored; 1 of 3 regions have no other")
+    # four tiles: two of the first region, one each of the others
+    assert listed(bcss_root).left_out == ("1 of 4 tiles, which are above 90% ignored; 1 of 3 regions have no other")

@@ -25,7 +25,7 @@ def extract(root, workspace, *more):
 
 @pytest.fixture(scope="module")
 def workspace(drawn_regions, tmp_path_factory):
-    """Extracted, a head trained, the report made: two training patches of two views, a validation and a test patch."""
+    """Extracted, a head trained, the report made: two training tiles of two views, a validation and a test tile."""
     folder = tmp_path_factory.mktemp("work")
     head = ("--blocks", 4, "--head", "linear", "--epochs", 2, "--class-weights", "balanced", "--name", "one")
     for result in (
@@ -66,7 +66,7 @@ def test_masks_without_annotation_are_refused_before_anything_is_written(bcss_ro
     for path in (bcss_root / "masks").glob("*.png"):
         unannotate(path)
     refused = extract(bcss_root, tmp_path / "work")
-    assert refused.exit_code == 1 and "every patch of the test regions (1) is above 90% ignored" in refused.output
+    assert refused.exit_code == 1 and "every tile of the test regions (1) is above 90% ignored" in refused.output
     assert not (tmp_path / "work").exists()
 
 
@@ -75,7 +75,7 @@ def test_the_plan_says_what_is_left_out(drawn_regions, bcss_root, tmp_path):
     unannotate(next((bcss_root / "masks").glob("TCGA-BH-*.png")))
     part = extract(bcss_root, tmp_path / "work", "--dry-run", "--val-institutes", "")
     assert part.exit_code == 0, part.output
-    assert "left out  1 of 4 patches, which are above 90% ignored" in part.output and "left out" not in whole.output
+    assert "left out  1 of 4 tiles, which are above 90% ignored" in part.output and "left out" not in whole.output
 
 
 def test_extracting_again_has_nothing_to_do(workspace, drawn_regions):

@@ -7,10 +7,10 @@ from PIL import Image
 
 from pathseg.extract.datasets.bcss_regions import (
     RegionReader,
-    pad_to_patch,
-    patch_starts,
+    pad_to_tile,
     shrink_image,
     shrink_mask,
+    tile_starts,
     view_offset,
 )
 
@@ -28,19 +28,19 @@ from pathseg.extract.datasets.bcss_regions import (
     ],
 )
 def test_patches_cover_a_side_and_the_last_is_flush_with_the_edge(length, stride, starts):
-    assert patch_starts(length, stride) == starts
+    assert tile_starts(length, stride) == starts
 
 
 @pytest.mark.parametrize("length", [1568, 1569, 2000, 4001])
 def test_centre_views_at_the_largest_stride_leave_no_gap_but_the_outer_16_px(length):
     seen = np.zeros(length, bool)
-    for start in patch_starts(length, 768):
+    for start in tile_starts(length, 768):
         seen[start + 16 : start + 16 + 768] = True
     assert seen[16:-16].all() and not seen[:16].any() and not seen[-16:].any()
 
 
 def test_the_first_view_is_the_centre():
-    assert view_offset("patch", 0, seed=7) == (16, 16)  # (800 - 768) / 2
+    assert view_offset("tile", 0, seed=7) == (16, 16)  # (800 - 768) / 2
 
 
 def test_a_drawn_view_is_that_of_the_rule():
@@ -117,7 +117,7 @@ def test_a_factor_of_one_changes_nothing(shrink):
 
 def test_a_small_region_is_mirrored_and_what_is_added_ignored():
     image, mask = np.arange(790 * 810, dtype=np.uint8).reshape(790, 810), np.zeros((790, 810), np.uint8)
-    filled, codes = pad_to_patch(image[..., None], mirrored=True)[..., 0], pad_to_patch(mask, mirrored=False)
+    filled, codes = pad_to_tile(image[..., None], mirrored=True)[..., 0], pad_to_tile(mask, mirrored=False)
     assert filled.shape == codes.shape == (800, 810)
     assert np.array_equal(filled[790:], image[-2:-12:-1])
     assert (codes[790:] == 255).all() and (codes[:790] == 0).all()
@@ -125,7 +125,7 @@ def test_a_small_region_is_mirrored_and_what_is_added_ignored():
 
 def test_a_region_that_is_large_enough_is_left_as_it_is():
     mask = np.zeros((800, 900), np.uint8)
-    assert pad_to_patch(mask, mirrored=False) is mask
+    assert pad_to_tile(mask, mirrored=False) is mask
 
 
 def reader_of(calls):

@@ -10,7 +10,7 @@ from pathseg.store.writer import StoreWriter
 from pathseg.train.config import IMAGE, BaselineConfig, HeadConfig
 from pathseg.train.data import memory
 from pathseg.train.data import reader as reader_module
-from pathseg.train.data.reader import FeatureReader, class_pixels, wanted_by
+from pathseg.train.data.reader import FeatureReader, class_pixels, required_blocks
 
 CPU = torch.device("cpu")
 
@@ -151,4 +151,4 @@ def test_ignored_pixels_are_of_no_class(tmp_path, toy_contents):
 
 def test_heads_and_baselines_can_read_together():
     configs = [HeadConfig(t=50, blocks=(9, 4)), BaselineConfig(), HeadConfig(t=10, blocks=(4,))]
-    assert list(wanted_by(configs).items()) == [(None, (IMAGE,)), (10, (4,)), (50, (4, 9))]
+    assert list(required_blocks(configs).items()) == [(None, (IMAGE,)), (10, (4,)), (50, (4, 9))]

@@ -15,12 +15,12 @@ from pathseg.train.heads.pixel_ensemble import (
     BATCH_PX,
     FREE_EPOCHS,
     MODELS,
+    PixelBuffer,
     PixelEnsemble,
-    PixelPool,
+    buffer_bytes,
     image_uncertainty,
     pixel_features,
-    pool_bytes,
-    train_on_pool,
+    train_on_buffer,
     update_stopping,
     vote,
 )
@@ -171,14 +171,14 @@ def test_drawing_pixels_holds_no_tensor_larger_than_the_maps():
 
 
 def filled(count=200, ignore=None, seed=0):
-    """A pool of the pixels of one image, in which each pixel's only feature is its class."""
+    """A buffer of the pixels of one image, in which each pixel's only feature is its class."""
     mask = torch.zeros(1, 256, 256, dtype=torch.uint8)
     mask[:, :, 128:] = 1
     mask[:, 200:] = 255
     maps = {4: mask[0, None, None, None].half()}  # (N, P, C, 256, 256)
-    pool = PixelPool()
-    pool.draw(maps, mask, PatchGrid(1, 1), count=count, ignore=ignore, seed=[seed])
-    return pool
+    buffer = PixelBuffer()
+    buffer.draw(maps, mask, PatchGrid(1, 1), count=count, ignore=ignore, seed=[seed])
+    return buffer
 
 
 def test_an_ignored_pixel_is_never_drawn():
@@ -189,25 +189,25 @@ def test_an_ignored_pixel_is_never_drawn():
 
 
 def test_the_requested_number_of_pixels_is_drawn_and_none_twice():
-    pool = filled(count=256 * 256)
-    assert len(pool) == 256 * 256
-    assert pool.take()[1].bincount()[255] == 56 * 256
+    buffer = filled(count=256 * 256)
+    assert len(buffer) == 256 * 256
+    assert buffer.take()[1].bincount()[255] == 56 * 256
     assert len(filled(count=200)) == 200
-    assert len(pool) == 0
+    assert len(buffer) == 0
 
 
 def test_the_pixels_of_several_draws_are_taken_in_their_order_without_a_copy():
     mask = torch.arange(4, dtype=torch.uint8).repeat_interleave(64).expand(1, 256, 256)
     maps = {4: mask[0, None, None, None].half()}
-    pool, each = PixelPool(), []
+    buffer, each = PixelBuffer(), []
     for seed in (0, 1):
-        alone = PixelPool()
-        for one in (pool, alone):
+        alone = PixelBuffer()
+        for one in (buffer, alone):
             one.draw(maps, mask, PatchGrid(1, 1), count=100, ignore=None, seed=[seed])
         each.append(alone.take())
-    features, labels = pool.take()
-    assert features.untyped_storage().nbytes() > features.nbytes  # a view of the pool's own array
-    assert len(pool) == 0
+    features, labels = buffer.take()
+    assert features.untyped_storage().nbytes() > features.nbytes  # a view of the buffer's own array
+    assert len(buffer) == 0
     assert torch.equal(features, torch.cat([one[0] for one in each]))
     assert torch.equal(labels, torch.cat([one[1] for one in each]))
 
@@ -215,7 +215,7 @@ def test_the_pixels_of_several_draws_are_taken_in_their_order_without_a_copy():
 def test_the_bytes_of_a_pool_are_known_before_it_is_filled(monkeypatch):
     monkeypatch.setattr(pixel_ensemble, "POOL_PX", 300)
     features, _ = filled(count=200).take()
-    assert features.untyped_storage().nbytes() == pool_bytes(1, 2, drawn=200) == 2 * (300 + 200)
+    assert features.untyped_storage().nbytes() == buffer_bytes(1, 2, drawn=200) == 2 * (300 + 200)
 
 
 def test_other_seeds_draw_other_pixels():
@@ -230,7 +230,7 @@ def learned(epoch=1, stopped=()):
     head.stopped[list(stopped)] = True
     before = copy.deepcopy(head.state_dict())
     optimizer = torch.optim.Adam(head.parameters(), lr=1e-3)
-    losses = train_on_pool(filled(300, ignore=255), head, optimizer, epoch=epoch, weights=None, seed=[0])
+    losses = train_on_buffer(filled(300, ignore=255), head, optimizer, epoch=epoch, weights=None, seed=[0])
     return head, before, losses
 
 
@@ -337,4 +337,4 @@ def test_an_epoch_whose_last_image_fills_the_pool_ends_normally(toy_store, tmp_p
 def test_an_empty_pool_gives_no_steps():
     head = PixelEnsemble({0: 4}, 2)
     optimizer = torch.optim.Adam(head.parameters())
-    assert train_on_pool(PixelPool(), head, optimizer, epoch=1, weights=None, seed=[0]) == []
+    assert train_on_buffer(PixelBuffer(), head, optimizer, epoch=1, weights=None, seed=[0]) == []

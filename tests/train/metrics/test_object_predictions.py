@@ -28,7 +28,7 @@ def old_run():
 
 def test_object_scores_of_a_run_follow_from_its_predictions_at_the_original_size(old_run):
     run, store = old_run
-    for image in run.quoted.per_image:
+    for image in run.test_scores.per_image:
         truth = store.instances(store.ids.index(image.id))
         codes = Image.fromarray(run.folder.read_prediction(image.id)).resize(
             truth.shape[::-1], Image.Resampling.NEAREST
@@ -39,7 +39,7 @@ def test_object_scores_of_a_run_follow_from_its_predictions_at_the_original_size
 
 def test_object_sums_are_those_that_release_0_1_0_recorded(old_run):
     run, store = old_run
-    for image in run.quoted.per_image:
+    for image in run.test_scores.per_image:
         index, codes = store.ids.index(image.id), run.folder.read_prediction(image.id)
         found = image_sums(store, index, codes, run.settings)
         assert dataclasses.astuple(found) == pytest.approx(dataclasses.astuple(image.objects.sums))
@@ -47,7 +47,7 @@ def test_object_sums_are_those_that_release_0_1_0_recorded(old_run):
 
 def test_the_object_record_of_a_split_is_that_of_release_0_1_0(old_run):
     run, _ = old_run
-    found, recorded = object_rules(list(run.quoted.object_sums.values()), run.settings), run.quoted.objects
+    found, recorded = object_rules(list(run.test_scores.object_sums.values()), run.settings), run.test_scores.objects
     assert (found.connectivity, found.min_object_px, found.resized) == ("8", 0, "nearest")
     assert found.hausdorff_left_out == recorded.hausdorff_left_out
     assert found.pooled == pytest.approx(recorded.pooled)

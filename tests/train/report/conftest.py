@@ -21,7 +21,7 @@ from pathseg.train.runs.record import (
     ImageObjects,
     ImageScores,
     Metrics,
-    ObjectRules,
+    ObjectSplitScores,
     RunConfig,
     RunData,
     SplitScores,
@@ -41,7 +41,7 @@ def split_of(
     rules = None
     if objects:
         total = ObjectSums.total(objects.values())
-        rules = ObjectRules(
+        rules = ObjectSplitScores(
             connectivity, min_object_px, "nearest", total.scores()._asdict(),
             mean_scores(list(objects.values()))._asdict(), total.left_out,
         )  # fmt: skip

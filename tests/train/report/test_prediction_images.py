@@ -157,7 +157,7 @@ def test_a_large_image_is_shrunk_and_keeps_its_shape(gland):
 
 
 def test_the_worst_image_comes_first_and_one_without_a_value_last(run, make_split):
-    assert worst_first(run.quoted) == ["test_1", "test_10", "test_2"]
+    assert worst_first(run.test_scores) == ["test_1", "test_10", "test_2"]
     split = make_split({"a": np.eye(2, dtype=int), "b": np.zeros((2, 2), int)})
     assert worst_first(split) == ["a", "b"]
 

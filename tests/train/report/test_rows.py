@@ -46,7 +46,7 @@ def test_each_model_gives_features_that_a_linear_head_scores_on(row, tmp_path):
     extract(tmp_path / "work", *(flag.format(golden=tmp_path) for flag in flags))
     found = trained(tmp_path / "work", "train-head", "--head", "linear", "--epochs", 1)
     assert (found.data.key.model, found.data.key.condition) == named
-    assert found.quoted.scores.dice is not None
+    assert found.test_scores.scores.dice is not None
 
 
 def test_a_pixel_ensemble_and_a_baseline_are_trained_by_the_command_line(tmp_path):

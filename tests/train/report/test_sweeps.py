@@ -121,7 +121,7 @@ def test_validation_scores_are_those_of_the_epoch_that_was_kept(make_run):
 
 
 def test_test_scores_are_those_of_the_quoted_split(make_run):
-    repeats, scores = Repeats((make_run(),)), make_run().quoted.scores
+    repeats, scores = Repeats((make_run(),)), make_run().test_scores.scores
     assert [repeats.scores("test", metric)[0] for metric in ("accuracy", "dice", "miou", "f1")] == [
         scores.accuracy, scores.dice, scores.miou, scores.f1,
     ]  # fmt: skip

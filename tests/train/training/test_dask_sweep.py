@@ -184,8 +184,12 @@ def test_an_interrupted_driver_stops_its_workers_after_their_epoch(train, client
     def interrupt(run, epoch):
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt):
-        train([replace(SWEEP[1], epochs=100_000)], on_epoch=interrupt)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background job
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train([replace(SWEEP[1], epochs=100_000)], on_epoch=interrupt)
+    finally:
+        signal.signal(signal.SIGINT, before)
     start, run = time.monotonic(), RunFolder(tmp_path / "spread" / "0")
     while not let_go(run):
         assert time.monotonic() - start < 60
@@ -195,14 +199,14 @@ def test_an_interrupted_driver_stops_its_workers_after_their_epoch(train, client
 
 def let_go(run):
     try:
-        with run.held():
+        with run.lock():
             return True
     except ValueError:
         return False
 
 
 def test_a_run_is_trained_by_one_process_at_a_time(train, tmp_path):
-    with RunFolder(tmp_path / "spread" / "1").held(), pytest.raises(ValueError, match="is being trained by another"):
+    with RunFolder(tmp_path / "spread" / "1").lock(), pytest.raises(ValueError, match="is being trained by another"):
         train()
 
 

@@ -2,14 +2,14 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from pathseg.extract.datasets.synthetic.anatomy import GLAND_MIN_PX, Habit, grow_glands, smooth_noise
+from pathseg.extract.datasets.synthetic.anatomy import GLAND_MIN_PX, GlandStyle, grow_glands, smooth_noise
 
-CALM, WILD = Habit(0.0, 0.8, 0.3, 0.2), Habit(1.0, 0.0, 0.6, 0.8)
+CALM, WILD = GlandStyle(0.0, 0.8, 0.3, 0.2), GlandStyle(1.0, 0.0, 0.6, 0.8)
 
 
 @pytest.fixture(scope="module", params=[CALM, WILD], ids=["calm", "wild"])
 def anatomy(request):
-    return grow_glands(np.random.default_rng(3), 400, habit=request.param)
+    return grow_glands(np.random.default_rng(3), 400, style=request.param)
 
 
 def test_noise_has_mean_0_and_deviation_1():
@@ -23,7 +23,7 @@ def test_noise_of_a_larger_scale_is_smoother():
 
 
 def test_the_same_generator_state_grows_the_same_glands():
-    one, two = (grow_glands(np.random.default_rng(5), 300, habit=CALM) for _ in range(2))
+    one, two = (grow_glands(np.random.default_rng(5), 300, style=CALM) for _ in range(2))
     np.testing.assert_array_equal(one.glands, two.glands)
 
 
@@ -59,6 +59,6 @@ def test_inward_points_where_it_gets_deeper(anatomy):
 
 
 def test_mucin_is_lost_as_atypia_grows():
-    habits = [Habit.draw(np.random.default_rng(seed)) for seed in range(200)]
-    assert all(habit.goblets == 0 for habit in habits if habit.atypia > 0.63)
-    assert any(habit.goblets > 0.5 for habit in habits)
+    styles = [GlandStyle.draw(np.random.default_rng(seed)) for seed in range(200)]
+    assert all(style.goblets == 0 for style in styles if style.atypia > 0.63)
+    assert any(style.goblets > 0.5 for style in styles)

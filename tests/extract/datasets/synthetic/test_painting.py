@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
-from pathseg.extract.datasets.synthetic.painting import STAINS, Sheet, draw_tissue
+from pathseg.extract.datasets.synthetic.painting import STAINS, StainField, draw_tissue
 
 
 @pytest.fixture
-def sheet():
-    return Sheet(100, np.random.default_rng(0))
+def field_():
+    return StainField(100, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("laboratory", STAINS)
@@ -20,20 +20,20 @@ def test_hematoxylin_takes_more_red_and_eosin_more_green(laboratory):
     assert hematoxylin[0] > eosin[0] and eosin[1] > hematoxylin[1]
 
 
-def test_an_oval_covers_the_area_of_its_axes(sheet):
-    sheet.ovals(np.array([[50, 50]]), np.array([[1.0, 0.0]]), axes=np.array([[20.0, 10.0]]), shade=np.array([255.0]))
-    assert (sheet.read() > 0).sum() == pytest.approx(np.pi * 20 * 10, rel=0.25)
+def test_an_oval_covers_the_area_of_its_axes(field_):
+    field_.ovals(np.array([[50, 50]]), np.array([[1.0, 0.0]]), axes=np.array([[20.0, 10.0]]), shade=np.array([255.0]))
+    assert (field_.read() > 0).sum() == pytest.approx(np.pi * 20 * 10, rel=0.25)
 
 
-def test_the_first_axis_lies_along_the_direction(sheet):
-    sheet.ovals(np.array([[50, 50]]), np.array([[1.0, 0.0]]), axes=np.array([[20.0, 5.0]]), shade=np.array([255.0]))
-    rows, cols = np.nonzero(sheet.read())
+def test_the_first_axis_lies_along_the_direction(field_):
+    field_.ovals(np.array([[50, 50]]), np.array([[1.0, 0.0]]), axes=np.array([[20.0, 5.0]]), shade=np.array([255.0]))
+    rows, cols = np.nonzero(field_.read())
     assert np.ptp(rows) > 2 * np.ptp(cols)
 
 
-def test_no_ovals_leave_the_sheet_empty(sheet):
-    sheet.ovals(np.zeros((0, 2)), np.zeros((0, 2)), axes=np.zeros((0, 2)), shade=np.zeros(0))
-    assert sheet.read().max() == 0
+def test_no_ovals_leave_the_sheet_empty(field_):
+    field_.ovals(np.zeros((0, 2)), np.zeros((0, 2)), axes=np.zeros((0, 2)), shade=np.zeros(0))
+    assert field_.read().max() == 0
 
 
 def test_a_piece_has_the_side_asked_for():
