@@ -40,7 +40,7 @@ READ = """
 import sys, time
 from pathseg.store.features import FeatureStore
 store, times = FeatureStore.open(sys.argv[1]), []
-for _ in range(10):
+for _ in range(60):
     start = time.perf_counter()
     for index in range(len(store)):
         store.read(index, t=50)

@@ -201,8 +201,8 @@ class FeatureStore:
         stored, array = self.records.checksum_of(arrays, name, index), self.array(name)
         if out is not None and (out.shape, out.dtype, out.flags.c_contiguous) != (array.shape[1:], array.dtype, True):
             raise ValueError(f"{name} is {array.dtype} {array.shape[1:]} an image, but out is {out.dtype} {out.shape}")
-        cached = f"{self._cache_folder}/{name}/{index}"
         if self.cache is not None:
+            cached = f"{self._cache_folder}/{name}/{index}"
             values = self.cache.get(cached, stored, shape=array.shape[1:], dtype=array.dtype)
             if values is not None:
                 return values if out is None else _copied(values, out)

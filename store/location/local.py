@@ -60,7 +60,8 @@ class LocalFolder:
 
     @contextmanager
     def open(self, name: str, start: int = 0, size_bytes: int | None = None) -> Iterator[BufferedIOBase]:
-        with unreadable_as_damage(self.root / name), (self.root / name).open("rb") as file:
+        path = os.path.join(self.root, name)  # thousands a second: a Path would cost a tenth of reading a small chunk
+        with unreadable_as_damage(path), open(path, "rb") as file:
             file.seek(start)
             yield file
 
