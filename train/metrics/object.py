@@ -104,8 +104,9 @@ def object_scores(predicted: np.ndarray, truth: np.ndarray) -> ObjectScores:
     largest intersection, ties to the smallest label. A predicted object is a true positive when it covers more than
     half of its partner. Dice and Hausdorff distance are means over the objects of each image, weighted by area, and
     then over the two images; an object without partner has Dice 0, and the Hausdorff distance to the nearest object
-    of the other image. Two empty images have F1 and Dice 1; where only one is empty, both are 0. Either way there is
-    no Hausdorff distance (None). Raises ValueError on differing shapes and on arrays that are not label images.
+    of the other image. Two empty images have F1 and Dice 1 and distance 0; where only one is empty, F1 and Dice are 0
+    and there is no Hausdorff distance (None). Raises ValueError on differing shapes and on arrays that are not label
+    images.
     """
     return object_sums(predicted, truth).scores()
 

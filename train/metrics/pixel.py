@@ -38,7 +38,7 @@ DEFINITIONS: dict[str, str] = {
     "counted pixels": (
         "all pixels of the test images except those whose true code is the ignored one; a class that is in neither "
         "ground truth nor prediction has no value and is left out of the means, one that is predicted but absent "
-        "scores 0"
+        "scores 0 (scikit-learn's macro means with zero_division=0 over the labels that occur, its default)"
     ),
 }
 

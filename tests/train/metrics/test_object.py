@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 import pytest
-from scipy.spatial.distance import cdist
+from scipy.spatial.distance import directed_hausdorff
 
 from pathseg.train.metrics.object import ObjectSums, components, mean_scores, object_scores, object_sums
 
@@ -61,8 +61,8 @@ def partner(one, others):
 
 
 def hausdorff(one, other):
-    apart = cdist(sorted(one), sorted(other))
-    return max(apart.min(axis=1).max(), apart.min(axis=0).max())
+    one, other = np.array(sorted(one)), np.array(sorted(other))
+    return max(directed_hausdorff(one, other)[0], directed_hausdorff(other, one)[0])
 
 
 def literal(predicted, truth):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from segmentation_models_pytorch import metrics as smp_metrics
+from sklearn.metrics import accuracy_score, jaccard_score, precision_recall_fscore_support
 
 from pathseg.train.metrics.pixel import DEFINITIONS, Scores, confusion_matrix, constant_prediction
 
@@ -120,13 +121,88 @@ def test_f1_is_scikit_learns_macro_f1(matrix, expected):
     assert Scores.of(matrix).f1 == pytest.approx(expected, abs=1e-12)
 
 
-def test_f1_is_that_of_scikit_learn_on_random_pixels_with_absent_classes():
-    sklearn_metrics = pytest.importorskip("sklearn.metrics")
-    rng = np.random.default_rng(2)
-    for _ in range(50):
-        truth, predicted = (rng.choice(rng.integers(0, 6, 3), 40) for _ in range(2))
-        expected = sklearn_metrics.f1_score(truth, predicted, average="macro", zero_division=0)
-        assert Scores.of(confusion_matrix(truth, predicted, classes=6)).f1 == pytest.approx(expected)
+def random_case(rng):
+    """Draw ground truth and prediction of up to 60 pixels, K, and the ignored code: None, 255, or one of the K."""
+    classes, pixels = rng.integers(2, 21), rng.integers(0, 61)
+    ignore = (None, 255, int(rng.integers(classes)))[rng.integers(3)]
+    truth, predicted = (rng.choice(rng.integers(0, classes, rng.integers(1, classes + 1)), pixels) for _ in range(2))
+    if rng.random() < 0.2:
+        predicted = np.zeros(pixels, int)  # nothing but background
+    if rng.random() < 0.5:
+        predicted = np.where(rng.random(pixels) < 0.6, truth, predicted)
+    if ignore is not None:
+        truth = np.where(rng.random(pixels) < rng.choice([0.2, 1.0], p=[0.9, 0.1]), ignore, truth)
+    return truth, predicted, int(classes), ignore
+
+
+def by_definition(truth, predicted, classes, ignore):
+    """Count TP, FP and FN pixel by pixel; scores of each class, None where it is in neither, and of all pixels."""
+    pairs = [(t, p) for t, p in zip(truth.tolist(), predicted.tolist(), strict=True) if t != ignore]
+    rows = []
+    for k in range(classes):
+        tp = sum(t == k and p == k for t, p in pairs)
+        fp = sum(t != k and p == k for t, p in pairs)
+        fn = sum(t == k and p != k for t, p in pairs)
+        if k == ignore or tp + fp + fn == 0:
+            rows.append(None)
+            continue
+        precision, recall = tp / (tp + fp) if tp + fp else 0, tp / (tp + fn) if tp + fn else 0
+        rows.append((2 * tp / (2 * tp + fp + fn), tp / (tp + fp + fn), precision, recall))
+    return rows, sum(t == p for t, p in pairs) / len(pairs) if pairs else None
+
+
+@pytest.mark.parametrize("count", [150, pytest.param(1000, marks=pytest.mark.slow)])
+def test_every_score_of_random_cases_is_that_of_its_definition_and_of_scikit_learn(count):
+    """Classes that occur in ground truth or prediction are scikit-learn's labels=, the ignored code is none of them.
+
+    scikit-learn with labels=range(K) counts a class that occurs in neither as zero_division, pathseg leaves it out.
+    """
+    rng = np.random.default_rng(3)
+    empty = absent = 0
+    for _ in range(count):
+        truth, predicted, classes, ignore = random_case(rng)
+        scores = Scores.of(confusion_matrix(truth, predicted, classes=classes, ignore=ignore), ignore)
+        means = (scores.dice, scores.miou, scores.precision, scores.recall, scores.f1)
+        rows, accuracy = by_definition(truth, predicted, classes, ignore)
+        found = [one.dice if one.dice is None else (one.dice, one.iou, one.precision, one.recall)
+                 for one in scores.classes]  # fmt: skip
+        assert [row is None for row in found] == [row is None for row in rows]
+        present = [k for k, row in enumerate(rows) if row is not None]
+        values = np.array([rows[k] for k in present]).reshape(-1, 4)
+        assert np.array([found[k] for k in present]).reshape(-1, 4) == pytest.approx(values, abs=1e-12)
+        assert [scores.classes[k].f1 for k in present] == pytest.approx(values[:, 0].tolist(), abs=1e-12)
+        if not present:
+            empty += 1
+            assert scores.accuracy is accuracy is None and means == (None,) * 5
+            continue
+        absent += len(present) < classes
+        assert means == pytest.approx((*values.mean(axis=0), values[:, 0].mean()))
+        assert scores.accuracy == pytest.approx(accuracy)
+        pixels = (truth[truth != ignore], predicted[truth != ignore])
+        theirs = precision_recall_fscore_support(*pixels, labels=present, average=None, zero_division=0)
+        assert np.transpose(theirs[:3]) == pytest.approx(values[:, [2, 3, 0]], abs=1e-12)
+        assert [scores.classes[k].pixels for k in present] == theirs[3].tolist()
+        assert means[2:] == pytest.approx(
+            precision_recall_fscore_support(*pixels, labels=present, average="macro", zero_division=0)[:3]
+        )
+        assert scores.miou == pytest.approx(jaccard_score(*pixels, labels=present, average="macro", zero_division=0))
+        assert scores.accuracy == pytest.approx(accuracy_score(*pixels))
+    assert empty > count / 40 and absent > count / 2
+
+
+def test_scikit_learn_averages_over_absent_classes_only_where_they_are_listed():
+    """With labels=None the means agree; with labels=range(K) only F1 does, and only by zero_division=nan."""
+    truth, predicted = np.array([0, 0, 1, 1]), np.array([0, 0, 1, 2])  # 3, 4 in neither; 2 predicted, not there
+    scores = Scores.of(confusion_matrix(truth, predicted, classes=5))
+    means = (scores.precision, scores.recall, scores.f1)
+    assert means == pytest.approx((2 / 3, 1 / 2, 5 / 9))
+
+    def theirs(**rules):
+        return precision_recall_fscore_support(truth, predicted, average="macro", **rules)[:3]
+
+    assert means == pytest.approx(theirs(zero_division=0))
+    assert theirs(labels=range(5), zero_division=0) == pytest.approx((2 / 5, 3 / 10, 1 / 3))
+    assert theirs(labels=range(5), zero_division=np.nan) == pytest.approx((2 / 3, 3 / 4, 5 / 9))
 
 
 def test_f1_of_means_is_the_harmonic_mean_of_macro_precision_and_macro_recall():
