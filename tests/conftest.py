@@ -67,9 +67,10 @@ def fill(writer: StoreWriter, *, t: int = 50, blocks=tuple(SHAPES), seed: int = 
 
 def pixels_of(store, index, seed):
     rng, entry = np.random.default_rng([seed, index]), store.contents.images[index]
-    mask = np.zeros((256, 512), np.uint8)
-    mask[:, : int(rng.integers(100, 400))] = 1
-    image = rng.integers(0, 256, (256, 512, 3), dtype=np.uint8)
+    height, width = store.contents.key.size
+    mask = np.zeros((height, width), np.uint8)
+    mask[:, : int(rng.integers(100 * width // 512, 400 * width // 512))] = 1
+    image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
     return image, mask, rng.integers(0, 5, (entry.height, entry.width)).astype(np.uint16)
 
 
@@ -86,7 +87,7 @@ def features_of(store, masks, blocks, seed):
         yield block, maps
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def toy_key():
     return key
 
@@ -100,6 +101,13 @@ def toy_contents():
 def toy_store(tmp_path):
     """A complete store of five 512x256 px images: four to train, one to test; blocks 0, 4, 5, 9 at t 50."""
     return fill(StoreWriter(tmp_path / "toy.zarr", contents()))
+
+
+@pytest.fixture
+def one_patch_store(tmp_path):
+    """As `toy_store`, of four images of one patch, for networks that take seconds for each patch: three to train."""
+    made = contents(key=key(size=(256, 256)), splits=("train", "train", "train", "test"))
+    return fill(StoreWriter(tmp_path / "one-patch.zarr", made))
 
 
 @pytest.fixture(scope="session")

@@ -75,12 +75,12 @@ def of_an_undisturbed_run(metrics):
     return msgspec.structs.replace(metrics, seconds=0, bytes_read=None, heads_from_one_read=None)
 
 
-@pytest.mark.parametrize("head", ["linear", "pixel-ensemble"])
+@pytest.mark.parametrize("settings", [{"head_type": "linear"}, {"head_type": "pixel-ensemble", "pixels": 200}])
 @pytest.mark.parametrize("moment", ["before metrics.json", "after metrics.json"])
 def test_after_a_kill_in_the_last_moments_a_rerun_leaves_what_an_undisturbed_run_leaves(
-    toy_store, tmp_path, monkeypatch, head, moment
+    one_patch_store, tmp_path, monkeypatch, settings, moment
 ):
-    config, write = HeadConfig(blocks=(4,), head_type=head, epochs=2), RunFolder.write_metrics
+    config, write = HeadConfig(blocks=(4,), epochs=2, **settings), RunFolder.write_metrics
 
     def killed(run, metrics):
         if moment == "after metrics.json":
@@ -88,11 +88,11 @@ def test_after_a_kill_in_the_last_moments_a_rerun_leaves_what_an_undisturbed_run
         (run.path / "metrics.json.partial").write_bytes(b"half")
         raise KeyboardInterrupt
 
-    train_into(toy_store, [config], [tmp_path / "whole"])
+    train_into(one_patch_store, [config], [tmp_path / "whole"])
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(RunFolder, "write_metrics", killed)
-        train_into(toy_store, [config], [tmp_path / "killed"])
-    train_into(toy_store, [config], [tmp_path / "killed"])
+        train_into(one_patch_store, [config], [tmp_path / "killed"])
+    train_into(one_patch_store, [config], [tmp_path / "killed"])
     whole, rerun = (files_of(tmp_path / name) for name in ("whole", "killed"))
     assert whole.keys() == rerun.keys()
     for name in whole.keys() - {Path("metrics.json"), Path("history.jsonl")}:
