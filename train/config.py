@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from pathseg.store.blocks import BLOCKS, format_blocks
 
+BATCH_PX = 64  # of a pixel-ensemble: pixels of a step, DDPMSeg's number
 IMAGE = -1  # stands for the image itself where a head would name a block
 
 
@@ -88,7 +89,11 @@ class HeadConfig:
     )
     patience: int = _flag(0, "Stop a head after this many epochs without a better validation Dice; 0: never.")
     batch_size: int = _flag(1, "Images per step; one 768 px image is nine patches.")
-    pixels: int = _flag(1024, "Of a pixel-ensemble: pixels drawn from each image per epoch, where DDPMSeg takes all.")
+    pixels: int = _flag(
+        1024,
+        "Of a pixel-ensemble: pixels drawn from each image per epoch. DDPMSeg takes all, so that this one stops after "
+        "far fewer pixels.",
+    )
     augment: Literal["none", "flips"] = _flag(
         "none",
         "flips: random flips and quarter turns of features and mask. This is not image augmentation: the features of a "

@@ -17,12 +17,12 @@ from torch import nn
 
 from pathseg.store.format.layout import resample
 from pathseg.store.grid import PATCH_PX, PatchGrid
+from pathseg.train.config import BATCH_PX
 from pathseg.train.heads.stack import Features, require_fitting
 
 # numbers of DDPMSeg
 MODELS = 10
 MANY_CLASSES = 30  # from this number of classes on its networks are wider
-BATCH_PX = 64
 FREE_EPOCHS = 4  # its epochs 0 to 3, in which no network stops
 STALE_STEPS = 50  # a network stops after more than this many batches in a row without a better loss
 TOP_SHARE = 0.1  # of an image's pixels, the most uncertain ones: their mean is the image's uncertainty

@@ -50,16 +50,27 @@ class System:
         settings = self.run.settings
         if isinstance(settings, BaselineConfig):
             return f"trained on the images, from {WEIGHTS.get(settings.weights, settings.weights)}"
-        return model_label(self.run)
+        return f"{model_label(self.run)}, condition none" if is_unconditional(self.run) else model_label(self.run)
+
+    @property
+    def validation_images(self) -> int:
+        """Number of images on which epoch and settings were chosen."""
+        return len(self.run.data.images.get("val", ()))
 
 
 def system_name(run: FinishedRun) -> str:
     """Return the paper's name for a system; features other than the conditioned diffusion model's are named too."""
     network, key = run.settings.network, run.data.key
-    features = "HIPT" if key.model in HIPT else "PathSegDiff-uncond" if key.condition == "none" else ""
+    features = "HIPT" if key.model in HIPT else "PathSegDiff-uncond" if is_unconditional(run) else ""
     if run.is_baseline or not features:
         return SYSTEMS[network]
     return features if network == "fcn" else f"{SYSTEMS[network]} on {features}"
+
+
+def is_unconditional(run: FinishedRun) -> bool:
+    """Whether a run learned from features of a diffusion model without condition."""
+    key = run.data.key
+    return not run.is_baseline and key.model not in HIPT and key.condition == "none"
 
 
 def find_systems(runs: Sequence[FinishedRun]) -> tuple[System, ...]:

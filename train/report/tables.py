@@ -14,6 +14,7 @@ from pathseg.train.config import HeadConfig
 from pathseg.train.metrics.bootstrap import Samples, bootstrap_scores, describe_method, interval, paired_difference
 from pathseg.train.metrics.object import ObjectScores, mean_scores
 from pathseg.train.metrics.pixel import Scores
+from pathseg.train.report.fairness import fairness_notes
 from pathseg.train.report.paper_scores import IOUS, RATES, PaperScores, paper_scores
 from pathseg.train.report.sweeps import (
     AXES,
@@ -40,7 +41,7 @@ from pathseg.train.report.table_formats import (
     signed,
     words,
 )
-from pathseg.train.runs.finished_run import FinishedRun
+from pathseg.train.runs.finished_run import STILL_IMPROVING, FinishedRun
 from pathseg.train.runs.folder import natural_order
 from pathseg.train.runs.record import SplitScores
 
@@ -52,7 +53,11 @@ RUN_COLUMNS = (
     Column("images", count), *SCORES, Column("Dice − constant", signed),
 )  # fmt: skip
 SETTINGS = tuple(column.name for column in RUN_COLUMNS[1:11])
-SYSTEM_COLUMNS = (words("system"), words("weights"), Column("n (seeds)", str))
+SYSTEM_COLUMNS = (
+    words("system"), words("weights"), Column("n (seeds)", str), Column("settings tried", count),
+    Column("val. images", count),
+)  # fmt: skip
+UNKNOWN_CHOICE = (None,) * 3  # seeds, settings and validation images of reported rows
 OBJECT_SCORES: dict[str, Callable[[float], str]] = {
     "F1": "{:.3f}".format, "Dice": "{:.3f}".format, "Hausdorff, px": "{:.1f}".format,
 }  # fmt: skip
@@ -209,17 +214,17 @@ def systems_table(systems: Sequence[System], split: str, *, title: str) -> Table
         for name in ObjectScores._fields[3:] if objects else ():
             spread = _spread(splits, partial(_pooled_object_score, name=name))
             values.append(spread if same_rules else None)
-        rows.append(Row("run", (one.name, one.weights, _seeds(one.repeats), *values)))
+        rows.append(Row("run", (*_system(one), *values)))
     first = systems[0].run
     paper = paper_scores(first.data.dataset, split, quoted=first.metrics.test_split)
     for row in paper:
         scores = (row.accuracy, row.dice, row.miou, row.f1, *((None,) * len(OBJECT_COLUMNS) if objects else ()))
-        rows.append(Row("paper", (row.method, _source(row.table), None, *scores)))
+        rows.append(Row("paper", (row.method, _source(row.table), *UNKNOWN_CHOICE, *scores)))
     columns = (*SYSTEM_COLUMNS, *SCORES, *(OBJECT_COLUMNS if objects else ()))
     like = f" (as the paper's Table {paper[0].table})" if paper else ""
     notes = (
         _choice_note(scored), *_size_notes(scored, split), *_object_notes(scored, split),
-        *_paper_notes(scored, split, paper),
+        *_paper_notes(scored, split, paper), *fairness_notes(scored, beside_paper=bool(paper)),
     )  # fmt: skip
     return Table(f"systems-{split}", f"Systems on {split}, {title}{like}", columns, tuple(rows), notes)
 
@@ -235,11 +240,11 @@ def tissue_table(systems: Sequence[System], split: str, *, title: str) -> Table 
         splits = _splits_of(one, split)
         values = [_spread(splits, partial(_class_iou, code=code)) for code in codes]
         mean = _spread(splits, lambda found: _mean_iou(found, codes))
-        rows.append(Row("run", (one.name, one.weights, _seeds(one.repeats), *values, mean)))
+        rows.append(Row("run", (*_system(one), *values, mean)))
     if systems[0].run.data.dataset == "bcss":
         for row in IOUS:
             ious = (row.tumor, row.stroma, row.inflammatory, row.necrosis, row.mean)
-            rows.append(Row("paper", (row.method, _source(row.table), None, *ious)))
+            rows.append(Row("paper", (row.method, _source(row.table), *UNKNOWN_CHOICE, *ious)))
     caption = f"IoU of each class on {split}, {title} (as the paper's Table 3)"
     note = "The mean is over these four classes. A class that is in neither ground truth nor prediction has no value."
     columns = (*SYSTEM_COLUMNS, *(Column(name, "{:.4f}".format) for name in (*TISSUES, "mean")))
@@ -414,6 +419,11 @@ def _seeds(repeats: Repeats) -> str:
     return f"{len(repeats.runs)} ({', '.join(map(str, repeats.seeds))})"
 
 
+def _system(system: System) -> tuple[Value, ...]:
+    """The cells of `SYSTEM_COLUMNS`."""
+    return system.name, system.weights, _seeds(system.repeats), system.settings_tried, system.validation_images
+
+
 def _source(table: int) -> str:
     return f"reported, Table {table}"
 
@@ -436,6 +446,8 @@ def _comparison_notes(runs: Sequence[FinishedRun], split: str) -> tuple[str, ...
     if cut := sorted({(len(found.per_image), len(found.groups)) for found in splits if found.by_region}):
         counts = " or ".join(f"{n} images are patches of {m} region{'' if m == 1 else 's'}" for n, m in cut)
         notes.append(f"The {counts}: where patches overlap, a pixel counts once in each, in accuracy as in all else.")
+    if improving := [run.name for run in runs if run.still_improving]:
+        notes.append(f"{', '.join(improving)}: {STILL_IMPROVING}.")
     return tuple(notes)
 
 
@@ -443,7 +455,8 @@ def _choice_note(systems: Sequence[System]) -> str:
     """The settings of each system, and how many others were tried."""
     sentences = ["Ours are mean ± sample standard deviation over seeds."]
     for one in systems:
-        chosen = "" if one.settings_tried == 1 else f", the best of {one.settings_tried} settings on validation images"
+        images = f"{one.validation_images} validation image{'' if one.validation_images == 1 else 's'}"
+        chosen = "" if one.settings_tried == 1 else f", the best of {one.settings_tried} settings on {images}"
         aside = f" ({one.settings_aside} with fewer test images or seeds left aside)" if one.settings_aside else ""
         sentences.append(f"{one.name}: {', '.join(one.settings)}{chosen}{aside}.")
     return " ".join(sentences)

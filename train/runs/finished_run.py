@@ -8,6 +8,8 @@ from pathseg.train.config import Config
 from pathseg.train.runs.folder import RunFolder
 from pathseg.train.runs.record import Epoch, Metrics, RunConfig, RunData, SplitScores
 
+STILL_IMPROVING = "the best epoch is the last one, so it was still improving: raise --epochs"
+
 
 @dataclass(frozen=True)
 class FinishedRun:
@@ -58,3 +60,14 @@ class FinishedRun:
     def best_val_dice(self) -> float | None:
         """The validation Dice of the epoch that was kept, None where it is not known."""
         return next((epoch.val_dice for epoch in self.history if epoch.epoch == self.metrics.best_epoch), None)
+
+    @property
+    def still_improving(self) -> bool:
+        """Whether the epoch with the best validation Dice is the last one, so that further ones may be better."""
+        return self.settings.keep == "best" and self.metrics.best_epoch == self.metrics.epochs
+
+    @property
+    def steps(self) -> int | None:
+        """Number of steps of Adam in all epochs, None where they were not recorded."""
+        steps = [epoch.steps for epoch in self.history if epoch.steps is not None]
+        return sum(steps) if len(steps) == self.metrics.epochs else None

@@ -165,7 +165,9 @@ class _ConfigFormat1(msgspec.Struct, frozen=True):
 
 
 class Epoch(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One line of history.jsonl: mean losses of an epoch, scores on the validation images, seconds trained so far.
+    """One line of history.jsonl: an epoch's mean losses, its scores on the validation images, its steps of Adam.
+
+    seconds: trained so far. steps: None in runs of releases that did not record them.
 
     None where a value is not finite or not defined. val_f1 is the macro F1, which equals val_dice: 0.1.0 wrote the
     F1 of means under this name, so that it is not taken from the file.
@@ -179,6 +181,7 @@ class Epoch(msgspec.Struct, frozen=True, omit_defaults=True):
     val_miou: float | None = None
     val_f1: float | None = None
     seconds: float | None = None
+    steps: int | None = None
 
     def to_json(self) -> bytes:
         """One line of history.jsonl, line end included."""

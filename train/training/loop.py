@@ -11,13 +11,13 @@ import torch
 
 from pathseg.store.features import FeatureStore
 from pathseg.store.sampling import Sampling
-from pathseg.train.config import BaselineConfig, Config, HeadConfig
+from pathseg.train.config import BATCH_PX, BaselineConfig, Config, HeadConfig
 from pathseg.train.data.augment import apply_symmetry, apply_symmetry_to_features, symmetry
 from pathseg.train.data.reader import Batch, FeatureReader, class_pixels, required_blocks
 from pathseg.train.data.splits import Splits, draw_views, split_images
 from pathseg.train.heads.baselines import VGG16FCN8, ResUNet, start_from_imagenet
 from pathseg.train.heads.inference import score
-from pathseg.train.heads.pixel_ensemble import BATCH_PX, PixelEnsemble, train_on_buffer
+from pathseg.train.heads.pixel_ensemble import PixelEnsemble, train_on_buffer
 from pathseg.train.runs.folder import LAST, RunFolder
 from pathseg.train.runs.record import Epoch, Metrics, RunConfig, RunData, SplitScores
 from pathseg.train.training.checkpoint import (
@@ -105,6 +105,7 @@ def train_heads(
             line = Epoch(
                 epoch=epoch, train_loss=float(np.mean(state.losses)), val_loss=val_loss, val_accuracy=scores.accuracy,
                 val_dice=scores.dice, val_miou=scores.miou, val_f1=scores.f1, seconds=state.seconds,
+                steps=len(state.losses),
             )  # fmt: skip
             state.epoch = epoch
             dice = scores.dice or 0.0  # None where every validation pixel is ignored

@@ -34,6 +34,11 @@ def test_the_facts_of_a_run(make_run):
     )
 
 
+def test_the_facts_warn_where_the_best_epoch_is_the_last(make_run):
+    assert "raise --epochs" in run_facts(make_run(metrics={"best_epoch": 30}))
+    assert "--epochs" not in run_facts(make_run(head_type="pixel-ensemble", metrics={"best_epoch": 30}))
+
+
 def test_the_odd_settings_have_no_default_value():
     odd = HeadConfig(**ODD)
     usual = {field.name for field in dataclasses.fields(HeadConfig) if getattr(odd, field.name) == field.default}

@@ -67,6 +67,11 @@ def test_a_baseline_names_its_first_weights(make_run):
     assert one.weights == "trained on the images, from random weights" and one.settings[0] == "network res-unet"
 
 
+def test_a_head_on_unconditional_features_names_their_condition(make_run):
+    (one,) = find_systems([make_run(key={"condition": "none"})])
+    assert one.weights == "mini, condition none"
+
+
 def test_a_head_names_the_model_of_its_features(make_run):
     (one,) = find_systems([make_run(trained=False)])
     assert one.weights == "mini (untrained)"

@@ -185,7 +185,7 @@ def test_a_system_gives_weights_seeds_mean_and_deviation(make_run):
     found = find_systems([make_run(trained=False, seed=0), make_run(trained=False, seed=1, matrix=FAIR)])
     row = systems_table(found, "testB", title="GlaS").lines[0].cells
     deviation = (DICE_GOOD - DICE_FAIR) / 2**0.5
-    assert row[:5] == ("PathSegDiff", "mini (untrained)", "2 (0, 1)", "0.650 ± 0.071",
+    assert row[:7] == ("PathSegDiff", "mini (untrained)", "2 (0, 1)", "1", "1", "0.650 ± 0.071",
                        f"{(DICE_GOOD + DICE_FAIR) / 2:.3f} ± {deviation:.3f}")  # fmt: skip
 
 
@@ -194,7 +194,7 @@ def test_systems_stand_above_what_the_paper_reports(make_run):
     assert [row[0] for row in rows(table)] == ["PathSegDiff"]
     paper = rows(table, "paper")
     assert (len(paper), paper[0][0], paper[-1][0]) == (8, "HIPT", "PathSegDiff")
-    assert ("CIMD", "reported, Table 4", DASH, DASH, DASH, "0.569", "0.692") in paper
+    assert ("CIMD", "reported, Table 4", *[DASH] * 5, "0.569", "0.692") in paper
     assert "Table 4" in table.caption and "all 20 images of this split, ours on 2" in table.notes[1]
 
 
@@ -207,6 +207,21 @@ def test_settings_that_were_not_considered_are_counted_in_the_note(make_run):
     runs = [make_run(lr=1e-4), make_run(lr=1e-4, seed=1), make_run(lr=1e-3, val=0.9)]
     note = systems_table(find_systems(runs), "testB", title="t").notes[0]
     assert "(1 with fewer test images or seeds left aside)" in note
+
+
+def test_a_system_says_how_many_settings_it_was_chosen_from_and_on_how_many_images(make_run):
+    images = {"images": {"train": ("a",), "val": ("b", "c", "x"), "testB": ("d", "e")}}
+    runs = [make_run(lr=lr, val=lr, data=images) for lr in (1e-3, 1e-4, 1e-5)]
+    table = systems_table(find_systems([*runs, make_run(network="res-unet", data=images)]), "testB", title="t")
+    assert [(row[0], *row[3:5]) for row in rows(table)] == [("PathSegDiff", "3", "3"), ("Res-UNet", "1", "3")]
+    assert "learning rate 0.001, 20 epochs, the best of 3 settings on 3 validation images." in table.notes[0]
+
+
+def test_runs_that_were_best_in_their_last_epoch_are_named(make_run):
+    last, seventh = make_run("last", metrics={"best_epoch": 30}), make_run("seventh")
+    ensemble = make_run("all", head_type="pixel-ensemble", metrics={"best_epoch": 30})  # keeps its last epoch always
+    (note,) = results_table([last, seventh, ensemble], "testB", caption="t").notes
+    assert note.startswith("last: ") and "--epochs" in note
 
 
 def test_systems_over_other_pixels_are_named(make_run):
@@ -245,7 +260,7 @@ def test_the_classes_of_bcss_are_the_papers_table_3(make_run):
     run = make_run(key={"dataset": "bcss"}, classes=TISSUES, matrix=np.diag([10, 20, 30, 40, 50]) + 10)
     table = tissue_table(find_systems([run]), "testB", title="BCSS")
     ious = [(n + 10) / (n + 90) for n in (10, 20, 30, 40)]  # on the diagonal n + 10, in row and column 40 more
-    assert rows(table)[0][3:] == tuple(f"{iou:.4f}" for iou in [*ious, sum(ious) / 4])
+    assert rows(table)[0][5:] == tuple(f"{iou:.4f}" for iou in [*ious, sum(ious) / 4])
     assert [row[0] for row in rows(table, "paper")] == [
         "HistoSegNet", "SEAM", "C-CAM", "WSSS-Tissue", "PistoSeg", "PathSegDiff",
     ]  # fmt: skip

@@ -285,6 +285,13 @@ def test_the_summary_gives_scores_beside_the_constant_prediction(toy_store, tmp_
     assert f"always {scores.constant.class_name}" in text
 
 
+def test_the_summary_warns_where_the_best_epoch_is_the_last(toy_store, tmp_path):
+    train_into(toy_store, [dataclasses.replace(QUICK, epochs=1)], [tmp_path / "run"])
+    assert "best epoch 1 of 1\n  the best epoch is the last one" in summary(
+        [FinishedRun.read(RunFolder(tmp_path / "run"))]
+    )
+
+
 def test_a_run_that_others_have_finished_meanwhile_is_not_trained_again(toy_store, tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "free_memory", lambda device: 0)  # a pass for each head
     configs, folders = [QUICK, dataclasses.replace(QUICK, seed=1)], [tmp_path / "first", tmp_path / "second"]
