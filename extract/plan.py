@@ -34,7 +34,8 @@ class ExtractPlan:
     splits: images per split. size: height and width of an image in px. shapes: of the blocks that are stored.
     exists: whether the store is there already. missing_images: images of the units of which anything is missing.
     missing_maps: block -> patches that lack it, summed over timesteps. missing_pixels: images without pixels.
-    free_bytes: at the store's location, None where no limit is known. left_out, masks_per_class, warnings: see
+    free_bytes: at the store's location, None where no limit is known. views: training images that are further crops of
+    a tile, or an image turned or flipped. left_out, masks_per_class, warnings: see
     `Dataset`.
     """
 
@@ -54,6 +55,7 @@ class ExtractPlan:
     missing_maps: Mapping[int, int]
     missing_pixels: int
     free_bytes: int | None
+    views: int = 0
     left_out: str = ""
     masks_per_class: Mapping[str, int] = dataclasses.field(default_factory=dict)
     warnings: tuple[str, ...] = ()
@@ -128,6 +130,8 @@ class ExtractPlan:
             "an image": f"{sized(one_patch * patches)} ({patches} patches) at each timestep",
             "total": f"{sized(self.feature_bytes)} of features for {timesteps}",
         }
+        if self.views:
+            rows["views"] = f"{self.views} of these images are views of others to train on, each epoch takes one"
         if self.exists:
             rows["missing"] = f"{sized(self.missing_bytes)} in {self.missing_images} of {self.images} images"
         free = "no limit known" if self.free_bytes is None else format_bytes(self.free_bytes)
@@ -190,10 +194,17 @@ def plan_for(
         missing_maps=maps,
         missing_pixels=sum(images for images, work in missing if work.pixels),
         free_bytes=location.free_bytes(),
+        views=_count_views(dataset),
         left_out=dataset.left_out,
         masks_per_class=dataset.masks_per_class,
         warnings=(*dataset.warnings, *_source_warnings(existing, dataset)),
     )
+
+
+def _count_views(dataset: Dataset) -> int:
+    """Return the number of samples beyond the first of each group."""
+    groups = Counter(sample.group for sample in dataset.samples if sample.group is not None)
+    return groups.total() - len(groups)
 
 
 def _source_warnings(existing: FeatureStore | None, dataset: Dataset) -> list[str]:

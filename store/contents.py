@@ -25,8 +25,9 @@ MAX_SIDE_PX, MAX_BLOCK_BYTES = 1_000_000, 2**40  # of an image: beyond them, a d
 class ImageEntry:
     """One image: id, split, and its original height and width in px.
 
-    source: the slide or region that it was cut from, where several images share one. group: the patch that it is a view
-    of. view: number of the view, 0 = the centre; training draws one view of a group in each epoch.
+    source: the slide or region that it was cut from, where several images share one. group: the patch that it is a crop
+    of, or the image that it is a turned or flipped one of. view: number of the view, 0 = the centre, or as in the file;
+    training draws one view of a group in each epoch.
     """
 
     id: str

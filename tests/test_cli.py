@@ -181,6 +181,8 @@ WRONG = {
     "target mpp infinite": (["extract", "--dataset", "bcss", "--target-mpp", "inf"], 2, "--target-mpp must be 0.05"),
     "target mpp too large": (["extract", "--dataset", "bcss", "--target-mpp", "100"], 2, "--target-mpp must be 0.05"),
     "views not asked for": (["extract", "--dataset", "glas", "--views", "2"], 2, "--views does not apply"),
+    "views of bcss": (["extract", "--dataset", "bcss", "--views", "flips"], 2, "a number of crops"),
+    "views unknown": (["extract", "--dataset", "glas", "--views", "turns"], 2, "nor flips"),
     "model missing": (["extract", "--dataset", "synthetic"], 1, "--model mini"),
     "model no folder": (["extract", "--dataset", "synthetic", "--model", "{empty}/none"], 1, "none"),
     "model empty folder": (["extract", "--dataset", "synthetic", "--model", "{empty}"], 1, "configs"),

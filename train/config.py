@@ -97,7 +97,7 @@ class HeadConfig:
     augment: Literal["none", "flips"] = _flag(
         "none",
         "flips: random flips and quarter turns of features and mask. This is not image augmentation: the features of a "
-        "flipped image are others than the flipped features.",
+        "flipped image are others than the flipped features; extract --views flips stores those.",
     )
     class_weights: Literal["none", "balanced"] = _shared("class_weights")
     precision: Literal["float32", "bfloat16"] = _flag("float32", "Arithmetic of the head; bfloat16 is mixed precision.")

@@ -233,10 +233,15 @@ def _views(
     """Yield each sample of a region with (y, x) of its first px."""
     for y, x in starts:
         tile = f"{region}_y{y:04d}_x{x:04d}"
-        for view in range((options.views or VIEWS) if split == "train" else 1):
+        for view in range(_view_count(options) if split == "train" else 1):
             down, right = view_offset(tile, view, seed=options.seed)
             sample = Sample(f"{tile}_v{view}", split, VIEW_PX, VIEW_PX, source=region, group=tile, view=view)
             yield sample, (y + down, x + right)
+
+
+def _view_count(options: DatasetOptions) -> int:
+    """Return the number of views of a training tile."""
+    return options.views if isinstance(options.views, int) else VIEWS
 
 
 def _limit_over_regions(samples: list[Sample], limit: int | None) -> tuple[Sample, ...]:
@@ -252,7 +257,7 @@ def _limit_over_regions(samples: list[Sample], limit: int | None) -> tuple[Sampl
 
 def _preprocessing(folder: str, files: dict[str, RegionFile], options: DatasetOptions) -> Preprocessing:
     """Return the settings under the names that `Preprocessing.from_sentence` gives them, so that old stores fit."""
-    views = options.views or VIEWS
+    views = _view_count(options)
     settings: dict[str, Setting] = {
         "image_folder": folder,
         "file_mpp": tuple(sorted({_six_digits(file.mpp) for file in files.values()})),

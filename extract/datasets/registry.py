@@ -40,7 +40,8 @@ class Sample:
     id: unique; the noise of the image's patches depends on it. split: `train`, `val` or `test...`. height, width: of
     the file, in px. source: the patient, slide or region that the image is of, where several images share one; the
     images of a source are never divided between training and validation. group: the tile that the image is a crop
-    of; view: the number of the crop, 0 = centre.
+    of, or the image that it is a turned one of; training takes one image of a group in each epoch. view: the number of
+    the crop, 0 = centre, or of the symmetry, 0 = as in the file.
     """
 
     id: str
@@ -108,7 +109,11 @@ class DatasetOptions:
         None, "Which of the two kinds of bcss images to take.  [default: images, if it is there]"
     )
     stride: int | None = _flag(None, "Step in px between the 800 px tiles of bcss.  [default: 600]")
-    views: int | None = _flag(None, "768 px crops kept of each bcss tile to train on, the centre first.  [default: 2]")
+    views: int | Literal["flips"] | None = _flag(
+        None,
+        "Of bcss, 768 px crops kept of each tile to train on, the centre first  [default: 2]. Elsewhere flips: also "
+        "store the features of each training image turned and flipped, and train on one of these in each epoch.",
+    )
     val_institutes: tuple[str, ...] = _flag((), "Institutes of bcss to validate on: BH,C8,A8,A1,E9 in one suite.")
     seed: int = 0  # of generated tissue and drawn views; one flag of `extract` that also seeds the noise, never refused
 
@@ -123,7 +128,7 @@ class DatasetEntry:
 
     opener: `module:function`, imported on first use; the function takes DatasetOptions and returns a Dataset.
     source: where to download the files. layout: the expected files below `root`. options: names of the
-    DatasetOptions that apply, besides `limit` and `seed`.
+    DatasetOptions that apply, besides `limit` and `seed`. views: what `--views` takes, a number of crops or flips.
     """
 
     summary: str
@@ -132,12 +137,17 @@ class DatasetEntry:
     layout: str
     licence: str
     options: tuple[str, ...]
+    views: Literal["crops", "flips"] = "flips"
 
     def open(self, options: DatasetOptions) -> Dataset:
         """List the data set's samples. Raises as `open_dataset`."""
         module, function = self.opener.split(":")
         dataset: Dataset = getattr(import_module(module), function)(options)
-        return dataset
+        if options.views != "flips":
+            return dataset
+        from pathseg.extract.datasets.symmetries import with_symmetries  # here, so that the table imports no numpy
+
+        return with_symmetries(dataset)
 
 
 class DatasetError(ValueError):
@@ -168,7 +178,7 @@ DATASETS: dict[str, DatasetEntry] = {
             "  Grade.csv     optional: columns name, patient ID; keeps the images of a patient together"
         ),
         licence="research use only, no commercial use; cite Sirinukunwattana et al. 2017",
-        options=("root", "resize"),
+        options=("root", "resize", "views"),
     ),
     "bcss": DatasetEntry(
         summary="BCSS (TCGA breast cancer): 151 regions, 106 train, 45 test of six held-out institutes, five classes",
@@ -180,6 +190,7 @@ DATASETS: dict[str, DatasetEntry] = {
         ),
         licence="CC0 1.0; cite Amgad et al. 2019",
         options=("root", "mpp", "target_mpp", "image_folder", "stride", "views", "val_institutes"),
+        views="crops",
     ),
     "folder": DatasetEntry(
         summary="your own images with one mask each, in two folders",
@@ -192,7 +203,7 @@ DATASETS: dict[str, DatasetEntry] = {
             "                  test..., source the patient or slide that is never divided"
         ),
         licence="yours",
-        options=("root", "resize", "classes", "instances", "mpp"),
+        options=("root", "resize", "classes", "instances", "mpp", "views"),
     ),
     "synthetic": DatasetEntry(
         summary="generated H&E-like tissue with exact masks: glands, lumens, epithelium, stroma",
@@ -200,7 +211,7 @@ DATASETS: dict[str, DatasetEntry] = {
         source="generated when it is read; nothing to get",
         layout="no files",
         licence="Apache-2.0, as pathseg",
-        options=("resize",),
+        options=("resize", "views"),
     ),
 }
 
@@ -227,6 +238,13 @@ def check_options(name: str, options: DatasetOptions) -> None:
             given = ",".join(value) if isinstance(value, tuple) else value
             flag = _flag_name(field.name)
             raise ValueError(f"{flag} does not apply: {takes}, got {flag} {given}; leave it out")
+    kind = DATASETS[name].views
+    if options.views is not None and (options.views == "flips") != (kind == "flips"):
+        takes = "flips" if kind == "flips" else "with a number of crops"
+        raise ValueError(
+            f"--views does not apply: the {name} data set takes --views {takes}, got --views {options.views}; leave "
+            "it out"
+        )
     from pathseg.extract.datasets.bcss_regions import VIEW_PX  # here, so that the table alone imports no numpy
     from pathseg.store.grid import PATCH_PX
 
@@ -236,7 +254,7 @@ def check_options(name: str, options: DatasetOptions) -> None:
         "mpp": (plausible_mpp, f"must be {MIN_MPP:g} to {MAX_MPP:g} um/px, as scans are"),
         "target_mpp": (plausible_mpp, f"must be {MIN_MPP:g} to {MAX_MPP:g} um/px, as scans are"),
         "stride": (lambda value: 1 <= value <= VIEW_PX, f"must be 1 to {VIEW_PX} px, or tissue between views is lost"),
-        "views": (lambda value: value >= 1, "must be at least 1, the centre"),
+        "views": (lambda value: value == "flips" or value >= 1, "must be at least 1, the centre"),
     }
     for option, (holds, rule) in rules.items():
         value = getattr(options, option)

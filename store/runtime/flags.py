@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -61,6 +62,16 @@ def parse_numbers(text: str, *, kind: type) -> tuple:
     return values
 
 
+def parse_number_or_word(text: str, *, words: tuple[str, ...]) -> int | str:
+    """Parse a whole number or one of these words. Raises ValueError for other text."""
+    if text in words:
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is neither a whole number nor {' or '.join(words)}") from None
+
+
 NUMBERS = Parsed("n[,n…]", partial(parse_numbers, kind=int))
 RATES = Parsed("x[,x…]", partial(parse_numbers, kind=float))
 BLOCKS = Parsed("blocks", parse_blocks)
@@ -93,6 +104,8 @@ def flags_of(config: type) -> Callable[[Callable], Callable]:
             sweep = field.metadata.get("sweep", False)
             if get_origin(kind) is Literal:
                 kind = click.Choice(get_args(kind))
+            elif words := _words_beside_numbers(kind):
+                kind = Parsed("|".join(("n", *words)), partial(parse_number_or_word, words=words))
             elif kind == tuple[str, ...]:
                 kind = NAMES
             elif field.name == "blocks":
@@ -117,5 +130,13 @@ def flags_of(config: type) -> Callable[[Callable], Callable]:
 
 def _without_none(kind: Any) -> Any:
     """Return the type of an optional value: int of `int | None`."""
-    kinds = [one for one in get_args(kind) if one is not type(None)]
-    return kinds[0] if type(None) in get_args(kind) else kind
+    if type(None) not in get_args(kind):
+        return kind
+    return reduce(operator.or_, (one for one in get_args(kind) if one is not type(None)))
+
+
+def _words_beside_numbers(kind: Any) -> tuple[str, ...]:
+    """Return the words of `int | Literal[...]`, none of any other type."""
+    kinds = get_args(kind)
+    literals = [one for one in kinds if get_origin(one) is Literal]
+    return get_args(literals[0]) if literals and int in kinds else ()

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from pathseg.extract.config import ExtractConfig
+from pathseg.extract.datasets.symmetries import with_symmetries
 from pathseg.extract.pipeline import extract
 from pathseg.extract.plan import contents_of, plan_extraction
 from pathseg.store.errors import KeyMismatch, StoreError
@@ -54,6 +55,14 @@ def test_the_sizes_of_a_new_store_are_those_of_all_images(dataset, toy_model, st
     assert plan.missing_bytes == 3 * (2 * FEATURE_BYTES + PIXEL_BYTES)
     assert (plan.images, plan.missing_images, plan.missing_patches) == (3, 3, 6)
     assert not store.exists()
+
+
+def test_turned_images_count_in_the_sizes_and_are_named(dataset, toy_model, store):
+    plan = plan_extraction(with_symmetries(dataset), toy_model, store, NATIVE)  # 1 test, 2 oblong ones to train on
+    assert (plan.images, plan.views, plan.missing_patches) == (1 + 2 * 4, 6, 9 * 2)
+    assert plan.missing_bytes == 9 * (FEATURE_BYTES + PIXEL_BYTES)
+    assert "9 of toy (test 1, train 8)" in str(plan) and "6 of these images are views" in str(plan)
+    assert "views" not in str(plan_extraction(dataset, toy_model, store, NATIVE))
 
 
 @pytest.mark.parametrize(("layout", "cells"), [("grid", 64), ("image", 256)])

@@ -30,8 +30,8 @@ def split_images(store: FeatureStore, *, val_fraction: float, seed: int, without
 
     Images whose indices are in `without` are left out. Test splits are those whose names start with `test`. Whole
     sources (slides or regions) are held out, so that no tissue is on both sides; an image without a source is held out
-    alone. Validation and test splits hold the first view of each patch, its centre. Raises ValueError when there is no
-    training, validation or test image.
+    with its views alone. Validation and test splits hold the first view of each patch: its centre, or the image as in
+    the file. Raises ValueError when there is no training, validation or test image.
     """
     by_split: dict[str, list[int]] = {}
     for index, split in enumerate(store.splits):
@@ -43,7 +43,7 @@ def split_images(store: FeatureStore, *, val_fraction: float, seed: int, without
     if not tests:
         raise ValueError(f"{store.location} has no test split, only {', '.join(sorted(by_split))}; metrics need one")
     if not val:
-        sources = [store.contents.images[index].source or index for index in train]
+        sources = [_indivisible(store, index) for index in train]
         several = list(dict.fromkeys(sources))
         if len(several) < 2:
             alike = " of a single region" if len(train) > len(several) else ""
@@ -58,6 +58,14 @@ def split_images(store: FeatureStore, *, val_fraction: float, seed: int, without
     if not train:
         raise ValueError(f"{store.location} has no training images; extract some")
     return Splits(tuple(train), first_views(store, val), tests)
+
+
+def _indivisible(store: FeatureStore, index: int) -> tuple[str, str] | int:
+    """What an image shares with those on its side of the validation split: its source, else its group, else nothing."""
+    image = store.contents.images[index]
+    if image.source:
+        return "source", image.source
+    return ("group", image.group) if image.group else index
 
 
 def first_views(store: FeatureStore, indices: Sequence[int]) -> tuple[int, ...]:

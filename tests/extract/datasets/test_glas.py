@@ -289,3 +289,14 @@ def test_real_instances_are_those_of_the_file():
 def test_every_real_sample_loads_with_both_classes():
     dataset = listed(SHARED, resize=256)
     assert all(np.unique(dataset.load(sample).mask).tolist() == [0, 1] for sample in dataset.samples)
+
+
+def test_views_are_the_four_symmetries_that_keep_the_axes_of_the_stretched_images(release):
+    dataset = open_dataset("glas", DatasetOptions(root=release, views="flips"))
+    ids = [sample.id for sample in dataset.samples]
+    assert ids[:5] == ["train_1", "train_1_v2", "train_1_v4", "train_1_v6", "train_2"] and len(ids) == 3 * 4 + 2
+    assert {sample.source for sample in dataset.samples[:4]} == {PATIENTS["train_1"]}
+    plain, upside_down = (dataset.load(dataset.samples[number]) for number in (0, 3))
+    assert np.array_equal(upside_down.image, plain.image[::-1])
+    assert np.array_equal(upside_down.instances, plain.instances[::-1])
+    assert dataset.preprocessing == Preprocessing(resized=True, settings={"views": "flips"})

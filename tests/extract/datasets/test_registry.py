@@ -56,6 +56,15 @@ def test_every_data_set_refuses_the_options_that_do_not_apply_by_name(name):
             open_dataset(name, DatasetOptions(**{option: given[option]}))
 
 
+@pytest.mark.parametrize(("name", "views", "takes"), [
+    ("glas", 2, "--views flips"), ("folder", 1, "--views flips"), ("synthetic", 8, "--views flips"),
+    ("bcss", "flips", "a number of crops"),
+])  # fmt: skip
+def test_views_of_the_other_kind_are_refused_with_the_kind_that_applies(name, views, takes):
+    with pytest.raises(ValueError, match=f"--views does not apply: the {name} data set .*{takes}, got --views {views}"):
+        open_dataset(name, DatasetOptions(views=views))
+
+
 def test_an_unknown_name_lists_the_names():
     with pytest.raises(ValueError, match="no data set is called 'gals'; pathseg has glas, bcss, folder, synthetic"):
         open_dataset("gals", DatasetOptions())
@@ -78,6 +87,7 @@ def test_an_unknown_name_lists_the_names():
         ("bcss", "stride", 0),
         ("bcss", "stride", 769),
         ("bcss", "views", 0),
+        ("bcss", "views", -1),
     ],
 )
 def test_an_option_out_of_range_is_named_with_its_value(name, option, value):

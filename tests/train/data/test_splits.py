@@ -107,6 +107,21 @@ def test_one_region_cannot_be_split(tmp_path, toy_contents):
         split_images(store, val_fraction=0.5, seed=0)
 
 
+def test_views_of_an_image_without_source_are_on_one_side(tmp_path, toy_contents):
+    images = [ImageEntry(f"{n}v{v}", "train", 256, 512, None, str(n), v) for n in range(10) for v in range(4)]
+    images.append(ImageEntry("test", "test", 256, 512))
+    store = StoreWriter(tmp_path / "a.zarr", toy_contents(images=tuple(images))).store
+    found = split_images(store, val_fraction=0.3, seed=0)
+    groups = [{images[index].group for index in indices} for indices in (found.train, found.val)]
+    assert [len(found.train), len(found.val)] == [7 * 4, 3] and not groups[0] & groups[1]
+    assert {images[index].view for index in found.val} == {0}
+    plain = [image for image in images if not image.view]  # the same images validate without views
+    alone = StoreWriter(tmp_path / "b.zarr", toy_contents(images=tuple(plain))).store
+    assert {plain[index].id for index in split_images(alone, val_fraction=0.3, seed=0).val} == {
+        images[index].id for index in found.val
+    }
+
+
 def test_an_epoch_draws_one_view_of_each_patch(patches):
     drawn = draw_views(patches, range(60), seed=0, epoch=1)
     assert [patches.contents.images[index].group for index in drawn] == [f"r{r}p{p}" for r in range(10) for p in (0, 1)]

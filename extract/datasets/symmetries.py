@@ -1,0 +1,75 @@
+"""Turned and flipped training images as further samples of a data set: `extract --views flips`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from pathseg.extract.datasets.registry import Dataset, Pixels, Sample
+
+ALL = (0, 1, 2, 3, 4, 5, 6, 7)
+KEEPING_AXES = (0, 2, 4, 6)  # half a turn and both flips: height stays height
+
+
+def with_symmetries(dataset: Dataset) -> Dataset:
+    """Add the other symmetries of each training image, as samples of the same source and of one group.
+
+    View k is the image after `turned(…, k)` and has the id `<id>_v<k>`; view 0 is the image itself under its own id, so
+    that its noise does not change. An image that is square, in its file and at the data set's size, has the views 0 to
+    7. Any other has the four that keep its axes (0, 2, 4, 6), so that tissue which a resize has stretched stays
+    stretched along the same axis. Images of other splits stay alone. Raises ValueError where such an id is taken.
+    """
+    samples = [view for sample in dataset.samples for view in _views(sample, dataset.size)]
+    ids = {sample.id for sample in dataset.samples}
+    if taken := next((sample for sample in samples if sample.view and sample.id in ids), None):
+        raise ValueError(
+            f"--views flips names a turned {taken.group} {taken.id}, but an image has this name already; rename it"
+        )
+    settings = {**dataset.preprocessing.settings, "views": "flips"}
+    return dataclasses.replace(
+        dataset,
+        samples=tuple(samples),
+        load=partial(_load, dataset.load),
+        files=partial(_files, dataset.files),
+        preprocessing=dataclasses.replace(dataset.preprocessing, settings=settings),
+    )
+
+
+def turned(values: np.ndarray, view: int) -> np.ndarray:
+    """Turn (H, W, ...) by view % 4 quarter turns anticlockwise, then mirror it left to right from view 4 on."""
+    values = np.rot90(values, view % 4)
+    return np.ascontiguousarray(values[:, ::-1] if view >= 4 else values)
+
+
+def _views(sample: Sample, size: tuple[int, int]) -> list[Sample]:
+    if sample.split != "train":
+        return [sample]
+    square = sample.height == sample.width and size[0] == size[1]
+    return [
+        dataclasses.replace(sample, id=f"{sample.id}_v{view}" if view else sample.id, group=sample.id, view=view)
+        for view in (ALL if square else KEEPING_AXES)
+    ]
+
+
+def _original(sample: Sample) -> Sample:
+    """Return the sample that a view was made of, as the data set listed it."""
+    return sample if sample.group is None else dataclasses.replace(sample, id=sample.group, group=None, view=0)
+
+
+def _load(load: Callable[[Sample], Pixels], sample: Sample) -> Pixels:
+    pixels = load(_original(sample))
+    if not sample.view:
+        return pixels
+    return Pixels(
+        image=turned(pixels.image, sample.view),
+        mask=turned(pixels.mask, sample.view),
+        instances=None if pixels.instances is None else turned(pixels.instances, sample.view),
+    )
+
+
+def _files(files: Callable[[Sample], tuple[Path, ...]], sample: Sample) -> tuple[Path, ...]:
+    return files(_original(sample))
