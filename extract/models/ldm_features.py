@@ -13,6 +13,7 @@ from pathseg.extract.models.cpu_threads import fixed_threads
 from pathseg.extract.models.dino_vit import build_vit, vit_tokens
 from pathseg.extract.models.hooks import captured
 from pathseg.extract.models.ldm.conditioning import build_conditioning
+from pathseg.extract.models.ldm.config import ZOOM_TOKENS, ConditioningDesign, ZoomDesign
 from pathseg.extract.models.ldm.first_stage import build_first_stage
 from pathseg.extract.models.ldm.release import Release
 from pathseg.extract.models.ldm.unet import build_unet
@@ -36,9 +37,11 @@ class DiffusionFeatures:
         trained: bool,
         device: str | torch.device = "cpu",
     ) -> None:
-        """Build the networks. Without `vit` the patch embedding of the conditioning stage is zero (unconditional).
+        """Build the networks. Without `vit` the features are unconditional.
 
-        Raises ValueError for a ViT that the release has no conditioning stage for, or one of another width.
+        Unconditional: the patch embedding is zero; of ZoomLDM all context tokens are zero, so its conditioning stage
+        is not built. Raises ValueError for a ViT that the release has no conditioning stage for, or one of another
+        width.
         """
         self.name, self.trained = name, trained
         self.device = torch.device(device)
@@ -52,11 +55,12 @@ class DiffusionFeatures:
             _require_fit(release, vit)
         self._vit = None if vit is None else build_vit(vit).to(self.device)
         self._encoder = build_first_stage(release.first_stage_design, release.first_stage).to(self.device)
-        self._conditioning = None
-        if release.conditioning_design is not None and release.unet_design.context_dim is not None:
-            self._conditioning = build_conditioning(
-                release.conditioning_design, release.unet_design.context_dim, release.conditioning
-            ).to(self.device)
+        self._conditioning, self._zero_context = None, (0, 0)  # (L, c) of the context without a conditioning stage
+        design, width = release.conditioning_design, release.unet_design.context_dim
+        if width is not None and isinstance(design, ConditioningDesign):
+            self._conditioning = build_conditioning(design, width, release.conditioning).to(self.device)
+        elif width is not None:
+            self._zero_context = (ZOOM_TOKENS, width)
         self._unet = build_unet(release.unet_design, release.unet)
         cast(nn.Module, self._unet).to(self.device)  # diffusers' classes do not show as modules to a type checker
         self._scale_factor = release.scale_factor
@@ -81,7 +85,7 @@ class DiffusionFeatures:
         """Compute z0 (N, z, h, w) and the context tokens (N, L, c), L = 0 without a conditioning stage."""
         z0 = self.encode(images)
         if self._conditioning is None:
-            return z0, z0.new_zeros(len(z0), 0, 0)
+            return z0, z0.new_zeros(len(z0), *self._zero_context)
         if self._vit is None:
             embedding = torch.zeros(len(z0), self._conditioning.design.patch_embed_dim, device=self.device)
         else:
@@ -100,7 +104,7 @@ class DiffusionFeatures:
             raise ValueError(f"noise must have the latents' shape {tuple(z0.shape)}, got {tuple(eps.shape)}")
         zt = add_noise(z0, eps, float(self._alpha_bars[t]))
         with fixed_threads(self.device), captured(self._unet, wanted) as features:
-            self._unet(zt, t, *([] if self._conditioning is None else [context]))
+            self._unet(zt, t, *([context] if context.shape[1] else []))
         return features
 
     def features(
@@ -130,6 +134,11 @@ def _require_fit(release: Release, vit: Mapping[str, torch.Tensor]) -> None:
     design, width = release.conditioning_design, vit["pos_embed"].shape[-1]
     if design is None:
         raise ValueError(f"{release.source} has no conditioning stage, so it takes no ViT; use condition 'none'")
+    if isinstance(design, ZoomDesign):
+        raise ValueError(
+            f"{release.source} is conditioned by the embeddings of several patches, so it takes no ViT; "
+            "use condition 'none'"
+        )
     if width != design.patch_embed_dim:
         raise ValueError(
             f"the ViT gives embeddings of {width}, but the conditioning stage of {release.source} takes "
@@ -138,12 +147,9 @@ def _require_fit(release: Release, vit: Mapping[str, torch.Tensor]) -> None:
 
 
 def _digest(release: Release, vit: Mapping[str, torch.Tensor] | None) -> str:
-    networks = {
-        "unet": release.unet,
-        "first_stage": release.first_stage,
-        "conditioning": release.conditioning,
-        "vit": vit or {},
-    }
+    networks = {"unet": release.unet, "first_stage": release.first_stage, "vit": vit or {}}
+    if not isinstance(release.conditioning_design, ZoomDesign):  # whose unconditional features do not depend on it
+        networks["conditioning"] = release.conditioning
     tensors = {f"{network}.{name}": tensor for network, named in networks.items() for name, tensor in named.items()}
     schedule = release.schedule
     settings: dict[str, Any] = {
@@ -152,8 +158,11 @@ def _digest(release: Release, vit: Mapping[str, torch.Tensor] | None) -> str:
         "schedule": [schedule.linear_start, schedule.linear_end, schedule.timesteps],
         "heads": release.unet_design.heads,
     }
-    if release.conditioning_design is None:
-        settings["new_attention_order"] = release.unet_design.new_attention_order
-    else:
-        settings["normalize"] = release.conditioning_design.normalize
+    match release.conditioning_design:
+        case None:
+            settings["new_attention_order"] = release.unet_design.new_attention_order
+        case ConditioningDesign(normalize=normalize):
+            settings["normalize"] = normalize
+        case ZoomDesign():
+            settings["zero_context"] = ZOOM_TOKENS
     return weights_digest(tensors, settings)

@@ -9,6 +9,7 @@ import torch
 
 from pathseg.extract.models.dino_vit import read_vit
 from pathseg.extract.models.feature_model import FeatureModel
+from pathseg.extract.models.ldm.config import ZoomDesign
 from pathseg.extract.models.ldm.release import LAYOUT, read_release
 from pathseg.extract.models.ldm_features import DiffusionFeatures
 from pathseg.extract.models.mini import mini_release, mini_vit
@@ -22,11 +23,11 @@ def load_model(
     condition: Literal["ssl", "none"] = "ssl",
     device: str | torch.device = "cpu",
 ) -> FeatureModel:
-    """Load a model by its name in MODELS, or from a release folder (`release.LAYOUT`).
+    """Load a model by its name in MODELS, or from a release folder (`release.LAYOUTS`).
 
     hipt: the DINO checkpoint of the ViT; by default a `vit256*.pth` in the folder, beside it or in the user's data
-    folder (mini and mini-hipt have their own). condition: `none` = a zero patch embedding, which needs no ViT and is
-    the only choice for a release without a conditioning stage.
+    folder (mini and mini-hipt have their own). condition: `none` = unconditional: a zero patch embedding, of ZoomLDM a
+    zero context. It needs no ViT and is the only choice for ZoomLDM and a release without a conditioning stage.
 
     Raises FileNotFoundError, with the source of the missing file; ValueError for a file that cannot be used.
     """
@@ -53,6 +54,11 @@ def _from_folder(
     if condition == "ssl" and release.conditioning_design is None:
         raise ValueError(
             f"model {release.name} has no conditioning stage and cannot take condition ssl; use --condition none"
+        )
+    if condition == "ssl" and isinstance(release.conditioning_design, ZoomDesign):
+        raise ValueError(
+            f"model {release.name} takes condition ssl from the embeddings of UNI (a ViT-L/16) for the 20x patches of "
+            "an image, which pathseg does not compute; use --condition none"
         )
     vit = None if condition == "none" else read_vit(hipt or find_hipt(folder))
     return DiffusionFeatures(release, vit, name=release.name, trained=True, device=device)

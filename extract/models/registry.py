@@ -20,7 +20,8 @@ HIPT_SOURCE = f"HIPT_4K/Checkpoints/{HIPT_FILE} in the GitHub repository mahmood
 class ModelRecord:
     """A named model.
 
-    trained: False for random weights. files: of a bundled model, file name -> hex SHA-256.
+    trained: False for random weights. files: of a bundled model, file name -> hex SHA-256. folder: of a latent
+    diffusion model that the user brings, what its folder must hold.
     """
 
     name: str
@@ -30,6 +31,7 @@ class ModelRecord:
     source: str
     trained: bool = True
     files: Mapping[str, str] = field(default_factory=dict)
+    folder: str = ""
 
 
 MODELS: dict[str, ModelRecord] = {
@@ -40,6 +42,16 @@ MODELS: dict[str, ModelRecord] = {
         licence="the release states none",
         source="the BRCA 20x folder that the README of the GitHub repository "
         "cvlab-stonybrook/Large-Image-Diffusion links under pretrained models",
+        folder="configs/*-project.yaml and checkpoints/last.ckpt lie in there, and beside them " + HIPT_SOURCE,
+    ),
+    "zoomldm-brca": ModelRecord(
+        name="zoomldm-brca",
+        kind="latent-diffusion",
+        description="ZoomLDM, by the authors of the paper's model (CVPR 2025): latent diffusion, TCGA-BRCA at 20x and "
+        "coarser; --condition none alone",
+        licence="of the weights not known (the code's is MIT)",
+        source="config.yaml and weights.ckpt of the BRCA model that ZoomLDM's authors publish (CVPR 2025)",
+        folder="config.yaml and weights.ckpt lie in there",
     ),
     "mini": ModelRecord(
         name="mini",
@@ -82,9 +94,8 @@ def find_release(name: str) -> Path:
     record, folder = MODELS[name], models_folder() / name
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"model {name} is not at {folder}; get {record.source}, so that configs/*-project.yaml and "
-            f"checkpoints/last.ckpt lie in there, and beside them {HIPT_SOURCE}; "
-            "to try things without it use --model mini (small, bundled)"
+            f"model {name} is not at {folder}; get {record.source}, so that {record.folder}; to try things without it "
+            "use --model mini (small, bundled)"
         )
     return folder
 

@@ -3,6 +3,9 @@
 NAME.json: seed, config and tensor shapes of a small model in the public layout. NAME.png: a patch. NAME.npz: what the
 reference implementations computed from them (hipt, context, z0, eps, zt, t, unet_out, block00..12; of the blocks above
 16 cells a side every fourth cell, and the norm of the whole).
+
+zoom_context: the conditioning stage of ZoomLDM alone. Its NPZ holds magM_features, the embeddings at magnification M
+(0 = 20x) as given, and magM_context.
 """
 
 import argparse
@@ -14,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from PIL import Image
 
 GOLDEN = Path(__file__).parent
@@ -41,6 +45,7 @@ def weights(name):
     return {
         part: {tensor: drawn(tensor, shape, rng) for tensor, shape in described["shapes"][part].items()}
         for part in ("unet", "first_stage", "cond_stage", "vit")
+        if part in described["shapes"]
     }
 
 
@@ -53,14 +58,36 @@ def drawn(tensor, shape, rng):
 
 def state_dict(name):
     """As CompVis names it; with EMA the live weights are other ones."""
-    parts = weights(name)
+    return compvis_state(weights(name), use_ema=case(name)["use_ema"])
+
+
+def compvis_state(parts, *, use_ema):
+    """A state dict as CompVis names it, of the weights by part; with EMA the live weights are other ones."""
     state = {f"model.diffusion_model.{k}": v for k, v in parts["unet"].items()}
-    if case(name)["use_ema"]:
+    if use_ema:
         state = {k: v + 0.1 for k, v in state.items()}
         state |= {"model_ema.diffusion_model" + k.replace(".", ""): v for k, v in parts["unet"].items()}
         state |= {"model_ema.decay": torch.tensor(0.9999), "model_ema.num_updates": torch.tensor(9)}
     state |= {f"first_stage_model.{k}": v for k, v in parts["first_stage"].items()}
     return state | {f"cond_stage_model.{k}": v for k, v in parts["cond_stage"].items()}
+
+
+def zoom_release():
+    """State dict and config of a small ZoomLDM model: networks of `vq_f4_ssl`, conditioning stage of `zoom_context`.
+
+    The last layers of the stage are drawn anew, for context tokens of the denoiser's width. It uses EMA weights.
+    """
+    config, stage = (yaml.safe_load(case(name)["config_yaml"]) for name in ("vq_f4_ssl", "zoom_context"))
+    params = config["model"]["params"]
+    params |= {"use_ema": True, "cond_stage_config": stage["cond_stage_config"]}
+    width = params["unet_config"]["params"]["context_dim"]
+    hidden = params["cond_stage_config"]["params"]["hidden_channels"]
+    params["cond_stage_config"]["params"]["output_channels"] = width
+    rng, parts = np.random.default_rng(3), weights("vq_f4_ssl") | weights("zoom_context")
+    shapes = {"final_proj.weight": (width, hidden)}
+    shapes |= dict.fromkeys(("final_proj.bias", "layer_norm.weight", "layer_norm.bias"), (width,))
+    parts["cond_stage"] |= {name: drawn(name, shape, rng) for name, shape in shapes.items()}
+    return compvis_state(parts, use_ema=True), yaml.safe_dump(config)
 
 
 def write_release(folder, state, config):
@@ -76,6 +103,14 @@ def write_release(folder, state, config):
             "lr_schedulers": [],
         }
         torch.save(content, folder / "checkpoints/last.ckpt")
+    return folder
+
+
+def write_zoom(folder, state, config):
+    """A folder as ZoomLDM's authors publish it: the checkpoint is a plain state dict."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(config)
+    torch.save(state, folder / "weights.ckpt")
     return folder
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from reprlib import Repr
@@ -37,6 +37,12 @@ WITHOUT_STAGE: dict[str, Any] = {"use_spatial_transformer": False, "context_dim"
 MOST = 1_000_000  # above every width and length of an existing network
 DEEPEST = 100  # above every number of consecutive layers
 NORM_GROUPS = 32  # of every group norm in CompVis' networks
+
+# Of ZoomLDM's EmbeddingViT2_5; its config does not hold them.
+ZOOM_HEADS = 8  # attention heads
+ZOOM_SIDE = 8  # cells of the largest map of embeddings a side; larger ones are averaged down to it
+ZOOM_TOKENS = 1 + ZOOM_SIDE**2  # the magnification's and one for each cell
+ZOOM_MAGNIFICATIONS = 8  # 20x, 10x, 5x, ..., each half of the one before
 
 # The kinds of values of an option, as error messages name them.
 OPTIONS, FLAG = "a mapping of options", "true or false"
@@ -166,6 +172,24 @@ class ConditioningDesign:
 
 
 @dataclass(frozen=True)
+class ZoomDesign:
+    """ZoomLDM's EmbeddingViT2_5: a transformer over the embeddings of the 20x patches that an image covers."""
+
+    num_layers: int
+    input_channels: int  # width of the embeddings
+    hidden_channels: int
+    output_channels: int  # width of the context tokens
+    vit_mlp_dim: int
+
+    def __post_init__(self) -> None:
+        if self.hidden_channels % ZOOM_HEADS:
+            raise ValueError(
+                f"hidden_channels of EmbeddingViT2_5 must be a multiple of its {ZOOM_HEADS} attention heads, got "
+                f"{self.hidden_channels}; give the config that belongs to the checkpoint"
+            )
+
+
+@dataclass(frozen=True)
 class Schedule:
     """CompVis' "linear" schedule, which is linear in sqrt(beta)."""
 
@@ -235,11 +259,17 @@ def first_stage_design(params: dict[str, Any]) -> FirstStageDesign:
     )
 
 
-def conditioning_design(params: dict[str, Any]) -> ConditioningDesign | None:
-    """Read `model.params` of a config: None without a conditioning stage; missing options have its class's defaults."""
+def conditioning_design(params: dict[str, Any]) -> ConditioningDesign | ZoomDesign | None:
+    """Read `model.params` of a config: None without a conditioning stage.
+
+    Missing options of SSLEmbedder and PatchEmbedder have their class's defaults. Raises ValueError as `zoom_design`,
+    and for another class.
+    """
     if not _has_stage(params):
         return None
-    target, options = _network(params, "cond_stage_config", ("SSLEmbedder", "PatchEmbedder"))
+    target, options = _network(params, "cond_stage_config", ("SSLEmbedder", "PatchEmbedder", "EmbeddingViT2_5"))
+    if target == "EmbeddingViT2_5":
+        return zoom_design(options)
     need = partial(_need, options, where="model.params.cond_stage_config.params")
     two_tokens = target == "SSLEmbedder"
     return ConditioningDesign(
@@ -247,6 +277,13 @@ def conditioning_design(params: dict[str, Any]) -> ConditioningDesign | None:
         region_embed_dim=need("region_embed_dim", WHOLE, default=768) if two_tokens else None,
         normalize=need("normalize_ssl", FLAG, default=False),
     )
+
+
+def zoom_design(options: Mapping[str, Any]) -> ZoomDesign:
+    """Read the `params` of an EmbeddingViT2_5. Raises ValueError for an option that is missing or of another kind."""
+    need = partial(_need, options, where="model.params.cond_stage_config.params")
+    sizes = ("input_channels", "hidden_channels", "output_channels", "vit_mlp_dim")
+    return ZoomDesign(num_layers=need("num_layers", DEPTH), **{name: need(name, WHOLE) for name in sizes})
 
 
 def schedule_of(params: dict[str, Any]) -> Schedule:
@@ -285,11 +322,11 @@ def _network(params: dict[str, Any], name: str, targets: tuple[str, ...]) -> tup
     return target, _need(entry, "params", OPTIONS, where=f"model.params.{name}")
 
 
-def _need(options: dict[str, Any], name: str, kind: str | None = None, *, where: str, default: Any = ...) -> Any:
+def _need(options: Mapping[str, Any], name: str, kind: str | None = None, *, where: str, default: Any = ...) -> Any:
     """Return an option of the mapping at `where`. Raises ValueError if it is missing or of another kind."""
     value = options.get(name, default)
     if value is ...:
-        raise ValueError(f"config has no {name} in {where}; a CompVis *-project.yaml is needed")
+        raise ValueError(f"config has no {name} in {where}; a CompVis config is needed")
     if kind is not None and not _FITS[kind](value):
         raise ValueError(f"{where}.{name} must be {kind}, got {short(value)}; correct it in the config")
     return value

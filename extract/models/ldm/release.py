@@ -18,6 +18,7 @@ from pathseg.extract.models.ldm.config import (
     FirstStageDesign,
     Schedule,
     UNetDesign,
+    ZoomDesign,
     conditioning_design,
     first_stage_design,
     scale_factor_of,
@@ -30,7 +31,10 @@ from pathseg.extract.models.ldm.first_stage import encoder_shapes
 from pathseg.extract.models.ldm.unet import unet_shapes
 from pathseg.extract.models.weights import check_weights, named_instead
 
-LAYOUT = "configs/*-project.yaml and checkpoints/last.ckpt (or checkpoints/last.safetensors)"
+# The layouts of release folders: patterns of the config and of the checkpoint. The second is ZoomLDM's.
+LAYOUTS = (("configs/*-project.yaml", "checkpoints/last.ckpt"), ("config.yaml", "weights.ckpt"))
+LAYOUT = ", or ".join(f"{config} and {checkpoint}" for config, checkpoint in LAYOUTS)
+LAYOUT += " (or .safetensors in place of .ckpt)"
 UNET, EMA, FIRST_STAGE, CONDITIONING = "model.diffusion_model.", "model_ema.", "first_stage_model.", "cond_stage_model."
 
 Tensors = dict[str, torch.Tensor]
@@ -49,7 +53,7 @@ class Release:
     source: str
     unet_design: UNetDesign
     first_stage_design: FirstStageDesign
-    conditioning_design: ConditioningDesign | None
+    conditioning_design: ConditioningDesign | ZoomDesign | None
     schedule: Schedule
     scale_factor: float
     unet: Tensors
@@ -58,7 +62,9 @@ class Release:
 
 
 def read_release(folder: str | Path) -> Release:
-    """Read a release folder without executing anything from it. Of several configs the last by name (newest) is used.
+    """Read a release folder in one of LAYOUTS without executing anything from it.
+
+    Of several configs the last by name (newest) is used. The checkpoint may also be a `.safetensors` file.
 
     Raises FileNotFoundError where the folder or a file of it is missing; ValueError where config and checkpoint do
     not fit each other or describe a network that is not supported.
@@ -66,17 +72,28 @@ def read_release(folder: str | Path) -> Release:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"no release folder {folder}; a folder with {LAYOUT} is needed")
-    configs = sorted(folder.glob("configs/*-project.yaml"))
-    checkpoints = sorted(folder.glob("checkpoints/last.ckpt")) + sorted(folder.glob("checkpoints/last.safetensors"))
-    for found, what in ((configs, "config"), (checkpoints, "checkpoint")):
-        if not found:
-            raise FileNotFoundError(f"release folder {folder} has no {what}; {LAYOUT} are needed")
-    params = _read_config(configs[-1])
-    tensors = read_state_dict(checkpoints[0], "state_dict")
+    config, checkpoint = _find_files(folder)
+    params = _read_config(config)
+    tensors = read_state_dict(checkpoint, "state_dict")
     try:
-        return release_from(params, tensors, name=folder.resolve().name, source=str(checkpoints[0]))
+        return release_from(params, tensors, name=folder.resolve().name, source=str(checkpoint))
     except _ConfigError as e:
-        raise ValueError(f"{configs[-1]}: {e}") from e
+        raise ValueError(f"{config}: {e}") from e
+
+
+def _find_files(folder: Path) -> tuple[Path, Path]:
+    """Return config and checkpoint of a folder: those of the first layout of which it has any."""
+    for layout in LAYOUTS:
+        config, checkpoint = layout
+        configs = sorted(folder.glob(config))
+        checkpoints = [path for suffix in (".ckpt", ".safetensors")
+                       if (path := (folder / checkpoint).with_suffix(suffix)).is_file()]  # fmt: skip
+        if configs and checkpoints:
+            return configs[-1], checkpoints[0]
+        if configs or checkpoints:
+            lost = "checkpoint" if configs else "config"
+            raise FileNotFoundError(f"release folder {folder} has no {lost}; {' and '.join(layout)} are needed")
+    raise FileNotFoundError(f"release folder {folder} has no config and no checkpoint; {LAYOUT} are needed")
 
 
 class _ConfigError(ValueError):
@@ -97,6 +114,11 @@ def release_from(params: dict[str, Any], tensors: Tensors, *, name: str, source:
         raise _ConfigError(*e.args) from e
     if unet.in_channels != first_stage.embed_dim:
         raise _ConfigError(f"the unet takes {unet.in_channels} channels, the first stage gives {first_stage.embed_dim}")
+    if isinstance(conditioning, ZoomDesign) and conditioning.output_channels != unet.context_dim:
+        raise _ConfigError(
+            f"the unet takes context tokens of {unet.context_dim}, the conditioning stage gives "
+            f"{conditioning.output_channels}"
+        )
     if not any(name.startswith(UNET) for name in tensors):
         found = next((f"{UNET}{name.partition(UNET)[2]}" for name in tensors if UNET in name), UNET)
         raise ValueError(f"{source} has no tensor below {UNET}, {named_instead(tensors, found)}")
@@ -130,9 +152,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     model = config.get("model") if isinstance(config, dict) else config
     params = model.get("params") if isinstance(model, dict) else model
     if not isinstance(params, dict):
-        raise ValueError(
-            f"{path} has no model.params with options, got {short(params)}; a CompVis *-project.yaml is needed"
-        )
+        raise ValueError(f"{path} has no model.params with options, got {short(params)}; a CompVis config is needed")
     return params
 
 
