@@ -18,6 +18,8 @@ SYSTEMS = {
     "linear": "linear probe",
 }
 HIPT = ("hipt", "mini-hipt")  # models that give patch tokens
+# names of the systems on features of other models than the paper's
+FEATURES = {**dict.fromkeys(HIPT, "HIPT"), "zoomldm-brca": "ZoomLDM-uncond"}
 WEIGHTS = {"imagenet": "ImageNet weights", "none": "random weights"}  # first weights of a baseline
 ORDER = (
     "PathSegDiff", "PathSegDiff-uncond", "DDPMSeg (pixel ensemble)", "HIPT", "Res-UNet", "VGG16-FCN8", "linear probe",
@@ -61,7 +63,7 @@ class System:
 def system_name(run: FinishedRun) -> str:
     """Return the paper's name for a system; features other than the conditioned diffusion model's are named too."""
     network, key = run.settings.network, run.data.key
-    features = "HIPT" if key.model in HIPT else "PathSegDiff-uncond" if is_unconditional(run) else ""
+    features = FEATURES.get(key.model, "PathSegDiff-uncond" if is_unconditional(run) else "")
     if run.is_baseline or not features:
         return SYSTEMS[network]
     return features if network == "fcn" else f"{SYSTEMS[network]} on {features}"

@@ -15,6 +15,7 @@ GOOD, FAIR = np.array([[50, 10], [20, 20]]), np.array([[40, 20], [20, 20]])
         ({"condition": "none"}, {}, "PathSegDiff-uncond"),
         ({"model": "hipt", "condition": "none"}, {}, "HIPT"),
         ({"model": "mini-hipt", "condition": "none"}, {}, "HIPT"),
+        ({"model": "zoomldm-brca", "condition": "none"}, {}, "ZoomLDM-uncond"),
         ({}, {"head_type": "linear"}, "linear probe"),
         ({"model": "hipt"}, {"head_type": "linear"}, "linear probe on HIPT"),
         ({}, {"head_type": "pixel-ensemble"}, "DDPMSeg (pixel ensemble)"),
