@@ -49,7 +49,7 @@ class Conditioning(nn.Module):
 class ZoomConditioning(nn.Module):
     """EmbeddingViT2_5 of ZoomLDM: the embeddings of an image's 20x patches and its magnification.
 
-    The denoiser was also trained without condition: all context tokens zero.
+    Without condition the denoiser takes zeros in the place of these tokens.
     """
 
     def __init__(self, design: ZoomDesign) -> None:
