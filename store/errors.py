@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-UNREADABLE = (  # what a disk with bad sectors answers, and what a folder or a loop of links in the way of a file does
+UNREADABLE = (  # what a disk with bad sectors answers, and what a folder, pipe or loop of links in place of a file does
     errno.EIO,
     errno.EBADMSG,
     errno.ENODATA,
     errno.EISDIR,
     errno.ENOTDIR,
     errno.ELOOP,
+    errno.ESPIPE,
     *([errno.EUCLEAN] if hasattr(errno, "EUCLEAN") else []),
 )
 

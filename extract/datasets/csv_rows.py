@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Collection
 from pathlib import Path
+
+from pathseg.store.runtime.regular_files import open_file
 
 Row = tuple[int, dict[str, str]]  # line number, text by column
 
@@ -16,7 +19,7 @@ def read_rows(path: Path, *, required: Collection[str], optional: Collection[str
     file and line: a required column is missing, one is unknown or there twice, a row is longer than the header.
     """
     wanted = ",".join(required)
-    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+    with io.TextIOWrapper(open_file(path), newline="", encoding="utf-8-sig", errors="replace") as file:
         lines = csv.reader(file, skipinitialspace=True)
         try:
             header = [name.strip().lower() for name in next(lines, ())]

@@ -16,6 +16,7 @@ import numpy as np
 import platformdirs
 
 from pathseg.store.records import checksum
+from pathseg.store.runtime.regular_files import open_file
 
 ENTRIES = "s3-reads"  # sub-folder of the cache folder, which may hold other things
 FILE = re.compile(r"[0-9]+-[0-9a-f]{8}(\.[0-9a-f]{32}\.partial)?")  # index and checksum; while it is being written
@@ -55,7 +56,8 @@ class ReadCache:
         """Return the array cached under a name with this CRC-32C, None when there is none; delete a damaged one."""
         path = self._path(name, crc)
         try:
-            values = np.fromfile(path, dtype)
+            with open_file(path) as file:
+                values = np.fromfile(file, dtype)
             if values.size == np.prod(shape) and checksum(values) == crc:
                 os.utime(path)
                 return values.reshape(shape)

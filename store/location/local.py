@@ -13,12 +13,14 @@ from contextlib import contextmanager, suppress
 from io import BufferedIOBase
 from pathlib import Path
 
-from zarr.core.buffer import Buffer
+from zarr.abc.store import ByteRequest
+from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore
 
 from pathseg.store.errors import StoreError, unreadable_as_damage
 from pathseg.store.format.names import FOLDER, HALF_WRITTEN, SUBFOLDER
 from pathseg.store.runtime.atomic_files import PARTIAL
+from pathseg.store.runtime.regular_files import open_file, read_file
 
 try:
     import fcntl
@@ -47,7 +49,7 @@ class LocalFolder:
 
     def read(self, name: str) -> bytes:
         with unreadable_as_damage(self.root / name):
-            return (self.root / name).read_bytes()
+            return read_file(self.root / name)
 
     def write(self, name: str, data: bytes) -> None:
         with self.create(name) as file:
@@ -62,7 +64,7 @@ class LocalFolder:
     def open(self, name: str, start: int = 0, size_bytes: int | None = None) -> Iterator[BufferedIOBase]:
         # thousands a second: making a Path takes a tenth of the time of reading a small chunk
         path = os.path.join(self.root, name)  # noqa: PTH118
-        with unreadable_as_damage(path), open(path, "rb") as file:  # noqa: PTH123
+        with unreadable_as_damage(path), open_file(path) as file:
             file.seek(start)
             yield file
 
@@ -162,8 +164,19 @@ class LocalFolder:
                 self.remove(name)
 
 
-class _FlushedLocalStore(LocalStore):
-    """Zarr's local store, writing as `LocalFolder.write` does: inside of the folder and flushed to the disk."""
+class RegularFilesStore(LocalStore):
+    """Zarr's local store, which reads files alone: a chunk that is a named pipe raises OSError instead of waiting."""
+
+    async def get(
+        self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        with suppress(FileNotFoundError, IsADirectoryError, NotADirectoryError), open_file(self.root / key):
+            return await super().get(key, prototype, byte_range)
+        return None
+
+
+class _FlushedLocalStore(RegularFilesStore):
+    """The same, writing as `LocalFolder.write` does: inside of the folder and flushed to the disk."""
 
     async def set(self, key: str, value: Buffer) -> None:
         self._check_writable()

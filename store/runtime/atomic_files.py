@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -27,9 +28,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Give a temporary path for a writer that needs one; what was written there is renamed to `path` at the end.
 
     Files are flushed to the disk before the rename. The writer may also create a folder: then the old folder is deleted
-    just before the rename. After an error, the temporary file or folder is deleted and `path` is as it was. The
-    temporary name is the same each time, so what a killed process left is replaced; two processes must not write the
-    same path at once.
+    just before the rename. A file never replaces a folder: then IsADirectoryError is raised. After an error, the
+    temporary file or folder is deleted and `path` is as it was. The temporary name is the same each time, so what a
+    killed process left is replaced; two processes must not write the same path at once.
     """
     partial = path.with_name(path.name + PARTIAL)
     partial.parent.mkdir(parents=True, exist_ok=True)
@@ -38,6 +39,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield partial
         if partial.is_file():
             _flush(partial)
+        if path.is_dir() and not partial.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "a folder lies where this file should; move it away", str(path))
         if path.is_dir():
             shutil.rmtree(path)
         partial.replace(path)

@@ -1,5 +1,5 @@
+import os
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +8,8 @@ import zarr
 from pathseg.store.errors import Damaged, StoreError
 from pathseg.store.features import FeatureStore
 from pathseg.store.format.manifest import Manifest
+from pathseg.store.location import local
+from pathseg.store.runtime.regular_files import read_file
 from pathseg.store.verify import Verification, verify
 from pathseg.store.writer import StoreWriter
 
@@ -327,18 +329,32 @@ def test_an_unreadable_chunk_and_a_dead_link_are_named_and_the_rest_is_checked(t
     (folder / "t50/block04/c/1/0/0/0/0").unlink()
     (folder / "t50/block04/c/1/0/0/0/0").symlink_to("/nowhere")
     flip(folder / "t50/block09/c/3/0/0/0/0", byte=7)
-    read = Path.read_bytes
 
     def on_a_bad_disk(path):
         if path.match("images/c/2/0/0/0"):
             raise OSError(5, "Input/output error")
-        return read(path)
+        return read_file(path)
 
-    monkeypatch.setattr(Path, "read_bytes", on_a_bad_disk)
+    monkeypatch.setattr(local, "read_file", on_a_bad_disk)
     damaged = {"images/c/2/0/0/0", "t50/block04/c/1/0/0/0/0", "t50/block09/c/3/0/0/0/0"}
     assert found(folder) == {("damaged", name) for name in damaged}
     verify(folder, repair=True)
     assert {finding.kind for finding in verify(folder)} == {"missing"}
+
+
+@pytest.mark.parametrize("what", ["pipe", "device"])
+def test_what_cannot_be_read_to_its_end_is_named_in_place_of_any_file(toy_store, sharded_store, what):
+    plain = ["t50/block04/c/2/0/0/0/0", "masks/c/1/0/0", "masks/zarr.json", "_done/pixels/000001.json"]
+    sharded = ["images/c/1/0/0/0", "t50/block09/c/0/0/0/0/0"]
+    for store, names in ((toy_store, plain), (sharded_store, sharded)):
+        for name in names:
+            path = store.location.root / name
+            path.unlink()
+            os.mkfifo(path) if what == "pipe" else path.symlink_to("/dev/zero")
+        assert found(store.location.root) == {("damaged", name) for name in names}
+    for read in (lambda: FeatureStore.open(toy_store.location.root).mask(1), lambda: sharded_store.image(2)):
+        with pytest.raises(Damaged, match="named pipe or a device"):
+            read()
 
 
 def test_a_part_that_was_moved_and_linked_back_is_read_but_nothing_is_changed_there(toy_store, tmp_path):

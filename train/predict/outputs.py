@@ -17,6 +17,7 @@ from zarr.storage import LocalStore
 
 from pathseg.store.runtime.atomic_files import atomic_path, write_atomic
 from pathseg.store.runtime.file_lock import file_lock
+from pathseg.store.runtime.regular_files import read_file
 from pathseg.store.sampling import InputImage
 from pathseg.train.colours import class_colours, jpeg_bytes, overlay, painted_classes, png_bytes, to_uint8
 from pathseg.train.predict.config import PredictConfig
@@ -78,10 +79,10 @@ class ImageOutputs:
         were made differently.
         """
         try:
-            record = PredictedImage.from_json(self.record_path.read_bytes(), source=str(self.record_path))
+            record = PredictedImage.from_json(read_file(self.record_path), source=str(self.record_path))
         except FileNotFoundError:
             return None
-        except ValueError as e:
+        except (ValueError, OSError) as e:
             raise ValueError(f"{e}; delete that file to predict the image again") from e
         for name, here, wanted in record.identity.differences(self._complete_identity()):
             raise ValueError(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -60,9 +61,10 @@ class TrainedHead:
                 f"{run.folder.path}: {settings.network} takes images, predict needs a head on features ({heads}); "
                 f"pass another --run"
             )
-        module = HEADS[settings.head_type](data.channels, len(data.classes))
         weights = run.folder.read_weights(run.metrics)
-        _load_weights(module, weights, run.folder.weights)
+        module = _with_weights(
+            partial(HEADS[settings.head_type], data.channels, len(data.classes)), weights, run.folder.weights
+        )
         return cls(
             name=run.name,
             settings=settings,
@@ -103,9 +105,15 @@ class TrainedHead:
         return inference.class_probabilities(predicted.scores, self.ignore)  # (N, K, H, W)
 
 
-def _load_weights(module: nn.Module, content: bytes, path: Path) -> None:
+def _with_weights(build: Callable[[], nn.Module], content: bytes, path: Path) -> nn.Module:
+    """Return a module with the weights of a file; memory is taken only where names and shapes are those of the file."""
     try:
-        module.load_state_dict(load(content))
+        tensors = load(content)
+        with torch.device("meta"):
+            build().load_state_dict(tensors, assign=True)
+        module = build()
+        module.load_state_dict(tensors)
+        return module
     except (SafetensorError, RuntimeError) as e:
         reason = (str(e).splitlines() or [type(e).__name__])[0]
         raise ValueError(f"{path} is damaged or not of this run: {reason}; {TRAIN_AGAIN}") from e

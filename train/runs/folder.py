@@ -209,6 +209,8 @@ def _write_picture(path: Path, values: np.ndarray) -> None:
 def _read_picture(path: Path) -> np.ndarray:
     try:
         with Image.open(path, formats=("PNG",)) as picture:
+            picture.verify()  # compares the CRC-32 of each chunk, which decoding does not
+        with Image.open(path, formats=("PNG",)) as picture:
             return np.array(picture.convert("L"))
     except (OSError, SyntaxError) as e:
         raise ValueError(f"{path} is damaged: {e}; {TRAIN_AGAIN}") from e

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -28,6 +28,9 @@ FORMAT = 2  # of config.json; 0.1.0 wrote none
 METRICS_FORMAT = 2  # of metrics.json; 0.1.0 wrote none, and the F1 of means as F1
 Kind = Literal["head", "baseline"]
 SETTINGS: Mapping[Kind, type] = {"head": HeadConfig, "baseline": BaselineConfig}
+Code = Annotated[int, msgspec.Meta(ge=0, le=255)]  # of a mask, as in a store
+Channels = Annotated[int, msgspec.Meta(ge=1, le=100_000)]
+Pixels = Annotated[int, msgspec.Meta(ge=0, le=10**15)]  # sums of many stay within int64
 TRAIN_AGAIN = "delete the run folder and train it again"
 
 
@@ -55,10 +58,10 @@ class RunData:
     key: StoreKey
     model_trained: bool
     classes: tuple[str, ...]
-    background: int | None
-    ignore: int | None
+    background: Code | None
+    ignore: Code | None
     sampling: Sampling
-    channels: dict[int, int]
+    channels: dict[int, Channels]
     test_split: str
     images: dict[str, tuple[str, ...]]
 
@@ -107,6 +110,8 @@ class RunConfig:
         with _way_out():
             file = convert_json(values, _ConfigFile, source=source)
             settings: Config = convert_json(file.settings, SETTINGS[file.kind], source=f"{source}: settings")
+            if file.kind == "head" and (lacking := sorted(set(settings.blocks) - file.data.channels.keys())):
+                raise ValueError(f"{source} is damaged: the head reads block {lacking[0]}, data has no channels of it")
         return cls(settings, file.data, file.parameters, file.versions, file.device)
 
 
@@ -249,7 +254,7 @@ class ImageScores(msgspec.Struct, frozen=True, omit_defaults=True):
 
     id: str
     scores: Scores
-    confusion: tuple[tuple[int, ...], ...]
+    confusion: tuple[tuple[Pixels, ...], ...]
     source: str | None = None
     objects: ImageObjects | None = None
     uncertainty: float | None = None
@@ -263,7 +268,7 @@ class SplitScores(msgspec.Struct, frozen=True, omit_defaults=True, dict=True):
 
     images: int
     scores: Scores
-    confusion: tuple[tuple[int, ...], ...]
+    confusion: tuple[tuple[Pixels, ...], ...]
     constant: Constant
     per_image: tuple[ImageScores, ...]
     objects: ObjectSplitScores | None = None

@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import google_crc32c
+import msgspec
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import load, load_file, save
 from torch import nn
 
+from pathseg.store.errors import Damaged
 from pathseg.store.features import FeatureStore
+from pathseg.store.records import checksum, seal, unseal
 from pathseg.store.runtime.atomic_files import write_atomic
+from pathseg.store.runtime.json_records import convert_json, decode_json
 from pathseg.train.config import IMAGE, Config
 from pathseg.train.heads.pixel_ensemble import PixelBuffer, PixelEnsemble
 from pathseg.train.heads.registry import BASELINES, HEADS
 from pathseg.train.runs.folder import LAST, RunFolder
+from pathseg.train.runs.record import TRAIN_AGAIN
 
-PROGRESS = ("epoch", "best", "best_epoch", "seconds")  # fields of TrainingState that it holds beside the tensors
+
+class _Progress(msgspec.Struct, frozen=True):
+    """What last.safetensors holds beside the tensors: fields of TrainingState, and the CRC-32C of each tensor.
+
+    Earlier releases wrote no checksums.
+    """
+
+    epoch: int
+    best: float
+    best_epoch: int
+    seconds: float
+    best_crc: int | None = None
+    crc32c: dict[str, int] | None = None
 
 
 @dataclass
@@ -29,8 +46,9 @@ class TrainingState:
     """Module, optimizer and progress of one run.
 
     class_weights: (K,) float32 of the loss, None for an unweighted one. epoch: finished epochs. best: validation Dice
-    of best_epoch. seconds: spent in training steps. losses: of the steps of the current epoch. failure: why training
-    was given up. pixels: pixels that a pixel ensemble has drawn but not yet trained on.
+    of best_epoch. best_crc: CRC-32C of the file of its weights. seconds: spent in training steps. losses: of the steps
+    of the current epoch. failure: why training was given up. pixels: pixels that a pixel ensemble has drawn but not yet
+    trained on.
     """
 
     settings: Config
@@ -41,6 +59,7 @@ class TrainingState:
     epoch: int = 0
     best: float = -1.0
     best_epoch: int = 0
+    best_crc: int | None = None
     seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
     failure: str | None = None
@@ -108,9 +127,17 @@ def save_weights(state: TrainingState, path: Path) -> None:
     _save(dict(state.head.state_dict()), path, {})
 
 
+def save_best(state: TrainingState) -> None:
+    """Write the weights of the best epoch so far as `save_weights` does, and note their checksum."""
+    state.best_crc = google_crc32c.value(_save(dict(state.head.state_dict()), state.run.weights, {}))
+
+
 def load_best(state: TrainingState) -> None:
-    """Load the weights of the best epoch."""
-    state.head.load_state_dict(load_file(state.run.weights))
+    """Load the weights of the best epoch. Raises ValueError, naming the file, when they are not those saved."""
+    content = state.run.weights.read_bytes() if state.run.weights.is_file() else b""
+    if not content or state.best_crc not in (None, google_crc32c.value(content)):  # None: of earlier releases
+        raise ValueError(f"{state.run.weights} is missing or damaged; {TRAIN_AGAIN}")
+    state.head.load_state_dict(load(content))
 
 
 def save_last(state: TrainingState) -> None:
@@ -118,8 +145,9 @@ def save_last(state: TrainingState) -> None:
     tensors = {f"head.{name}": value for name, value in state.head.state_dict().items()}
     for number, values in state.optimizer.state_dict()["state"].items():
         tensors |= {f"adam.{number}.{name}": value for name, value in values.items()}
-    progress = {name: getattr(state, name) for name in PROGRESS}
-    _save(tensors, state.run.path / LAST, {"about": json.dumps(progress)})
+    progress = {name: getattr(state, name) for name in ("epoch", "best", "best_epoch", "seconds", "best_crc")}
+    about = seal({**progress, "crc32c": _checksums(tensors)})
+    _save(tensors, state.run.path / LAST, {"about": about.decode()})
 
 
 def load_last(state: TrainingState) -> None:
@@ -127,8 +155,10 @@ def load_last(state: TrainingState) -> None:
     path = state.run.path / LAST
     try:
         with safe_open(path, framework="pt") as file:
-            progress = json.loads(file.metadata()["about"])
+            progress = _read_progress(file.metadata()["about"], source=str(path))
         tensors = load_file(path)
+        if progress.crc32c not in (None, _checksums(tensors)):
+            raise ValueError("its tensors do not fit their checksums")
         state.head.load_state_dict({n.removeprefix("head."): v for n, v in tensors.items() if n.startswith("head.")})
         adam: dict[int, dict[str, torch.Tensor]] = {}
         for name, value in tensors.items():
@@ -137,12 +167,27 @@ def load_last(state: TrainingState) -> None:
                 adam.setdefault(int(number), {})[field_name] = value
         groups = state.optimizer.state_dict()["param_groups"]
         state.optimizer.load_state_dict({"state": adam, "param_groups": groups})
-        for name in PROGRESS:
-            setattr(state, name, progress[name])
-    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as e:
+        state.epoch, state.seconds = progress.epoch, progress.seconds
+        state.best, state.best_epoch, state.best_crc = progress.best, progress.best_epoch, progress.best_crc
+    except (SafetensorError, Damaged, ValueError, KeyError, TypeError, RuntimeError) as e:
         raise ValueError(f"{path} is damaged ({e}); delete it to train the run from the start") from e
 
 
-def _save(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+def _read_progress(text: str, *, source: str) -> _Progress:
+    values = decode_json(text, dict, source=source)
+    if "body" in values:
+        return unseal(text.encode(), _Progress, source=source)
+    return convert_json(values, _Progress, source=source)
+
+
+def _checksums(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    """Return the CRC-32C of each tensor."""
+    return {name: checksum(value.detach().cpu().numpy()) for name, value in tensors.items()}
+
+
+def _save(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> bytes:
+    """Write tensors and return the content of the file."""
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    write_atomic(path, save(plain, metadata=metadata))  # save_file reports a full disk as an error of its own
+    content: bytes = save(plain, metadata=metadata)
+    write_atomic(path, content)  # save_file reports a full disk as an error of its own
+    return content

@@ -26,6 +26,7 @@ from pathseg.train.training.checkpoint import (
     load_best,
     load_last,
     new_training_state,
+    save_best,
     save_last,
     save_weights,
     seed_of,
@@ -111,7 +112,7 @@ def train_heads(
             dice = scores.dice or 0.0  # None where every validation pixel is ignored
             if state.settings.keep == "last" or dice > state.best:
                 state.best, state.best_epoch = dice, epoch
-                save_weights(state, state.run.weights)
+                save_best(state)
             state.run.append_history(line)
             save_last(state)
             on_epoch(state.run, line)

@@ -30,6 +30,7 @@ from pathseg.extract.models.ldm.config import (
 from pathseg.extract.models.ldm.first_stage import encoder_shapes
 from pathseg.extract.models.ldm.unet import unet_shapes
 from pathseg.extract.models.weights import check_weights, named_instead
+from pathseg.store.runtime.regular_files import read_file
 
 # The layouts of release folders: patterns of the config and of the checkpoint. The second is ZoomLDM's.
 LAYOUTS = (("configs/*-project.yaml", "checkpoints/last.ckpt"), ("config.yaml", "weights.ckpt"))
@@ -146,7 +147,7 @@ def release_from(params: dict[str, Any], tensors: Tensors, *, name: str, source:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = yaml.safe_load(read_file(path).decode("utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as e:  # ValueError: no UTF-8, or a date that does not exist
         raise ValueError(f"{path} is no YAML: {str(e).splitlines()[0]}") from e
     model = config.get("model") if isinstance(config, dict) else config

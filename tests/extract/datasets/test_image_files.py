@@ -130,6 +130,21 @@ def test_a_missing_file_is_named(tmp_path):
         read_image(tmp_path / "none.png")
 
 
+@pytest.mark.parametrize(("read", "pixels"), [(read_image, RGB), (read_mask, CODES)])
+def test_pixels_of_a_png_that_do_not_fit_their_checksum_are_refused(tmp_path, read, pixels):
+    """The compressed pixels are exchanged for others that decode: only the chunk's own CRC-32 tells."""
+    path, other = save(tmp_path / "a.png", pixels), save(tmp_path / "b.png", pixels[::-1])
+    (start, end), (first, last) = (
+        (d.index(b"IDAT") + 4, d.index(b"IEND") - 8) for d in (path.read_bytes(), other.read_bytes())
+    )
+    content, stranger = bytearray(path.read_bytes()), other.read_bytes()[first:last]
+    content[start - 8 : start - 4] = struct.pack(">I", len(stranger))
+    content[start:end] = stranger
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.png: the file is damaged"):
+        read(path)
+
+
 @pytest.mark.parametrize("read", [read_image, read_mask, image_size, mask_size])
 def test_a_file_that_is_no_image_is_named(tmp_path, read):
     (tmp_path / "text.png").write_text("not an image")

@@ -72,3 +72,11 @@ def test_a_folder_takes_the_place_of_an_older_one(tmp_path):
             partial.mkdir()
             (partial / name).write_bytes(b"")
     assert names(tmp_path / "map.zarr") == ["new"]
+
+
+def test_a_file_never_replaces_a_folder(tmp_path):
+    (tmp_path / "a.png").mkdir()
+    (tmp_path / "a.png" / "notes.txt").write_text("mine")
+    with pytest.raises(IsADirectoryError, match=r"a folder lies where this file should.*a\.png"):
+        write_atomic(tmp_path / "a.png", b"new")
+    assert names(tmp_path) == ["a.png"] and (tmp_path / "a.png" / "notes.txt").read_text() == "mine"

@@ -87,3 +87,28 @@ def test_a_missing_window_is_not_read_as_empty(tmp_path):
     chunk_file(tmp_path / "work").unlink()
     with pytest.raises(ValueError, match=rf"window 0 in {tmp_path}/work is missing.*delete"):
         cache(tmp_path / "work").read(0)
+
+
+def test_a_window_in_the_place_of_another_is_named(tmp_path):
+    cache(tmp_path / "work").write([0, 1], maps(2))
+    first, second = sorted(path for path in (tmp_path / "work").rglob("*") if path.is_file() and "/c/" in str(path))
+    first.write_bytes(second.read_bytes())
+    again = cache(tmp_path / "work")
+    np.testing.assert_array_equal(again.read(1), maps(2)[1].astype(np.float16))
+    with pytest.raises(ValueError, match=rf"window 0 in {tmp_path}/work .*delete"):
+        again.read(0)
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"zarr_format": 3}', "\xff"])
+def test_a_damaged_description_of_the_array_does_not_matter(tmp_path, text):
+    cache(tmp_path / "work").write([2], maps(1))
+    (tmp_path / "work" / "windows.zarr" / "zarr.json").write_text(text, encoding="latin1")
+    np.testing.assert_array_equal(cache(tmp_path / "work").read(2), maps(1)[0].astype(np.float16))
+
+
+def test_damaged_lines_of_the_journal_count_no_window(tmp_path):
+    cache(tmp_path / "work").write([0, 1, 2], maps(3))
+    journal = tmp_path / "work" / "done.txt"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(lines[0] + b"\xff" + lines[1] + lines[2][:1] + b"x" + lines[2][2:])
+    assert [cache(tmp_path / "work").complete([i]) for i in range(3)] == [True, False, False]

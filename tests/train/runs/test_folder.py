@@ -191,6 +191,9 @@ def test_a_damaged_file_is_one_error_naming_it_and_the_way_out(run, name, conten
         (("settings",), {"lr": -1}, "lr"),
         (("settings",), {"head_type": "none"}, "head_type"),
         (("data",), {"classes": ["one"]}, "2 classes, config.json names 1"),
+        (("data",), {"channels": {"4": 5}}, "block 5"),
+        (("data",), {"channels": {"4": 5, "5": 10**12}}, "channels"),
+        (("data",), {"ignore": 300}, "ignore"),
     ],
 )
 def test_a_wrong_value_in_the_configuration_is_named(run, keys, changes, field):
@@ -209,6 +212,7 @@ def test_a_wrong_value_in_the_configuration_is_named(run, keys, changes, field):
         (("splits", "testB"), {"constant": None}, "constant"),
         (("splits", "testB", "scores"), {"dice": "x"}, r"scores\.dice"),
         (("splits", "testB"), {"confusion": [[1]]}, "not 2x2"),
+        (("splits", "testB"), {"confusion": [[2**63, 0], [0, 0]]}, "confusion"),
     ],
 )
 def test_a_wrong_value_in_the_metrics_is_named(run, keys, changes, field):
@@ -261,6 +265,16 @@ def test_two_ids_never_share_a_picture(run):
 def test_a_damaged_prediction_is_named(run):
     run.write_prediction("a", np.zeros((2, 2), np.uint8))
     run.prediction_path("a").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"a\.png is damaged"):
+        run.read_prediction("a")
+
+
+def test_a_prediction_with_a_changed_byte_is_named(run):
+    run.write_prediction("a", np.zeros((2, 2), np.uint8))
+    path = run.prediction_path("a")
+    content = bytearray(path.read_bytes())
+    content[content.index(b"IEND") - 9] ^= 1  # the last byte of the checksum behind the pixels
+    path.write_bytes(content)
     with pytest.raises(ValueError, match=r"a\.png is damaged"):
         run.read_prediction("a")
 

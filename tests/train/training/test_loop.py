@@ -1,11 +1,13 @@
 import dataclasses
+import json
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from pathseg.store.contents import ImageEntry
 from pathseg.store.writer import StoreWriter
@@ -177,6 +179,29 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(toy_store, tmp_path, 
     assert whole.read_metrics().splits == again.read_metrics().splits
     losses = [[epoch.train_loss for epoch in run.read_history()] for run in (whole, again)]
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("name", ["last.safetensors", "head.safetensors"])
+def test_a_changed_bit_in_what_a_run_goes_on_from_is_named(toy_store, tmp_path, monkeypatch, name):
+    config = HeadConfig(blocks=(4,), head_type="linear", lr=1e-30, epochs=3)  # no epoch is better than the first
+    cut_after(toy_store, tmp_path / "cut", config, 2, monkeypatch)
+    content = bytearray((tmp_path / "cut" / name).read_bytes())
+    content[-2] ^= 1
+    (tmp_path / "cut" / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name} is .*damaged.*delete"):
+        train(toy_store, tmp_path / "cut", config)
+
+
+def test_a_run_that_0_1_0_left_unfinished_goes_on(toy_store, tmp_path, monkeypatch):
+    """Its training state held the progress as plain JSON, without checksums."""
+    whole = train(toy_store, tmp_path / "whole", QUICK)
+    cut_after(toy_store, tmp_path / "cut", QUICK, 1, monkeypatch)
+    last = tmp_path / "cut" / "last.safetensors"
+    with safe_open(last, framework="pt") as file:
+        body = json.loads(file.metadata()["about"])["body"]
+    about = {name: body[name] for name in ("epoch", "best", "best_epoch", "seconds")}
+    save_file(load_file(last), last, metadata={"about": json.dumps(about)})
+    assert same(weights(whole), weights(train(toy_store, tmp_path / "cut", QUICK)))
 
 
 def test_an_unfinished_run_of_other_settings_is_not_taken_up(toy_store, tmp_path, monkeypatch):

@@ -1,0 +1,28 @@
+"""Opening files for reading, and nothing else: reading a named pipe or a device may never end."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from io import BufferedReader
+
+
+def open_file(path: str | os.PathLike[str]) -> BufferedReader:
+    """Open a file for reading. Raises OSError, with the number ESPIPE for a named pipe, a device or a socket."""
+    return open(path, "rb", opener=_open_regular)
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """Return the content of a file. Raises as `open_file`."""
+    with open_file(path) as file:
+        return file.read()
+
+
+def _open_regular(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # or opening a pipe would wait for a writer
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):  # `open` itself refuses a folder
+        return descriptor
+    os.close(descriptor)
+    raise OSError(errno.ESPIPE, "a named pipe or a device lies where a file should; replace it", path)
