@@ -97,6 +97,22 @@ class ObjectSums:
         return ObjectScores(self.tp, self.fp, self.fn, f1, dice, hausdorff if self.images > self.left_out else None)
 
 
+@dataclass(frozen=True)
+class ObjectRule:
+    """Post-processing of a predicted mask before its objects are scored.
+
+    min_px: objects under so many px of the original image are dropped; 0 keeps all. fill_holes: whether holes are
+    filled before that.
+    """
+
+    min_px: int = 0
+    fill_holes: bool = False
+
+    def __str__(self) -> str:
+        least = f"at least {self.min_px:,} px" if self.min_px else "any size"
+        return f"{least}, holes filled" if self.fill_holes else least
+
+
 def object_scores(predicted: np.ndarray, truth: np.ndarray) -> ObjectScores:
     """Compute the object scores of two label images (H, W) of integers; truth is the ground truth.
 
@@ -113,17 +129,9 @@ def object_scores(predicted: np.ndarray, truth: np.ndarray) -> ObjectScores:
 
 def object_sums(predicted: np.ndarray, truth: np.ndarray) -> ObjectSums:
     """Compute the object sums of one image; arguments and errors as `object_scores`."""
-    if predicted.shape != truth.shape or predicted.ndim != 2:
-        raise ValueError(f"label images must have one shape (H, W), got {predicted.shape} and {truth.shape}")
-    ours, theirs = _objects(predicted, "prediction"), _objects(truth, "ground truth")
+    ours, theirs = _both(predicted, truth)
     shared = _intersections(ours, theirs)  # (predicted objects, true objects) px
-    tp = sum(2 * shared[i, j] > theirs.areas[j] for i, j in enumerate(_partners(shared)) if j is not None)
-    sums = ObjectSums(
-        tp=int(tp), fp=len(ours.objects) - int(tp), fn=len(theirs.objects) - int(tp),
-        predicted_px=int(ours.areas.sum()), true_px=int(theirs.areas.sum()),
-        predicted_dice=_weighted_dice(ours, theirs, shared), true_dice=_weighted_dice(theirs, ours, shared.T),
-        left_out=int(bool(ours.objects) != bool(theirs.objects)),
-    )  # fmt: skip
+    sums = _overlap_sums(shared, ours.areas, theirs.areas)
     if not ours.objects or not theirs.objects:
         return sums
     # cached: the partner of a partner is mostly the object itself
@@ -133,6 +141,17 @@ def object_sums(predicted: np.ndarray, truth: np.ndarray) -> ObjectSums:
         predicted_hausdorff=_weighted_hausdorff(ours, theirs, shared, distance),
         true_hausdorff=_weighted_hausdorff(theirs, ours, shared.T, lambda j, i: distance(i, j)),
     )  # fmt: skip
+
+
+def overlap_sums_by_size(predicted: np.ndarray, truth: np.ndarray, *, min_px: Sequence[int]) -> list[ObjectSums]:
+    """Compute the sums that F1 and Dice need, for each minimum area of predicted objects in px; Hausdorff sums stay 0.
+
+    Smaller predicted objects are dropped as `components` does. Arguments and errors else as `object_scores`.
+    """
+    ours, theirs = _both(predicted, truth)
+    shared = _intersections(ours, theirs)  # (predicted objects, true objects) px
+    kept = [ours.areas >= least for least in min_px]
+    return [_overlap_sums(shared[one], ours.areas[one], theirs.areas) for one in kept]
 
 
 def mean_scores(several: Sequence[ObjectSums]) -> ObjectScores:
@@ -158,13 +177,16 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def components(mask: np.ndarray, *, connectivity: int = 8, min_px: int = 0) -> np.ndarray:
+def components(mask: np.ndarray, *, connectivity: int = 8, min_px: int = 0, fill_holes: bool = False) -> np.ndarray:
     """Label the connected components of a mask (H, W) bool as 1, 2, ...; those under `min_px` pixels become 0.
 
-    connectivity: 8 joins pixels that touch at a corner, 4 does not. Returns (H, W) int32.
+    connectivity: 8 joins pixels that touch at a corner, 4 does not. fill_holes: before labelling, fill the background
+    that does not reach the image's border, joined by the other connectivity. Returns (H, W) int32.
     """
     if connectivity not in STRUCTURES:
         raise ValueError(f"connectivity must be 4 or 8, got {connectivity}")
+    if fill_holes:
+        mask = ndimage.binary_fill_holes(mask, STRUCTURES[12 - connectivity])
     labels, _ = ndimage.label(mask, STRUCTURES[connectivity])
     small = np.bincount(labels.ravel()) < min_px
     small[0] = False
@@ -236,11 +258,33 @@ def _objects(labels: np.ndarray, name: str) -> _Objects:
     return _Objects(dense, objects, areas, boxes)
 
 
+def _both(predicted: np.ndarray, truth: np.ndarray) -> tuple[_Objects, _Objects]:
+    """Return the objects of the prediction and of the ground truth."""
+    if predicted.shape != truth.shape or predicted.ndim != 2:
+        raise ValueError(f"label images must have one shape (H, W), got {predicted.shape} and {truth.shape}")
+    return _objects(predicted, "prediction"), _objects(truth, "ground truth")
+
+
 def _intersections(ours: _Objects, theirs: _Objects) -> np.ndarray:
     """Count the pixels that each of our n objects shares with each of their m objects, (n, m)."""
     n, m = len(ours.objects) + 1, len(theirs.objects) + 1
     pairs = np.bincount((ours.labels * m + theirs.labels).ravel(), minlength=n * m)
     return pairs.reshape(n, m)[1:, 1:]
+
+
+def _overlap_sums(shared: np.ndarray, predicted_areas: np.ndarray, true_areas: np.ndarray) -> ObjectSums:
+    """Return all sums of one image but those of Hausdorff distances.
+
+    shared: px that n predicted and m true objects have in common, (n, m). Areas in px, (n,) and (m,).
+    """
+    tp = sum(2 * shared[i, j] > true_areas[j] for i, j in enumerate(_partners(shared)) if j is not None)
+    return ObjectSums(
+        tp=int(tp), fp=len(predicted_areas) - int(tp), fn=len(true_areas) - int(tp),
+        predicted_px=int(predicted_areas.sum()), true_px=int(true_areas.sum()),
+        predicted_dice=_weighted_dice(predicted_areas, true_areas, shared),
+        true_dice=_weighted_dice(true_areas, predicted_areas, shared.T),
+        left_out=int(bool(len(predicted_areas)) != bool(len(true_areas))),
+    )  # fmt: skip
 
 
 def _partners(shared: np.ndarray) -> list[int | None]:
@@ -250,13 +294,10 @@ def _partners(shared: np.ndarray) -> list[int | None]:
     return [int(row.argmax()) if row.any() else None for row in shared]
 
 
-def _weighted_dice(ours: _Objects, theirs: _Objects, shared: np.ndarray) -> float:
-    """Sum area times Dice with the partner (0 without one) over our objects."""
-    dice = (
-        0.0 if j is None else 2 * shared[i, j] / (ours.areas[i] + theirs.areas[j])
-        for i, j in enumerate(_partners(shared))
-    )
-    return float(sum(area * value for area, value in zip(ours.areas, dice, strict=True)))
+def _weighted_dice(ours: np.ndarray, theirs: np.ndarray, shared: np.ndarray) -> float:
+    """Sum area times Dice with the partner (0 without one) over our objects; areas (n,) and (m,) px."""
+    dice = (0.0 if j is None else 2 * shared[i, j] / (ours[i] + theirs[j]) for i, j in enumerate(_partners(shared)))
+    return float(sum(area * value for area, value in zip(ours, dice, strict=True)))
 
 
 def _weighted_hausdorff(

@@ -12,7 +12,8 @@ from pathseg.store.blocks import format_blocks
 from pathseg.store.format.size import format_bytes
 from pathseg.train.config import HeadConfig
 from pathseg.train.metrics.bootstrap import Samples, bootstrap_scores, describe_method, interval, paired_difference
-from pathseg.train.metrics.object import ObjectScores, mean_scores
+from pathseg.train.metrics.object import ObjectRule, ObjectScores, ObjectSums, mean_scores
+from pathseg.train.metrics.object_tuning import MIN_PX
 from pathseg.train.metrics.pixel import Scores
 from pathseg.train.report.fairness import fairness_notes
 from pathseg.train.report.paper_scores import IOUS, RATES, PaperScores, paper_scores
@@ -43,7 +44,7 @@ from pathseg.train.report.table_formats import (
 )
 from pathseg.train.runs.finished_run import STILL_IMPROVING, FinishedRun
 from pathseg.train.runs.folder import natural_order
-from pathseg.train.runs.record import SplitScores
+from pathseg.train.runs.record import ObjectSplitScores, SplitScores
 
 CONSTANT = "constant prediction"
 SCORES = tuple(Column(name) for name in METRICS.values())
@@ -73,6 +74,12 @@ F1_NOTE = (
     "F1 of ours is scikit-learn's macro F1, which equals the mean Dice. F1 and Dice of the reported rows follow no "
     "single definition: by one they would be equal or F1 the higher in every row, but the paper has both, and "
     "VGG16-FCN8 in Table 2 even has a Dice below its mIoU."
+)
+AS_PREDICTED = "as predicted"
+CHOICE_OF_OBJECTS = (
+    "Chosen on validation images: holes filled or not, then objects under a least size removed (of "
+    f"{', '.join(f'{least:,}' for least in MIN_PX)} px of the original image), by the highest mean of pooled object F1 "
+    "and pooled object Dice on the images held out of training; test images play no part in it."
 )
 BEST_IS_MARKED = "The highest mean validation Dice is marked"
 
@@ -129,31 +136,46 @@ def image_table(split: SplitScores, *, name: str, caption: str) -> Table:
 
 
 def object_table(runs: Sequence[FinishedRun], split: str, *, title: str) -> Table | None:
-    """The object scores of the runs on a test split, highest pixel Dice first; None where none has any."""
-    rows, rules = [], {}  # type: list[Row], dict[str, list[str]]
+    """The object scores of the runs on a test split, highest pixel Dice first; None where none has any.
+
+    A run has a row of its objects as they were predicted, and one with the post-processing that was chosen on its
+    validation images, if any.
+    """
+    rows, rules, untuned = [], {}, {}  # type: list[Row], dict[str, list[str]], dict[str, list[str]]
+    tuned = any(found.tuned_objects is not None for found in _splits(runs, split))
     for run in by_dice(runs, split):
-        found = run.metrics.splits[split]
-        pooled = found.pooled_objects
-        if pooled is None or found.objects is None:
+        found, tuning = run.metrics.splits[split], run.metrics.object_tuning
+        if found.pooled_objects is None or found.objects is None:
             continue
-        counts = (pooled.tp, pooled.fp, pooled.fn)
-        mean = mean_scores(list(found.object_sums.values()))
-        left_out = found.objects.hausdorff_left_out
-        rows.append(Row("run", (run.name, *counts, *_object_scores(pooled), *_object_scores(mean), left_out)))
-        rules.setdefault(str(found.objects), []).append(run.name)
+        given = found.objects.rule
+        how = AS_PREDICTED if given == ObjectRule() else str(given)
+        scores = _objects_row(found.objects, found.object_sums)
+        if tuning is None or found.tuned_objects is None:
+            rows.append(Row("run", (run.name, how, *scores, *((None, None) if tuned else ()))))
+            untuned.setdefault(run.why_objects_untuned or "", []).append(run.name)
+        else:
+            rows.append(Row("run", (run.name, how, *scores, tuning.f1_as_predicted, tuning.dice_as_predicted)))
+            how = f"{found.tuned_objects.rule} (chosen on {_validation_images(tuning.images)})"
+            scores = _objects_row(found.tuned_objects, found.tuned_object_sums)
+            rows.append(Row("run", (run.name, how, *scores, tuning.f1, tuning.dice)))
+        rules.setdefault(f"{found.objects.connectivity}-connected", []).append(run.name)
     measures = (
         Column(f"{name} ({how})", number) for how in ("pooled", "mean") for name, number in OBJECT_SCORES.items()
     )
     columns = (
-        words("run"), Column("TP", count), Column("FP", count), Column("FN", count), *measures,
-        Column("left out", count),
+        words("run"), words("objects"), Column("TP", count), Column("FP", count), Column("FN", count), *measures,
+        Column("left out", count), *(Column(f"val. {name} (pooled)") for name in ("F1", "Dice") if tuned),
     )  # fmt: skip
-    note = (
+    notes = [
         f"Predicted objects: connected components of the predicted class, {_rules_note(rules)}, at the images' "
         "original size. Pooled: over all objects of all images, as the GlaS challenge does; mean: of each image's own "
         "score. Left out: images with objects on one side only, which have no Hausdorff distance."
-    )
-    return Table(f"objects-{split}", f"Objects on {split}, {title}", columns, tuple(rows), (note,)) if rows else None
+    ]
+    if tuned:
+        notes.append(CHOICE_OF_OBJECTS)
+    notes += [f"No post-processing was chosen for {', '.join(names)}: {why}." for why, names in untuned.items()]
+    caption = f"Objects on {split}, {title}"
+    return Table(f"objects-{split}", caption, columns, tuple(rows), tuple(notes)) if rows else None
 
 
 def confusion_table(run: FinishedRun, split: str, *, name: str) -> Table | None:
@@ -374,6 +396,17 @@ def _gain(split: SplitScores) -> float | None:
 
 def _object_scores(scores: ObjectScores) -> tuple[float | None, ...]:
     return scores.f1, scores.dice, scores.hausdorff
+
+
+def _objects_row(objects: ObjectSplitScores, sums: Mapping[str, ObjectSums]) -> tuple[float | None, ...]:
+    """Counts, pooled scores, means over images, and the number of images without a Hausdorff distance."""
+    pooled, mean = ObjectSums.total(sums.values()).scores(), mean_scores(list(sums.values()))
+    counts = (pooled.tp, pooled.fp, pooled.fn)
+    return (*counts, *_object_scores(pooled), *_object_scores(mean), objects.hausdorff_left_out)
+
+
+def _validation_images(images: int) -> str:
+    return f"{images} validation image{'' if images == 1 else 's'}"
 
 
 def _splits(runs: Sequence[FinishedRun], split: str) -> list[SplitScores]:

@@ -71,3 +71,14 @@ class FinishedRun:
         """Number of steps of Adam in all epochs, None where they were not recorded."""
         steps = [epoch.steps for epoch in self.history if epoch.steps is not None]
         return sum(steps) if len(steps) == self.metrics.epochs else None
+
+    @property
+    def why_objects_untuned(self) -> str | None:
+        """Why no post-processing of objects was chosen on validation images; None where one was, or without objects."""
+        if self.metrics.object_tuning is not None or self.test_scores.objects is None:
+            return None
+        if self.settings.min_object_px:
+            return f"--min-object-px {self.settings.min_object_px} was passed"
+        if not self.data.images.get("val"):
+            return "there are no validation images"
+        return "the validation images hold no objects, or the run is of a release that chose none"

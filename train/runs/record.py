@@ -21,7 +21,7 @@ from pathseg.store.key import StoreKey
 from pathseg.store.runtime.json_records import convert_json, decode_json, encode_json, encode_json_line
 from pathseg.store.sampling import Sampling
 from pathseg.train.config import BaselineConfig, Config, HeadConfig
-from pathseg.train.metrics.object import ObjectScores, ObjectSums
+from pathseg.train.metrics.object import ObjectRule, ObjectScores, ObjectSums
 from pathseg.train.metrics.pixel import Scores
 
 FORMAT = 2  # of config.json; 0.1.0 wrote none
@@ -207,13 +207,29 @@ class Constant(msgspec.Struct, frozen=True):
     scores: Scores
 
 
-class ObjectSplitScores(msgspec.Struct, frozen=True):
+class ObjectTuning(msgspec.Struct, frozen=True):
+    """The post-processing of predicted objects that was chosen on the validation images.
+
+    images: number of validation images. f1, dice: pooled object F1 and Dice on them with the rule; f1_as_predicted,
+    dice_as_predicted: with no object dropped and no hole filled.
+    """
+
+    rule: ObjectRule
+    images: int
+    f1: float
+    dice: float
+    f1_as_predicted: float
+    dice_as_predicted: float
+
+
+class ObjectSplitScores(msgspec.Struct, frozen=True, omit_defaults=True):
     """How predicted objects of a test split were counted, and the object scores of all its images.
 
     connectivity: `8` or `4`. min_object_px: predicted objects under so many px of the original image were dropped.
     resized: resampling that brought the predicted codes to the original size. pooled, mean: names of `ObjectScores`
     -> value over all objects of all images, and the mean of each image's own scores. hausdorff_left_out: images
-    without a Hausdorff distance (objects on one side only).
+    without a Hausdorff distance (objects on one side only). fill_holes: whether holes of predicted objects were filled
+    before small ones were dropped.
     """
 
     connectivity: str
@@ -222,10 +238,15 @@ class ObjectSplitScores(msgspec.Struct, frozen=True):
     pooled: dict[str, float | None]
     mean: dict[str, float | None]
     hausdorff_left_out: int
+    fill_holes: bool = False
 
     def __str__(self) -> str:
-        least = f"at least {self.min_object_px} px" if self.min_object_px else "any size"
-        return f"{self.connectivity}-connected, of {least}"
+        return f"{self.connectivity}-connected, of {self.rule}"
+
+    @property
+    def rule(self) -> ObjectRule:
+        """The post-processing of the predicted objects."""
+        return ObjectRule(self.min_object_px, self.fill_holes)
 
 
 class ImageObjects(msgspec.Struct, frozen=True):
@@ -249,7 +270,8 @@ class ImageScores(msgspec.Struct, frozen=True, omit_defaults=True):
     """The scores of one test image.
 
     confusion: (K, K) pixels, rows = ground truth. source: the slide or region it was cut from. uncertainty: mean of
-    its most uncertain tenth of pixels, in nats, of a head that gives one.
+    its most uncertain tenth of pixels, in nats, of a head that gives one. tuned_objects: with the post-processing that
+    was chosen on validation images; objects: without.
     """
 
     id: str
@@ -258,12 +280,14 @@ class ImageScores(msgspec.Struct, frozen=True, omit_defaults=True):
     source: str | None = None
     objects: ImageObjects | None = None
     uncertainty: float | None = None
+    tuned_objects: ImageObjects | None = None
 
 
 class SplitScores(msgspec.Struct, frozen=True, omit_defaults=True, dict=True):
     """The scores of one test split: all its images pooled, each image alone, and the constant prediction.
 
-    objects is None where the data set has no object masks.
+    objects is None where the data set has no object masks. tuned_objects: with the post-processing that was chosen on
+    validation images, None where none was.
     """
 
     images: int
@@ -272,6 +296,7 @@ class SplitScores(msgspec.Struct, frozen=True, omit_defaults=True, dict=True):
     constant: Constant
     per_image: tuple[ImageScores, ...]
     objects: ObjectSplitScores | None = None
+    tuned_objects: ObjectSplitScores | None = None
 
     @cached_property
     def matrix(self) -> np.ndarray:
@@ -292,6 +317,11 @@ class SplitScores(msgspec.Struct, frozen=True, omit_defaults=True, dict=True):
     def object_sums(self) -> dict[str, ObjectSums]:
         """The object sums of each image by its id; empty where there are none."""
         return {image.id: image.objects.sums for image in self.per_image if image.objects is not None}
+
+    @cached_property
+    def tuned_object_sums(self) -> dict[str, ObjectSums]:
+        """The object sums of each image by its id with the chosen post-processing; empty where none was chosen."""
+        return {image.id: image.tuned_objects.sums for image in self.per_image if image.tuned_objects is not None}
 
     @property
     def pooled_objects(self) -> ObjectScores | None:
@@ -319,7 +349,7 @@ class Metrics(msgspec.Struct, frozen=True, omit_defaults=True):
 
     seconds: of training steps. bytes_read: from the store, by the pass over it that heads_from_one_read heads shared.
     These three alone may differ after an interruption. sha256: hex SHA-256 of each file of weights by its name, empty
-    in runs of 0.1.0.
+    in runs of 0.1.0. object_tuning: None where no post-processing of objects was chosen.
     """
 
     best_epoch: int
@@ -330,6 +360,7 @@ class Metrics(msgspec.Struct, frozen=True, omit_defaults=True):
     bytes_read: int | None = None
     heads_from_one_read: int | None = None
     sha256: dict[str, str] = {}
+    object_tuning: ObjectTuning | None = None
 
     def to_json(self) -> bytes:
         """The content of metrics.json."""

@@ -14,9 +14,11 @@ from pathseg.store.features import FeatureStore
 from pathseg.train.data.reader import FeatureReader
 from pathseg.train.heads.inference import predict
 from pathseg.train.heads.pixel_ensemble import image_uncertainty
-from pathseg.train.metrics.object_predictions import image_sums, object_rules, scored_class
+from pathseg.train.metrics.object import ObjectRule, ObjectSums
+from pathseg.train.metrics.object_predictions import image_sums, image_sums_by_rule, object_rules, scored_class
+from pathseg.train.metrics.object_tuning import CANDIDATES, choose_rule
 from pathseg.train.metrics.pixel import Scores, confusion_matrix, constant_prediction
-from pathseg.train.runs.record import Constant, ImageObjects, ImageScores, SplitScores
+from pathseg.train.runs.record import Constant, ImageObjects, ImageScores, ObjectTuning, SplitScores
 from pathseg.train.training.checkpoint import TrainingState
 
 
@@ -82,30 +84,61 @@ def validate(
     return [(float(np.mean(own)), Scores.of(m, reader.store.ignore)) for own, m in zip(losses, matrices, strict=True)]
 
 
+def tune_objects(
+    states: Sequence[TrainingState], reader: FeatureReader, indices: Sequence[int]
+) -> list[ObjectTuning | None]:
+    """Choose for each head the post-processing of its objects on validation images; None where none is chosen.
+
+    None where the store has no object scores, where the images hold no true object, and for heads whose settings give
+    the least size of objects.
+    """
+    store = reader.store
+    tuned = [state for state in states if not state.settings.min_object_px and scored_class(store) is not None]
+    images: list[list[dict[ObjectRule, ObjectSums]]] = [[] for _ in tuned]
+    for number, result in enumerate(evaluate(tuned, reader, indices) if tuned else ()):
+        sums = image_sums_by_rule(store, result.index, result.labels, result.state.settings, CANDIDATES)
+        images[number % len(tuned)].append(sums)
+    chosen = {state.run.name: choose_rule(own) for state, own in zip(tuned, images, strict=True)}
+    return [chosen.get(state.run.name) for state in states]
+
+
 def score_split(
-    states: Sequence[TrainingState], reader: FeatureReader, indices: Sequence[int], *, constant: int
+    states: Sequence[TrainingState],
+    reader: FeatureReader,
+    indices: Sequence[int],
+    *,
+    constant: int,
+    rules: Sequence[ObjectRule | None],
 ) -> list[SplitScores]:
     """Predict a test split with each head, write the predictions to the run folders and return the scores.
 
     Objects are scored where the store has instances of a single class. constant: code of the class that the constant
-    prediction gives everywhere.
+    prediction gives everywhere. rules: of each head the post-processing that its objects are scored with too, None for
+    none; written predictions are never post-processed.
     """
     images: list[list[ImageScores]] = [[] for _ in states]
     for number, result in enumerate(evaluate(states, reader, indices)):
-        images[number % len(states)].append(_record_image(reader.store, result))
-    return [_record_split(reader.store, state, own, constant) for state, own in zip(states, images, strict=True)]
+        head = number % len(states)
+        images[head].append(_record_image(reader.store, result, rules[head]))
+    return [
+        _record_split(reader.store, state, own, constant, rule)
+        for state, own, rule in zip(states, images, rules, strict=True)
+    ]
 
 
-def _record_image(store: FeatureStore, result: ImageResult) -> ImageScores:
+def _record_image(store: FeatureStore, result: ImageResult, rule: ObjectRule | None) -> ImageScores:
     """Write the prediction (and the uncertainty) of a test image to the run folder; return its scores."""
     run, entry = result.state.run, store.contents.images[result.index]
     run.write_prediction(entry.id, result.labels)
     if result.uncertainty is not None:
         most = math.log(max(2, len(store.classes)))  # nats, when the members of an ensemble disagree entirely
         run.write_uncertainty(entry.id, (result.uncertainty / most).cpu().numpy())
-    objects = None
+    objects = tuned_objects = None
     if scored_class(store) is not None:
-        objects = ImageObjects.of(image_sums(store, result.index, result.labels, result.state.settings))
+        settings = result.state.settings
+        objects = ImageObjects.of(image_sums(store, result.index, result.labels, settings))
+        if rule is not None:
+            tuned_objects = ImageObjects.of(image_sums(store, result.index, result.labels, settings, rule))
     return ImageScores(
         id=entry.id,
         scores=Scores.of(result.confusion, store.ignore),
@@ -113,15 +146,17 @@ def _record_image(store: FeatureStore, result: ImageResult) -> ImageScores:
         source=entry.source,
         objects=objects,
         uncertainty=None if result.uncertainty is None else image_uncertainty(result.uncertainty),
+        tuned_objects=tuned_objects,
     )
 
 
 def _record_split(
-    store: FeatureStore, state: TrainingState, images: Sequence[ImageScores], constant: int
+    store: FeatureStore, state: TrainingState, images: Sequence[ImageScores], constant: int, rule: ObjectRule | None
 ) -> SplitScores:
     """Pool the scores of a test split's images."""
     matrix = np.sum([image.confusion for image in images], axis=0)  # (K, K)
     sums = [image.objects.sums for image in images if image.objects is not None]
+    tuned = [image.tuned_objects.sums for image in images if image.tuned_objects is not None]
     return SplitScores(
         images=len(images),
         scores=Scores.of(matrix, store.ignore),
@@ -129,6 +164,7 @@ def _record_split(
         constant=Constant(store.classes[constant], Scores.of(constant_prediction(matrix, constant), store.ignore)),
         per_image=tuple(images),
         objects=object_rules(sums, state.settings) if sums else None,
+        tuned_objects=object_rules(tuned, state.settings, rule) if tuned else None,
     )
 
 

@@ -32,7 +32,7 @@ from pathseg.train.training.checkpoint import (
     seed_of,
     seeded,
 )
-from pathseg.train.training.evaluation import pixel_loss, score_split, validate
+from pathseg.train.training.evaluation import pixel_loss, score_split, tune_objects, validate
 
 OnEpoch = Callable[[RunFolder, Epoch], None]
 SAME_FOR_ALL = ("batch_size", "val_fraction", "split_seed")  # settings that heads trained from one read share
@@ -117,22 +117,25 @@ def train_heads(
             save_last(state)
             on_epoch(state.run, line)
 
-    # score the kept epoch of each head on the test splits, and finish the runs
+    # score the kept epoch of each head: validation images choose how its objects are post-processed, then the test
+    # splits; and finish the runs
     finished = [state for state in states if state.failure is None]
     for state in finished:
         save_weights(state, state.run.last_weights)
         load_best(state)
     scored: list[dict[str, SplitScores]] = [{} for _ in finished]
+    tuned = tune_objects(finished, reader, splits.val)
+    rules = [None if tuning is None else tuning.rule for tuning in tuned]
     for name, indices in splits.tests.items() if finished else ():
-        found = score_split(finished, reader, indices, constant=int(pixels.argmax()))
+        found = score_split(finished, reader, indices, constant=int(pixels.argmax()), rules=rules)
         for own, split in zip(scored, found, strict=True):
             own[name] = split
-    for state, own in zip(finished, scored, strict=True):
+    for state, own, tuning in zip(finished, scored, tuned, strict=True):
         state.run.write_metrics(
             Metrics(
                 best_epoch=state.best_epoch, epochs=state.epoch, seconds=state.seconds, bytes_read=reader.bytes_read,
                 heads_from_one_read=len(finished), test_split=store.contents.test_split, splits=own,
-                sha256=state.run.weights_digests(),
+                sha256=state.run.weights_digests(), object_tuning=tuning,
             )
         )  # fmt: skip
         (state.run.path / LAST).unlink(missing_ok=True)

@@ -27,6 +27,7 @@ from pathseg.train.heads.baselines import choose_weights
 from pathseg.train.heads.pixel_ensemble import PixelEnsemble, buffer_bytes
 from pathseg.train.runs.finished_run import STILL_IMPROVING, FinishedRun
 from pathseg.train.runs.folder import MAX_NAME_BYTES, RunFolder
+from pathseg.train.runs.record import ObjectSplitScores
 from pathseg.train.training.checkpoint import build_head
 from pathseg.train.training.loop import OnEpoch, train_heads
 
@@ -378,9 +379,18 @@ def summary(runs: Sequence[FinishedRun]) -> str:
             always = f"always {constant.class_name}: dice {_figure(constant.scores.dice)}"
             lines.append(f"  {name}, {split.images} images: {figures}  ({always})")
             if split.objects is not None:
-                figures = "  ".join(f"{m} {_figure(split.objects.pooled[m])}" for m in ("f1", "dice", "hausdorff"))
-                lines.append(f"  {name}, objects: {figures} px")
+                lines.append(f"  {name}, objects of {split.objects.rule}: {_object_figures(split.objects)}")
+            if split.tuned_objects is not None:
+                how = f"{split.tuned_objects.rule} (chosen on validation images)"
+                lines.append(f"  {name}, objects of {how}: {_object_figures(split.tuned_objects)}")
+        if (reason := run.why_objects_untuned) is not None:
+            lines.append(f"  no least size of objects was chosen: {reason}")
     return "\n".join(lines)
+
+
+def _object_figures(objects: ObjectSplitScores) -> str:
+    figures = "  ".join(f"{m} {_figure(objects.pooled[m])}" for m in ("f1", "dice", "hausdorff"))
+    return f"{figures} px  ({objects.pooled['fp']:.0f} false positives)"
 
 
 def _figure(value: float | None) -> str:

@@ -208,3 +208,19 @@ def test_an_image_of_thirty_glands_takes_a_fifth_of_a_second():
         object_scores(moved, truth)
         took.append(time.process_time() - start)
     assert min(took) < 0.2
+
+
+def test_holes_are_filled_where_the_border_is_out_of_reach():
+    ring = labels([(5, 5, 10, 10)]) > 0
+    ring[8:12, 8:12] = False  # 16 px inside
+    ring[20, 3:9] = ring[21:25, 3] = True  # an angle, open
+    assert np.bincount(components(ring, fill_holes=True).ravel())[1:].tolist() == [100, 10]
+    assert np.bincount(components(ring).ravel())[1:].tolist() == [84, 10]
+    assert components(ring, fill_holes=True, min_px=85).max() == 1  # sizes are those of the filled objects
+
+
+def test_a_diagonal_ring_has_a_hole_where_corners_join():
+    ring = np.zeros((40, 40), bool)
+    ring[[9, 10, 10, 11], [10, 9, 11, 10]] = True
+    assert components(ring, connectivity=8, fill_holes=True).astype(bool).sum() == 5
+    assert components(ring, connectivity=4, fill_holes=True).astype(bool).sum() == 4

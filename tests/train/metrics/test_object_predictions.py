@@ -10,8 +10,9 @@ from PIL import Image
 from pathseg.store.features import FeatureStore
 from pathseg.store.writer import StoreWriter
 from pathseg.train.config import HeadConfig
-from pathseg.train.metrics.object import ObjectSums, components, mean_scores, object_scores
+from pathseg.train.metrics.object import ObjectRule, ObjectSums, components, mean_scores, object_scores
 from pathseg.train.metrics.object_predictions import image_sums, object_rules, scored_class
+from pathseg.train.report.tables import object_table
 from pathseg.train.runs.finished_run import FinishedRun
 from pathseg.train.runs.folder import RunFolder
 
@@ -52,6 +53,15 @@ def test_the_object_record_of_a_split_is_that_of_release_0_1_0(old_run):
     assert found.hausdorff_left_out == recorded.hausdorff_left_out
     assert found.pooled == pytest.approx(recorded.pooled)
     assert found.mean == pytest.approx(recorded.mean)
+
+
+def test_a_run_of_release_0_1_0_has_objects_as_predicted_only(old_run):
+    run, _ = old_run
+    assert run.metrics.object_tuning is run.test_scores.tuned_objects is None
+    assert run.test_scores.objects.rule == ObjectRule(0, fill_holes=False)
+    table = object_table([run], run.metrics.test_split, title="t")
+    assert [line.cells[1] for line in table.lines] == ["as predicted"]
+    assert "release that chose none" in table.notes[-1]
 
 
 def test_the_object_record_holds_pooled_and_mean_scores_and_the_images_left_out():

@@ -11,7 +11,7 @@ import pytest
 from pathseg.store.key import StoreKey
 from pathseg.store.sampling import Sampling
 from pathseg.train.config import BaselineConfig, HeadConfig
-from pathseg.train.metrics.object import ObjectSums, mean_scores
+from pathseg.train.metrics.object import ObjectRule, ObjectSums, mean_scores
 from pathseg.train.metrics.pixel import Scores, constant_prediction
 from pathseg.train.runs.finished_run import FinishedRun
 from pathseg.train.runs.folder import RunFolder
@@ -34,29 +34,33 @@ def split_of(
     matrices: Mapping[str, np.ndarray], *, classes: Sequence[str] = ("background", "gland"), ignore: int | None = None,
     objects: Mapping[str, ObjectSums] | None = None, connectivity: str = "8", min_object_px: int = 0,
     sources: Mapping[str, str] | None = None, uncertainty: Mapping[str, float] | None = None,
+    tuned: Mapping[str, ObjectSums] | None = None, tuned_rule: ObjectRule | None = None,
 ) -> SplitScores:  # fmt: skip
     """The scores of images with these confusion matrices; the constant prediction is the first class."""
     objects, sources, uncertainty = objects or {}, sources or {}, uncertainty or {}
     whole = np.sum(list(matrices.values()), axis=0)
-    rules = None
-    if objects:
-        total = ObjectSums.total(objects.values())
-        rules = ObjectSplitScores(
-            connectivity, min_object_px, "nearest", total.scores()._asdict(),
-            mean_scores(list(objects.values()))._asdict(), total.left_out,
-        )  # fmt: skip
+    tuned, tuned_rule = tuned or {}, tuned_rule or ObjectRule()
+
+    def of_objects(sums: Mapping[str, ObjectSums], rule: ObjectRule) -> ObjectSplitScores | None:
+        total = ObjectSums.total(sums.values())
+        return ObjectSplitScores(
+            connectivity, rule.min_px, "nearest", total.scores()._asdict(),
+            mean_scores(list(sums.values()))._asdict(), total.left_out, rule.fill_holes,
+        ) if sums else None  # fmt: skip
+
     images = tuple(
         ImageScores(
             id=name, scores=Scores.of(matrix, ignore), confusion=tuple(map(tuple, matrix.tolist())),
             source=sources.get(name), uncertainty=uncertainty.get(name),
             objects=ImageObjects.of(objects[name]) if name in objects else None,
+            tuned_objects=ImageObjects.of(tuned[name]) if name in tuned else None,
         )
         for name, matrix in matrices.items()
     )  # fmt: skip
     return SplitScores(
         images=len(images), scores=Scores.of(whole, ignore), confusion=tuple(map(tuple, whole.tolist())),
         constant=Constant(classes[0], Scores.of(constant_prediction(whole, 0), ignore)), per_image=images,
-        objects=rules,
+        objects=of_objects(objects, ObjectRule(min_object_px)), tuned_objects=of_objects(tuned, tuned_rule),
     )  # fmt: skip
 
 

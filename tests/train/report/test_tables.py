@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from pathseg.train.metrics.object import ObjectSums
+from pathseg.train.metrics.object import ObjectRule, ObjectSums
 from pathseg.train.report.sweeps import Repeats, find_sweeps
 from pathseg.train.report.systems import System, find_systems
 from pathseg.train.report.table_formats import DASH, Table
@@ -25,6 +25,7 @@ from pathseg.train.report.tables import (
     systems_table,
     tissue_table,
 )
+from pathseg.train.runs.record import ObjectTuning
 
 GOOD, FAIR = np.array([[50, 10], [20, 20]]), np.array([[40, 20], [20, 20]])
 DICE_GOOD, DICE_FAIR = (100 / 130 + 40 / 70) / 2, (80 / 120 + 40 / 80) / 2
@@ -144,17 +145,43 @@ def test_object_scores_by_hand(make_run, make_split):
     split = make_split({"a": GOOD, "b": GOOD}, objects=two_images_with_objects())
     row = cells(object_table([make_run("a", splits={"testB": split})], "testB", title="t"), 0)
     assert list(row.values()) == [
-        "a", "1", "1", "2", "0.400", f"{(100 / 200 + 100 / 400) / 2:.3f}", f"{(300 / 200 + 500 / 200) / 2:.1f}",
-        "0.250", "0.250", "2.0", "1",
+        "a", "as predicted", "1", "1", "2", "0.400", f"{(100 / 200 + 100 / 400) / 2:.3f}",
+        f"{(300 / 200 + 500 / 200) / 2:.1f}", "0.250", "0.250", "2.0", "1",
     ]  # fmt: skip
 
 
 def test_runs_whose_objects_were_counted_otherwise_are_named(make_run, make_split):
     def run(name, **rules):
-        return make_run(name, splits={"testB": make_split({"a": GOOD}, objects={"a": FOUND}, **rules)})
+        split = make_split({"a": GOOD}, objects={"a": FOUND}, **rules)
+        return make_run(name, splits={"testB": split}, **rules)
 
-    (note,) = object_table([run("a"), run("b", connectivity="4", min_object_px=9)], "testB", title="t").notes
-    assert "8-connected, of any size (a); 4-connected, of at least 9 px (b)" in note
+    table = object_table([run("a"), run("b", connectivity="4", min_object_px=9)], "testB", title="t")
+    note, *untuned = table.notes
+    assert "8-connected (a); 4-connected (b)" in note
+    assert [(cells(table, i)["run"], cells(table, i)["objects"]) for i in range(2)] == [
+        ("a", "as predicted"), ("b", "at least 9 px"),
+    ]  # fmt: skip
+    assert any("b: --min-object-px 9 was passed" in text for text in untuned)
+    assert any("a: the validation images hold no objects, or the run is of a release" in text for text in untuned)
+
+
+def test_objects_as_predicted_stand_above_those_with_the_rule_chosen_on_validation_images(make_run, make_split):
+    rule, many = ObjectRule(2000, fill_holes=True), dataclasses.replace(FOUND, fp=7)
+    split = make_split({"a": GOOD}, objects={"a": many}, tuned={"a": FOUND}, tuned_rule=rule)
+    tuning = ObjectTuning(rule, images=1, f1=0.9, dice=0.8, f1_as_predicted=0.2, dice_as_predicted=0.7)
+    table = object_table(
+        [make_run("r", splits={"testB": split}, metrics={"object_tuning": tuning})], "testB", title="t"
+    )
+    above, below = cells(table, 0), cells(table, 1)
+    assert [row["objects"] for row in (above, below)] == [
+        "as predicted", "at least 2,000 px, holes filled (chosen on 1 validation image)",
+    ]  # fmt: skip
+    assert [row["FP"] for row in (above, below)] == ["7", "0"]
+    assert [row["F1 (pooled)"] for row in (above, below)] == ["0.222", "1.000"]
+    assert [(row["val. F1 (pooled)"], row["val. Dice (pooled)"]) for row in (above, below)] == [
+        ("0.200", "0.700"), ("0.900", "0.800"),
+    ]  # fmt: skip
+    assert "test images play no part" in table.notes[1]
 
 
 def test_runs_without_objects_have_no_table_of_them(runs):
