@@ -64,7 +64,7 @@ def extract_on_workers(
     extraction = open_extraction(dataset, model, store, config)
     location, digest = extraction.writer.store.location, extraction.writer.store.contents.key.model_digest
     job = ExtractionJob(str(location), open_dataset, load_model, config, digest, device)
-    with location.writer_lock(), _installed_plugin(client, job) as plugin:
+    with extraction.writer.lock(), _installed_plugin(client, job) as plugin:
         failures, units = _run_units(extraction, client, plugin, progress)
     return _checked_result(extraction, failures, units)
 

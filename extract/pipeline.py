@@ -75,7 +75,8 @@ def open_extraction(
     if writer is None:
         writer = StoreWriter(location, contents)
     else:
-        require_unchanged_sources(dataset, writer)
+        with writer.lock():
+            require_unchanged_sources(dataset, writer)
     writer.add_arrays(config.t, blocks)
     return Extraction(dataset, model, writer, config, blocks)
 
@@ -91,7 +92,7 @@ def run_extraction(
     """
     store, failures, computed_images = extraction.writer.store, list[Failure](), 0
     with (
-        store.location.writer_lock() as is_first,
+        extraction.writer.lock() as is_first,
         ThreadPoolExecutor(1) as loader,
         _single_threaded_writer() as writer,
     ):

@@ -44,12 +44,17 @@ class FeatureStore:
         self.location = location
         self.contents = Contents.from_attributes(attributes, store=str(location))
         self.manifest = manifest
-        self.records = Records(location, images_per_unit=self.contents.images_per_unit, units=self.contents.units)
+        self.reload_records()
         self._attributes = attributes
         self.cache, self._cache_folder = cache, hashlib.sha256(manifest.texts.get(ROOT, "").encode()).hexdigest()[:16]
         self._zarr = location.zarr(read_only=True)
         self._arrays: dict[str, zarr.Array] = {}
         self._codecs: dict[str, str] = {}
+
+    def reload_records(self) -> None:
+        """Read again which units are complete."""
+        contents = self.contents
+        self.records = Records(self.location, images_per_unit=contents.images_per_unit, units=contents.units)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str] | Location, *, cache: ReadCache | None = None) -> FeatureStore:

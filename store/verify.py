@@ -111,12 +111,13 @@ class Verification:
         Verifies everything once more first, while no other run writes. Chunks that an intact record lists and foreign
         files stay. Raises StoreError when another run is writing.
         """
-        with self.location.writer_lock() as alone:
+        with self.location.writer_lock(exclusive=True) as alone:
             if not alone:
                 raise StoreError(f"another run is writing to {self.location}; repair when it has ended")
-            again = Verification(self.location)
-            again.run()
-            again._repair()
+            with self.location.metadata_lock():  # a run that starts waits, and then sees what was dropped
+                again = Verification(self.location)
+                again.run()
+                again._repair()
 
     def _repair(self) -> None:
         broken = {(f.arrays, f.unit) for f in self.findings if f.arrays is not None and f.unit is not None}

@@ -50,6 +50,16 @@ class StoreWriter:
         self._packing = PACKINGS[contents.key.packing]
         self.store.records.remove_superseded()
 
+    @contextmanager
+    def lock(self) -> Iterator[bool]:
+        """Hold while units are written; gives False when another run is writing to the store too.
+
+        Waits while the store is being repaired, and reads the records again: a repair may have dropped some of them.
+        """
+        with self.store.location.writer_lock() as is_first:
+            self.store.reload_records()
+            yield is_first
+
     def add_arrays(self, timesteps: Iterable[int], blocks: Iterable[int]) -> None:
         """Create the arrays of these timesteps and blocks that do not exist yet."""
         location, blocks = self.store.location, tuple(blocks)

@@ -148,14 +148,15 @@ class LocalFolder:
             yield
 
     @contextmanager
-    def writer_lock(self) -> Iterator[bool]:
+    def writer_lock(self, *, exclusive: bool = False) -> Iterator[bool]:
         """Lock `_done` while a run writes, the root while metadata change: kernel locks, which end with the process."""
         with _opened(self.root / FOLDER) as descriptor:
             alone = _lock(descriptor, wait=False)
             if alone:
                 with self.metadata_lock():
                     self._remove_partial_files()
-            _lock(descriptor, shared=True)
+            if not exclusive:
+                _lock(descriptor, shared=True)
             yield alone is not False
 
     def _remove_partial_files(self) -> None:

@@ -75,10 +75,11 @@ class Location(Protocol):
     def metadata_lock(self) -> AbstractContextManager[None]:
         """Lock the descriptions of the store while they are changed; waits for others. S3 has no locks."""
 
-    def writer_lock(self) -> AbstractContextManager[bool]:
+    def writer_lock(self, *, exclusive: bool = False) -> AbstractContextManager[bool]:
         """Hold during a run that writes; gives False when another run is writing to the store.
 
-        Otherwise removes the half-written files of killed runs first. S3 has no locks: always True.
+        Otherwise removes the half-written files of killed runs first. Runs that write share the lock; they wait while
+        it is held `exclusive`, which itself does not wait. S3 has no locks: always True.
         """
 
 

@@ -144,7 +144,7 @@ class S3Prefix:
         yield
 
     @contextmanager
-    def writer_lock(self) -> Iterator[bool]:
+    def writer_lock(self, *, exclusive: bool = False) -> Iterator[bool]:
         """Do nothing: S3 has no locks and no half-written objects; two runs write the same bytes."""
         yield True
 

@@ -1,4 +1,6 @@
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from pathseg.extract.datasets.registry import DatasetOptions, open_dataset
 from pathseg.extract.pipeline import extract, open_extraction, run_extraction
 from pathseg.store.errors import StoreError
 from pathseg.store.features import FeatureStore
+from pathseg.store.verify import Verification, verify
 
 CONFIG = ExtractConfig(layout="native", t=(10, 50))
 
@@ -63,6 +66,39 @@ def test_images_that_cannot_be_read_are_set_aside_in_the_order_of_the_store(toy_
     assert "unreadable_2.png" in result.failures[0].reason
     assert result.complete == 2
     assert result.store.unfinished(t=50, blocks=(4,)) == (1, 3)
+
+
+def test_what_a_repair_drops_before_the_first_unit_is_computed_again(toy_dataset, toy_model, tmp_path):
+    dataset, path = toy_dataset("a", "b"), tmp_path / "store.zarr"
+    extract(dataset, toy_model, path, CONFIG)
+    whole = tree(path)
+    extraction = open_extraction(dataset, toy_model, path, CONFIG)
+    (path / "t50/block04/c/1/0/0/0/0").write_bytes(b"x")
+    assert verify(path, repair=True)
+    assert run_extraction(extraction).computed == 1
+    assert tree(path) == whole
+
+
+def test_a_run_that_starts_beside_a_repair_waits_and_makes_what_it_dropped(
+    toy_dataset, toy_model, tmp_path, monkeypatch
+):
+    dataset, path, drop = toy_dataset("a", "b"), tmp_path / "store.zarr", Verification._repair
+    extract(dataset, toy_model, path, CONFIG)
+    whole = tree(path)
+    (path / "t50/block04/c/1/0/0/0/0").write_bytes(b"x")
+    with ThreadPoolExecutor(1) as pool:
+        started = []
+
+        def drop_later(verification):
+            started.append(pool.submit(extract, dataset, toy_model, path, CONFIG))
+            time.sleep(0.5)
+            assert not started[0].done()
+            drop(verification)
+
+        monkeypatch.setattr(Verification, "_repair", drop_later)
+        assert verify(path, repair=True)
+        assert started[0].result().computed == 1
+    assert tree(path) == whole
 
 
 def test_units_that_another_run_completes_meanwhile_are_skipped(toy_dataset, toy_model, tmp_path):
