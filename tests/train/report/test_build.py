@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import io
 import shutil
+from collections.abc import Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -31,18 +32,19 @@ from pathseg.train.runs.record import Epoch
 CLASSES = ("background", "gland")
 SIDE = 256
 SPLITS = {"train": 2, "testA": 1, "testB": 14}
+FEW = SPLITS | {"testB": 3}  # each image costs a row of pictures
 SYSTEMS = "Systems on testB, GlaS (as the paper's Table 4)"
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "workspace-v1"
 
 
-def write_store(path: Path) -> FeatureStore:
+def write_store(path: Path, splits: Mapping[str, int] = SPLITS) -> FeatureStore:
     key = StoreKey.from_json({
         "dataset": "glas", "preprocessing": {"settings": {"note": "<to> 256"}}, "size": (SIDE, SIDE), "mpp": 0.62,
         "model": "mini", "model_digest": "0" * 64, "first_stage": "vq-f4", "condition": "ssl", "seed": 0,
         "layout": "native", "dtype": "float32",
     })  # fmt: skip
-    entries = tuple(ImageEntry(f"{s}_{n}", s, SIDE, SIDE) for s, count in SPLITS.items() for n in range(1, count + 1))
+    entries = tuple(ImageEntry(f"{s}_{n}", s, SIDE, SIDE) for s, count in splits.items() for n in range(1, count + 1))
     writer = StoreWriter(path, Contents(
         key=key, images=entries, classes=CLASSES, background=0, ignore=None, test_split="testB",
         blocks={0: BlockShape(1, 1)}, model_trained=True, has_instances=False, made_by={},
@@ -175,7 +177,7 @@ def page(made: Path) -> Page:
 @pytest.fixture
 def trained(tmp_path: Path, write_run) -> Path:
     """A workspace with one run of a trained model, without its report."""
-    write_run(tmp_path, "one", write_store(tmp_path / "glas.zarr"), shift=10)
+    write_run(tmp_path, "one", write_store(tmp_path / "glas.zarr", FEW), shift=10)
     return tmp_path
 
 
@@ -421,7 +423,7 @@ def test_a_damaged_run_is_named_and_the_rest_goes_on(trained, write_run):
 def swept(tmp_path_factory, write_run) -> Path:
     """A workspace with two timesteps of two seeds each, another block and another rate, and its report."""
     workspace = tmp_path_factory.mktemp("swept")
-    store = write_store(workspace / "glas-mini.zarr")
+    store = write_store(workspace / "glas-mini.zarr", FEW)
     for name, shift, settings in (
         ("t50-s0", 6, {}), ("t50-s1", 10, {"seed": 1}), ("t10-s0", 30, {"t": 10}), ("t10-s1", 40, {"t": 10, "seed": 1}),
         ("b7", 20, {"blocks": (7,)}), ("lr3", 15, {"lr": 1e-3}),
