@@ -151,6 +151,12 @@ def bcss_root(drawn_regions, tmp_path):
 
 
 @pytest.fixture
+def two_networks(monkeypatch):
+    """For speed: a pixel ensemble of two networks."""
+    monkeypatch.setattr("pathseg.train.heads.pixel_ensemble.MODELS", 2)
+
+
+@pytest.fixture
 def colour_head():
     """A linear head whose predictions are known by hand: class 1 where the mean red of a cell of 4 px is below 128."""
     from pathseg.store.classes import background_code

@@ -270,12 +270,6 @@ def test_a_network_stops_after_more_than_50_batches_without_a_better_loss():
     assert head.best_loss[:2].tolist() == pytest.approx([0.4, 0.5])
 
 
-@pytest.fixture
-def two_networks(monkeypatch):
-    """For speed: an ensemble of two."""
-    monkeypatch.setattr(pixel_ensemble, "MODELS", 2)
-
-
 def train(store, folder, config=CONFIG):
     (state,) = train_heads(store, [(config, RunFolder(folder))])
     return state

@@ -51,6 +51,7 @@ def test_a_head_learns_what_the_features_say(trained):
     assert split.scores.dice > 0.9 > split.constant.scores.dice
 
 
+@pytest.mark.usefixtures("two_networks")
 @pytest.mark.parametrize("head", list(HEADS))
 def test_the_same_seed_gives_the_same_head(one_patch_store, tmp_path, head):
     few = {"pixels": 200} if head == "pixel-ensemble" else {}

@@ -75,6 +75,7 @@ def of_an_undisturbed_run(metrics):
     return msgspec.structs.replace(metrics, seconds=0, bytes_read=None, heads_from_one_read=None)
 
 
+@pytest.mark.usefixtures("two_networks")
 @pytest.mark.parametrize("settings", [{"head_type": "linear"}, {"head_type": "pixel-ensemble", "pixels": 200}])
 @pytest.mark.parametrize("moment", ["before metrics.json", "after metrics.json"])
 def test_after_a_kill_in_the_last_moments_a_rerun_leaves_what_an_undisturbed_run_leaves(
