@@ -144,16 +144,20 @@ def _changed(value, rng):
 
 def mutated_json(text, rng):
     """Return the text of a JSON file whose values, or less often whose bytes, are mutated."""
-    if rng.random() < 0.2:
+    try:
+        values = json.loads(text)
+    except ValueError:  # mutated before, or exchanged with another file
+        values = None
+    if not isinstance(values, dict | list) or rng.random() < 0.2:
         return mutated_bytes(text, rng)
-    return json.dumps(mutated_values(json.loads(text), rng)).encode("utf-8", "surrogatepass")
+    return json.dumps(mutated_values(values, rng)).encode("utf-8", "surrogatepass")
 
 
 def mutated_lines(text, rng):
     """Return the text of a csv or YAML file with lines and fields mutated, or less often its bytes."""
     if rng.random() < 0.2:
         return mutated_bytes(text, rng)
-    lines = text.decode().splitlines(keepends=True)
+    lines = text.decode(errors="replace").splitlines(keepends=True)
     for _ in range(rng.randint(1, 3)):
         at = rng.randrange(len(lines)) if lines else 0
         action = rng.choice(["delete", "double", "insert", "field", "field", "field"])
