@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # before torch is imported; child processes inherit it
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
 import numpy as np
 import pytest
