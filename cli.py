@@ -20,7 +20,7 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from pathseg.extract.config import ExtractConfig
+from pathseg.extract.config import ExtractConfig, ViTConfig
 from pathseg.extract.datasets.registry import DATASETS, DatasetOptions, check_options, open_dataset
 from pathseg.extract.models.registry import DEFAULT_MODEL, MODELS
 from pathseg.store.errors import StoreError
@@ -31,6 +31,10 @@ from pathseg.train.config import BaselineConfig, HeadConfig
 from pathseg.train.flags import training_flags
 from pathseg.train.predict.config import PredictConfig
 
+MODEL_HELP = (
+    f"{', '.join(MODELS)}; the folder of a release, or of a timm model as on the Hugging Face hub (config.json with "
+    "model.safetensors or pytorch_model.bin); or timm:NAME with --weights."
+)
 MPP = click.FloatRange(min=0, min_open=True)
 
 DEBUG = "pathseg.debug"  # key of the click context's meta
@@ -176,10 +180,12 @@ def main() -> None:
 @click.option("--dataset", type=click.Choice(list(DATASETS)), required=True, help="What to read.")
 @click.option("--root", type=PATH, help="Folder of the data set.  [default: <user data dir>/pathseg/<dataset>]")
 @flags_of(DatasetOptions)
-@click.option("--model", default=DEFAULT_MODEL, help=f"{', '.join(MODELS)}, or the folder of a release.")
+@click.option("--model", default=DEFAULT_MODEL, help=MODEL_HELP)
+@click.option("--weights", type=PATH, help="File of weights of --model timm:NAME.")
 @click.option("--hipt", type=PATH, help="HIPT's vit256_small_dino.pth, if it does not lie beside the model.")
 @click.option("--condition", type=click.Choice(["ssl", "none"]), default="ssl", help="none: unconditional.")
 @flags_of(ExtractConfig)
+@flags_of(ViTConfig)
 @click.option("--store", help="A path or s3://….  [default: <workspace>/<dataset>-<model>.zarr]")
 @click.option("--workers", type=click.IntRange(min=1), help="Spread over this many processes, one per GPU.")
 @click.option("--scheduler", help="Spread over the workers of a Dask scheduler, tcp://….")
@@ -201,10 +207,18 @@ def extract_command(**flags: Any) -> None:
         config = ExtractConfig(**{name: flags[name] for name in ExtractConfig.__dataclass_fields__})
         options = DatasetOptions(**{name: flags[name] for name in DatasetOptions.__dataclass_fields__})
         check_options(flags["dataset"], options)
+        vit = ViTConfig(**{name: flags[name] for name in ViTConfig.__dataclass_fields__})
         if flags["workers"] and flags["scheduler"]:
             raise ValueError("--workers and --scheduler exclude each other; name one")
     opener = partial(open_dataset, flags["dataset"], options)
-    loader = partial(load_model, absolute(flags["model"]), hipt=flags["hipt"], condition=flags["condition"])
+    loader = partial(
+        load_model,
+        absolute(flags["model"]),
+        hipt=flags["hipt"],
+        condition=flags["condition"],
+        weights=flags["weights"],
+        vit=vit,
+    )
     on_workers = bool(flags["workers"] or flags["scheduler"])
     dataset, model = opener(), loader(device="cpu" if on_workers else device(flags["device"]))
     path = flags["store"] or paths.store_path(flags["workspace"], dataset.name, model.name)
@@ -334,6 +348,7 @@ def report_command(workspace: Path) -> None:
 @click.option("--mpp", type=MPP, help="um/px of the images, in place of what slides say.")
 @click.option("--trained-mpp", type=MPP, help="um/px the head was trained at, if its run does not say.")
 @click.option("--model", help="Folder of the model that the head was trained with.  [default: by its name]")
+@click.option("--weights", type=PATH, help="File of weights, if it is a timm model without a folder.")
 @click.option("--hipt", type=PATH, help="HIPT's vit256_small_dino.pth, if it does not lie beside the model.")
 @workspace_option
 @device_option
@@ -357,7 +372,11 @@ def predict_command(images: tuple[str, ...], **flags: Any) -> None:
     masks, device_name = flags["truth"], device(flags["device"])
 
     def load_features(key: Any, t: int, blocks: Sequence[int], *, batch_size: int) -> Any:
-        model = load_model(absolute(flags["model"] or key.model), flags["hipt"], key.condition, device=device_name)
+        named = flags["model"] or (f"timm:{key.model}" if flags["weights"] else key.model)
+        vit = None if key.vit is None else ViTConfig.from_settings(key.vit)
+        model = load_model(
+            absolute(named), flags["hipt"], key.condition, device=device_name, weights=flags["weights"], vit=vit
+        )
         return online_features(model, key, t, blocks, batch_size=batch_size)
 
     with Progress(len(files)) as progress:
@@ -445,7 +464,7 @@ def require_all(failures: Sequence[str], images: int) -> None:
 
 def absolute(model: str) -> str:
     """A folder by its full path, so that another process finds it; a name as it is."""
-    return model if model in MODELS else str(Path(model).expanduser().absolute())
+    return model if model in MODELS or model.startswith("timm:") else str(Path(model).expanduser().absolute())
 
 
 def show_epoch(bar: tqdm, run: Any, epoch: Any) -> None:

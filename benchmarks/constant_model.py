@@ -19,10 +19,10 @@ class ConstantModel:
     """A `FeatureModel` that computes nothing: block b is filled with the number b."""
 
     name, trained, digest, first_stage, condition = "constant", False, "0" * 64, "none", "none"
-    device, latent_shape, timesteps = torch.device("cpu"), None, None
+    device, latent_shape, timesteps, vit = torch.device("cpu"), None, None, None
 
     def __init__(self, blocks: dict[int, tuple[int, int]]) -> None:
-        self.blocks = blocks
+        self.blocks, self.default_blocks = blocks, tuple(blocks)
 
     def prepare(self, images):
         return torch.zeros(len(images)), torch.zeros(len(images))

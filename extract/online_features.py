@@ -41,11 +41,12 @@ def online_features(
     if lacking := [block for block in blocks if block not in model.blocks]:
         raise ValueError(f"model {model.name} has blocks {format_blocks(model.blocks)}, not {format_blocks(lacking)}")
     precision = cast(Precision, key.precision)
-    config = ExtractConfig(t=(t,), blocks=tuple(blocks), precision=precision, seed=key.seed, batch_size=batch_size)
+    wanted = {t: tuple(blocks)}
+    config = ExtractConfig(t=(t,), blocks=wanted[t], precision=precision, seed=key.seed, batch_size=batch_size)
     dtype, layout = getattr(torch, key.dtype), "native" if key.layout == "image" else key.layout
 
     def features(patches: np.ndarray, numbers: Sequence[int], image_id: str) -> dict[int, torch.Tensor]:
-        maps = compute_patches(model, patches, numbers, image_id, {t: config.blocks}, config)[t]
+        maps = compute_patches(model, patches, numbers, image_id, wanted, config)[t]
         stored = {block: to_layout(torch.cat(batches), layout).to(dtype) for block, batches in maps.items()}
         for block, values in stored.items():
             if not values.isfinite().all():

@@ -13,7 +13,7 @@ from pathseg.extract.config import ExtractConfig
 from pathseg.extract.datasets.registry import Dataset
 from pathseg.extract.models.feature_model import FeatureModel
 from pathseg.extract.unit import MissingWork, missing_work
-from pathseg.store.blocks import BLOCKS, format_blocks
+from pathseg.store.blocks import format_blocks, select_blocks
 from pathseg.store.contents import Contents, ImageEntry
 from pathseg.store.errors import StoreError
 from pathseg.store.features import FeatureStore
@@ -237,6 +237,7 @@ def contents_of(dataset: Dataset, model: FeatureModel, config: ExtractConfig) ->
         precision=config.precision,
         # a batch holds patches of one image: all sizes from the number of its patches on are the same
         batch_size=config.batch_size if config.batch_size < patches else max(patches, BATCH_SIZE),
+        vit=model.vit,
     )
     shapes = {block: BlockShape(*shape) for block, shape in model.blocks.items()}
     largest = max(patch_bytes(shapes, layout=config.layout, dtype=config.dtype).values())
@@ -256,13 +257,13 @@ def contents_of(dataset: Dataset, model: FeatureModel, config: ExtractConfig) ->
 
 
 def wanted_blocks(model: FeatureModel, config: ExtractConfig) -> tuple[int, ...]:
-    """Return the configured blocks, by default all that the model has.
+    """Return the configured blocks, by default the model's `default_blocks`.
 
     Raises ValueError for a block or a timestep that the model does not have.
     """
     if model.timesteps is not None and (unknown_t := [t for t in config.t if not 0 <= t < model.timesteps]):
         raise ValueError(f"t {unknown_t[0]} is not within 0-{model.timesteps - 1}, the timesteps of model {model.name}")
-    blocks = tuple(sorted(model.blocks)) if config.blocks == BLOCKS else config.blocks
+    blocks = model.default_blocks if config.blocks is None else select_blocks(config.blocks, model.blocks)
     if unknown := [block for block in blocks if block not in model.blocks]:
         raise ValueError(f"model {model.name} has blocks {format_blocks(model.blocks)}, not {format_blocks(unknown)}")
     return blocks

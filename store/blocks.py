@@ -1,29 +1,49 @@
-"""Numbers of feature blocks and their text form: 0 = middle, 1..12 = upsampling blocks in the order they run."""
+"""Numbers of feature blocks and their text form.
+
+Of a diffusion model 0 = middle, 1..12 = upsampling blocks in the order they run; of a ViT k = output of layer k,
+counted from 0.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal
 
-BLOCKS = tuple(range(13))
+BLOCKS = tuple(range(13))  # of a diffusion model
+MAX_BLOCK = 99  # array names have two digits
+
+Selection = tuple[int, ...] | Literal["all", "last"]
 
 
 def parse_blocks(text: str) -> tuple[int, ...]:
-    """Parse a selection of blocks, `4-6`, `0,4-6` or `all`; return ascending numbers, each once.
+    """Parse numbers of blocks, `4-6` or `0,4-6`; return them ascending, each once.
 
-    Raises ValueError when an item is no block number or lies outside 0..12.
+    Raises ValueError when an item is no block number or lies outside 0..MAX_BLOCK.
     """
-    if text.strip() == "all":
-        return BLOCKS
     chosen: set[int] = set()
     for item in text.split(","):
         first, dash, last = item.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise ValueError(f"cannot read {item.strip()!r} as blocks; write 4-6, 0,4-6 or all")
+            raise ValueError(f"cannot read {item.strip()!r} as blocks; write 4-6, 0,4-6, last or all")
         low, high = int(first), int(last) if dash else int(first)
-        if low > high or high > BLOCKS[-1]:
-            raise ValueError(f"blocks {item.strip()!r} are not within 0-{BLOCKS[-1]} (0 = middle, 1-12 = upsampling)")
+        if low > high or high > MAX_BLOCK:
+            raise ValueError(f"blocks {item.strip()!r} are not ascending within 0-{MAX_BLOCK}")
         chosen.update(range(low, high + 1))
     return tuple(sorted(chosen))
+
+
+def parse_selection(text: str) -> Selection:
+    """Parse numbers as `parse_blocks`, or `all` or `last`, which depend on the model. Raises ValueError as it does."""
+    words: dict[str, Selection] = {"all": "all", "last": "last"}
+    return words.get(text.strip()) or parse_blocks(text)
+
+
+def select_blocks(selection: Selection, available: Iterable[int]) -> tuple[int, ...]:
+    """Return the numbers of a selection: of `all` and `last` those of the available blocks, ascending."""
+    if isinstance(selection, tuple):
+        return selection
+    ascending = tuple(sorted(available))
+    return ascending if selection == "all" else ascending[-1:]
 
 
 def format_blocks(blocks: Iterable[int]) -> str:

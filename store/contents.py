@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from pathseg.store.blocks import BLOCKS
+from pathseg.store.blocks import MAX_BLOCK
 from pathseg.store.classes import background_code
 from pathseg.store.errors import Damaged, KeyMismatch, StoreError
 from pathseg.store.format.size import BlockShape
@@ -174,7 +174,7 @@ class _RootGroup(msgspec.Struct, frozen=True):
 
 _Code = Annotated[int, msgspec.Meta(ge=0, le=255)]  # of a mask, which is uint8
 _Pixels = Annotated[int, msgspec.Meta(ge=1, le=MAX_SIDE_PX)]
-_Block = Annotated[int, msgspec.Meta(ge=0, le=BLOCKS[-1])]
+_Block = Annotated[int, msgspec.Meta(ge=0, le=MAX_BLOCK)]
 _Channels = Annotated[int, msgspec.Meta(ge=1, le=100_000)]
 _Cells = Annotated[int, msgspec.Meta(ge=1, le=4096)]
 

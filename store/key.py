@@ -97,13 +97,31 @@ _SENTENCES: tuple[tuple[str, Callable[[re.Match], dict[str, Setting]]], ...] = (
 
 
 @dataclass(frozen=True)
+class ViTSettings:
+    """How a timm vision transformer was built and fed.
+
+    architecture: timm's name. mean, std: of RGB in 0..1. input_px: side that a 256 px patch was resized to (bicubic,
+    with antialias). norm: `final` where the model's last norm was applied to every block, else `none`. model_args:
+    arguments of the architecture other than its defaults, JSON values.
+    """
+
+    architecture: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    input_px: int
+    norm: Literal["final", "none"]
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class StoreKey:
     """What made the features. Timesteps and blocks are not in it: a store can gain more of both later.
 
     size: height and width of an image in px. mpp: um/px. model_digest: SHA-256 over all weights in use. first_stage:
     `vq-f4`, `kl-f8`, None where the model has none. condition: `ssl` or `none`. seed: of the noise. precision:
     arithmetic of the forward pass. packing: a name in `format.packing.PACKINGS`; rounding changes numbers. batch_size:
-    patches per forward pass at most; kernels, and so the last bits of the features, are chosen by it.
+    patches per forward pass at most; kernels, and so the last bits of the features, are chosen by it. vit: of a timm
+    model, None of others.
     """
 
     dataset: str
@@ -122,10 +140,13 @@ class StoreKey:
     precision: str = "float32"
     packing: str = "none"
     batch_size: Annotated[int, msgspec.Meta(ge=1)] = BATCH_SIZE
+    vit: ViTSettings | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Plain JSON values; `vit` only where there is one, so that the digests of other keys stay what they were."""
         values: dict[str, Any] = msgspec.to_builtins(self)
+        if self.vit is None:
+            values.pop("vit", None)
         return values
 
     @classmethod
@@ -179,12 +200,14 @@ class StoreKey:
 
 
 def _flat_pairs(here: StoreKey, wanted: StoreKey) -> list[tuple[str, Any, Any]]:
-    """(name, value here, value wanted) of every field, the settings of the preprocessing one by one."""
+    """(name, value here, value wanted) of every field, the settings of preprocessing and ViT one by one."""
     pairs = [
         (field.name, getattr(here, field.name), getattr(wanted, field.name))
         for field in dataclasses.fields(StoreKey)
-        if field.name != "preprocessing"
+        if field.name not in ("preprocessing", "vit")
     ]
+    for name in ViTSettings.__dataclass_fields__:
+        pairs.append((f"vit.{name}", getattr(here.vit, name, None), getattr(wanted.vit, name, None)))
     mine, theirs = here.preprocessing, wanted.preprocessing
     pairs.append(("preprocessing.resized", mine.resized, theirs.resized))
     names = dict.fromkeys([*mine.settings, *theirs.settings])

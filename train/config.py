@@ -75,7 +75,11 @@ class HeadConfig:
     """
 
     t: int = _sweep(50, "Timestep of the features; the paper's default is 50. A comma list trains one head for each.")
-    blocks: tuple[int, ...] = _sweep(BLOCKS, "4-6, 0,4-6 or all: a head on these; each: a head on every block alone.")
+    blocks: tuple[int, ...] = _sweep(
+        BLOCKS,
+        "4-6, 0,4-6, all or last (of those stored): a head on these; each: a head on every block alone.",
+        flag_default="all",
+    )
     head_type: Literal["fcn", "linear", "pixel-ensemble"] = _flag(
         "fcn",
         "fcn: the paper's head; linear: a probe, one 1x1 convolution; pixel-ensemble: DDPMSeg's ten networks.",

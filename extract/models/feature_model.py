@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from pathseg.store.key import ViTSettings
+
     Images = np.ndarray | torch.Tensor
 
 
@@ -25,6 +27,8 @@ class FeatureModel(Protocol):
         first_stage: `vq-f4`, `kl-f8`, ... or `none`.
         condition: `ssl` or `none`.
         blocks: block number -> (channels, side) of its feature map.
+        default_blocks: those that are extracted unless others are named.
+        vit: how a timm model was built and fed, None for others.
     """
 
     name: str
@@ -33,6 +37,8 @@ class FeatureModel(Protocol):
     first_stage: str
     condition: Literal["ssl", "none"]
     blocks: dict[int, tuple[int, int]]
+    default_blocks: tuple[int, ...]
+    vit: ViTSettings | None
     device: torch.device
 
     @property
@@ -56,7 +62,8 @@ class FeatureModel(Protocol):
         """Compute the inputs of `denoise`, which are the same for every timestep.
 
         A latent diffusion model returns z0 (N, z, h, w) and the context tokens (N, L, c), L = 0 without a conditioning
-        stage. A ViT returns its patch tokens (N, D, h, w) and embeddings (N, D).
+        stage. The ViT of a DINO checkpoint returns its patch tokens (N, D, h, w) and embeddings (N, D), a timm model
+        its normalised images (N, 3, H, W) and no context.
         """
 
     def denoise(

@@ -23,10 +23,13 @@ from pathseg.extract.models.weights import weights_digest
 
 if TYPE_CHECKING:
     from pathseg.extract.models.feature_model import Images
+    from pathseg.store.key import ViTSettings
 
 
 class DiffusionFeatures:
     """A latent diffusion release and its ViT as a FeatureModel."""
+
+    vit: ViTSettings | None = None
 
     def __init__(
         self,
@@ -49,6 +52,7 @@ class DiffusionFeatures:
         self.first_stage = release.first_stage_design.name
         self.latent_shape = release.first_stage_design.latent_shape
         self.blocks = release.unet_design.blocks(self.latent_shape[1])
+        self.default_blocks = tuple(self.blocks)
         self.timesteps = release.schedule.timesteps
         self.digest = _digest(release, vit)
         if vit is not None:

@@ -1,20 +1,26 @@
-"""Load a frozen feature model by its name or from a release folder."""
+"""Load a frozen feature model by its name or from its files."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Literal
 
 import torch
 
+from pathseg.extract.config import ViTConfig
 from pathseg.extract.models.dino_vit import read_vit
 from pathseg.extract.models.feature_model import FeatureModel
 from pathseg.extract.models.ldm.config import ZoomDesign
 from pathseg.extract.models.ldm.release import LAYOUT, read_release
 from pathseg.extract.models.ldm_features import DiffusionFeatures
 from pathseg.extract.models.mini import mini_release, mini_vit
-from pathseg.extract.models.registry import MODELS, find_hipt, find_release
+from pathseg.extract.models.registry import MODELS, find_hipt, find_release, find_timm_folder
+from pathseg.extract.models.timm_features import TimmFeatures
+from pathseg.extract.models.timm_files import HUB_LAYOUT, is_hub_folder, read_hub_folder, read_timm_weights
 from pathseg.extract.models.vit_features import TokenFeatures
+
+TIMM = "timm:"  # before the name of an architecture
 
 
 def load_model(
@@ -22,23 +28,51 @@ def load_model(
     hipt: str | Path | None = None,
     condition: Literal["ssl", "none"] = "ssl",
     device: str | torch.device = "cpu",
+    *,
+    weights: str | Path | None = None,
+    vit: ViTConfig | None = None,
 ) -> FeatureModel:
-    """Load a model by its name in MODELS, or from a release folder (`release.LAYOUTS`).
+    """Load a model: by its name in MODELS; from a release folder (`release.LAYOUTS`) or a timm model's folder as on the
+    Hugging Face hub (`timm_files.HUB_LAYOUT`), told apart by their files; or `timm:NAME` with a file of `weights`.
 
     hipt: the DINO checkpoint of the ViT; by default a `vit256*.pth` in the folder, beside it or in the user's data
     folder (mini and mini-hipt have their own). condition: `none` = unconditional: a zero patch embedding, of ZoomLDM a
-    zero context. It needs no ViT and is the only choice for ZoomLDM and a release without a conditioning stage.
+    zero context. It needs no ViT and is the only choice for ZoomLDM and a release without a conditioning stage. vit:
+    what to replace of a timm model's file.
 
-    Raises FileNotFoundError, with the source of the missing file; ValueError for a file that cannot be used.
+    Raises FileNotFoundError, with the source of the missing file; ValueError for a file that cannot be used, and for
+    `weights` or `vit` of another kind of model.
     """
     if condition not in ("ssl", "none"):
         raise ValueError(f"condition must be ssl or none, got {condition!r}")
-    record = MODELS.get(str(path))
+    vit, name = vit or ViTConfig(), str(path)
+    record = MODELS.get(name)
+    if (weights is None) is name.startswith(TIMM):
+        raise ValueError(f"--weights FILE and --model timm:NAME belong together, got the model {path}")
+    if weights is not None:
+        files = read_timm_weights(name.removeprefix(TIMM), Path(weights))
+        return TimmFeatures(files, vit, name=files.name, device=device)
+    if record is not None and record.kind == "timm":
+        own = dataclasses.replace(vit, model_args=(*record.arguments, *vit.model_args))
+        return TimmFeatures(read_hub_folder(find_timm_folder(name)), own, name=name, device=device)
+    if record is None and is_hub_folder(Path(path)):
+        files = read_hub_folder(Path(path))
+        return TimmFeatures(files, vit, name=files.name, device=device)
+    if record is None and not Path(path).is_dir():
+        raise FileNotFoundError(
+            f"no model {path}; give {', '.join(MODELS)}, a release folder with {LAYOUT}, or the folder of a timm model "
+            f"with {HUB_LAYOUT}"
+        )
+    if vit != ViTConfig():
+        raise ValueError(
+            f"{path} is no timm model, so --mean, --std, --input-px, --norm and --model-args, or those of a store, "
+            "cannot be set; take a timm model, or leave them out"
+        )
     if record is None:
         return _from_folder(Path(path), hipt, condition, device)
     if record.kind == "vit":
-        vit = read_vit(hipt) if hipt else mini_vit() if record.files else read_vit(find_hipt())
-        return TokenFeatures(vit, name=record.name, trained=record.trained, device=device)
+        tensors = read_vit(hipt) if hipt else mini_vit() if record.files else read_vit(find_hipt())
+        return TokenFeatures(tensors, name=record.name, trained=record.trained, device=device)
     if not record.files:
         return _from_folder(find_release(record.name), hipt, condition, device)
     encoder = None if condition == "none" else read_vit(hipt) if hipt else mini_vit()
@@ -48,8 +82,6 @@ def load_model(
 def _from_folder(
     folder: Path, hipt: str | Path | None, condition: Literal["ssl", "none"], device: str | torch.device
 ) -> DiffusionFeatures:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no model {folder}; give {', '.join(MODELS)} or a release folder with {LAYOUT}")
     release = read_release(folder)
     if condition == "ssl" and release.conditioning_design is None:
         raise ValueError(

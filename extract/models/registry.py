@@ -13,6 +13,8 @@ from pathseg.store.runtime.workspace import user_data_folder
 HIPT_FILE = "vit256_small_dino.pth"  # HIPT's own name
 VIT_DIGEST = "d9d09b434c2c8179e1d6246470d9ef1067130e8e5084ea5f62eb7b0f79055f57"  # of mini's ViT, used by two models
 BUNDLED = Path(__file__).parents[1] / "weights"  # shipped with pathseg, with a model card
+GATED = "on Hugging Face, gated: ask there for access"
+SWIGLU = ("mlp_layer=SwiGLUPacked", "act_layer=silu")  # classes, which JSON cannot hold
 HIPT_SOURCE = f"HIPT_4K/Checkpoints/{HIPT_FILE} in the GitHub repository mahmoodlab/HIPT"
 
 
@@ -21,17 +23,19 @@ class ModelRecord:
     """A named model.
 
     trained: False for random weights. files: of a bundled model, file name -> hex SHA-256. folder: of a latent
-    diffusion model that the user brings, what its folder must hold.
+    diffusion model that the user brings, what its folder must hold. arguments: of a timm model, those of its
+    architecture that its config.json cannot hold or has wrong (`name=value`, as --model-args).
     """
 
     name: str
-    kind: Literal["latent-diffusion", "vit"]
+    kind: Literal["latent-diffusion", "vit", "timm"]
     description: str
     licence: str
     source: str
     trained: bool = True
     files: Mapping[str, str] = field(default_factory=dict)
     folder: str = ""
+    arguments: tuple[str, ...] = ()
 
 
 MODELS: dict[str, ModelRecord] = {
@@ -79,6 +83,55 @@ MODELS: dict[str, ModelRecord] = {
         source="bundled; made by benchmarks/mini/train.py",
         files={"mini-vit.safetensors": VIT_DIGEST},
     ),
+    "uni": ModelRecord(
+        name="uni",
+        kind="timm",
+        description="UNI: ViT-L/16",
+        licence="CC-BY-NC-ND",
+        source=f"MahmoodLab/UNI {GATED}",
+        arguments=("init_values=1e-5", "dynamic_img_size=true"),
+    ),
+    "uni2-h": ModelRecord(
+        name="uni2-h",
+        kind="timm",
+        description="UNI2-h: ViT-giant/14, 24 layers, width 1536, 8 registers, SwiGLU",
+        licence="CC-BY-NC-ND",
+        source=f"MahmoodLab/UNI2-h {GATED}",
+        arguments=(
+            *("patch_size=14", "depth=24", "num_heads=24", "embed_dim=1536", "mlp_ratio=5.33334", "init_values=1e-5"),
+            *("no_embed_class=true", "reg_tokens=8", "dynamic_img_size=true", *SWIGLU),
+        ),
+    ),
+    "virchow": ModelRecord(
+        name="virchow",
+        kind="timm",
+        description="Virchow: ViT-H/14, SwiGLU",
+        licence="Apache-2.0",
+        source=f"paige-ai/Virchow {GATED}",
+        arguments=SWIGLU,
+    ),
+    "virchow2": ModelRecord(
+        name="virchow2",
+        kind="timm",
+        description="Virchow2: ViT-H/14, SwiGLU, 4 registers",
+        licence="CC-BY-NC-ND",
+        source=f"paige-ai/Virchow2 {GATED}",
+        arguments=SWIGLU,
+    ),
+    "h-optimus-0": ModelRecord(
+        name="h-optimus-0",
+        kind="timm",
+        description="H-optimus-0: ViT-g/14, 4 registers",
+        licence="Apache-2.0",
+        source="bioptimus/H-optimus-0 on Hugging Face",
+    ),
+    "prov-gigapath": ModelRecord(
+        name="prov-gigapath",
+        kind="timm",
+        description="the tile encoder of Prov-GigaPath: ViT-g/16",
+        licence="Apache-2.0 with conditions",
+        source="prov-gigapath/prov-gigapath on Hugging Face",
+    ),
 }
 
 DEFAULT_MODEL = "brca-hipt-20x"  # the paper's
@@ -96,6 +149,17 @@ def find_release(name: str) -> Path:
         raise FileNotFoundError(
             f"model {name} is not at {folder}; get {record.source}, so that {record.folder}; to try things without it "
             "use --model mini (small, bundled)"
+        )
+    return folder
+
+
+def find_timm_folder(name: str) -> Path:
+    """Return the folder of a named timm model. Raises FileNotFoundError, with the source of the model."""
+    record, folder = MODELS[name], models_folder() / name
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"model {name} is not at {folder}; get config.json and model.safetensors or pytorch_model.bin of "
+            f"{record.source} (licence {record.licence}) and put both in there; pathseg downloads nothing"
         )
     return folder
 

@@ -15,6 +15,7 @@ from pathseg.store.grid import PATCH_PX
 
 if TYPE_CHECKING:
     from pathseg.extract.models.feature_model import Images
+    from pathseg.store.key import ViTSettings
 
 
 class TokenFeatures:
@@ -24,6 +25,8 @@ class TokenFeatures:
     condition: Literal["ssl", "none"] = "none"
     latent_shape = None
     timesteps = None
+    vit: ViTSettings | None = None
+    default_blocks: tuple[int, ...] = (0,)
 
     def __init__(
         self, vit: Mapping[str, torch.Tensor], *, name: str, trained: bool, device: str | torch.device = "cpu"

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import click
 
-from pathseg.store.blocks import format_blocks, parse_blocks
+from pathseg.store.blocks import parse_selection
 from pathseg.store.runtime.workspace import DEFAULT
 
 
@@ -72,10 +72,20 @@ def parse_number_or_word(text: str, *, words: tuple[str, ...]) -> int | str:
         raise ValueError(f"{text!r} is neither a whole number nor {' or '.join(words)}") from None
 
 
+def parse_channels(text: str) -> tuple[float, float, float]:
+    """Parse one number for each of R, G and B: `0.5,0.5,0.5`. Raises ValueError for other text or another count."""
+    try:
+        red, green, blue = map(float, text.split(","))
+    except ValueError:
+        raise ValueError(f"{text!r} is not three numbers, one for each of R, G and B, as in 0.5,0.5,0.5") from None
+    return red, green, blue
+
+
 NUMBERS = Parsed("n[,n…]", partial(parse_numbers, kind=int))
 RATES = Parsed("x[,x…]", partial(parse_numbers, kind=float))
-BLOCKS = Parsed("blocks", parse_blocks)
-SELECTION = Parsed("blocks", lambda text: text if text == "each" else parse_blocks(text))
+RGB = Parsed("r,g,b", parse_channels)
+BLOCKS = Parsed("blocks", parse_selection)
+SELECTION = Parsed("blocks", lambda text: text if text == "each" else parse_selection(text))
 NAMES = Parsed("name[,name…]", lambda text: tuple(item.strip() for item in text.split(",")))
 
 
@@ -99,7 +109,8 @@ def flags_of(config: type) -> Callable[[Callable], Callable]:
         for field in reversed(dataclasses.fields(config)):
             if "help" not in field.metadata:
                 continue
-            kind, text, default = _without_none(kinds[field.name]), field.metadata["help"], field.default
+            kind, text = _without_none(kinds[field.name]), field.metadata["help"]
+            default = field.metadata.get("flag_default", field.default)
             shown = field.metadata.get("shown")  # text for a default that depends on another option
             sweep = field.metadata.get("sweep", False)
             if get_origin(kind) is Literal:
@@ -109,7 +120,9 @@ def flags_of(config: type) -> Callable[[Callable], Callable]:
             elif kind == tuple[str, ...]:
                 kind = NAMES
             elif field.name == "blocks":
-                kind, shown = (SELECTION if sweep else BLOCKS), format_blocks(default)
+                kind = SELECTION if sweep else BLOCKS
+            elif kind == tuple[float, float, float]:
+                kind = RGB
             elif sweep or get_origin(kind) is tuple:
                 default = (default,) if sweep else default
                 kind = RATES if kind is float else NUMBERS

@@ -4,7 +4,11 @@ import json
 import pytest
 
 from pathseg.store.errors import KeyMismatch, StoreError
-from pathseg.store.key import Preprocessing, StoreKey
+from pathseg.store.key import Preprocessing, StoreKey, ViTSettings
+
+VIT = ViTSettings(
+    "vit_small_patch16_224", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), 256, "final", {"depth": 2, "init_values": 1e-5}
+)
 
 OTHER = {
     "dataset": "glas",
@@ -23,6 +27,7 @@ OTHER = {
     "precision": "bfloat16",
     "packing": "rounded",
     "batch_size": 3,
+    "vit": VIT,
 }
 BCSS = Preprocessing(settings={"image_folder": "images", "file_mpp": (0.25,), "patch_px": 800, "views": 3})
 
@@ -37,7 +42,7 @@ def test_a_key_comes_back_equal_through_json(toy_key, preprocessing):
     assert StoreKey.from_json(json.loads(json.dumps(key.to_json()))) == key
 
 
-@pytest.mark.parametrize("name", [name for name in OTHER if name != "preprocessing"])
+@pytest.mark.parametrize("name", [name for name in OTHER if name not in ("preprocessing", "vit")])
 def test_a_differing_field_is_refused_with_both_values(toy_key, name):
     other = toy_key(**{name: OTHER[name]})
     with pytest.raises(KeyMismatch) as caught:
@@ -47,6 +52,18 @@ def test_a_differing_field_is_refused_with_both_values(toy_key, name):
         assert ("not set" if value is None else repr(value)) in message
     assert name in message and "a.zarr" in message and "--store" in message
     assert toy_key().digest != other.digest
+
+
+def test_a_key_of_a_timm_model_comes_back_equal_and_others_do_not_mention_it(toy_key):
+    key = toy_key(vit=VIT)
+    assert StoreKey.from_json(json.loads(json.dumps(key.to_json()))) == key
+    assert "vit" not in toy_key().to_json()
+    assert toy_key().digest != key.digest
+
+
+def test_a_differing_setting_of_a_timm_model_is_named_with_both_values(toy_key):
+    with pytest.raises(KeyMismatch, match=r"vit\.norm is 'final' there, 'none' asked for; pass"):
+        toy_key(vit=VIT).require(toy_key(vit=dataclasses.replace(VIT, norm="none")), store="a.zarr")
 
 
 @pytest.mark.parametrize(

@@ -197,7 +197,9 @@ def _by_block(sweep: Sweep, title: str) -> bytes:
         axes.set(ylabel=METRICS[metric])
     plots[1].set_xticks(xs, [value_label("blocks", point.value) for point in sweep.points])
     kinds = "block alone" if singles == len(sweep.points) else "group of blocks" if not singles else ""
-    plots[1].set_xlabel(kinds or "block alone (0 = middle, 1–12 = upsampling in order)  |  groups of blocks")
+    is_vit = sweep.runs[0].data.key.vit is not None
+    numbering = "0 = first layer" if is_vit else "0 = middle, 1–12 = upsampling in order"
+    plots[1].set_xlabel(kinds or f"block alone ({numbering})  |  groups of blocks")
     _sweep_title(figure, plots[0], sweep, f"Accuracy and Dice by block, {title}")
     return _png(figure)
 

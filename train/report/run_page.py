@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 import msgspec
 
 from pathseg.store.blocks import format_blocks
+from pathseg.store.key import ViTSettings
 from pathseg.train.colours import jpeg_bytes
 from pathseg.train.config import HeadConfig
 from pathseg.train.report import figures
@@ -136,7 +138,10 @@ def commands(run: FinishedRun, workspace: Path) -> tuple[str, ...]:
     """
     key, settings = run.data.key, run.settings
     common, store = ["--workspace", str(workspace)], ["--store", run.data.store]
-    features = ["--t", str(settings.t), "--blocks", "all"] if isinstance(settings, HeadConfig) else []
+    features = []
+    if isinstance(settings, HeadConfig):
+        blocks = "all" if key.vit is None else format_blocks(settings.blocks)
+        features = ["--t", str(settings.t), "--blocks", blocks, *_vit_flags(key.vit)]
     extract = [
         "extract", *common, "--dataset", key.dataset, "--model", key.model, "--condition", key.condition,
         *_resize_flag(run.data), *features, *store,
@@ -164,6 +169,16 @@ def flatten(values: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         else:
             pairs.append((name, "none" if value is None else str(value)))
     return tuple(pairs)
+
+
+def _vit_flags(vit: ViTSettings | None) -> list[str]:
+    """The flags that build and feed a timm model as the run recorded; none for another model."""
+    if vit is None:
+        return []
+    mean, std = (",".join(map(str, rgb)) for rgb in (vit.mean, vit.std))
+    flags = ["--mean", mean, "--std", std, "--input-px", str(vit.input_px), "--norm", vit.norm]
+    arguments = ",".join(f"{name}={json.dumps(value)}" for name, value in vit.model_args.items())
+    return [*flags, "--model-args", arguments] if arguments else flags
 
 
 def _resize_flag(data: RunData) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from pathseg.store.blocks import BLOCKS
+from pathseg.store.blocks import Selection, select_blocks
 from pathseg.store.features import FeatureStore
 from pathseg.store.format.size import format_bytes
 from pathseg.store.runtime.device import device as resolve_device
@@ -104,24 +104,21 @@ def expand_heads(
     store: FeatureStore,
     *,
     t: Sequence[int] = (50,),
-    blocks: tuple[int, ...] | Literal["each"] = BLOCKS,
+    blocks: Selection | Literal["each"] = "all",
     lr: Sequence[float | None] = (None,),
     seed: Sequence[int] = (0,),
     **settings: Any,
 ) -> list[HeadConfig]:
     """Return a HeadConfig for every combination of timesteps, learning rates (None: the head's default) and seeds.
 
-    blocks: one selection, all blocks meaning all that the store has, or `each` for every stored block alone. settings:
-    the other fields of HeadConfig. Raises Incomplete when the store has no features at one of the timesteps.
+    blocks: one selection, `all` or `last` of those that the store has, or `each` for every stored block alone.
+    settings: the other fields of HeadConfig. Raises Incomplete when the store has no features at one of the timesteps.
     """
     for one in t:
         require_stored(store, one)
-    stored = tuple(b for b in BLOCKS if all(b in store.stored_blocks(one) for one in t))
-    selections: list[tuple[int, ...]]
-    if blocks == "each":
-        selections = [(block,) for block in stored]
-    else:
-        selections = [stored if blocks == BLOCKS and stored else blocks]
+    own_blocks = sorted(store.contents.blocks)
+    stored = tuple(b for b in own_blocks if all(b in store.stored_blocks(one) for one in t))
+    selections = [(block,) for block in stored] if blocks == "each" else [select_blocks(blocks, stored or own_blocks)]
     combinations = product(t, selections, lr, seed)
     fields: list[dict[str, Any]] = [
         {"t": one, "blocks": own, "lr": rate, "seed": s} for one, own, rate, s in combinations

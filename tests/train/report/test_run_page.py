@@ -9,7 +9,6 @@ import pytest
 from pathseg.cli import main
 from pathseg.extract.datasets import glas
 from pathseg.extract.datasets.synthetic import dataset as synthetic
-from pathseg.store.blocks import BLOCKS
 from pathseg.train.config import HEAD_DEFAULTS, BaselineConfig, HeadConfig
 from pathseg.train.report.run_page import NOT_RECORDED, SIDES_PX, commands, flatten, run_facts
 
@@ -74,7 +73,7 @@ def test_the_extraction_command_makes_features_of_the_same_key(make_run):
     }
     values = parsed(make_run(key=key, t=10), 0)
     assert (values["dataset"], values["model"], values["condition"]) == ("glas", "mini", "ssl")
-    assert (values["t"], values["blocks"]) == ((10,), BLOCKS)
+    assert (values["t"], values["blocks"]) == ((10,), "all")
     assert {name: values[name] for name in key} == key
 
 
