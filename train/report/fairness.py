@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pathseg.store.blocks import BLOCKS, format_blocks
 from pathseg.train.config import BATCH_PX, HeadConfig
-from pathseg.train.report.systems import System, is_unconditional, system_name
+from pathseg.train.report.systems import FEATURES, System, is_unconditional, system_name
 
 
 def fairness_notes(systems: Sequence[System], *, beside_paper: bool) -> tuple[str, ...]:
@@ -19,7 +19,7 @@ def fairness_notes(systems: Sequence[System], *, beside_paper: bool) -> tuple[st
 
 
 def _zero_embedding(systems: Sequence[System]) -> list[str]:
-    names = [one.name for one in systems if is_unconditional(one.run)]
+    names = [one.name for one in systems if is_unconditional(one.run) and one.run.data.key.model not in FEATURES]
     if not names:
         return []
     return [

@@ -64,15 +64,18 @@ def system_name(run: FinishedRun) -> str:
     """Return the paper's name for a system; features other than the conditioned diffusion model's are named too."""
     network, key = run.settings.network, run.data.key
     features = FEATURES.get(key.model, "PathSegDiff-uncond" if is_unconditional(run) else "")
+    if key.first_stage == "none" and key.model not in FEATURES:  # a ViT
+        features = key.model
     if run.is_baseline or not features:
         return SYSTEMS[network]
     return features if network == "fcn" else f"{SYSTEMS[network]} on {features}"
 
 
 def is_unconditional(run: FinishedRun) -> bool:
-    """Whether a run learned from features of a diffusion model without condition."""
+    """Whether a run learned from features of a diffusion model without condition; False for those of a ViT."""
     key = run.data.key
-    return not run.is_baseline and key.model not in HIPT and key.condition == "none"
+    vit = key.model in HIPT or key.first_stage == "none"
+    return not run.is_baseline and not vit and key.condition == "none"
 
 
 def find_systems(runs: Sequence[FinishedRun]) -> tuple[System, ...]:

@@ -16,6 +16,8 @@ GOOD, FAIR = np.array([[50, 10], [20, 20]]), np.array([[40, 20], [20, 20]])
         ({"model": "hipt", "condition": "none"}, {}, "HIPT"),
         ({"model": "mini-hipt", "condition": "none"}, {}, "HIPT"),
         ({"model": "zoomldm-brca", "condition": "none"}, {}, "ZoomLDM-uncond"),
+        ({"model": "uni", "first_stage": "none", "condition": "none"}, {}, "uni"),
+        ({"model": "uni", "first_stage": "none", "condition": "none"}, {"head_type": "linear"}, "linear probe on uni"),
         ({}, {"head_type": "linear"}, "linear probe"),
         ({"model": "hipt"}, {"head_type": "linear"}, "linear probe on HIPT"),
         ({}, {"head_type": "pixel-ensemble"}, "DDPMSeg (pixel ensemble)"),
