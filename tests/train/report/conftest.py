@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pathseg.store.blocks import BLOCKS
 from pathseg.store.key import StoreKey
 from pathseg.store.sampling import Sampling
 from pathseg.train.config import BaselineConfig, HeadConfig
@@ -82,7 +83,7 @@ def run_of(
         "store": "/data/my stores/glas.zarr", "digest": "cd" * 32, "key": store_key, "model_trained": trained,
         "classes": tuple(classes), "background": classes.index("background") if "background" in classes else None,
         "ignore": ignore, "sampling": Sampling(tuple(store_key.size), store_key.mpp, False, (512, 512)),
-        "channels": {4: 8}, "test_split": "testB",
+        "channels": dict.fromkeys(settings.get("blocks", BLOCKS), 8), "test_split": "testB",
         "images": {"train": ("a", "b"), "val": ("c",), "testB": tuple(ids)}, **(data or {}),
     }  # fmt: skip
     config = BaselineConfig(**settings) if "network" in settings else HeadConfig(**settings)

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from pathseg.store.contents import ImageEntry
 from pathseg.store.writer import StoreWriter
 from pathseg.train.config import HeadConfig
+from pathseg.train.data.splits import split_images
 from pathseg.train.heads.registry import HEADS
 from pathseg.train.runs.folder import RunFolder
 from pathseg.train.training import loop
@@ -151,7 +152,10 @@ def test_an_image_is_read_once_an_epoch_for_all_heads(toy_store, tmp_path, monke
     monkeypatch.setattr(toy_store, "read", lambda index, **kw: seen.append(index) or read(index, **kw))
     runs = [(HeadConfig(blocks=(b,), head_type="linear", epochs=2), RunFolder(tmp_path / str(b))) for b in (0, 4, 5, 9)]
     train_heads(toy_store, runs, memory_bytes=0)
-    assert sorted(seen) == sorted([*range(4)] * 2 + [4])  # train and validation in each epoch, then the test image
+    (val,) = split_images(toy_store, val_fraction=0.15, seed=0).val
+    # train and validation in each epoch, then validation, to choose how objects are post-processed, and test
+    assert sorted(seen[:8]) == sorted([*range(4)] * 2)
+    assert seen[8:] == [val, 4]
 
 
 def cut_after(store, folder, config, epochs, monkeypatch):
@@ -300,7 +304,7 @@ def test_an_epoch_reads_one_view_of_each_patch_then_the_centre_of_the_validation
     for epoch in epochs:
         assert sorted(name.split("_")[0] for name in epoch[:3]) == ["p0", "p1", "p2"]
         assert epoch[3] == "val_v0"
-    assert rest == ["test_v0"]
+    assert rest == ["val_v0", "test_v0"]  # validation again, to choose how objects are post-processed
     assert len({name for epoch in epochs for name in epoch[:3]}) > 3
 
 
