@@ -84,6 +84,7 @@ def test_a_denoiser_resumed_after_an_interrupt_has_the_same_weights(tmp_path, mo
     assert equal_weights(expected, train_small_denoiser(resumed, monkeypatch))
 
 
+@pytest.mark.slow
 def test_two_replicas_resumed_after_an_interrupt_have_the_same_weights(tmp_path):
     names = ("uninterrupted", "resumed")
     for name in names:

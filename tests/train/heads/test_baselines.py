@@ -121,6 +121,7 @@ def test_a_baselines_run_folder_is_that_of_a_head_and_no_features_are_read(run):
     assert run.folder.read_prediction("test_3").shape == (256, 256)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(one_patch_store, tmp_path):
     config = BaselineConfig(weights="none", epochs=2)
 
