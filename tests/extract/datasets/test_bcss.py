@@ -16,7 +16,7 @@ TRAIN, VAL, TEST = (
     "TCGA-OL-A5D6-DX1_xmin115108_ymin40554_MPP-0.2500",
 )
 OFFICIAL = Path(__file__).parents[4] / "shared" / "data" / "bcss"
-needs_official = pytest.mark.skipif(not OFFICIAL.is_dir(), reason="the official masks are not here")
+needs_official = pytest.mark.skipif(not OFFICIAL.is_dir(), reason="the official BCSS masks (../shared/data) are absent")
 
 
 def listed(root, **options):

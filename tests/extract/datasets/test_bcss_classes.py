@@ -9,7 +9,7 @@ from pathseg.extract.datasets.bcss_classes import CLASSES, CODES, class_codes
 from pathseg.extract.datasets.image_files import read_mask
 
 OFFICIAL = Path(__file__).parents[4] / "shared" / "data" / "bcss"
-needs_official = pytest.mark.skipif(not OFFICIAL.is_dir(), reason="the official masks are not here")
+needs_official = pytest.mark.skipif(not OFFICIAL.is_dir(), reason="the official BCSS masks (../shared/data) are absent")
 GROUPS = {  # the paper's five classes, as sets of codes
     "tumor": {1, 19, 20},
     "stroma": {2},

@@ -75,7 +75,7 @@ def test_the_first_stage_and_the_blocks_are_read_from_the_release(golden):
 @pytest.mark.parametrize("name", FILES["CASES"])
 def test_the_published_golden_files_agree_in_full(tmp_path, two_threads, name):
     if not SHARED.is_dir():
-        pytest.skip("the published golden cases are not beside this checkout")
+        pytest.skip("the golden cases (../shared/golden) are absent")
     runpy.run_path(SHARED / "materialize.py")["write"](SHARED / name, tmp_path)
     expected = np.load(SHARED / name / "expected.npz")
     model = load_model(tmp_path / "ldm", tmp_path / "vit256.pth")

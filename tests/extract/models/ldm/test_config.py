@@ -68,7 +68,8 @@ def test_the_first_stage_is_named_by_its_factor():
 
 
 def test_the_schedule_is_linear_in_the_root_of_beta():
-    diffusers = pytest.importorskip("diffusers")
+    import diffusers
+
     scheduler = diffusers.DDPMScheduler(1000, beta_start=0.0015, beta_end=0.0195, beta_schedule="scaled_linear")
     assert np.allclose(schedule_of(MINI_PARAMS).alpha_bars(), scheduler.alphas_cumprod, rtol=1e-5)
 
