@@ -31,7 +31,7 @@ from pathseg.train.report.prediction_images import (
 from pathseg.train.report.sweeps import is_untrained
 from pathseg.train.report.table_formats import Table, score
 from pathseg.train.report.tables import image_table
-from pathseg.train.runs.finished_run import STILL_IMPROVING, FinishedRun
+from pathseg.train.runs.finished_run import BEST_IS_LAST, FinishedRun
 from pathseg.train.runs.record import RunData
 
 SHEET_ROWS = 4  # of the sheet of a run, from its worst image to its best
@@ -127,7 +127,7 @@ def run_facts(run: FinishedRun) -> str:
         f"Images of {run.data.size_text}, {run.config.parameters:,} parameters, {metrics.epochs} "
         f"epoch{'' if metrics.epochs == 1 else 's'}, {duration} of training steps on {run.config.device}; "
         f"kept: epoch {metrics.best_epoch}, validation Dice {score(run.best_val_dice)}"
-        f"{f'; {STILL_IMPROVING}' if run.still_improving else ''}"
+        f"{f'; {BEST_IS_LAST}' if run.still_improving else ''}"
     )
 
 

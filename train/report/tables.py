@@ -42,7 +42,7 @@ from pathseg.train.report.table_formats import (
     signed,
     words,
 )
-from pathseg.train.runs.finished_run import STILL_IMPROVING, FinishedRun
+from pathseg.train.runs.finished_run import BEST_IS_LAST, FinishedRun
 from pathseg.train.runs.folder import natural_order
 from pathseg.train.runs.record import ObjectSplitScores, SplitScores
 
@@ -480,7 +480,7 @@ def _comparison_notes(runs: Sequence[FinishedRun], split: str) -> tuple[str, ...
         counts = " or ".join(f"{n} images are patches of {m} region{'' if m == 1 else 's'}" for n, m in cut)
         notes.append(f"The {counts}: where patches overlap, a pixel counts once in each, in accuracy as in all else.")
     if improving := [run.name for run in runs if run.still_improving]:
-        notes.append(f"{', '.join(improving)}: {STILL_IMPROVING}.")
+        notes.append(f"{', '.join(improving)}: {BEST_IS_LAST}.")
     return tuple(notes)
 
 

@@ -8,7 +8,7 @@ from pathseg.train.config import Config
 from pathseg.train.runs.folder import RunFolder
 from pathseg.train.runs.record import Epoch, Metrics, RunConfig, RunData, SplitScores
 
-STILL_IMPROVING = "the best epoch is the last one, so it was still improving: raise --epochs"
+BEST_IS_LAST = "the best epoch is the last one, so more may improve it: raise --epochs"
 
 
 @dataclass(frozen=True)

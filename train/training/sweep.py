@@ -25,7 +25,7 @@ from pathseg.train.data.reader import image_bytes, keep_capacity, required_block
 from pathseg.train.data.splits import incomplete_images, require_stored, split_images
 from pathseg.train.heads.baselines import choose_weights
 from pathseg.train.heads.pixel_ensemble import PixelEnsemble, buffer_bytes
-from pathseg.train.runs.finished_run import STILL_IMPROVING, FinishedRun
+from pathseg.train.runs.finished_run import BEST_IS_LAST, FinishedRun
 from pathseg.train.runs.folder import MAX_NAME_BYTES, RunFolder
 from pathseg.train.runs.record import ObjectSplitScores
 from pathseg.train.training.checkpoint import build_head
@@ -369,7 +369,7 @@ def summary(runs: Sequence[FinishedRun]) -> str:
         metrics = run.metrics
         lines.append(f"{run.folder.path}: best epoch {metrics.best_epoch} of {metrics.epochs}")
         if run.still_improving:
-            lines.append(f"  {STILL_IMPROVING}")
+            lines.append(f"  {BEST_IS_LAST}")
         for name, split in metrics.splits.items():
             scores, constant = split.scores, split.constant
             figures = "  ".join(f"{m} {_figure(getattr(scores, m))}" for m in ("accuracy", "dice", "miou", "f1"))
