@@ -86,7 +86,7 @@ def open_glas(options: DatasetOptions) -> Dataset:
         background=0,
         mpp=MPP,
         has_instances=True,
-        warnings=() if patients else (NO_PATIENTS,),
+        warnings=_patient_warnings(samples) if patients else (NO_PATIENTS,),
     )
 
 
@@ -162,6 +162,22 @@ def _read_patients(root: Path, images: Files, problems: list[str]) -> dict[str, 
             f"{path}: no row for {lacking[0]}{more}; add name and patient ID, or move the file away and do without"
         )
     return patients
+
+
+def _patient_warnings(samples: tuple[Sample, ...]) -> tuple[str, ...]:
+    """Return a line where patients have images both in the train and in a test split, as the release divides them."""
+    patients: dict[str, set[str]] = {}
+    for sample in samples:
+        patients.setdefault(sample.split, set()).add(str(sample.source))
+    train = patients.pop("train", set())
+    shared = {split: len(train & own) for split, own in patients.items() if train & own}
+    if not shared:
+        return ()
+    counts = ", ".join(f"{count} of {len(patients[split])} in {split}" for split, count in shared.items())
+    return (
+        f"patients of the train split are also in test splits ({counts}), as {PATIENTS} and the release's splits have "
+        "it, so test scores are not those of unseen patients; the report says so too",
+    )
 
 
 def _pair(images: Files, masks: Files, patients: dict[str, str], problems: list[str]) -> tuple[Sample, ...]:

@@ -60,6 +60,17 @@ def split_images(store: FeatureStore, *, val_fraction: float, seed: int, without
     return Splits(tuple(train), first_views(store, val), tests)
 
 
+def shared_sources(store: FeatureStore, splits: Splits) -> dict[str, int]:
+    """Return how many sources (patients, slides) of each test split also have training or validation images.
+
+    Test splits without such a source are left out, and so are all where the store names no sources.
+    """
+    images = store.contents.images
+    seen = {images[index].source for index in (*splits.train, *splits.val)} - {None}
+    shared = {name: len({images[index].source for index in own} & seen) for name, own in splits.tests.items()}
+    return {name: count for name, count in shared.items() if count}
+
+
 def _indivisible(store: FeatureStore, index: int) -> tuple[str, str] | int:
     """What an image shares with those on its side of the validation split: its source, else its group, else nothing."""
     image = store.contents.images[index]

@@ -33,7 +33,7 @@ from pathseg.train.report.tables import (
     systems_table,
     tissue_table,
 )
-from pathseg.train.runs.finished_run import FinishedRun
+from pathseg.train.runs.finished_run import FinishedRun, sources_text
 from pathseg.train.runs.folder import natural_order
 
 SWEEPS_SHOWN = 6  # over each setting, those with most values; tables.md has all
@@ -230,6 +230,10 @@ def data_facts(run: FinishedRun) -> tuple[tuple[str, str], ...]:
         ("Images", f"{width} × {height} px, {scale}, {steps}"),
         ("Splits", ", ".join(f"{name} {len(ids)}" for name, ids in data.images.items())),
         *((("Patients", UNKNOWN_PATIENTS),) if data.dataset == "glas" and not _knows_patients(run) else ()),
+        *(
+            ("Shared sources", f"{sources_text(count)} both in {name} and in the training or validation images")
+            for name, count in data.shared_sources.items()
+        ),
     )
 
 

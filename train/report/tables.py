@@ -42,7 +42,7 @@ from pathseg.train.report.table_formats import (
     signed,
     words,
 )
-from pathseg.train.runs.finished_run import BEST_IS_LAST, FinishedRun
+from pathseg.train.runs.finished_run import BEST_IS_LAST, FinishedRun, sources_text
 from pathseg.train.runs.folder import natural_order
 from pathseg.train.runs.record import ObjectSplitScores, SplitScores
 
@@ -245,8 +245,10 @@ def systems_table(systems: Sequence[System], split: str, *, title: str) -> Table
     columns = (*SYSTEM_COLUMNS, *SCORES, *(OBJECT_COLUMNS if objects else ()))
     like = f" (as the paper's Table {paper[0].table})" if paper else ""
     notes = (
-        _choice_note(scored), *_size_notes(scored, split), *_object_notes(scored, split),
-        *_paper_notes(scored, split, paper), *fairness_notes(scored, beside_paper=bool(paper)),
+        _choice_note(scored), *_size_notes(scored, split),
+        *_shared_source_notes([run for one in scored for run in one.repeats.runs], split),
+        *_object_notes(scored, split), *_paper_notes(scored, split, paper),
+        *fairness_notes(scored, beside_paper=bool(paper)),
     )  # fmt: skip
     return Table(f"systems-{split}", f"Systems on {split}, {title}{like}", columns, tuple(rows), notes)
 
@@ -479,9 +481,23 @@ def _comparison_notes(runs: Sequence[FinishedRun], split: str) -> tuple[str, ...
     if cut := sorted({(len(found.per_image), len(found.groups)) for found in splits if found.by_region}):
         counts = " or ".join(f"{n} images are patches of {m} region{'' if m == 1 else 's'}" for n, m in cut)
         notes.append(f"The {counts}: where patches overlap, a pixel counts once in each, in accuracy as in all else.")
+    notes += _shared_source_notes(runs, split)
     if improving := [run.name for run in runs if run.still_improving]:
         notes.append(f"{', '.join(improving)}: {BEST_IS_LAST}.")
     return tuple(notes)
+
+
+def _shared_source_notes(runs: Sequence[FinishedRun], split: str) -> list[str]:
+    """A warning where sources of the test split were trained or validated on; names the runs where they differ."""
+    by_count: dict[int, list[str]] = {}
+    for run in runs:
+        by_count.setdefault(run.data.shared_sources.get(split, 0), []).append(run.name)
+    return [
+        f"{sources_text(count)} both in {split} and in the training or validation images"
+        f"{' of ' + ', '.join(names) if len(by_count) > 1 else ''}, so these scores are not those of unseen tissue."
+        for count, names in sorted(by_count.items())
+        if count
+    ]
 
 
 def _choice_note(systems: Sequence[System]) -> str:

@@ -11,6 +11,11 @@ from pathseg.train.runs.record import Epoch, Metrics, RunConfig, RunData, SplitS
 BEST_IS_LAST = "the best epoch is the last one, so more may improve it: raise --epochs"
 
 
+def sources_text(count: int) -> str:
+    """Return a number of shared sources in words, with the verb: `1 patient or slide is`."""
+    return "1 patient or slide is" if count == 1 else f"{count} patients or slides are"
+
+
 @dataclass(frozen=True)
 class FinishedRun:
     """A run that was trained to its end and scored: folder, config.json, history.jsonl and metrics.json."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -50,7 +50,9 @@ class RunData:
     store: path or URL. digest: of the store's description and pixels, as `FeatureStore.digest` gives it. key: what made
     the features. model_trained: whether the frozen model has learned anything. background, ignore: codes in `classes`,
     None where there is none. channels: of each block that a head reads, empty for a baseline. test_split: the split
-    that results are quoted on. images: ids of every split, held-out validation images under `val`.
+    that results are quoted on. images: ids of every split, held-out validation images under `val`. shared_sources: test
+    split -> number of its sources (patients, slides) that training or validation images are of too; empty where there
+    are none, and in runs of releases that did not count them.
     """
 
     store: str
@@ -64,6 +66,7 @@ class RunData:
     channels: dict[int, Channels]
     test_split: str
     images: dict[str, tuple[str, ...]]
+    shared_sources: dict[str, int] = field(default_factory=dict)
 
     @property
     def dataset(self) -> str:

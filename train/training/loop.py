@@ -14,7 +14,7 @@ from pathseg.store.sampling import Sampling
 from pathseg.train.config import BATCH_PX, BaselineConfig, Config, HeadConfig
 from pathseg.train.data.augment import apply_symmetry, apply_symmetry_to_features, symmetry
 from pathseg.train.data.reader import Batch, FeatureReader, class_pixels, required_blocks
-from pathseg.train.data.splits import Splits, draw_views, split_images
+from pathseg.train.data.splits import Splits, draw_views, shared_sources, split_images
 from pathseg.train.heads.baselines import VGG16FCN8, ResUNet, start_from_imagenet
 from pathseg.train.heads.inference import score
 from pathseg.train.heads.pixel_ensemble import PixelEnsemble, train_on_buffer
@@ -206,6 +206,7 @@ def run_config(store: FeatureStore, settings: Config, splits: Splits, *, paramet
         channels={} if isinstance(settings, BaselineConfig) else input_channels(store, settings),
         test_split=contents.test_split,
         images={name: tuple(store.ids[i] for i in indices) for name, indices in splits.named().items()},
+        shared_sources=shared_sources(store, splits),
     )
     return RunConfig(settings, data, parameters, versions(), device)
 

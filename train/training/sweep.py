@@ -25,7 +25,7 @@ from pathseg.train.data.reader import image_bytes, keep_capacity, required_block
 from pathseg.train.data.splits import incomplete_images, require_stored, split_images
 from pathseg.train.heads.baselines import choose_weights
 from pathseg.train.heads.pixel_ensemble import PixelEnsemble, buffer_bytes
-from pathseg.train.runs.finished_run import BEST_IS_LAST, FinishedRun
+from pathseg.train.runs.finished_run import BEST_IS_LAST, FinishedRun, sources_text
 from pathseg.train.runs.folder import MAX_NAME_BYTES, RunFolder
 from pathseg.train.runs.record import ObjectSplitScores
 from pathseg.train.training.checkpoint import build_head
@@ -375,6 +375,8 @@ def summary(runs: Sequence[FinishedRun]) -> str:
             figures = "  ".join(f"{m} {_figure(getattr(scores, m))}" for m in ("accuracy", "dice", "miou", "f1"))
             always = f"always {constant.class_name}: dice {_figure(constant.scores.dice)}"
             lines.append(f"  {name}, {split.images} images: {figures}  ({always})")
+            if count := run.data.shared_sources.get(name):
+                lines.append(f"  {name}: {sources_text(count)} in the training or validation images too")
             if split.objects is not None:
                 lines.append(f"  {name}, objects of {split.objects.rule}: {_object_figures(split.objects)}")
             if split.tuned_objects is not None:

@@ -65,6 +65,13 @@ def test_the_patients_of_the_release_are_the_sources(release):
     assert dataset.warnings == ()
 
 
+def test_patients_of_the_train_split_that_are_in_a_test_split_too_are_counted_in_one_warning(release):
+    text = grades(release).read_text().replace("testA_3,3,", "testA_3,12,")  # train_10 is of patient 12
+    grades(release).write_text(text)
+    (warning,) = listed(release).warnings
+    assert "1 of 1 in testA" in warning and "testB" not in warning and "not those of unseen patients" in warning
+
+
 @pytest.mark.parametrize("text", [None, "name,patient ID,grade\n"])
 def test_without_patients_there_are_no_sources_but_a_warning(release, text):
     grades(release).unlink() if text is None else grades(release).write_text(text)

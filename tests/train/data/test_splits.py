@@ -6,7 +6,7 @@ from pathseg.store.contents import ImageEntry
 from pathseg.store.errors import Incomplete
 from pathseg.store.features import FeatureStore
 from pathseg.store.writer import StoreWriter
-from pathseg.train.data.splits import draw_views, first_views, incomplete_images, split_images
+from pathseg.train.data.splits import draw_views, first_views, incomplete_images, shared_sources, split_images
 
 
 @pytest.fixture
@@ -98,6 +98,14 @@ def test_validation_sees_the_centre_of_each_patch(patches):
     found = split_images(patches, val_fraction=0.3, seed=0)
     assert len(found.val) == 3 * 2
     assert {patches.contents.images[index].view for index in found.val} == {0}
+
+
+def test_sources_of_a_test_split_with_training_or_validation_images_are_counted(tmp_path, toy_contents):
+    named = [("train", "a"), ("train", None), ("val", "b"), ("testA", "a"), ("testA", "a"), ("testA", "b"),
+             ("testA", "c"), ("testB", "c"), ("testB", None)]  # fmt: skip
+    images = tuple(ImageEntry(str(n), split, 9, 9, source) for n, (split, source) in enumerate(named))
+    store = StoreWriter(tmp_path / "a.zarr", toy_contents(images=images)).store
+    assert shared_sources(store, split_images(store, val_fraction=0.5, seed=0)) == {"testA": 2}
 
 
 def test_one_region_cannot_be_split(tmp_path, toy_contents):

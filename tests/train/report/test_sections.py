@@ -96,6 +96,8 @@ def test_the_facts_of_the_data(make_run):
         "Splits": "train 2, val 1, testB 2",
         "Patients": "not known (no Grade.csv): validation images may share patients with training images",
     }
+    facts = dict(data_facts(make_run(data={"shared_sources": {"testB": 2}})))
+    assert facts["Shared sources"] == "2 patients or slides are both in testB and in the training or validation images"
     stretched = Sampling((768, 768), 0.62 * (522 * 775) ** 0.5 / 768, True, (522, 775))
     facts = dict(data_facts(make_run(key={"size": (768, 768)}, data={"sampling": stretched})))
     assert "0.626 µm/px across, 0.421 µm/px down" in facts["Images"]

@@ -104,6 +104,19 @@ def test_patches_of_one_region_are_said_to_count_twice_where_they_overlap(make_r
     assert "2 images are patches of 1 region" in note
 
 
+def test_patients_that_were_trained_on_are_counted_below_results_and_systems(make_run):
+    run = make_run("a", data={"shared_sources": {"testB": 3}})
+    for table in (results_table([run], "testB", caption="t"), systems_table(find_systems([run]), "testB", title="t")):
+        (note,) = [note for note in table.notes if note.startswith("3 patients or slides are both in testB")]
+        assert "not those of unseen tissue" in note
+
+
+def test_runs_that_shared_other_numbers_of_patients_are_named(make_run):
+    runs = [make_run("a", data={"shared_sources": {"testB": 1}}), make_run("b")]
+    notes = results_table(runs, "testB", caption="t").notes
+    assert any("1 patient or slide is both in testB" in note and "images of a," in note for note in notes)
+
+
 def test_every_class_of_every_run_has_a_row(runs):
     table = class_table(runs, "testB", title="t")
     assert [row[:3] for row in rows(table)] == [

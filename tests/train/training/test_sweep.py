@@ -7,6 +7,7 @@ import msgspec
 import pytest
 import torch
 
+from pathseg.store.contents import ImageEntry
 from pathseg.store.errors import Incomplete
 from pathseg.store.features import FeatureStore
 from pathseg.store.writer import StoreWriter
@@ -284,6 +285,16 @@ def test_the_summary_gives_scores_beside_the_constant_prediction(toy_store, tmp_
     scores = RunFolder(tmp_path / "run").read_metrics().splits["test"]
     assert f"dice {scores.scores.dice:.3f}" in text
     assert f"always {scores.constant.class_name}" in text
+
+
+def test_the_summary_and_the_record_count_patients_that_were_trained_on(tmp_path, toy_contents, fill_store):
+    sources = (("train", "1"), ("train", "2"), ("val", "3"), ("test", "1"))
+    images = tuple(ImageEntry(str(n), split, 256, 256, source) for n, (split, source) in enumerate(sources))
+    store = fill_store(StoreWriter(tmp_path / "a.zarr", toy_contents(images=images)))
+    train_into(store, [dataclasses.replace(QUICK, epochs=1)], [tmp_path / "run"])
+    run = FinishedRun.read(RunFolder(tmp_path / "run"))
+    assert run.data.shared_sources == {"test": 1}
+    assert "test: 1 patient or slide is in the training or validation images too" in summary([run])
 
 
 def test_the_summary_warns_where_the_best_epoch_is_the_last(toy_store, tmp_path):
