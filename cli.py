@@ -267,9 +267,9 @@ def local_workers(flags: dict[str, Any]) -> int | None:
 def train_command(**flags: Any) -> None:
     """Stage two: train heads on cached features and score them on the test images.
 
-    Comma lists of --t, --lr and --seed and --blocks each train every combination, each image being read once an
-    epoch for all of them. A finished run is not trained again; one that was cut off goes on after its last epoch.
-    Results lie in <workspace>/heads/<run>/.
+    Comma lists of --t, --lr, --seed and --train-images and --blocks each train every combination, each image being
+    read once an epoch for all of them. A finished run is not trained again; one that was cut off goes on after its
+    last epoch. Results lie in <workspace>/heads/<run>/.
     """
     from pathseg.train.training import sweep
 
@@ -284,8 +284,8 @@ def train_command(**flags: Any) -> None:
 def baseline_command(**flags: Any) -> None:
     """Train a network on the images and masks of a store, for comparison: the features are not read.
 
-    Validation, test images, scores and the run folder are those of train-head. Comma lists of --lr and --seed train
-    every combination. Without ImageNet weights at hand it starts from random ones and says so.
+    Validation, test images, scores and the run folder are those of train-head. Comma lists of --lr, --seed
+    and --train-images train every combination. Without ImageNet weights at hand it starts from random ones and says so.
     """
     from pathseg.train.training import sweep
 

@@ -57,6 +57,13 @@ SHARED: dict[str, tuple[Any, str]] = {
 }
 
 
+TRAIN_IMAGES = (
+    "Train on so many of the training images, or on all; a comma list gives a learning curve. The subsets of one "
+    "--seed are nested and take whole patients or slides where these are known. Each is repeated within an epoch until "
+    "the head has taken as many steps as on all images."
+)
+
+
 def _shared(name: str) -> Any:
     """Return a field that heads and baselines have in common."""
     return _flag(*SHARED[name])
@@ -109,8 +116,9 @@ class HeadConfig:
     )
     class_weights: Literal["none", "balanced"] = _shared("class_weights")
     precision: Literal["float32", "bfloat16"] = _flag("float32", "Arithmetic of the head; bfloat16 is mixed precision.")
+    train_images: int | Literal["all"] = _sweep("all", TRAIN_IMAGES)
     val_fraction: float = _shared("val_fraction")
-    seed: int = _sweep(0, "Seed of the initial weights and the flips, or a comma list.")
+    seed: int = _sweep(0, "Seed of the initial weights, the flips and --train-images, or a comma list.")
     split_seed: int = _shared("split_seed")
     connectivity: Literal["8", "4"] = _shared("connectivity")
     min_object_px: int = _shared("min_object_px")
@@ -173,8 +181,9 @@ class BaselineConfig:
     augment: Literal["none", "flips"] = _flag("flips", "flips: random flips and quarter turns; no frozen model helps.")
     class_weights: Literal["none", "balanced"] = _shared("class_weights")
     precision: Literal["float32", "bfloat16"] = _flag("float32", "bfloat16 is mixed precision.")
+    train_images: int | Literal["all"] = _sweep("all", TRAIN_IMAGES)
     val_fraction: float = _shared("val_fraction")
-    seed: int = _sweep(0, "Seed of the initial weights, dropout and flips, or a comma list.")
+    seed: int = _sweep(0, "Seed of the initial weights, dropout, flips and --train-images, or a comma list.")
     split_seed: int = _shared("split_seed")
     connectivity: Literal["8", "4"] = _shared("connectivity")
     min_object_px: int = _shared("min_object_px")
@@ -208,6 +217,7 @@ def _require(config: Config, more: dict[str, tuple[bool, str]]) -> None:
         "batch_size": (config.batch_size >= 1, AT_LEAST_1),
         "val_fraction": (0 < config.val_fraction < 1, "must lie between 0 and 1"),
         "min_object_px": (config.min_object_px >= 0, "must be 0 px or more"),
+        "train_images": (config.train_images == "all" or config.train_images >= 1, "must be all or at least 1"),
     }
     for name, (holds, rule) in rules.items():
         if not holds:

@@ -72,6 +72,17 @@ def parse_number_or_word(text: str, *, words: tuple[str, ...]) -> int | str:
         raise ValueError(f"{text!r} is neither a whole number nor {' or '.join(words)}") from None
 
 
+def parse_numbers_or_words(text: str, *, words: tuple[str, ...]) -> tuple[int | str, ...]:
+    """Parse a comma list of whole numbers and these words: `1,5,all` -> (1, 5, "all").
+
+    Raises ValueError for other text or a repeated item.
+    """
+    values = tuple(parse_number_or_word(item.strip(), words=words) for item in text.split(","))
+    if len(set(values)) != len(values):
+        raise ValueError(f"{text!r} names a value twice; name each once")
+    return values
+
+
 def parse_channels(text: str) -> tuple[float, float, float]:
     """Parse one number for each of R, G and B: `0.5,0.5,0.5`. Raises ValueError for other text or another count."""
     try:
@@ -116,7 +127,12 @@ def flags_of(config: type) -> Callable[[Callable], Callable]:
             if get_origin(kind) is Literal:
                 kind = click.Choice(get_args(kind))
             elif words := _words_beside_numbers(kind):
-                kind = Parsed("|".join(("n", *words)), partial(parse_number_or_word, words=words))
+                name = "|".join(("n", *words))
+                if sweep:
+                    kind = Parsed(f"{name}[,…]", partial(parse_numbers_or_words, words=words))
+                    default, shown = (default,), shown or str(default)
+                else:
+                    kind = Parsed(name, partial(parse_number_or_word, words=words))
             elif kind == tuple[str, ...]:
                 kind = NAMES
             elif field.name == "blocks":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import numpy as np
 
 from pathseg.store.errors import Incomplete
 from pathseg.store.features import FeatureStore
+from pathseg.train.config import Config
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,37 @@ def shared_sources(store: FeatureStore, splits: Splits) -> dict[str, int]:
     seen = {images[index].source for index in (*splits.train, *splits.val)} - {None}
     shared = {name: len({images[index].source for index in own} & seen) for name, own in splits.tests.items()}
     return {name: count for name, count in shared.items() if count}
+
+
+def run_splits(store: FeatureStore, config: Config, *, without: Collection[int] = ()) -> tuple[Splits, int]:
+    """Return the splits of a run, training images cut to those it takes, and how many images an epoch of it has.
+
+    An epoch has one image of each patch of the whole training split, also where the run trains on a subset.
+    Raises ValueError as `split_images` and `training_subset` do.
+    """
+    splits = split_images(store, val_fraction=config.val_fraction, seed=config.split_seed, without=without)
+    epoch_images = len(first_views(store, splits.train))
+    if config.train_images != "all":
+        subset = training_subset(store, splits.train, config.train_images, seed=config.seed)
+        splits = dataclasses.replace(splits, train=subset)
+    return splits, epoch_images
+
+
+def training_subset(store: FeatureStore, train: Sequence[int], count: int, *, seed: int) -> tuple[int, ...]:
+    """Return the indices of `count` training images, with all their views, of images `train`.
+
+    A seeded order of sources (patients or slides; an image without one stands for itself) is cut after `count` images,
+    so that the subsets of one seed are nested and hold as few sources as possible. Raises ValueError when there are
+    fewer images than that.
+    """
+    patches = _by_patch(store, train)
+    if count > len(patches):
+        raise ValueError(f"train_images {count}: only {len(patches)} images are left to train on; pass fewer, or all")
+    sources = [_indivisible(store, views[0]) for views in patches]
+    several = list(dict.fromkeys(sources))
+    rank = {several[i]: number for number, i in enumerate(np.random.default_rng(seed).permutation(len(several)))}
+    order = sorted(range(len(patches)), key=lambda number: rank[sources[number]])  # stable: images keep their order
+    return tuple(sorted(index for number in order[:count] for index in patches[number]))
 
 
 def _indivisible(store: FeatureStore, index: int) -> tuple[str, str] | int:

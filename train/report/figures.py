@@ -160,8 +160,11 @@ def sheet(
 
 
 def sweep_figure(sweep: Sweep, title: str) -> bytes | None:
-    """Draw a sweep over timesteps or blocks; None for learning rates, of which the table has a few rows only."""
-    if sweep.axis == "lr":
+    """Draw a sweep over timesteps or blocks; None for other settings.
+
+    Of learning rates the table has a few rows only; `training_images_figure` draws numbers of training images.
+    """
+    if sweep.axis not in ("t", "blocks"):
         return None
     return _over_timesteps(sweep, title) if sweep.axis == "t" else _by_block(sweep, title)
 
@@ -201,6 +204,29 @@ def _by_block(sweep: Sweep, title: str) -> bytes:
     numbering = "0 = first layer" if is_vit else "0 = middle, 1–12 = upsampling in order"
     plots[1].set_xlabel(kinds or f"block alone ({numbering})  |  groups of blocks")
     _sweep_title(figure, plots[0], sweep, f"Accuracy and Dice by block, {title}")
+    return _png(figure)
+
+
+def training_images_figure(sweeps: Sequence[Sweep], labels: Sequence[str], title: str) -> bytes:
+    """Draw test Dice over the number of training images, log scale: mean and deviation, a line for each sweep."""
+    figure = _new_figure(9.0, 4.0)
+    axes = figure.subplots()
+    for number, (sweep, label) in enumerate(zip(sweeps, labels, strict=True)):
+        spreads = [(point.value, spread) for point in sweep.points if (spread := point.spread("test", "dice"))]
+        deviations = [float("nan") if one.deviation is None else one.deviation for _, one in spreads]
+        axes.errorbar(
+            [count for count, _ in spreads], [one.mean for _, one in spreads], yerr=deviations,
+            color=PALETTE[number % len(PALETTE)], marker="oDsv^P"[number % 6], markersize=6, linewidth=1.6,
+            elinewidth=1.3, capsize=3, label=_shortened(label, 110),
+        )  # fmt: skip
+    counts = sorted({point.value for sweep in sweeps for point in sweep.points})
+    axes.set_xscale("log")
+    axes.set_xticks(counts, [str(count) for count in counts])
+    axes.minorticks_off()
+    axes.set(xlabel="training images", ylabel=f"Dice on {sweeps[0].runs[0].metrics.test_split}")
+    _light_grid(axes)
+    figure.legend(loc="outside lower left", ncols=1, frameon=False)
+    _title(figure, f"Dice over number of training images, {title}")
     return _png(figure)
 
 

@@ -16,7 +16,15 @@ from pathseg.train.report.figures import DiceOfRun, Figure
 from pathseg.train.report.paper_scores import paper_scores
 from pathseg.train.report.prediction_images import Legend, Stores, compare_systems
 from pathseg.train.report.run_page import RunPage, run_page
-from pathseg.train.report.sweeps import AXES, Axis, Sweep, find_sweeps, is_untrained, seeds_label
+from pathseg.train.report.sweeps import (
+    AXES,
+    Axis,
+    Sweep,
+    distinct_settings,
+    find_sweeps,
+    is_untrained,
+    seeds_label,
+)
 from pathseg.train.report.systems import System, find_systems
 from pathseg.train.report.table_formats import Table, score
 from pathseg.train.report.tables import (
@@ -42,6 +50,7 @@ SWEEP_GROUPS: dict[Axis, tuple[str, str]] = {
     "t": ("Timestep (as the paper's Figure 4)", "timesteps"),
     "blocks": ("Blocks (as the paper's Figure 5)", "blocks"),
     "lr": ("Learning rate (as the paper's Table 5)", "rates"),
+    "train_images": ("Number of training images", "images"),
 }
 UNKNOWN_PATIENTS = "not known (no Grade.csv): validation images may share patients with training images"
 CONDITIONS = {"ssl": "conditioned on the SSL embedding", "none": "unconditional"}
@@ -317,9 +326,16 @@ def _sweep_groups(sweeps: Sequence[Sweep], title: str, stem: str) -> tuple[Sweep
         if not found:
             continue
         tables = [sweep_table(sweep, name=f"{name}-{number}", title=title) for number, sweep in enumerate(found, 1)]
+        if axis == "train_images":  # one figure for all: few images are where models and heads differ most
+            drawn = [_images_figure(found, title, f"{name}-{stem}.png"), *(None,) * (len(found) - 1)]
+        else:
+            drawn = [
+                _sweep_figure(sweep, title, f"{name}-{stem}-{number}.png")
+                for number, sweep in enumerate(found[:SWEEPS_SHOWN], 1)
+            ]
         shown = tuple(
-            SweepView(sweep.fixed, table, _sweep_figure(sweep, title, f"{name}-{stem}-{number}.png"))
-            for number, (sweep, table) in enumerate(zip(found[:SWEEPS_SHOWN], tables, strict=False), 1)
+            SweepView(sweep.fixed, table, figure)
+            for sweep, table, figure in zip(found[:SWEEPS_SHOWN], tables, drawn, strict=False)
         )
         groups.append(SweepGroup(heading, AXES[axis], shown, tuple(tables[SWEEPS_SHOWN:])))
     return tuple(groups)
@@ -329,6 +345,23 @@ def _sweep_figure(sweep: Sweep, title: str, file: str) -> Figure | None:
     png = figures.sweep_figure(sweep, title)
     alt = f"{title}: scores by {AXES[sweep.axis]}; numbers in the table below"
     return None if png is None else Figure(file, png, alt, sweep_caption(sweep, title))
+
+
+def _images_figure(sweeps: Sequence[Sweep], title: str, file: str) -> Figure:
+    """The learning curves of all models and heads: test Dice over the number of training images."""
+    first = sweeps[0].runs[0]
+    split, images = first.metrics.test_split, len(first.data.images.get("val", ()))
+    png = figures.training_images_figure(sweeps, labels := distinct_settings(sweeps), title)
+    several = any(len(point.runs) > 1 for sweep in sweeps for point in sweep.points)
+    seeds = seeds_label([point for sweep in sweeps for point in sweep.points])
+    caption = (
+        f"{title}: Dice on {split} over the number of training images, on a logarithmic scale. "
+        + (f"Marks are means over {seeds}, bars ± one sample standard deviation. " if several else "One seed each. ")
+        + "The subsets of a seed are nested, and all heads of a line took the same number of steps. "
+        f"The epoch was chosen on {images} validation image{'' if images == 1 else 's'}, "
+        "which are annotated too and are not counted."
+    )
+    return Figure(file, png, f"{title}: Dice over training images of {'; '.join(labels)}", caption)
 
 
 def _paper_dice(run: FinishedRun) -> float | None:

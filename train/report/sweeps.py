@@ -1,4 +1,4 @@
-"""Sweeps: runs that differ in one setting (timestep, blocks, learning rate), and repeats that differ in their seed."""
+"""Sweeps: runs that differ in one setting (timestep, blocks, rate, training images); repeats differ in their seed."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from pathseg.train.report.table_formats import Spread
 from pathseg.train.runs.finished_run import FinishedRun
 from pathseg.train.runs.folder import natural_order
 
-Axis = Literal["t", "blocks", "lr"]
+Axis = Literal["t", "blocks", "lr", "train_images"]
 Images = Literal["val", "test"]
 Metric = Literal["accuracy", "dice", "miou", "f1"]
-AXES: dict[Axis, str] = {"t": "timestep", "blocks": "blocks", "lr": "learning rate"}
+AXES: dict[Axis, str] = {
+    "t": "timestep", "blocks": "blocks", "lr": "learning rate", "train_images": "training images",
+}  # fmt: skip
 METRICS: dict[Metric, str] = {"accuracy": "accuracy", "dice": "Dice", "miou": "mIoU", "f1": "F1"}
 OBJECT_SETTINGS = ("connectivity", "min_object_px")  # how objects are counted: no weight and no pixel depends on them
 ALWAYS_DESCRIBED = ("t", "blocks", "head_type", "network", "lr", "epochs")  # other settings if not the default
@@ -59,7 +61,8 @@ class Repeats:
 class Sweep:
     """Runs on the same features, images and settings that differ in `axis` (and in seed), with two values or more.
 
-    Points are in the order of their values: timesteps upwards, single blocks before groups, the highest rate first.
+    Points are in the order of their values: timesteps and numbers of training images upwards, single blocks before
+    groups, the highest rate first.
     fixed: the settings that they share, in words.
     """
 
@@ -99,6 +102,13 @@ def find_sweeps(runs: Sequence[FinishedRun]) -> tuple[Sweep, ...]:
     return tuple(found)
 
 
+def distinct_settings(sweeps: Sequence[Sweep]) -> tuple[str, ...]:
+    """Return the settings of each sweep in words, those aside that all share; all of them for a single sweep."""
+    every = [sweep.fixed.split(", ") for sweep in sweeps]
+    shared = [] if len(every) == 1 else [one for one in every[0] if all(one in settings for settings in every)]
+    return tuple(", ".join(one for one in settings if one not in shared) for settings in every)
+
+
 def find_repeats(runs: Sequence[FinishedRun], *, at_least: int = 2) -> tuple[tuple[tuple[str, ...], Repeats], ...]:
     """Return settings as `describe` and their runs, wherever so many runs or more differ in their seed only."""
     name_store = _several_data(runs)
@@ -129,12 +139,13 @@ def describe(run: FinishedRun, *, leave_out: Sequence[str] = (), store: bool = F
                   if name in fields and name not in leave_out]  # fmt: skip
     for name, default in fields.items():
         value = getattr(run.settings, name)
-        if name not in (*ALWAYS_DESCRIBED, *OBJECT_SETTINGS, "seed") and value != default:
+        if name not in (*ALWAYS_DESCRIBED, *OBJECT_SETTINGS, *leave_out, "seed") and value != default:
             described.append(f"{name.replace('_', ' ')} {value}")
     if store:
-        images = len(run.data.images.get("train", ()))
+        images = training_images(run)
         noun = f"training image{'' if images == 1 else 's'}"
-        described.append(f"store {run.data.store} with {images} {noun} of {run.data.size_text}")
+        number = "images" if "train_images" in leave_out else f"{images} {noun}"
+        described.append(f"store {run.data.store} with {number} of {run.data.size_text}")
     return tuple(described)
 
 
@@ -169,8 +180,16 @@ def seeds_label(points: Sequence[Repeats]) -> str:
 
 
 def _setting(run: FinishedRun, name: str) -> Any:
+    if name == "train_images":
+        return training_images(run)
     value = getattr(run.settings, name)
     return tuple(sorted(value)) if name == "blocks" else value
+
+
+def training_images(run: FinishedRun) -> int:
+    """Return the number of images that a run was trained on, their views aside."""
+    recorded = run.data.train_images
+    return len(run.data.images.get("train", ())) if recorded is None else recorded
 
 
 def _identity(run: FinishedRun, varying: Sequence[str]) -> bytes:
@@ -181,17 +200,32 @@ def _identity(run: FinishedRun, varying: Sequence[str]) -> bytes:
         for field in dataclasses.fields(run.settings)
         if field.name not in left_out
     }
-    return msgspec.json.encode([run.config.kind, settings, _trained_on(run)], order="deterministic")
+    data = _trained_on(run)
+    if "train_images" in varying:
+        data = dataclasses.replace(data, images={name: ids for name, ids in data.images.items() if name != "train"})
+    elif run.settings.train_images != "all" and "seed" in varying:
+        # the seed has drawn its own images: their number is what seeds have in common
+        data = dataclasses.replace(data, images=data.images | {"train": (f"{training_images(run)} drawn",)})
+    return msgspec.json.encode([run.config.kind, settings, data], order="deterministic")
 
 
 def _trained_on(run: FinishedRun) -> Any:
-    """The data of a run without the store's address, and without the channels, which follow from the blocks."""
-    return dataclasses.replace(run.data, store="", channels={})
+    """The data of a run without the store's address, and without what follows from the blocks and the images."""
+    return dataclasses.replace(run.data, store="", channels={}, train_images=None, shared_sources={})
 
 
 def _several_data(runs: Sequence[FinishedRun]) -> bool:
     """Whether a description must say on which features and images a run was trained."""
-    return len({msgspec.json.encode(_trained_on(run), order="deterministic") for run in runs}) > 1
+
+    def encoded(run: FinishedRun) -> bytes:
+        data = _trained_on(run)
+        if run.settings.train_images != "all":  # the setting says so itself
+            data = dataclasses.replace(data, images=data.images | {"train": everything.get(data.digest, ())})
+        return msgspec.json.encode(data, order="deterministic")
+
+    everything = {run.data.digest: run.data.images.get("train", ()) for run in runs
+                  if run.settings.train_images == "all"}  # fmt: skip
+    return len(set(map(encoded, runs))) > 1
 
 
 def _grouped(runs: Iterable[FinishedRun], *, varying: Sequence[str]) -> list[list[FinishedRun]]:
@@ -218,6 +252,7 @@ def _points(runs: Iterable[FinishedRun], axis: Axis) -> tuple[Repeats, ...]:
         "t": lambda t: t,
         "blocks": lambda blocks: (len(blocks), blocks),
         "lr": lambda lr: -lr,
+        "train_images": lambda count: count,
     }
     return tuple(Repeats(_by_seed(found[value]), value) for value in sorted(found, key=order[axis]))
 

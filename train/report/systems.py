@@ -31,7 +31,7 @@ class System:
     """One system: its name, the runs of its chosen settings (which differ in their seed only), these in words.
 
     settings_tried: number of settings it was chosen from. settings_aside: of settings that were not considered,
-    because they have fewer test images or fewer seeds.
+    because they have fewer test images, were trained on fewer images or with fewer seeds.
     """
 
     name: str
@@ -82,7 +82,8 @@ def find_systems(runs: Sequence[FinishedRun]) -> tuple[System, ...]:
     """Return the systems among the runs of one data set, PathSegDiff first.
 
     Of several settings of a system, those with the highest mean validation Dice stand for it, not those with the best
-    test scores. They are chosen among the settings with the most quoted test images and, of these, the most seeds.
+    test scores. They are chosen among the settings with the most quoted test images, of these among those that were
+    trained on all images, and of these among those with the most seeds.
     """
     tried: dict[str, list[tuple[tuple[str, ...], Repeats]]] = {}
     for settings, repeats in find_repeats(runs, at_least=1):
@@ -96,9 +97,10 @@ def find_systems(runs: Sequence[FinishedRun]) -> tuple[System, ...]:
     return tuple(sorted(found, key=lambda one: (ORDER.index(one.name) if one.name in ORDER else len(ORDER), one.name)))
 
 
-def _images_and_seeds(repeats: Repeats) -> tuple[int, int]:
-    """Number of quoted test images, the same for all runs of the repeats, and of seeds."""
-    return repeats.runs[0].test_scores.images, len(repeats.runs)
+def _images_and_seeds(repeats: Repeats) -> tuple[int, bool, int]:
+    """Number of quoted test images, whether trained on all images, which all runs share, and number of seeds."""
+    first = repeats.runs[0]
+    return first.test_scores.images, first.settings.train_images == "all", len(repeats.runs)
 
 
 def _mean_validation_dice(repeats: Repeats) -> float:

@@ -506,7 +506,7 @@ def _choice_note(systems: Sequence[System]) -> str:
     for one in systems:
         images = f"{one.validation_images} validation image{'' if one.validation_images == 1 else 's'}"
         chosen = "" if one.settings_tried == 1 else f", the best of {one.settings_tried} settings on {images}"
-        aside = f" ({one.settings_aside} with fewer test images or seeds left aside)" if one.settings_aside else ""
+        aside = f" ({one.settings_aside} with fewer images or seeds left aside)" if one.settings_aside else ""
         sentences.append(f"{one.name}: {', '.join(one.settings)}{chosen}{aside}.")
     return " ".join(sentences)
 

@@ -52,7 +52,8 @@ class RunData:
     None where there is none. channels: of each block that a head reads, empty for a baseline. test_split: the split
     that results are quoted on. images: ids of every split, held-out validation images under `val`. shared_sources: test
     split -> number of its sources (patients, slides) that training or validation images are of too; empty where there
-    are none, and in runs of releases that did not count them.
+    are none, and in runs of releases that did not count them. train_images: number of training images, of which each
+    may have several views; None in runs made before it was recorded.
     """
 
     store: str
@@ -67,6 +68,7 @@ class RunData:
     test_split: str
     images: dict[str, tuple[str, ...]]
     shared_sources: dict[str, int] = field(default_factory=dict)
+    train_images: int | None = None
 
     @property
     def dataset(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import time
 from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from pathseg.store.sampling import Sampling
 from pathseg.train.config import BATCH_PX, BaselineConfig, Config, HeadConfig
 from pathseg.train.data.augment import apply_symmetry, apply_symmetry_to_features, symmetry
 from pathseg.train.data.reader import Batch, FeatureReader, class_pixels, required_blocks
-from pathseg.train.data.splits import Splits, draw_views, shared_sources, split_images
+from pathseg.train.data.splits import Splits, draw_views, first_views, run_splits, shared_sources
 from pathseg.train.heads.baselines import VGG16FCN8, ResUNet, start_from_imagenet
 from pathseg.train.heads.inference import score
 from pathseg.train.heads.pixel_ensemble import PixelEnsemble, train_on_buffer
@@ -35,7 +36,6 @@ from pathseg.train.training.checkpoint import (
 from pathseg.train.training.evaluation import pixel_loss, score_split, tune_objects, validate
 
 OnEpoch = Callable[[RunFolder, Epoch], None]
-SAME_FOR_ALL = ("batch_size", "val_fraction", "split_seed")  # settings that heads trained from one read share
 
 
 def train_heads(
@@ -58,12 +58,12 @@ def train_heads(
     memory_bytes: limit for features kept in memory, None for half of the free memory. without: indices of images that
     are left out. on_epoch: called with each run and each line of its history.jsonl.
 
-    Raises ValueError when settings that heads share differ (`SAME_FOR_ALL`), when the images cannot be split, or when
-    a folder holds an unfinished run of other settings or data; Incomplete when the store lacks features.
+    Raises ValueError when settings that heads share differ (`shared_settings`), when the images cannot be split, or
+    when a folder holds an unfinished run of other settings or data; Incomplete when the store lacks features.
     """
     # plan: who trains on what, and where each run goes on
     shared = _shared_settings([settings for settings, _ in runs])
-    splits = split_images(store, val_fraction=shared.val_fraction, seed=shared.split_seed, without=without)
+    splits, epoch_images = run_splits(store, shared, without=without)
     pixels = class_pixels(store, splits.train)  # (K,)
     required = required_blocks([settings for settings, _ in runs])
     reader = FeatureReader(store, required, device=torch.device(device), memory_bytes=memory_bytes)
@@ -77,7 +77,7 @@ def train_heads(
         # train: one step of every head on each batch that is read
         for state in training:
             state.losses.clear()
-        order = _epoch_order(store, splits, seed=shared.split_seed, epoch=epoch)
+        order = _epoch_order(store, splits, seed=shared.split_seed, epoch=epoch, count=epoch_images)
         for step, batch in enumerate(reader.batches(order, shared.batch_size)):
             for state in training:
                 started = time.perf_counter()
@@ -142,23 +142,35 @@ def train_heads(
     return states
 
 
+def shared_settings(config: Config) -> dict[str, Any]:
+    """Return the settings that decide which images are read and in which order: the same for heads trained together."""
+    shared = {name: getattr(config, name) for name in ("batch_size", "val_fraction", "split_seed", "train_images")}
+    return shared if config.train_images == "all" else {**shared, "seed": config.seed}  # draws the subset of images
+
+
 def _shared_settings(configs: Sequence[Config]) -> Config:
     """Return the first of them. Raises ValueError when they differ in a setting that all heads share."""
     first = configs[0]
     for other in configs[1:]:
-        for name in SAME_FOR_ALL:
-            here, there = getattr(first, name), getattr(other, name)
-            if here != there:
-                raise ValueError(f"{name} must be the same for heads trained together, got {here} and {there}; "
+        there = shared_settings(other)
+        for name, value in shared_settings(first).items():
+            if value != there[name]:
+                raise ValueError(f"{name} must be the same for heads trained together, got {value} and {there[name]}; "
                                  "train them in two calls")  # fmt: skip
     return first
 
 
-def _epoch_order(store: FeatureStore, splits: Splits, *, seed: int, epoch: int) -> list[int]:
-    """Return the indices of the images that an epoch trains on, in its order."""
+def _epoch_order(store: FeatureStore, splits: Splits, *, seed: int, epoch: int, count: int) -> list[int]:
+    """Return the indices of the images that an epoch trains on, in its order: `count`, repeated where there are fewer.
+
+    Repeated images come in rounds, each of all images in an order of its own.
+    """
     drawn = draw_views(store, splits.train, seed=seed, epoch=epoch)
-    order: list[int] = np.random.default_rng([seed, epoch]).permutation(drawn).tolist()
-    return order
+    generator = np.random.default_rng([seed, epoch])
+    order: list[int] = []
+    while len(order) < count:
+        order += generator.permutation(drawn).tolist()
+    return order[:count]
 
 
 def _prepare(
@@ -207,6 +219,7 @@ def run_config(store: FeatureStore, settings: Config, splits: Splits, *, paramet
         test_split=contents.test_split,
         images={name: tuple(store.ids[i] for i in indices) for name, indices in splits.named().items()},
         shared_sources=shared_sources(store, splits),
+        train_images=len(first_views(store, splits.train)),
     )
     return RunConfig(settings, data, parameters, versions(), device)
 

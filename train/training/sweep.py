@@ -22,14 +22,14 @@ from pathseg.store.runtime.workspace import heads_path
 from pathseg.train.config import BaselineConfig, Config, HeadConfig
 from pathseg.train.data.memory import KEEP_SHARE, free_memory
 from pathseg.train.data.reader import image_bytes, keep_capacity, required_blocks
-from pathseg.train.data.splits import incomplete_images, require_stored, split_images
+from pathseg.train.data.splits import incomplete_images, require_stored, run_splits
 from pathseg.train.heads.baselines import choose_weights
 from pathseg.train.heads.pixel_ensemble import PixelEnsemble, buffer_bytes
 from pathseg.train.runs.finished_run import BEST_IS_LAST, FinishedRun, sources_text
 from pathseg.train.runs.folder import MAX_NAME_BYTES, RunFolder
 from pathseg.train.runs.record import ObjectSplitScores
 from pathseg.train.training.checkpoint import build_head
-from pathseg.train.training.loop import OnEpoch, train_heads
+from pathseg.train.training.loop import OnEpoch, shared_settings, train_heads
 
 try:
     import resource
@@ -107,30 +107,40 @@ def expand_heads(
     blocks: Selection | Literal["each"] = "all",
     lr: Sequence[float | None] = (None,),
     seed: Sequence[int] = (0,),
+    train_images: Sequence[int | Literal["all"]] = ("all",),
     **settings: Any,
 ) -> list[HeadConfig]:
-    """Return a HeadConfig for every combination of timesteps, learning rates (None: the head's default) and seeds.
+    """Return a HeadConfig for every combination of timesteps, blocks, learning rates, seeds and training images.
 
-    blocks: one selection, `all` or `last` of those that the store has, or `each` for every stored block alone.
-    settings: the other fields of HeadConfig. Raises Incomplete when the store has no features at one of the timesteps.
+    blocks: one selection, `all` or `last` of those that the store has, or `each` for every stored block alone. lr: None
+    is the head's default. settings: the other fields of HeadConfig. Raises Incomplete when the store has no features at
+    one of the timesteps.
     """
     for one in t:
         require_stored(store, one)
     own_blocks = sorted(store.contents.blocks)
     stored = tuple(b for b in own_blocks if all(b in store.stored_blocks(one) for one in t))
     selections = [(block,) for block in stored] if blocks == "each" else [select_blocks(blocks, stored or own_blocks)]
-    combinations = product(t, selections, lr, seed)
     fields: list[dict[str, Any]] = [
-        {"t": one, "blocks": own, "lr": rate, "seed": s} for one, own, rate, s in combinations
+        {"t": one, "blocks": own, "lr": rate, "seed": s, "train_images": images}
+        for images, one, own, rate, s in product(train_images, t, selections, lr, seed)
     ]
     return [HeadConfig(**own, **settings) for own in fields]
 
 
 def expand_baselines(
-    *, lr: Sequence[float] = (1e-4,), seed: Sequence[int] = (0,), **settings: Any
+    *,
+    lr: Sequence[float] = (1e-4,),
+    seed: Sequence[int] = (0,),
+    train_images: Sequence[int | Literal["all"]] = ("all",),
+    **settings: Any,
 ) -> list[BaselineConfig]:
-    """Return a BaselineConfig for every combination of learning rates and seeds; settings: its other fields."""
-    return [BaselineConfig(lr=rate, seed=s, **settings) for rate, s in product(lr, seed)]
+    """Return a BaselineConfig for every combination of learning rates, seeds and training images.
+
+    settings: its other fields.
+    """
+    combinations = product(train_images, lr, seed)
+    return [BaselineConfig(lr=rate, seed=s, train_images=images, **settings) for images, rate, s in combinations]
 
 
 def resolve_weights(config: Config) -> tuple[Config, str | None]:
@@ -199,7 +209,7 @@ def is_finished(store: FeatureStore, config: Config, run: RunFolder, *, without:
     found = {**dataclasses.asdict(finished.settings), "data": finished.data.digest}
     found["images"] = wanted["images"] = sum(map(len, finished.data.images.values()))
     if found["images"] < len(store):  # it did without some, which may be complete by now
-        splits = split_images(store, val_fraction=config.val_fraction, seed=config.split_seed, without=without())
+        splits, _ = run_splits(store, config, without=without())
         wanted["images"] = max(found["images"], sum(map(len, splits.named().values())))
     differing = [f"{key} is {found.get(key)}, not {value}" for key, value in wanted.items() if found.get(key) != value]
     if differing:
@@ -277,22 +287,27 @@ def train_in_passes(
 
 
 def passes(store: FeatureStore, runs: Runs, *, device: torch.device) -> list[list[tuple[Config, RunFolder]]]:
-    """Group runs, in order, so that the heads of each group fit into memory together.
+    """Group runs that read the same images in the same order, so that the heads of each group fit into memory together.
 
     Heads may take a quarter of the free memory; one that alone takes more still gets a pass of its own. Each locked run
     folder is an open file, so a group has at most half as many heads as the process may open files.
     """
     most = max_open_files() // 2
     limit = free_memory(device) * KEEP_SHARE / 2
-    groups: list[list[tuple[Config, RunFolder]]] = [[]]
-    taken = 0
+    alike: dict[Any, list[tuple[Config, RunFolder]]] = {}
     for config, run in runs:
-        size_bytes = head_bytes(store, config)
-        if groups[-1] and (taken + size_bytes > limit or len(groups[-1]) >= most):
-            groups.append([])
-            taken = 0
-        groups[-1].append((config, run))
-        taken += size_bytes
+        alike.setdefault(tuple(shared_settings(config).items()), []).append((config, run))
+    groups: list[list[tuple[Config, RunFolder]]] = []
+    for members in alike.values():
+        groups.append([])
+        taken = 0
+        for config, run in members:
+            size_bytes = head_bytes(store, config)
+            if groups[-1] and (taken + size_bytes > limit or len(groups[-1]) >= most):
+                groups.append([])
+                taken = 0
+            groups[-1].append((config, run))
+            taken += size_bytes
     return groups
 
 

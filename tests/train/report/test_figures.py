@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pathseg.train.report.figures import DiceOfRun, comparison, learning_curves, sheet, sweep_figure
+from pathseg.train.report.figures import (
+    DiceOfRun,
+    comparison,
+    learning_curves,
+    sheet,
+    sweep_figure,
+    training_images_figure,
+)
 from pathseg.train.report.sweeps import find_sweeps
 from pathseg.train.runs.record import Epoch
 
@@ -144,3 +151,19 @@ def test_any_name_can_be_drawn(name):
     assert size_of(comparison(lines, classes, constant=0.1, paper=None, title=name))
     assert size_of(sheet([(name, panels())], "abc", legend=classes, title=name))
     assert size_of(learning_curves(HISTORY, 2, name))
+
+
+def test_a_learning_curve_changes_with_its_scores(make_run):
+    good = np.array([[50, 10], [20, 20]])
+
+    def curve(matrix):
+        def run(count, seed, ids):
+            images = {"train": ids, "val": ("v",), "testB": ("d", "e")}
+            data = {"images": images, "train_images": len(ids)}
+            return make_run(train_images=count, seed=seed, data=data, matrix=matrix if count == 1 else good)
+
+        runs = [run(1, 0, ("a",)), run(1, 1, ("b",)), run("all", 0, ("a", "b")), run("all", 1, ("a", "b"))]
+        return training_images_figure(find_sweeps(runs), ["model $x$"], "GlaS")
+
+    assert curve(good) == curve(good) != curve(np.array([[40, 20], [20, 20]]))
+    assert curve(good).startswith(b"\x89PNG")

@@ -15,7 +15,7 @@ from pathseg.train.report.run_page import NOT_RECORDED, SIDES_PX, commands, flat
 ODD = {
     "t": 10, "blocks": (0, 4, 5, 6, 12), "head_type": "linear", "lr": 3e-4, "epochs": 7, "patience": 2,
     "batch_size": 3, "augment": "flips", "class_weights": "balanced", "precision": "bfloat16", "val_fraction": 0.25,
-    "seed": 5, "split_seed": 9, "connectivity": "4", "min_object_px": 20,
+    "seed": 5, "split_seed": 9, "connectivity": "4", "min_object_px": 20, "train_images": 5,
 }  # fmt: skip
 BASELINE = {"network": "vgg16-fcn8", "weights": "none", "lr": 3e-4, "augment": "none", "seed": 2}
 

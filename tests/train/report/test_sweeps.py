@@ -11,6 +11,7 @@ from pathseg.train.report.sweeps import (
     Repeats,
     block_label,
     describe,
+    distinct_settings,
     duplicates,
     find_repeats,
     find_sweeps,
@@ -166,3 +167,29 @@ def test_all_thirteen_blocks_are_called_all():
 def test_unequal_numbers_of_seeds_are_a_range(make_run):
     (sweep,) = find_sweeps([make_run(t=10), make_run(t=50), make_run(t=50, seed=1)])
     assert seeds_label(sweep.points) == "1–2 seeds" and seeds_label(sweep.points[:1]) == "1 seed"
+
+
+def of_images(make_run, count: int | str, seed: int = 0, **settings):
+    ids = tuple(f"{seed}.{n}" for n in range(count)) if isinstance(count, int) else tuple("abcdefgh")
+    images = {"train": ids, "val": ("v",), "testB": ("d", "e")}
+    return make_run(train_images=count, seed=seed, data={"images": images, "train_images": len(ids)}, **settings)
+
+
+def test_numbers_of_training_images_make_a_sweep_over_seeds_that_drew_other_images(make_run):
+    runs = [of_images(make_run, count, seed) for count in ("all", 5, 2) for seed in (1, 0)]
+    (sweep,) = find_sweeps(runs)
+    assert sweep.axis == "train_images"
+    assert [(point.value, point.seeds) for point in sweep.points] == [(2, (0, 1)), (5, (0, 1)), (8, (0, 1))]
+    assert len(find_repeats(runs)) == 3
+    assert "images" not in sweep.fixed and "store" not in sweep.fixed
+
+
+def test_learning_curves_of_two_heads_are_told_apart_by_what_differs(make_run):
+    runs = [of_images(make_run, count, head_type=head, lr=1e-3, epochs=9)
+            for count in (2, "all") for head in ("fcn", "linear")]  # fmt: skip
+    assert set(distinct_settings(find_sweeps(runs))) == {"head fcn", "head linear"}
+
+
+def test_images_cut_in_another_way_are_no_learning_curve_of_one_setting(make_run):
+    few, many = of_images(make_run, 2, t=10), of_images(make_run, "all", t=50)
+    assert find_sweeps([few, many]) == ()
