@@ -47,7 +47,16 @@ class ExtractConfig:
         "part of the store's key.",
     )
 
+    surroundings: int = _flag(
+        1,
+        "Show the model each 256 px patch in a field so many patches wide, shrunk to 256 px, and keep the cells on the "
+        "patch: features of a coarser magnification, to be joined with others. 2 or 4; beyond an image lies its region "
+        "(bcss) or the image mirrored. 1: the patch alone.",
+    )
+
     def __post_init__(self) -> None:
+        if self.surroundings < 1:
+            raise ValueError(f"surroundings must be 1 (the patch alone) or more patches wide, got {self.surroundings}")
         if not self.t or len(set(self.t)) != len(self.t):
             raise ValueError(f"timesteps must be one or more different numbers, got {self.t}")
         if self.seed < 0 or min(self.t) < 0:

@@ -23,8 +23,9 @@ def online_features(
 ) -> OnlineFeatures:
     """Return a function that computes the features of patches as the store with this key has them.
 
-    The function takes patches (P, 256, 256, 3) uint8, their P indices and the image's id, on which the noise depends,
-    and returns {block: (P, C, h, w)} in the layout of the key, but for `image` in native resolution: heads take the
+    The function takes patches (P, 256, 256, 3) uint8 (as `PatchGrid.cut` cuts them), their P indices and the
+    image's id, on which the noise depends, and returns {block: (P, C, h, w)} in the layout of the key, but for `image`
+    in native resolution: heads take the
     same values from both up to rounding (`train.heads.stack.to_head_grid`), and native maps are smaller by up to a
     factor of 1,000. Noise, precision and dtype are those of the key; the rounding of a lossy `packing` is not applied.
     batch_size: patches per forward pass; the features equal the stored ones to the bit for the key's batch size and
@@ -42,7 +43,10 @@ def online_features(
         raise ValueError(f"model {model.name} has blocks {format_blocks(model.blocks)}, not {format_blocks(lacking)}")
     precision = cast(Precision, key.precision)
     wanted = {t: tuple(blocks)}
-    config = ExtractConfig(t=(t,), blocks=wanted[t], precision=precision, seed=key.seed, batch_size=batch_size)
+    config = ExtractConfig(
+        t=(t,), blocks=wanted[t], precision=precision, seed=key.seed, batch_size=batch_size,
+        surroundings=key.field_patches,
+    )  # fmt: skip
     dtype, layout = getattr(torch, key.dtype), "native" if key.layout == "image" else key.layout
 
     def features(patches: np.ndarray, numbers: Sequence[int], image_id: str) -> dict[int, torch.Tensor]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathseg.extract.config import ExtractConfig
 from pathseg.extract.datasets.registry import Dataset
 from pathseg.extract.models.feature_model import FeatureModel
+from pathseg.extract.surroundings import centre_side, require_centre, surroundings_of
 from pathseg.extract.unit import MissingWork, missing_work
 from pathseg.store.blocks import format_blocks, select_blocks
 from pathseg.store.contents import Contents, ImageEntry
@@ -20,7 +21,7 @@ from pathseg.store.features import FeatureStore
 from pathseg.store.format.names import MANIFEST
 from pathseg.store.format.size import BlockShape, fitting_layouts, format_bytes, images_per_unit, patch_bytes
 from pathseg.store.grid import PATCH_PX, PatchGrid
-from pathseg.store.key import BATCH_SIZE, StoreKey
+from pathseg.store.key import BATCH_SIZE, StoreKey, Surroundings
 from pathseg.store.location.location import Location, open_location
 
 PIXEL_BYTES = 4  # of an image pixel and its mask code, before compression
@@ -59,6 +60,7 @@ class ExtractPlan:
     left_out: str = ""
     masks_per_class: Mapping[str, int] = dataclasses.field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    surroundings: Surroundings | None = None
 
     @property
     def images(self) -> int:
@@ -130,6 +132,8 @@ class ExtractPlan:
             "an image": f"{sized(one_patch * patches)} ({patches} patches) at each timestep",
             "total": f"{sized(self.feature_bytes)} of features for {timesteps}",
         }
+        if self.surroundings is not None:
+            rows["field"] = str(self.surroundings)
         if self.views:
             rows["views"] = f"{self.views} of these images are views of others to train on, each epoch takes one"
         if self.exists:
@@ -188,7 +192,7 @@ def plan_for(
         dtype=config.dtype,
         packing=config.packing,
         timesteps=config.t,
-        shapes={block: BlockShape(*model.blocks[block]) for block in blocks},
+        shapes={block: shape for block, shape in block_shapes(model, config).items() if block in blocks},
         exists=existing is not None,
         missing_images=sum(images for images, _ in missing),
         missing_maps=maps,
@@ -198,6 +202,7 @@ def plan_for(
         left_out=dataset.left_out,
         masks_per_class=dataset.masks_per_class,
         warnings=(*dataset.warnings, *_source_warnings(existing, dataset)),
+        surroundings=surroundings_of(dataset, config.surroundings),
     )
 
 
@@ -238,8 +243,9 @@ def contents_of(dataset: Dataset, model: FeatureModel, config: ExtractConfig) ->
         # a batch holds patches of one image: all sizes from the number of its patches on are the same
         batch_size=config.batch_size if config.batch_size < patches else max(patches, BATCH_SIZE),
         vit=model.vit,
+        surroundings=surroundings_of(dataset, config.surroundings),
     )
-    shapes = {block: BlockShape(*shape) for block, shape in model.blocks.items()}
+    shapes = block_shapes(model, config)
     largest = max(patch_bytes(shapes, layout=config.layout, dtype=config.dtype).values())
     return Contents(
         key=key,
@@ -256,16 +262,26 @@ def contents_of(dataset: Dataset, model: FeatureModel, config: ExtractConfig) ->
     )
 
 
+def block_shapes(model: FeatureModel, config: ExtractConfig) -> dict[int, BlockShape]:
+    """Return the shape of the maps that are kept of a patch, by block of the model: of a wider field its centre."""
+    return {
+        block: BlockShape(channels, centre_side(side, config.surroundings))
+        for block, (channels, side) in model.blocks.items()
+    }
+
+
 def wanted_blocks(model: FeatureModel, config: ExtractConfig) -> tuple[int, ...]:
     """Return the configured blocks, by default the model's `default_blocks`.
 
-    Raises ValueError for a block or a timestep that the model does not have.
+    Raises ValueError for a block or a timestep that the model does not have, and for surroundings in which no whole
+    cells of a block lie on the patch.
     """
     if model.timesteps is not None and (unknown_t := [t for t in config.t if not 0 <= t < model.timesteps]):
         raise ValueError(f"t {unknown_t[0]} is not within 0-{model.timesteps - 1}, the timesteps of model {model.name}")
     blocks = model.default_blocks if config.blocks is None else select_blocks(config.blocks, model.blocks)
     if unknown := [block for block in blocks if block not in model.blocks]:
         raise ValueError(f"model {model.name} has blocks {format_blocks(model.blocks)}, not {format_blocks(unknown)}")
+    require_centre(model, blocks, config.surroundings)
     return blocks
 
 

@@ -14,6 +14,7 @@ from pathseg.extract.config import ExtractConfig
 from pathseg.extract.datasets.registry import Dataset, Pixels, Sample
 from pathseg.extract.models.feature_model import FeatureModel
 from pathseg.extract.models.noise import patch_noise
+from pathseg.extract.surroundings import centre, load_field
 from pathseg.store.errors import StoreError
 from pathseg.store.features import FeatureStore
 from pathseg.store.format.layout import to_layout
@@ -47,12 +48,14 @@ class MissingWork:
 class LoadedUnit:
     """The decoded images of a unit, None where one was set aside; no images when nothing is missing.
 
-    sources: of each image `source_state` before it was read.
+    patches: of each image what the model sees of them, (P, 256, 256, 3) uint8, where features are missing. sources: of
+    each image `source_state` before it was read.
     """
 
     unit: int
     missing: MissingWork
     images: tuple[Pixels | None, ...] = ()
+    patches: tuple[np.ndarray | None, ...] = ()
     failures: tuple[Failure, ...] = ()
     sources: tuple[str | None, ...] = ()
 
@@ -106,20 +109,24 @@ class Extraction:
         """
         missing = self._missing_now(unit)
         images: list[Pixels | None] = []
+        patches: list[np.ndarray | None] = []
         failures, sources = [], []
         for index in self.writer.images(unit) if missing else ():
             sample = self.dataset.samples[index]
             sources.append(source_state(self.dataset, sample))
             try:
                 pixels = self.dataset.load(sample)
+                cut = self._patches_of(sample, pixels.image) if missing.blocks else None
             except (ValueError, OSError) as e:
                 failures.append(Failure(sample.id, str(e)))
                 images.append(None)
+                patches.append(None)
             else:
                 if self.writer.store.records.done(PIXELS, index) and (arrays := _changed(self.writer, index, pixels)):
                     raise StoreError(_changed_message(self.writer.store, {sample.id: arrays}))
                 images.append(pixels)
-        return LoadedUnit(unit, missing, tuple(images), tuple(failures), tuple(sources))
+                patches.append(cut)
+        return LoadedUnit(unit, missing, tuple(images), tuple(patches), tuple(failures), tuple(sources))
 
     def compute(self, loaded: LoadedUnit) -> ComputedUnit:
         """Compute the missing features of a unit.
@@ -127,12 +134,11 @@ class Extraction:
         A batch holds patches of one image only, from its first patch on, so that the numbers do not depend on where a
         run was interrupted.
         """
-        wanted, grid = loaded.missing.blocks, self.writer.store.contents.grid
+        wanted = loaded.missing.blocks
         maps: dict[int, BlockMaps] = {t: {block: [] for block in blocks} for t, blocks in wanted.items()}
-        for image_id, pixels in zip(self.ids(loaded.unit), loaded.images, strict=True):
+        for image_id, patches in zip(self.ids(loaded.unit), loaded.patches, strict=True):
             batches = {}
-            if pixels is not None and wanted:
-                patches = grid.cut(pixels.image)
+            if patches is not None:
                 batches = compute_patches(self.model, patches, range(len(patches)), image_id, wanted, self.config)
             for t, blocks in maps.items():
                 for block, images in blocks.items():
@@ -160,6 +166,12 @@ class Extraction:
                 self._copy_stream.wait_event(unit.computed)
             for t, blocks in unit.maps.items():
                 self.writer.write_features(loaded.unit, t=t, features=_stored_maps(blocks, self.config))
+
+    def _patches_of(self, sample: Sample, image: np.ndarray) -> np.ndarray:
+        """Return what the model sees of an image's patches, (P, 256, 256, 3) uint8."""
+        times = self.config.surroundings
+        seen = image if times == 1 else load_field(self.dataset, sample, image, times)
+        return self.writer.store.contents.grid.cut(seen, times)
 
     @cached_property
     def _copy_stream(self) -> torch.cuda.Stream | None:
@@ -193,7 +205,8 @@ def compute_patches(
 ) -> dict[int, dict[int, list[torch.Tensor]]]:
     """Compute features of an image's patches: timestep -> block -> one float32 tensor (n, C, h, w) per batch.
 
-    patches: (P, 256, 256, 3) uint8. indices: of the patches in their image; the noise depends on them.
+    patches: (P, 256, 256, 3) uint8, as `PatchGrid.cut` gives them. indices: of the patches in their image; the noise
+    depends on them. Of fields wider than a patch the cells on the patch are returned.
     """
     maps: dict[int, dict[int, list[torch.Tensor]]] = {t: {block: [] for block in wanted[t]} for t in wanted}
     for start in range(0, len(patches), config.batch_size):
@@ -203,7 +216,7 @@ def compute_patches(
             for t, blocks in wanted.items():
                 noise = _noise(model, image_id, indices[batch], t, config.seed)
                 for block, values in model.denoise(z0, context, t, blocks, noise).items():
-                    maps[t][block].append(values.float())
+                    maps[t][block].append(centre(values, config.surroundings).float())
     return maps
 
 

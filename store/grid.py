@@ -10,6 +10,11 @@ PATCH_PX = 256  # patch size that the encoders and the diffusion model were trai
 HEAD_CELLS = 64  # the head's grid per patch: image size / 4 (the published head upsamples by 4)
 
 
+def margin_px(field_patches: int) -> int:
+    """Return how many px a field of so many patches' width reaches beyond the patch in its centre, on each side."""
+    return PATCH_PX * (field_patches - 1) // 2
+
+
 @dataclass(frozen=True)
 class PatchGrid:
     """Rows and columns of 256 px patches that tile an image without overlap, numbered row by row."""
@@ -38,10 +43,29 @@ class PatchGrid:
         """Height and width of the image in px."""
         return self.rows * PATCH_PX, self.cols * PATCH_PX
 
-    def cut(self, image: np.ndarray) -> np.ndarray:
-        """Cut an image (H, W, C) into patches (P, 256, 256, C), row by row."""
+    def cut(self, image: np.ndarray, field_patches: int = 1) -> np.ndarray:
+        """Cut an image (H, W, C) into what a model sees of its patches, (P, 256, 256, C), row by row.
+
+        field_patches: width of the field around each patch, in patches; 1 is the patch alone. The image may have a
+        margin, which for wider fields is at least `margin_px(field_patches)`. Fields are shrunk to a patch by averaging
+        squares of `field_patches` px.
+        """
+        beyond = (image.shape[0] - self.size[0]) // 2 - margin_px(field_patches)
+        if beyond:
+            image = image[beyond:-beyond, beyond:-beyond]
+        if field_patches > 1:
+            return self._cut_fields(image, field_patches)
         tiles = image.reshape(self.rows, PATCH_PX, self.cols, PATCH_PX, -1).swapaxes(1, 2)
         return np.ascontiguousarray(tiles).reshape(self.patches, PATCH_PX, PATCH_PX, -1)
+
+    def _cut_fields(self, image: np.ndarray, times: int) -> np.ndarray:
+        side = PATCH_PX * times
+        fields = np.empty((self.patches, PATCH_PX, PATCH_PX, image.shape[-1]), image.dtype)
+        for patch in range(self.patches):
+            y, x = (PATCH_PX * number for number in divmod(patch, self.cols))
+            squares = image[y : y + side, x : x + side].reshape(PATCH_PX, times, PATCH_PX, times, -1)
+            fields[patch] = np.rint(squares.mean(axis=(1, 3), dtype=np.float32))
+        return fields
 
     def stitch(self, maps):
         """Put maps of patches side by side: (N, P, C, h, w) -> (N, C, rows*h, cols*w), NumPy array or torch tensor."""

@@ -26,6 +26,8 @@ DTYPES = ("float16", "float32")
 BATCH_SIZE = 9  # patches per forward pass unless set otherwise, and of every store whose key has no batch size
 NOISE_RULE = "sha256(seed/image/patch/t)"  # the rule that INTERFACE fixes; its name changes if the rule ever does
 
+LATER_FIELDS = ("vit", "surroundings")  # not in the JSON of a key that does without them
+
 Setting = str | int | float | tuple[str | int | float, ...]
 
 
@@ -114,6 +116,23 @@ class ViTSettings:
 
 
 @dataclass(frozen=True)
+class Surroundings:
+    """The wider field in which a model saw each patch, shrunk to a patch; only the cells on the patch are kept.
+
+    times: width of the field, in patches. beyond: what lay beyond an image's edges, the tissue of its `region` (and
+    beyond that the region mirrored) or the `mirrored` image.
+    """
+
+    times: Annotated[int, msgspec.Meta(ge=2)]
+    beyond: Literal["region", "mirrored"]
+
+    def __str__(self) -> str:
+        """One line for people."""
+        beyond = "the region's tissue" if self.beyond == "region" else "the image mirrored"
+        return f"{self.times} patches wide around each patch, shrunk {self.times}-fold; beyond the image {beyond}"
+
+
+@dataclass(frozen=True)
 class StoreKey:
     """What made the features. Timesteps and blocks are not in it: a store can gain more of both later.
 
@@ -121,7 +140,7 @@ class StoreKey:
     `vq-f4`, `kl-f8`, None where the model has none. condition: `ssl` or `none`. seed: of the noise. precision:
     arithmetic of the forward pass. packing: a name in `format.packing.PACKINGS`; rounding changes numbers. batch_size:
     patches per forward pass at most; kernels, and so the last bits of the features, are chosen by it. vit: of a timm
-    model, None of others.
+    model, None of others. surroundings: None where the model saw the patches alone.
     """
 
     dataset: str
@@ -141,13 +160,17 @@ class StoreKey:
     packing: str = "none"
     batch_size: Annotated[int, msgspec.Meta(ge=1)] = BATCH_SIZE
     vit: ViTSettings | None = None
+    surroundings: Surroundings | None = None
+
+    @property
+    def field_patches(self) -> int:
+        """Width of what the model saw of each patch, in patches: 1, the patch alone, or more with its surroundings."""
+        return 1 if self.surroundings is None else self.surroundings.times
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; `vit` only where there is one, so that the digests of other keys stay what they were."""
+        """Plain JSON values; later fields only where they are set, so that the digests of older keys stay the same."""
         values: dict[str, Any] = msgspec.to_builtins(self)
-        if self.vit is None:
-            values.pop("vit", None)
-        return values
+        return {name: value for name, value in values.items() if name not in LATER_FIELDS or value is not None}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> StoreKey:
@@ -204,10 +227,13 @@ def _flat_pairs(here: StoreKey, wanted: StoreKey) -> list[tuple[str, Any, Any]]:
     pairs = [
         (field.name, getattr(here, field.name), getattr(wanted, field.name))
         for field in dataclasses.fields(StoreKey)
-        if field.name not in ("preprocessing", "vit")
+        if field.name not in ("preprocessing", *LATER_FIELDS)
     ]
     for name in ViTSettings.__dataclass_fields__:
         pairs.append((f"vit.{name}", getattr(here.vit, name, None), getattr(wanted.vit, name, None)))
+    for name in Surroundings.__dataclass_fields__:
+        own, other = getattr(here.surroundings, name, None), getattr(wanted.surroundings, name, None)
+        pairs.append((f"surroundings.{name}", own, other))
     mine, theirs = here.preprocessing, wanted.preprocessing
     pairs.append(("preprocessing.resized", mine.resized, theirs.resized))
     names = dict.fromkeys([*mine.settings, *theirs.settings])

@@ -73,8 +73,10 @@ class InputImage(Protocol):
     slide: bool
     digest: str
 
-    def read(self, y: int, x: int, height: int, width: int) -> np.ndarray:
-        """Return a region, (height, width, 3) uint8 RGB, white beyond the edges. Raises ValueError if damaged."""
+    def read(self, y: int, x: int, height: int, width: int, *, mirrored: bool = False) -> np.ndarray:
+        """Return a region, (height, width, 3) uint8 RGB, white beyond the edges; with `mirrored` an image goes on
+        mirrored there. Raises ValueError if damaged.
+        """
 
     def overview(self, longest_px: int) -> np.ndarray:
         """Return the whole image in the file's aspect ratio, (h, w, 3) uint8, longer side at most `longest_px`."""

@@ -26,7 +26,7 @@ from pathseg.extract.datasets.bcss_regions import (
     tile_starts,
     view_offset,
 )
-from pathseg.extract.datasets.image_files import decoded_image, decoded_mask, paired_size
+from pathseg.extract.datasets.image_files import decoded_image, decoded_mask, mirrored_region, paired_size
 from pathseg.extract.datasets.registry import (
     Dataset,
     DatasetError,
@@ -99,10 +99,12 @@ def open_bcss(options: DatasetOptions) -> Dataset:
         for sample, window in _views(region, split, starts, options):
             samples.append(sample)
             windows[sample.id] = window
+    reader = RegionReader(partial(_decode, files))
     return Dataset(
         name="bcss",
         samples=_limit_over_regions(samples, options.limit),
-        load=partial(_load, RegionReader(partial(_decode, files)), windows),
+        load=partial(_load, reader, windows),
+        load_surroundings=partial(_load_surroundings, reader, windows),
         files=partial(_files_of, files),
         classes=CLASSES,
         size=(VIEW_PX, VIEW_PX),
@@ -295,6 +297,15 @@ def _decode(files: dict[str, RegionFile], region: str) -> Region:
 def _files_of(files: dict[str, RegionFile], sample: Sample) -> tuple[Path, ...]:
     file = files[str(sample.source)]
     return file.image, file.mask
+
+
+def _load_surroundings(
+    reader: RegionReader, windows: dict[str, tuple[int, int]], sample: Sample, margin: int
+) -> np.ndarray:
+    """Return a view with a margin of its region, beyond whose edges the region is mirrored."""
+    image, _ = reader.read(str(sample.source))
+    y, x = windows[sample.id]
+    return mirrored_region(image, y - margin, x - margin, VIEW_PX + 2 * margin, VIEW_PX + 2 * margin)
 
 
 def _load(reader: RegionReader, windows: dict[str, tuple[int, int]], sample: Sample) -> Pixels:

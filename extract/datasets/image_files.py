@@ -347,3 +347,18 @@ def _irreversible(path: Path) -> bool:
         header = file.read(2**16)
     start = header.find(b"\xff\x52", max(0, header.find(b"\xff\x4f\xff\x51")))
     return start >= 0 and header[start + 13 : start + 14] == b"\0"
+
+
+def mirrored_region(image: np.ndarray, y: int, x: int, height: int, width: int) -> np.ndarray:
+    """Return a region (height, width, C) of an image (H, W, C) that goes on mirrored beyond its edges.
+
+    y, x: of the first px, also negative. As `numpy.pad(mode="reflect")`: the px at an edge is not repeated.
+    """
+
+    def mirrored(first: int, count: int, side: int) -> np.ndarray:
+        period = max(1, 2 * (side - 1))
+        inside = np.arange(first, first + count) % period
+        return np.minimum(inside, period - inside) if side > 1 else np.zeros_like(inside)
+
+    rows, cols = mirrored(y, height, image.shape[0]), mirrored(x, width, image.shape[1])
+    return image[rows[:, None], cols]

@@ -70,6 +70,8 @@ class Dataset:
     files, before any resize of `preprocessing`. has_instances: mask codes number the objects of one class, so object
     scores are computed. left_out: message for people about listed images that are no samples, or "".
     masks_per_class: number of masks that hold each class, where all masks were read. warnings: lines for people.
+    load_surroundings: returns a sample's image with a margin of so many px of the tissue around it on each side,
+    (H + 2m, W + 2m, 3) uint8; None where the files end at the image. Raises as `load`.
     """
 
     name: str
@@ -87,6 +89,7 @@ class Dataset:
     files: Callable[[Sample], tuple[Path, ...]] = _no_files
     masks_per_class: Mapping[str, int] = dataclasses.field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    load_surroundings: Callable[[Sample, int], np.ndarray] | None = None
 
 
 def _flag(default: Any, help: str) -> Any:

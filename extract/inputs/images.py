@@ -17,6 +17,7 @@ from pathseg.extract.datasets.image_files import (
     IMAGE_SUFFIXES,
     SAME_MPP,
     list_files,
+    mirrored_region,
     read_image,
     read_mask,
     require_link_target,
@@ -66,8 +67,10 @@ class ImageFile:
         self.scale = self.file_px[0] / self.size[0], self.file_px[1] / self.size[1]
         self._pixels = resize_image(self._file, self.size)
 
-    def read(self, y: int, x: int, height: int, width: int) -> np.ndarray:
-        """Return a region, (height, width, 3) uint8 RGB, white beyond the edges."""
+    def read(self, y: int, x: int, height: int, width: int, *, mirrored: bool = False) -> np.ndarray:
+        """Return a region, (height, width, 3) uint8 RGB; beyond the edges it is white or, if `mirrored`, mirrored."""
+        if mirrored:
+            return mirrored_region(self._pixels, y, x, height, width)
         inside = self._pixels[y : y + height, x : x + width]
         missing = ((0, height - inside.shape[0]), (0, width - inside.shape[1]), (0, 0))
         return np.pad(inside, missing, constant_values=255)

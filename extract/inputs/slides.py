@@ -94,8 +94,11 @@ class Slide:
         self.size = max(1, round(height / self.scale[0])), max(1, round(width / self.scale[1]))
         self._height_um = mpp * self.size[0]
 
-    def read(self, y: int, x: int, height: int, width: int) -> np.ndarray:
-        """Return a region in px at `mpp`, (height, width, 3) uint8 RGB, white where nothing was scanned."""
+    def read(self, y: int, x: int, height: int, width: int, *, mirrored: bool = False) -> np.ndarray:
+        """Return a region in px at `mpp`, (height, width, 3) uint8 RGB, white where nothing was scanned.
+
+        mirrored: without effect, a slide shows what lies around a region.
+        """
         return self._region((y, x), (height, width), self.scale)
 
     def overview(self, longest_px: int) -> np.ndarray:

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from pathseg.store.errors import KeyMismatch, StoreError
-from pathseg.store.key import Preprocessing, StoreKey, ViTSettings
+from pathseg.store.key import Preprocessing, StoreKey, Surroundings, ViTSettings
 
 VIT = ViTSettings(
     "vit_small_patch16_224", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), 256, "final", {"depth": 2, "init_values": 1e-5}
@@ -28,6 +28,7 @@ OTHER = {
     "packing": "rounded",
     "batch_size": 3,
     "vit": VIT,
+    "surroundings": Surroundings(2, "mirrored"),
 }
 BCSS = Preprocessing(settings={"image_folder": "images", "file_mpp": (0.25,), "patch_px": 800, "views": 3})
 
@@ -42,7 +43,7 @@ def test_a_key_comes_back_equal_through_json(toy_key, preprocessing):
     assert StoreKey.from_json(json.loads(json.dumps(key.to_json()))) == key
 
 
-@pytest.mark.parametrize("name", [name for name in OTHER if name not in ("preprocessing", "vit")])
+@pytest.mark.parametrize("name", [name for name in OTHER if name not in ("preprocessing", "vit", "surroundings")])
 def test_a_differing_field_is_refused_with_both_values(toy_key, name):
     other = toy_key(**{name: OTHER[name]})
     with pytest.raises(KeyMismatch) as caught:
@@ -54,10 +55,11 @@ def test_a_differing_field_is_refused_with_both_values(toy_key, name):
     assert toy_key().digest != other.digest
 
 
-def test_a_key_of_a_timm_model_comes_back_equal_and_others_do_not_mention_it(toy_key):
-    key = toy_key(vit=VIT)
+@pytest.mark.parametrize("name", ["vit", "surroundings"])
+def test_a_field_of_some_models_comes_back_equal_and_other_keys_do_not_mention_it(toy_key, name):
+    key = toy_key(**{name: OTHER[name]})
     assert StoreKey.from_json(json.loads(json.dumps(key.to_json()))) == key
-    assert "vit" not in toy_key().to_json()
+    assert name not in toy_key().to_json()
     assert toy_key().digest != key.digest
 
 

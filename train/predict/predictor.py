@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import msgspec
 import numpy as np
 import torch
 
-from pathseg.store.grid import PatchGrid
+from pathseg.store.grid import PatchGrid, margin_px
 from pathseg.store.key import StoreKey
 from pathseg.store.runtime.atomic_files import write_atomic
 from pathseg.store.runtime.file_lock import file_lock
@@ -241,12 +242,15 @@ class Predictor:
         completed = total - sum(map(len, missing))
         on_window(image.id, completed, total)
 
+        margin = margin_px(self.head.key.field_patches)  # what the model sees around a window
+        whole = height + 2 * margin, width + 2 * margin
+
         def read(batch: range) -> np.ndarray:
             corners = [windows.corner(windows.selected[index]) for index in batch]
-            return np.stack([image.read(y, x, height, width) for y, x in corners])  # (N, H, W, 3)
+            return np.stack([image.read(y - margin, x - margin, *whole, mirrored=margin > 0) for y, x in corners])
 
         def size_bytes(batch: range) -> int:
-            return len(batch) * height * width * 3
+            return len(batch) * math.prod(whole) * 3
 
         # closed at the end, so that after an error no thread reads the image while its caller closes it
         with closing(prefetch_map(read, missing, threads=READ_THREADS, size_bytes=size_bytes)) as batches_read:
@@ -257,8 +261,11 @@ class Predictor:
                 on_window(image.id, completed, total)
 
     def _predict_batch(self, image_id: str, numbers: Sequence[int], pixels: np.ndarray, grid: PatchGrid) -> np.ndarray:
-        """Windows (N, H, W, 3) with their numbers -> probabilities, and uncertainty if any, (N, M, H, W) float32."""
-        patches = np.concatenate([grid.cut(window) for window in pixels])  # (N * P, 256, 256, 3)
+        """Return probabilities, and uncertainty if any, (N, M, H, W) float32, of windows (N, H + 2m, W + 2m, 3).
+
+        numbers: of the windows. m: the margin that the model sees around them.
+        """
+        patches = np.concatenate([grid.cut(window, self.head.key.field_patches) for window in pixels])
         indices = [number * grid.patches + patch for number in numbers for patch in range(grid.patches)]
         maps = self.features(patches, indices, image_id)
         for block, values in maps.items():

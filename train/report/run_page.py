@@ -146,6 +146,7 @@ def commands(run: FinishedRun, workspace: Path) -> tuple[str, ...]:
         "extract", *common, "--dataset", key.dataset, "--model", key.model, "--condition", key.condition,
         *_resize_flag(run.data), *features, *store,
         *(word for name in KEY_FLAGS for word in (f"--{name.replace('_', '-')}", str(getattr(key, name)))),
+        *(["--surroundings", str(key.field_patches)] if key.surroundings else []),
     ]  # fmt: skip
     train = ["train-baseline" if run.is_baseline else "train-head", *common, *store]
     for field in dataclasses.fields(settings):

@@ -155,10 +155,12 @@ def is_untrained(run: FinishedRun) -> bool:
 
 
 def model_label(run: FinishedRun) -> str:
-    """Return the name of the model whose features a run learned from; `images` for a baseline."""
+    """Return the model whose features a run learned from, with the surroundings it saw; `images` for a baseline."""
     if run.is_baseline:
         return "images"
-    return run.data.key.model + (" (untrained)" if is_untrained(run) else "")
+    key = run.data.key
+    field = "" if key.surroundings is None else f" ({key.field_patches}x surroundings)"
+    return key.model + field + (" (untrained)" if is_untrained(run) else "")
 
 
 def block_label(blocks: Sequence[int]) -> str:

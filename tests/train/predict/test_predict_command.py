@@ -62,6 +62,21 @@ def test_an_image_of_the_store_is_predicted_as_the_run_did_with_the_same_scores(
     assert expected in ours["per_image"]
 
 
+def test_a_head_on_patches_in_their_surroundings_predicts_as_its_run_did(work, tmp_path):
+    wide = tmp_path / "wide.zarr"
+    for command in (
+        ("extract", "--dataset", "synthetic", "--model", "mini", "--resize", 256, "--limit", 3, "--blocks", "1",
+         "--surroundings", 2, "--store", wide),
+        ("train-head", "--head", "linear", "--epochs", 1, "--lr", "1e-2", "--name", "wide", "--store", wide),
+        ("predict", work / "images", "--run", "wide", "--out", tmp_path / "out"),
+    ):  # fmt: skip
+        result = run(*command, "--workspace", tmp_path)
+        assert result.exit_code == 0, result.output
+    (path,) = (tmp_path / "heads" / "wide" / "predictions").iterdir()
+    mask = np.asarray(Image.open(tmp_path / "out" / "mask" / path.name))
+    np.testing.assert_array_equal(mask, np.asarray(Image.open(path)))
+
+
 def test_an_ensemble_predicts_an_image_of_the_store_by_the_vote_of_its_run(work, tmp_path):
     result = run("predict", work / "images", "--run", "ensemble", "--out", tmp_path, "--workspace", work)
     assert result.exit_code == 0, result.output
