@@ -44,6 +44,13 @@ class Sampling:
         return (self.size[0] / self.original_px[0]) / (self.size[1] / self.original_px[1])
 
     @property
+    def file_mpp(self) -> float | None:
+        """um/px of the image files, None where it is unknown; the geometric mean of both axes as `mpp`."""
+        if self.mpp is None or not self.resized:
+            return self.mpp
+        return self.mpp * math.sqrt(math.prod(self.size) / math.prod(self.original_px))
+
+    @property
     def mpp_axes(self) -> tuple[float, float] | None:
         """Vertical and horizontal um/px at `size`, None where it is unknown."""
         return None if self.mpp is None else (self.mpp / math.sqrt(self.stretch), self.mpp * math.sqrt(self.stretch))

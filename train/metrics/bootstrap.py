@@ -50,18 +50,20 @@ def bootstrap_scores(split: SplitScores, *, ignore: int | None) -> Samples:
     """Compute the pooled scores of `RESAMPLES` draws with replacement: accuracy, dice, miou and f1.
 
     Resampling units are `split.groups`: images of one slide or region are drawn together. With objects in every image
-    also `object f1` and so on, by the names of `ObjectScores`. Empty for a split without images.
+    also `object f1` and so on, by the names of `ObjectScores`, and `tuned object f1` and so on where a post-processing
+    was chosen. Empty for a split without images.
     """
     if not split.images:
         return {}
     matrices = _group_matrices(split)  # (n, K, K)
     counts = _draw_counts(len(matrices))  # (R, n)
     samples = pooled_scores(np.tensordot(counts, matrices, 1), ignore)
-    if len(split.object_sums) == split.images:
-        sums = (ObjectSums.total(split.object_sums[name] for name in names) for names in split.groups)
-        rows = np.array([dataclasses.astuple(one) for one in sums], float)  # (n, 13)
-        scores = np.array([ObjectSums(*row).scores() for row in counts @ rows], float)  # (R, 6), None becomes nan
-        samples |= {f"object {name}": scores[:, i] for i, name in enumerate(ObjectScores._fields)}
+    for prefix, by_image in (("object", split.object_sums), ("tuned object", split.tuned_object_sums)):
+        if len(by_image) == split.images:
+            sums = (ObjectSums.total(by_image[name] for name in names) for names in split.groups)
+            rows = np.array([dataclasses.astuple(one) for one in sums], float)  # (n, 13)
+            scores = np.array([ObjectSums(*row).scores() for row in counts @ rows], float)  # (R, 6), None becomes nan
+            samples |= {f"{prefix} {name}": scores[:, i] for i, name in enumerate(ObjectScores._fields)}
     return samples
 
 

@@ -6,6 +6,7 @@ Source: Sirinukunwattana et al., Gland segmentation in colon histology images: t
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -192,6 +193,20 @@ def components(mask: np.ndarray, *, connectivity: int = 8, min_px: int = 0, fill
     small[0] = False
     labels[small[labels]] = 0
     return labels
+
+
+def post_process(
+    codes: np.ndarray, rule: ObjectRule, *, object_code: int, background: int, connectivity: int, scale: float = 1.0
+) -> np.ndarray:
+    """Apply a rule to the objects in class codes (H, W): dropped ones become background, filled holes the object.
+
+    scale: px of the codes that have the area of one px of the original image, in which the rule's least size is.
+    """
+    least = math.ceil(rule.min_px * scale)
+    labels = components(codes == object_code, connectivity=connectivity, min_px=least, fill_holes=rule.fill_holes)
+    processed = np.where(codes == object_code, background, codes)
+    processed[labels > 0] = object_code
+    return processed.astype(codes.dtype, copy=False)
 
 
 @dataclass(frozen=True)

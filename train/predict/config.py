@@ -37,6 +37,11 @@ class PredictConfig:
     tissue: Literal["otsu", "all"] = _flag(
         "otsu", "otsu: leave out the background of slides where there is no tissue; all: compute everything."
     )
+    objects: Literal["tuned", "raw"] = _flag(
+        "tuned",
+        "Objects in geojson. tuned: dropped by size and filled as train-head chose on its validation images, if it "
+        "did; raw: as predicted. Masks and overlays are always as predicted.",
+    )
     smallest: int = _flag(
         100, "px of the smallest object in geojson; at 0.5 um/px 100 are 25 um2, less than a nucleus."
     )

@@ -15,11 +15,13 @@ import zarr
 from msgspec import UNSET
 from zarr.storage import LocalStore
 
+from pathseg.store.classes import object_class
 from pathseg.store.runtime.atomic_files import atomic_path, write_atomic
 from pathseg.store.runtime.file_lock import file_lock
 from pathseg.store.runtime.regular_files import read_file
 from pathseg.store.sampling import InputImage
 from pathseg.train.colours import class_colours, jpeg_bytes, overlay, painted_classes, png_bytes, to_uint8
+from pathseg.train.metrics.object import ObjectRule, post_process
 from pathseg.train.predict.config import PredictConfig
 from pathseg.train.predict.geojson import OutlineSettings, write_geojson
 from pathseg.train.predict.ground_truth import as_matrix
@@ -155,8 +157,26 @@ class ImageOutputs:
             return self.identity
         config = self.config
         return msgspec.structs.replace(
-            self.identity, smallest=config.smallest, simplify=config.simplify, outline=config.outline
+            self.identity,
+            smallest=config.smallest,
+            simplify=config.simplify,
+            outline=config.outline,
+            objects=UNSET if self.object_rule == ObjectRule() else str(self.object_rule),
         )
+
+    @property
+    def object_rule(self) -> ObjectRule:
+        """The post-processing of the objects in GeoJSON; sizes in px of the head's training files."""
+        return self.head.object_rule if self.config.objects == "tuned" else ObjectRule()
+
+    @property
+    def _training_px(self) -> float:
+        """The area of one px of the head's training files in px of the mosaic.
+
+        By um/px where they are known; else files are assumed to share one resolution.
+        """
+        trained, own = self.head.sampling.file_mpp, self.image.mpp
+        return 1 / math.prod(self.image.scale) if trained is None or own is None else (trained / own) ** 2
 
     def _write_mask(self, mosaic: Mosaic) -> None:
         """Class codes: PNG of the file's size; of a slide a pyramidal TIFF."""
@@ -183,11 +203,21 @@ class ImageOutputs:
         write_atomic(self.path("overlay"), jpeg_bytes(to_uint8(painted), quality=OVERLAY_QUALITY))
 
     def _write_geojson(self, mosaic: Mosaic) -> OutlinedObjects:
-        """Objects as polygons, outlined on the finest level that is no longer than the `outline` setting."""
+        """Objects as polygons, post-processed and outlined on the finest level no longer than `outline`."""
         head, mpp = self.head, self.image.mpp
         level = mosaic.level_within(self.config.outline)
         codes = mosaic.codes(level)
         shrunk = max(full / side for full, side in zip(mosaic.size, codes.shape, strict=True))
+        object_code = object_class(head.classes, background=head.background, ignore=head.ignore)
+        if self.object_rule != ObjectRule() and object_code is not None and head.background is not None:
+            codes = post_process(
+                codes,
+                self.object_rule,
+                object_code=object_code,
+                background=head.background,
+                connectivity=int(head.settings.connectivity),
+                scale=self._training_px / shrunk**2,
+            )
         colours = self._colours()
         settings = OutlineSettings(
             classes={

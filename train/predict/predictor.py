@@ -19,6 +19,7 @@ from pathseg.store.runtime.atomic_files import write_atomic
 from pathseg.store.runtime.file_lock import file_lock
 from pathseg.store.runtime.prefetch import prefetch_map
 from pathseg.store.sampling import InputImage, Sampling
+from pathseg.train.metrics.object import ObjectRule
 from pathseg.train.predict.config import PredictConfig
 from pathseg.train.predict.ground_truth import GroundTruth, mask_digest, mosaic_confusion, prediction_metrics
 from pathseg.train.predict.mosaic import NOT_COMPUTED, blend_windows
@@ -161,14 +162,21 @@ class Predictor:
         return PredictionResult(self.out, images, tuple(failures.values()), metrics, self._notes(images))
 
     def _notes(self, images: Sequence[PredictedImage]) -> tuple[str, ...]:
-        """A warning where slides, which are never stretched, went to a head trained on stretched images."""
-        sampling = self.head.sampling
+        """The post-processing of objects, and a warning where slides went to a head trained on stretched images."""
+        sampling, rule = self.head.sampling, self.head.object_rule
+        notes: tuple[str, ...] = ()
+        if images and "geojson" in self.config.formats and self.config.objects == "tuned" and rule != ObjectRule():
+            notes = (
+                f"objects in geojson are of {rule} (px of the training images), as run {self.head.name} scores its "
+                "objects; masks are as predicted; --objects raw leaves objects as predicted",
+            )
         if not 1 / UNSTRETCHED < sampling.stretch < UNSTRETCHED and any(image.slide for image in images):
             return (
+                *notes,
                 f"run {self.head.name} was trained on stretched images ({sampling.mpp_text()}), but slides are read at "
                 f"{sampling.mpp:.3g} um/px both ways; tissue there looks different from the training images",
             )
-        return ()
+        return notes
 
     def predict_image(
         self,

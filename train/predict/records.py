@@ -9,6 +9,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from pathseg.store.runtime.json_records import decode_json, encode_json
+from pathseg.train.metrics.object import ObjectRule
 from pathseg.train.metrics.pixel import Scores
 from pathseg.train.runs.record import Constant, ImageScores
 
@@ -20,7 +21,8 @@ class PredictionIdentity(msgspec.Struct, frozen=True, kw_only=True):
 
     file, size_bytes, content_digest: name, bytes and digest of the image file. size: (H, W) px that it is predicted at,
     mpp: um/px there. run, weights_digest: name and hex SHA-256 of head.safetensors. model_digest: of the frozen model.
-    smallest, simplify, outline: of `PredictConfig`, unset where no GeoJSON was written.
+    smallest, simplify, outline: of `PredictConfig`, unset where no GeoJSON was written. objects: the post-processing of
+    its objects in words, unset where they are as predicted.
     """
 
     file: str
@@ -36,10 +38,14 @@ class PredictionIdentity(msgspec.Struct, frozen=True, kw_only=True):
     smallest: int | UnsetType = UNSET
     simplify: float | UnsetType = UNSET
     outline: int | UnsetType = UNSET
+    objects: str | UnsetType = UNSET
 
     def differences(self, wanted: PredictionIdentity) -> Iterator[tuple[str, Any, Any]]:
         """Yield name (as in the file), value here and wanted value of each field that is set in both and differs."""
         here, there = msgspec.to_builtins(self), msgspec.to_builtins(wanted)
+        for values in (here, there):
+            if "outline" in values:
+                values.setdefault("objects", str(ObjectRule()))
         yield from ((name, here[name], value) for name, value in there.items() if here.get(name, value) != value)
 
     def updated(self, newer: PredictionIdentity) -> PredictionIdentity:
@@ -48,7 +54,7 @@ class PredictionIdentity(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(newer, **kept)
 
 
-OUTLINE_SETTINGS = ("smallest", "simplify", "outline")
+OUTLINE_SETTINGS = ("smallest", "simplify", "outline", "objects")
 
 
 class WindowCacheIdentity(PredictionIdentity, frozen=True, kw_only=True):

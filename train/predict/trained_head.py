@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from pathseg.train.config import HeadConfig
 from pathseg.train.heads import inference
 from pathseg.train.heads.pixel_ensemble import PixelEnsemble
 from pathseg.train.heads.registry import HEADS
+from pathseg.train.metrics.object import ObjectRule
 from pathseg.train.runs.finished_run import FinishedRun
 from pathseg.train.runs.folder import RunFolder
 from pathseg.train.runs.record import TRAIN_AGAIN
@@ -32,7 +33,8 @@ class TrainedHead:
 
     name: of the run. key, sampling: of the store that it was trained from. background, ignore: codes in `classes`, None
     where there is none. constant_class: the most frequent class in the training pixels, whose constant prediction
-    scores are compared to. weights_digest: hex SHA-256 of head.safetensors.
+    scores are compared to. weights_digest: hex SHA-256 of head.safetensors. object_rule: the post-processing of objects
+    that the run chose on its validation images, else that of its settings; sizes in px of the training files.
     """
 
     name: str
@@ -46,6 +48,7 @@ class TrainedHead:
     constant_class: str
     weights_digest: str
     device: torch.device
+    object_rule: ObjectRule = field(default_factory=ObjectRule)
 
     @classmethod
     def load(cls, folder: Path, *, device: str = "cpu", mpp: float | None = None) -> TrainedHead:
@@ -61,7 +64,7 @@ class TrainedHead:
                 f"{run.folder.path}: {settings.network} takes images, predict needs a head on features ({heads}); "
                 f"pass another --run"
             )
-        weights = run.folder.read_weights(run.metrics)
+        weights, tuning = run.folder.read_weights(run.metrics), run.metrics.object_tuning
         module = _with_weights(
             partial(HEADS[settings.head_type], data.channels, len(data.classes)), weights, run.folder.weights
         )
@@ -77,6 +80,7 @@ class TrainedHead:
             constant_class=run.test_scores.constant.class_name,
             weights_digest=hashlib.sha256(weights).hexdigest(),
             device=torch.device(device),
+            object_rule=ObjectRule(settings.min_object_px) if tuning is None else tuning.rule,
         )
 
     @property

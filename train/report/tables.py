@@ -63,6 +63,7 @@ OBJECT_SCORES: dict[str, Callable[[float], str]] = {
     "F1": "{:.3f}".format, "Dice": "{:.3f}".format, "Hausdorff, px": "{:.1f}".format,
 }  # fmt: skip
 OBJECT_COLUMNS = tuple(Column(f"object {name}", number) for name, number in OBJECT_SCORES.items())
+TUNED_COLUMNS = tuple(Column(f"tuned object {name}", number) for name, number in OBJECT_SCORES.items())
 TISSUES = ("tumor", "stroma", "inflammatory", "necrosis")  # the paper's TUM, STR, LYM, NEC
 SWEEP_SCORES: tuple[tuple[Images, Metric], ...] = (
     ("val", "accuracy"), ("val", "miou"), ("val", "dice"), ("test", "miou"), ("test", "dice"),
@@ -76,6 +77,10 @@ F1_NOTE = (
     "VGG16-FCN8 in Table 2 even has a Dice below its mIoU."
 )
 AS_PREDICTED = "as predicted"
+TUNED_OBJECTS = (
+    "Tuned object scores are those after the post-processing that each run chose on its validation images, which the "
+    "table of objects names; the other object scores are those without it."
+)
 CHOICE_OF_OBJECTS = (
     "Chosen on validation images: holes filled or not, then objects under a least size removed (of "
     f"{', '.join(f'{least:,}' for least in MIN_PX)} px of the original image), by the highest mean of pooled object F1 "
@@ -228,6 +233,8 @@ def systems_table(systems: Sequence[System], split: str, *, title: str) -> Table
     """A row for each system on a test split, mean ± deviation over its seeds, then what the paper reports."""
     scored = [one for one in systems if _splits_of(one, split)]
     objects = any(found.pooled_objects for one in scored for found in _splits_of(one, split))
+    tuned = any(found.pooled_tuned_objects for one in scored for found in _splits_of(one, split))
+    object_columns = (*(OBJECT_COLUMNS if objects else ()), *(TUNED_COLUMNS if tuned else ()))
     rows = []
     for one in scored:
         splits = _splits_of(one, split)
@@ -236,18 +243,22 @@ def systems_table(systems: Sequence[System], split: str, *, title: str) -> Table
         for name in ObjectScores._fields[3:] if objects else ():
             spread = _spread(splits, partial(_pooled_object_score, name=name))
             values.append(spread if same_rules else None)
+        for name in ObjectScores._fields[3:] if tuned else ():
+            whole = all(found.pooled_tuned_objects for found in splits)  # else the mean would be over fewer seeds
+            spread = _spread(splits, partial(_pooled_tuned_score, name=name))
+            values.append(spread if whole and same_rules else None)
         rows.append(Row("run", (*_system(one), *values)))
     first = systems[0].run
     paper = paper_scores(first.data.dataset, split, quoted=first.metrics.test_split)
     for row in paper:
-        scores = (row.accuracy, row.dice, row.miou, row.f1, *((None,) * len(OBJECT_COLUMNS) if objects else ()))
+        scores = (row.accuracy, row.dice, row.miou, row.f1, *((None,) * len(object_columns)))
         rows.append(Row("paper", (row.method, _source(row.table), *UNKNOWN_CHOICE, *scores)))
-    columns = (*SYSTEM_COLUMNS, *SCORES, *(OBJECT_COLUMNS if objects else ()))
+    columns = (*SYSTEM_COLUMNS, *SCORES, *object_columns)
     like = f" (as the paper's Table {paper[0].table})" if paper else ""
     notes = (
         _choice_note(scored), *_size_notes(scored, split),
         *_shared_source_notes([run for one in scored for run in one.repeats.runs], split),
-        *_object_notes(scored, split), *_paper_notes(scored, split, paper),
+        *_object_notes(scored, split), *((TUNED_OBJECTS,) if tuned else ()), *_paper_notes(scored, split, paper),
         *fairness_notes(scored, beside_paper=bool(paper)),
     )  # fmt: skip
     return Table(f"systems-{split}", f"Systems on {split}, {title}{like}", columns, tuple(rows), notes)
@@ -424,6 +435,11 @@ def _pooled_object_score(split: SplitScores, name: str) -> float | None:
     return None if objects is None else getattr(objects, name)
 
 
+def _pooled_tuned_score(split: SplitScores, name: str) -> float | None:
+    objects = split.pooled_tuned_objects
+    return None if objects is None else getattr(objects, name)
+
+
 def _class_iou(split: SplitScores, code: int) -> float | None:
     return split.scores.classes[code].iou
 
@@ -575,15 +591,18 @@ def _paper_rates_note(dataset: str) -> str:
 def _intervals(runs: Sequence[FinishedRun], samples: Mapping[str, Samples], split: str, title: str) -> Table:
     objects = any("object f1" in samples[run.name] for run in runs)
     measures: list[tuple[str, Column]] = list(zip(METRICS, SCORES, strict=True))
-    measures += zip(("object f1", "object dice", "object hausdorff"), OBJECT_COLUMNS, strict=True) if objects else []
+    tuned = any("tuned object f1" in samples[run.name] for run in runs)
+    for prefix, columns, shown in (("object", OBJECT_COLUMNS, objects), ("tuned object", TUNED_COLUMNS, tuned)):
+        names = [f"{prefix} {name}" for name in ("f1", "dice", "hausdorff")]
+        measures += zip(names, columns, strict=True) if shown else []
     rows = []
     for run in runs:
         found = run.metrics.splits[split]
-        pooled = found.pooled_objects
+        scores = {"object": found.pooled_objects, "tuned object": found.pooled_tuned_objects, "": found.scores}
         values: list[Interval | None] = []
         for measure, _ in measures:
-            of_objects = measure.startswith("object ")
-            value = getattr(pooled if of_objects else found.scores, measure.removeprefix("object "), None)
+            prefix, _, name = measure.rpartition(" ")
+            value = getattr(scores[prefix], name, None)
             drawn = samples[run.name].get(measure)
             bounds = None if drawn is None else interval(drawn)
             values.append(None if value is None or bounds is None else Interval(*bounds, value=value))
@@ -592,7 +611,7 @@ def _intervals(runs: Sequence[FinishedRun], samples: Mapping[str, Samples], spli
     return Table(
         f"intervals-{split}-1", f"Confidence intervals on {split}, {title}",
         (words("run"), *(column for _, column in measures)), tuple(rows),
-        tuple(describe_method(by_region=one) for one in by_region),
+        (*(describe_method(by_region=one) for one in by_region), *((TUNED_OBJECTS,) if tuned else ())),
     )  # fmt: skip
 
 

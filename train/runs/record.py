@@ -334,6 +334,12 @@ class SplitScores(msgspec.Struct, frozen=True, omit_defaults=True, dict=True):
         whole = len(self.object_sums) == self.images > 0
         return ObjectSums.total(self.object_sums.values()).scores() if whole else None
 
+    @property
+    def pooled_tuned_objects(self) -> ObjectScores | None:
+        """The same with the chosen post-processing; None where none was chosen."""
+        whole = len(self.tuned_object_sums) == self.images > 0
+        return ObjectSums.total(self.tuned_object_sums.values()).scores() if whole else None
+
     @cached_property
     def groups(self) -> tuple[tuple[str, ...], ...]:
         """The ids of each slide's or region's images together, in a fixed order; an image without a source is alone."""

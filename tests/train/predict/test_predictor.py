@@ -15,6 +15,7 @@ from pathseg.extract.inputs.images import open_input_image
 from pathseg.store.runtime.file_lock import file_lock
 from pathseg.store.sampling import Sampling
 from pathseg.train.heads.pixel_ensemble import PixelEnsemble
+from pathseg.train.metrics.object import ObjectRule
 from pathseg.train.predict.config import PredictConfig
 from pathseg.train.predict.ground_truth import GroundTruth
 from pathseg.train.predict.predictor import Predictor, predict, summary
@@ -101,6 +102,65 @@ def test_objects_are_counted_and_measured(predictor, slide):
     found = predict_one(predictor(), path).objects.classes["gland"]
     assert found.count == 1
     assert found.area_um2 == pytest.approx(inside.sum() * 0.25, rel=0.02)
+
+
+@pytest.fixture
+def spotted(tmp_path):
+    """A gland of 200x200 px with a hole of 40x40, and a speck of 40x40 px beside it."""
+    pixels = np.full((256, 512, 3), STROMA, np.uint8)
+    pixels[20:220, 20:220], pixels[100:140, 100:140], pixels[100:140, 400:440] = GLAND, STROMA, GLAND
+    Image.fromarray(pixels).save(tmp_path / "spotted.png")
+    return tmp_path / "spotted.png"
+
+
+def outlined(predictor, path):
+    """Area and number of holes of each object, and the mask."""
+    predict_one(predictor, path)
+    features = json.loads((predictor.out / "geojson" / "spotted.geojson").read_text())["features"]
+    measured = [feature["properties"]["measurements"] for feature in features]
+    areas = [values.get("Area µm^2", values.get("Area px^2")) for values in measured]
+    mask = np.asarray(Image.open(predictor.out / "mask" / "spotted.png"))
+    return sorted(zip(areas, [values["Holes"] for values in measured], strict=True)), mask
+
+
+def test_objects_are_those_of_the_rule_that_the_run_chose_unless_raw_ones_are_wanted(predictor, colour_head, spotted):
+    head = colour_head(object_rule=ObjectRule(1601, fill_holes=True))
+    raw, as_predicted = outlined(predictor("raw", head=head, objects="raw"), spotted)
+    tuned, mask = outlined(predictor("tuned", head=head), spotted)
+    small, large, filled = (pytest.approx(px / 4, rel=0.1) for px in (40 * 40, 200 * 200 - 40 * 40, 200 * 200))  # um2
+    assert raw == [(small, 0), (large, 1)]
+    assert tuned == [(filled, 0)] and tuned[0][0] > raw[1][0]
+    np.testing.assert_array_equal(mask, as_predicted)
+    assert len(outlined(predictor("less", head=colour_head(object_rule=ObjectRule(1200))), spotted)[0]) == 2
+
+
+@pytest.mark.parametrize("mpp", [0.5, None])
+def test_the_least_size_is_in_px_of_the_training_files_whatever_they_were_resized_to(
+    predictor, colour_head, spotted, mpp
+):
+    sampling = Sampling(size=(512, 1024), mpp=mpp, resized=True, original_px=(256, 512))
+    kept, dropped = (
+        outlined(predictor(str(least), head=colour_head(sampling=sampling, object_rule=ObjectRule(least))), spotted)[0]
+        for least in (1200, 1700)
+    )
+    assert (len(kept), len(dropped)) == (2, 1)
+
+
+def test_tuned_and_raw_objects_are_not_mixed_in_one_folder(predictor, colour_head, spotted):
+    tuned = colour_head(object_rule=ObjectRule(1601))
+    predict_one(predictor(head=tuned, objects="raw"), spotted)  # as a release that knew no tuned ones
+    with pytest.raises(ValueError, match=r"objects is any size there, at least 1,601 px asked for.*--out"):
+        predict_one(predictor(head=tuned), spotted)
+    predict_one(predictor("tuned", head=tuned), spotted)
+    with pytest.raises(ValueError, match=r"objects is at least 1,601 px there, any size asked for"):
+        predict_one(predictor("tuned", head=tuned, objects="raw"), spotted)
+
+
+def test_a_note_says_that_objects_are_tuned_and_masks_are_not(predictor, colour_head, spotted):
+    head = colour_head(object_rule=ObjectRule(1601))
+    (note,) = predictor(head=head).predict_all([spotted], open_input_image).notes
+    assert "at least 1,601 px" in note and "masks are as predicted" in note and "--objects raw" in note
+    assert predictor("raw", head=head, objects="raw").predict_all([spotted], open_input_image).notes == ()
 
 
 def test_probabilities_lie_in_an_array_of_the_slides_size(predictor, slide, tmp_path):

@@ -1,3 +1,4 @@
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from pathseg.store.grid import PatchGrid
 from pathseg.store.sampling import Sampling
 from pathseg.train.config import HeadConfig
 from pathseg.train.heads.pixel_ensemble import PixelEnsemble
+from pathseg.train.metrics.object import ObjectRule
 from pathseg.train.predict.trained_head import TrainedHead
 from pathseg.train.runs.folder import RunFolder
 from pathseg.train.training.loop import train_heads
@@ -106,6 +108,16 @@ def test_weights_that_changed_since_the_run_finished_are_refused_with_a_way_out(
         run.weights.write_bytes(content if damage == "flipped" else b"")
     with pytest.raises(ValueError, match=r"head\.safetensors is .*delete the run folder and train it again"):
         TrainedHead.load(run.path)
+
+
+def test_it_has_the_rule_that_the_run_chose_for_its_objects_else_that_of_its_settings(toy_store, tmp_path):
+    config = HeadConfig(blocks=(4,), head_type="linear", epochs=1)
+    (state,) = train_heads(toy_store, [(config, RunFolder(tmp_path / "run"))])
+    tuning = state.run.read_metrics().object_tuning
+    assert TrainedHead.load(state.run.path).object_rule == tuning.rule
+    least = dataclasses.replace(config, min_object_px=70)
+    (state,) = train_heads(toy_store, [(least, RunFolder(tmp_path / "least"))])
+    assert TrainedHead.load(state.run.path).object_rule == ObjectRule(70)
 
 
 def test_probabilities_add_up_to_one_and_the_ignored_class_has_none(colour_head):

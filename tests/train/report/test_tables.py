@@ -286,6 +286,20 @@ def test_systems_have_object_scores_and_the_rules_by_which_objects_were_counted(
     assert any("8-connected, of any size." in note for note in table.notes)
 
 
+def test_tuned_object_scores_stand_beside_those_as_predicted_in_systems_and_intervals(make_run, make_split):
+    rule, many = ObjectRule(2000, fill_holes=True), dataclasses.replace(FOUND, fp=8)
+    split = make_split({"d": GOOD}, objects={"d": many}, tuned={"d": FOUND}, tuned_rule=rule)
+    tuned = make_run("tuned", splits={"testB": split})
+    untuned = counted(make_run, make_split, "8", name="untuned", head_type="linear")
+    systems = systems_table(find_systems([tuned, untuned]), "testB", title="t")
+    intervals = interval_tables([tuned, untuned], "testB", title="t")[0]
+    for table, values in ((systems, ("0.200", "1.000")), (intervals, ("0.200 [0.200, 0.200]", "1.000 [1.000, 1.000]"))):
+        header, (first, second, *_) = table.header, table.lines
+        at = header.index("object F1"), header.index("tuned object F1")
+        assert tuple(first.cells[i] for i in at) == values and second.cells[at[1]] == DASH
+        assert any("chose on its validation images" in note for note in table.notes)
+
+
 def test_objects_counted_in_two_ways_have_no_mean(make_run, make_split):
     runs = [counted(make_run, make_split, *about) for about in (("8",), ("4",))]
     runs[1] = dataclasses.replace(runs[1], config=dataclasses.replace(
