@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pathseg.train.config import Config
-from pathseg.train.runs.folder import RunFolder
+from pathseg.train.runs.folder import CONFIG, HISTORY, METRICS, RunFolder
 from pathseg.train.runs.record import Epoch, Metrics, RunConfig, RunData, SplitScores
 
 BEST_IS_LAST = "the best epoch is the last one, so more may improve it: raise --epochs"
@@ -27,13 +27,14 @@ class FinishedRun:
 
     @classmethod
     def read(cls, folder: RunFolder) -> FinishedRun:
-        """Read all files of a run but its weights and predictions.
+        """Read all files of a run but its weights and predictions, and compare them with their checksums, if any.
 
         Raises FileNotFoundError where the run is unfinished, ValueError (naming the file and the field) where a file
         is damaged or the files do not fit each other.
         """
         config, metrics, history = folder.read_config(), folder.read_metrics(), folder.read_history()
-        metrics.require_classes(config.data.classes, source=str(folder.path / "metrics.json"))
+        metrics.require_classes(config.data.classes, source=str(folder.path / METRICS))
+        folder.require_unchanged(CONFIG, METRICS, HISTORY)
         return cls(folder, config, history, metrics)
 
     @property

@@ -14,8 +14,11 @@ from PIL import Image
 
 from pathseg.store.location.local import folder_lock
 from pathseg.store.runtime.atomic_files import PARTIAL, write_atomic
+from pathseg.store.runtime.json_records import decode_json, encode_json
 from pathseg.train.runs.record import TRAIN_AGAIN, Epoch, Metrics, RunConfig
 
+CONFIG, HISTORY, METRICS = "config.json", "history.jsonl", "metrics.json"
+CHECKSUMS = "checksums.json"  # hex SHA-256 of every other file of a finished run, by its path in the folder
 LAST = "last.safetensors"  # weights and optimizer after the last finished epoch, until the run is finished
 MAX_NAME_BYTES = 200  # of a run or a file: file systems take 255, and reports and temporary files add to a name
 
@@ -23,7 +26,8 @@ MAX_NAME_BYTES = 200  # of a run or a file: file systems take 255, and reports a
 class RunFolder:
     """`<workspace>/heads/<run>/`: config.json, history.jsonl, metrics.json, head.safetensors, predictions/ and more.
 
-    metrics.json is written last: a folder without it is an unfinished run.
+    metrics.json is written last: a folder without it is an unfinished run. checksums.json, written just before it,
+    holds the SHA-256 of every other file; runs of earlier releases have none. Files of other names are left alone.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -50,7 +54,7 @@ class RunFolder:
     @property
     def finished(self) -> bool:
         """Whether the run is finished: metrics.json is written last."""
-        return (self.path / "metrics.json").is_file()
+        return (self.path / METRICS).is_file()
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -63,7 +67,7 @@ class RunFolder:
     def weights_digests(self) -> dict[str, str]:
         """Return the hex SHA-256 of each file of weights that is there, by its name."""
         files = [path for path in (self.weights, self.last_weights) if path.is_file()]
-        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+        return {path.name: _sha256(path.read_bytes()) for path in files}
 
     def read_weights(self, metrics: Metrics) -> bytes:
         """Read head.safetensors of a finished run, and compare it with the SHA-256 in its metrics.json, if any.
@@ -72,7 +76,7 @@ class RunFolder:
         """
         content = self.weights.read_bytes() if self.weights.is_file() else b""
         expected = metrics.sha256.get(self.weights.name)
-        if not content or expected not in (None, hashlib.sha256(content).hexdigest()):
+        if not content or expected not in (None, _sha256(content)):
             how = "damaged: its SHA-256 is not that in metrics.json" if content else "missing or empty"
             raise ValueError(f"{self.weights} is {how}; {TRAIN_AGAIN}")
         return content
@@ -90,35 +94,49 @@ class RunFolder:
         with folder_lock(self.path) as alone:
             if not alone:
                 return
-            for folder in (self.path, self.path / "predictions", self.path / "uncertainty"):
-                for path in folder.glob(f"*{PARTIAL}"):
-                    path.unlink(missing_ok=True)
+            for path in self._own_files():
+                path.with_name(path.name + PARTIAL).unlink(missing_ok=True)
             if self.finished:
                 (self.path / LAST).unlink(missing_ok=True)
 
     def begin(self, config: RunConfig) -> None:
-        """Create the folder, remove history, scores and predictions of an earlier attempt, and write config.json."""
+        """Create the folder, remove history, scores and predictions of an earlier attempt, and write config.json.
+
+        Predictions are those of the images that the earlier config.json names.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
-        for name in ("metrics.json", "history.jsonl"):
-            (self.path / name).unlink(missing_ok=True)
-        for picture in sorted([*self.path.glob("predictions/*.png"), *self.path.glob("uncertainty/*.png")]):
-            picture.unlink()
-        write_atomic(self.path / "config.json", config.to_json())
+        for path in (self.path / METRICS, self.path / HISTORY, self.path / CHECKSUMS, *self._own_pictures()):
+            path.unlink(missing_ok=True)
+        write_atomic(self.path / CONFIG, config.to_json())
+
+    def _own_pictures(self) -> list[Path]:
+        """The predictions and uncertainties of the images that config.json names; none where it cannot be read."""
+        try:
+            images = self.read_config().data.images
+        except (OSError, ValueError):
+            return []
+        predictions = [self.prediction_path(image_id) for ids in images.values() for image_id in ids]
+        return [*predictions, *map(self._uncertainty_path, predictions)]
+
+    def _own_files(self) -> list[Path]:
+        """Every file that a run may write."""
+        names = (CONFIG, HISTORY, self.weights.name, self.last_weights.name, METRICS, CHECKSUMS, LAST)
+        return [*(self.path / name for name in names), *self._own_pictures()]
 
     def read_config(self) -> RunConfig:
         """Read config.json. Raises FileNotFoundError where there is none, ValueError naming file and field."""
-        path = self.path / "config.json"
+        path = self.path / CONFIG
         return RunConfig.from_json(_read(path), source=str(path))
 
     def append_history(self, epoch: Epoch) -> None:
         """Append one line to history.jsonl and flush it to the operating system."""
-        with (self.path / "history.jsonl").open("ab") as file:
+        with (self.path / HISTORY).open("ab") as file:
             file.write(epoch.to_json())
 
     def cut_history(self, epochs: int) -> None:
         """Keep the first lines of history.jsonl, one per epoch; later epochs are trained again."""
         lines = self.read_history()[:epochs]
-        write_atomic(self.path / "history.jsonl", b"".join(epoch.to_json() for epoch in lines))
+        write_atomic(self.path / HISTORY, b"".join(epoch.to_json() for epoch in lines))
 
     def read_history(self) -> tuple[Epoch, ...]:
         """Read the epochs in order, none if there are none yet.
@@ -126,19 +144,37 @@ class RunFolder:
         A last line without its line end is left by a kill and skipped. Any other line that cannot be read raises
         ValueError naming file, line and field.
         """
-        path = self.path / "history.jsonl"
+        path = self.path / HISTORY
         if not path.is_file():
             return ()
         *lines, _ = path.read_bytes().split(b"\n")
         return tuple(Epoch.from_json(line, source=f"{path} line {number}") for number, line in enumerate(lines, 1))
 
     def write_metrics(self, metrics: Metrics) -> None:
-        """Write metrics.json, which finishes the run."""
-        write_atomic(self.path / "metrics.json", metrics.to_json())
+        """Write checksums.json, then metrics.json, which finishes the run."""
+        files = [path for path in self._own_files() if path.name not in (METRICS, CHECKSUMS, LAST) and path.is_file()]
+        contents = {path.relative_to(self.path).as_posix(): _sha256(path.read_bytes()) for path in files}
+        content = metrics.to_json()
+        write_atomic(self.path / CHECKSUMS, encode_json(contents | {METRICS: _sha256(content)}))
+        write_atomic(self.path / METRICS, content)
+
+    def require_unchanged(self, *names: str) -> None:
+        """Compare files of a finished run with checksums.json, if it has one and lists them.
+
+        names: paths in the folder. Raises ValueError, naming the file and the way out, where one has changed.
+        """
+        path = self.path / CHECKSUMS
+        if not path.is_file():
+            return
+        expected = decode_json(path.read_bytes(), dict[str, str], source=str(path))
+        for name in names:
+            file = self.path / name
+            if name in expected and file.is_file() and _sha256(file.read_bytes()) != expected[name]:
+                raise ValueError(f"{file} is damaged: its SHA-256 is not that in {CHECKSUMS}; {TRAIN_AGAIN}")
 
     def read_metrics(self) -> Metrics:
         """Read metrics.json. Raises FileNotFoundError for an unfinished run, ValueError naming file and field."""
-        path = self.path / "metrics.json"
+        path = self.path / METRICS
         return Metrics.from_json(_read(path), source=str(path))
 
     def prediction_path(self, image_id: str) -> Path:
@@ -157,7 +193,7 @@ class RunFolder:
 
     def write_uncertainty(self, image_id: str, share: np.ndarray) -> None:
         """Write (H, W) uncertainty, 0 to 1 of the most there can be, as `uncertainty/<id>.png`, 255 for 1."""
-        path = self.path / "uncertainty" / self.prediction_path(image_id).name
+        path = self._uncertainty_path(self.prediction_path(image_id))
         _write_picture(path, np.rint(share.clip(0, 1) * 255))
 
     def read_prediction(self, image_id: str) -> np.ndarray:
@@ -165,12 +201,24 @@ class RunFolder:
         path = self.prediction_path(image_id)
         if not path.is_file():
             raise FileNotFoundError(f"{path} is not there: run {self.name} has no prediction for {image_id}")
-        return _read_picture(path)
+        return self._read_picture(path)
 
     def read_uncertainty(self, image_id: str) -> np.ndarray | None:
         """(H, W) uint8 as `write_uncertainty` made it; None where there is none. ValueError for a damaged picture."""
-        path = self.path / "uncertainty" / self.prediction_path(image_id).name
-        return _read_picture(path) if path.is_file() else None
+        path = self._uncertainty_path(self.prediction_path(image_id))
+        return self._read_picture(path) if path.is_file() else None
+
+    def _uncertainty_path(self, prediction: Path) -> Path:
+        return self.path / "uncertainty" / prediction.name
+
+    def _read_picture(self, path: Path) -> np.ndarray:
+        """(H, W) uint8. Raises ValueError for one that is no longer as it was written."""
+        self.require_unchanged(path.relative_to(self.path).as_posix())
+        return _read_picture(path)
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def short_name(name: str) -> str:

@@ -115,7 +115,8 @@ def run(one_patch_store, tmp_path, monkeypatch):
 
 def test_a_baselines_run_folder_is_that_of_a_head_and_no_features_are_read(run):
     assert {path.name for path in run.folder.path.iterdir()} == {
-        "config.json", "head.safetensors", "head-last.safetensors", "history.jsonl", "metrics.json", "predictions"
+        "config.json", "head.safetensors", "head-last.safetensors", "history.jsonl", "checksums.json", "metrics.json",
+        "predictions",
     }  # fmt: skip
     assert (run.is_baseline, run.settings.network, run.settings.weights) == (True, "res-unet", "none")
     assert run.folder.read_prediction("test_3").shape == (256, 256)

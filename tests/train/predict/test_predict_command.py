@@ -128,6 +128,7 @@ def test_another_model_than_the_heads_is_refused_before_anything_is_written(work
     config = json.loads((other / "config.json").read_text())
     config["data"]["key"]["model_digest"] = "ab" * 32
     (other / "config.json").write_text(json.dumps(config))
+    (other / "checksums.json").unlink()
     result = predict(tmp_path, tmp_path / "out", work / "images")
     assert result.exit_code == 1
     assert "ab" * 32 in result.output

@@ -531,6 +531,15 @@ def test_only_unfinished_runs_are_no_report(tmp_path, write_run):
         build_report(tmp_path)
 
 
+def test_a_run_with_a_changed_digit_is_named_and_the_rest_goes_on(trained):
+    odd = shutil.copytree(trained / "heads" / "one", trained / "heads" / "odd")
+    content = (odd / "metrics.json").read_text()
+    (odd / "metrics.json").write_text(content.replace('"best_epoch": ', '"best_epoch": 1', 1))
+    report = build_report(trained)
+    assert len(report.damaged) == 1 and f"{odd / 'metrics.json'} is damaged: its SHA-256" in report.damaged[0]
+    assert "one" in report.table
+
+
 @pytest.mark.parametrize("content", ["{", "[]", '{"format": 2}', '{"head": [1]}'])
 @pytest.mark.parametrize("finished", [True, False])
 def test_a_run_with_a_damaged_configuration_is_named_and_the_rest_goes_on(trained, content, finished):

@@ -1,7 +1,9 @@
 """The run folder: records come back equal, half-written files are not read, damaged ones are named."""
 
+import hashlib
 import json
 import os
+import re
 from pathlib import Path
 
 import msgspec
@@ -18,6 +20,7 @@ OLD = Path(__file__).parents[2] / "fixtures/workspace-v1"
 RUN = OLD / "heads/glas-ramp-t50-b4-5-linear-lr0.01-epochs2-s1"
 OLD_RUNS = [pytest.param(run, id=run.name) for run in list_runs(OLD) if run.finished]
 CONFIG = RunConfig.from_json((RUN / "config.json").read_bytes(), source="config.json")
+TEST_IMAGE = CONFIG.data.images["testB"][0]
 METRICS = Metrics.from_json((RUN / "metrics.json").read_bytes(), source="metrics.json")
 
 
@@ -126,7 +129,7 @@ def test_a_run_is_finished_once_metrics_are_written(run):
     before = run.finished
     run.write_metrics(METRICS)
     assert (before, run.finished) == (False, True)
-    assert sorted(path.name for path in run.path.iterdir()) == ["config.json", "metrics.json"]  # nothing partial
+    assert {path.name for path in run.path.iterdir()} == {"config.json", "checksums.json", "metrics.json"}
 
 
 def test_a_failed_write_of_metrics_leaves_the_run_unfinished(run, monkeypatch):
@@ -140,11 +143,21 @@ def test_a_failed_write_of_metrics_leaves_the_run_unfinished(run, monkeypatch):
 
 
 def test_beginning_again_clears_history_scores_and_predictions(run):
+    own, foreign = run.prediction_path(TEST_IMAGE), run.path / "predictions" / "mine.png"
     run.append_history(Epoch(epoch=1))
-    run.write_prediction("a", np.zeros((2, 2), np.uint8))
+    run.write_prediction(TEST_IMAGE, np.zeros((2, 2), np.uint8))
+    foreign.write_bytes(b"kept")
     run.write_metrics(METRICS)
     run.begin(CONFIG)
-    assert not run.finished and run.read_history() == () and not run.prediction_path("a").exists()
+    assert not run.finished and run.read_history() == ()
+    assert not own.exists() and foreign.read_bytes() == b"kept"
+
+
+def test_a_damaged_configuration_is_begun_again_and_no_prediction_is_removed_by_guess(run):
+    run.write_prediction("a", np.zeros((2, 2), np.uint8))
+    (run.path / "config.json").write_bytes(b"damaged")
+    run.begin(CONFIG)
+    assert run.read_config() == CONFIG and run.prediction_path("a").exists()
 
 
 def test_an_image_id_as_long_as_a_file_name_has_a_prediction_of_its_own(run):
@@ -156,13 +169,60 @@ def test_an_image_id_as_long_as_a_file_name_has_a_prediction_of_its_own(run):
 
 
 def test_leftovers_of_a_killed_process_are_removed_and_nothing_else(run):
-    for name in ("last.safetensors", "head.safetensors.partial", "notes.txt"):
+    half = run.prediction_path(TEST_IMAGE).with_suffix(".png.partial")
+    half.parent.mkdir()
+    for name in ("last.safetensors", "head.safetensors.partial", "notes.txt", "notes.partial"):
         (run.path / name).write_bytes(b"x")
+    half.write_bytes(b"x")
     run.remove_leftovers()
-    assert {path.name for path in run.path.iterdir()} == {"config.json", "last.safetensors", "notes.txt"}
+    left = {"config.json", "last.safetensors", "notes.txt", "notes.partial", "predictions"}
+    assert {path.name for path in run.path.iterdir()} == left and not half.exists()
     run.write_metrics(METRICS)
     run.remove_leftovers()
-    assert {path.name for path in run.path.iterdir()} == {"config.json", "metrics.json", "notes.txt"}
+    assert {path.name for path in run.path.iterdir()} == (left | {"checksums.json", "metrics.json"}) - {
+        "last.safetensors"
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "field"), [("config.json", "parameters"), ("history.jsonl", "val_dice"), ("metrics.json", "best_epoch")]
+)
+def test_a_changed_digit_in_a_finished_run_is_noticed(run, name, field):
+    run.append_history(Epoch(epoch=1, val_dice=0.71))
+    run.write_metrics(METRICS)
+    FinishedRun.read(run)
+    content = (run.path / name).read_text()
+    changed = re.sub(rf'("{field}": ?[0-9.]*)([0-9])', lambda found: found[1] + str(1 + int(found[2]) % 9), content)
+    (run.path / name).write_text(changed)
+    assert changed != content
+    with pytest.raises(ValueError, match=rf"{name} is damaged: its SHA-256 .*train it again"):
+        FinishedRun.read(run)
+
+
+def test_a_picture_that_is_whole_but_not_the_runs_is_noticed(run):
+    run.write_prediction(TEST_IMAGE, np.zeros((2, 2), np.uint8))
+    run.write_metrics(METRICS)
+    run.write_prediction(TEST_IMAGE, np.ones((2, 2), np.uint8))
+    with pytest.raises(ValueError, match=r"\.png is damaged: its SHA-256"):
+        run.read_prediction(TEST_IMAGE)
+
+
+def test_every_file_of_a_run_has_a_checksum_that_sha256_gives(run):
+    run.append_history(Epoch(epoch=1))
+    run.write_prediction(TEST_IMAGE, np.zeros((2, 2), np.uint8))
+    run.write_uncertainty(TEST_IMAGE, np.zeros((2, 2)))
+    run.weights.write_bytes(b"weights")
+    run.write_metrics(METRICS)
+    files = {path.relative_to(run.path).as_posix(): path for path in run.path.rglob("*") if path.is_file()}
+    checksums = json.loads(files.pop("checksums.json").read_bytes())
+    assert checksums == {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
+    assert len(files) == 6
+
+
+def test_a_finished_run_without_checksums_opens(run):
+    run.write_metrics(METRICS)
+    (run.path / "checksums.json").unlink()
+    assert FinishedRun.read(run).metrics == METRICS
 
 
 def test_metrics_of_an_unfinished_run_are_not_found(run):

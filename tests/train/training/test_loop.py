@@ -106,7 +106,8 @@ def test_training_leaves_the_global_generator_alone(toy_store, tmp_path):
 def test_the_run_folder_holds_every_file_of_a_finished_run_and_no_other(trained):
     _, run = trained
     assert {path.name for path in run.path.iterdir()} == {
-        "config.json", "head.safetensors", "head-last.safetensors", "history.jsonl", "metrics.json", "predictions"
+        "config.json", "head.safetensors", "head-last.safetensors", "history.jsonl", "checksums.json", "metrics.json",
+        "predictions",
     }  # fmt: skip
     assert [epoch.epoch for epoch in run.read_history()] == [1, 2, 3]
     assert run.read_config().settings == CONFIG
