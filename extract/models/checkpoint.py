@@ -4,7 +4,8 @@ A pickle is a program: it can name any importable function and call it. `torch.l
 functions of its own list, but refuses every checkpoint that names another class, such as a Lightning callback. So the
 pickle is first followed opcode by opcode, without making an object: calls other than those in CALLS, storages that the
 file does not hold and tuples that would take forever to hash are refused. Then torch reads it, with an inert class in
-the place of every class that it does not know.
+the place of every class that it does not know. The bytes of a zip file are compared with their CRC-32, which torch does
+not do; the older format has none.
 """
 
 from __future__ import annotations
@@ -225,7 +226,20 @@ def _check_zip(path: Path) -> _Pickle:
     for key, needed in pickle.storages.items():
         if (held := sizes.get(f"{root}/data/{key}", 0)) < needed:
             raise _Refused(f"is damaged: storage {key} has {held} of {needed} bytes; get it again")
+    _check_crcs(path)
     return pickle
+
+
+def _check_crcs(path: Path) -> None:
+    """Compare every record of a zip file with its CRC-32."""
+    with zipfile.ZipFile(path) as archive:
+        if (total := sum(record.file_size for record in archive.infolist())) > (held := path.stat().st_size):
+            raise _Refused(f"is damaged: its records have {total} bytes, but the file only {held}; get it again")
+        if (damaged := archive.testzip()) is not None:
+            raise _Refused(
+                f"is damaged: {damaged!r:.200} does not fit its CRC-32; get it again, or, if it was saved without "
+                "checksums (torch.serialization.set_crc32_options), save it again with them"
+            )
 
 
 def _check_legacy(path: Path) -> _Pickle:

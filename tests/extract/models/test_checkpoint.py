@@ -291,6 +291,25 @@ def test_a_tensor_that_reaches_beyond_its_storage_is_refused(tmp_path):
     refusal(path)
 
 
+@pytest.mark.parametrize("where", ["first", "middle", "last"])
+def test_a_flipped_bit_in_the_bytes_of_a_tensor_is_noticed(tmp_path, where):
+    path = save({"a": torch.ones(1000), "b": torch.full((1000,), 2.0)}, tmp_path / "a.ckpt")
+    content = bytearray(path.read_bytes())
+    ones = content.index(np.float32(1).tobytes() * 1000)
+    content[ones + {"first": 0, "middle": 2002, "last": 3999}[where]] ^= 0x08
+    path.write_bytes(content)
+    assert "does not fit its CRC-32; get it again" in refusal(path)
+
+
+def test_records_that_declare_more_bytes_than_the_file_are_not_read(tmp_path):
+    path = save({"a": torch.ones(4)}, tmp_path / "a.ckpt")
+    content = path.read_bytes()
+    at = content.rindex(b"PK\x01\x02")  # of the last record in the directory: sizes at 20 and 24
+    huge = struct.pack("<II", 2**31, 2**31)
+    path.write_bytes(content[: at + 20] + huge + content[at + 28 :])
+    assert "bytes, but the file only" in refusal(path)
+
+
 def test_a_legacy_file_without_its_storages_is_refused(tmp_path):
     system = pickle.dumps({"protocol_version": 1001, "little_endian": True, "type_sizes": {}}, 2)
     content = tensor_pickle((256, 256), (256, 1), 65536, legacy=True)
