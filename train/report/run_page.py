@@ -36,9 +36,11 @@ from pathseg.train.runs.record import RunData
 
 SHEET_ROWS = 4  # of the sheet of a run, from its worst image to its best
 SIDES_PX = {"glas": 768, "synthetic": 512}  # that extract brings a data set to without --resize
-NOT_RECORDED = (  # flags of extract
-    "--root, --limit, --classes, --mpp, --target-mpp, --image-folder, --stride, --views, --val-institutes, --hipt"
-)
+NOT_RECORDED = "--root, --limit, --classes, --mpp, --val-institutes, --hipt"  # flags of extract
+# settings of a data set's preprocessing that are flags of extract
+PREPROCESSING_FLAGS = {
+    "image_folder": "--image-folder", "target_mpp": "--target-mpp", "stride_px": "--stride", "views": "--views",
+}  # fmt: skip
 # fields of a store's key that are flags of extract
 KEY_FLAGS = ("layout", "dtype", "packing", "precision", "batch_size", "seed")
 
@@ -144,7 +146,7 @@ def commands(run: FinishedRun, workspace: Path) -> tuple[str, ...]:
         features = ["--t", str(settings.t), "--blocks", blocks, *_vit_flags(key.vit)]
     extract = [
         "extract", *common, "--dataset", key.dataset, "--model", key.model, "--condition", key.condition,
-        *_resize_flag(run.data), *features, *store,
+        *_resize_flag(run.data), *_preprocessing_flags(run.data), *features, *store,
         *(word for name in KEY_FLAGS for word in (f"--{name.replace('_', '-')}", str(getattr(key, name)))),
         *(["--surroundings", str(key.field_patches)] if key.surroundings else []),
     ]  # fmt: skip
@@ -187,6 +189,13 @@ def _resize_flag(data: RunData) -> list[str]:
     height, width = data.key.size
     own = SIDES_PX.get(data.dataset, None if data.key.preprocessing.resized else height)
     return [] if height != width or height == own else ["--resize", str(height)]
+
+
+def _preprocessing_flags(data: RunData) -> list[str]:
+    settings = data.key.preprocessing.settings
+    flags = [word for name, flag in PREPROCESSING_FLAGS.items() if name in settings
+             for word in (flag, str(settings[name]))]  # fmt: skip
+    return [*flags, "--instances"] if settings.get("masks") == "instance ids" else flags
 
 
 def _curves(run: FinishedRun) -> Figure:

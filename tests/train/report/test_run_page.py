@@ -104,6 +104,22 @@ def test_the_extraction_command_has_the_size_where_it_is_not_the_data_sets_own(
     assert parsed(make_run(key=key), 0)["resize"] == resize
 
 
+@pytest.mark.parametrize(
+    ("settings", "flags"),
+    [
+        ({"views": "flips", "masks": "instance ids"}, {"views": "flips", "instances": True}),
+        (
+            {"views": 3, "stride_px": 400, "target_mpp": 0.25, "image_folder": "images", "view_seed": 0},
+            {"views": 3, "stride": 400, "target_mpp": 0.25, "image_folder": "images"},
+        ),
+        ({}, {"views": None, "instances": False, "stride": None}),
+    ],
+)
+def test_the_extraction_command_has_the_recorded_settings_of_the_data_set(make_run, settings, flags):
+    found = parsed(make_run(key={"dataset": "folder", "preprocessing": {"settings": settings}}), 0)
+    assert found == found | flags
+
+
 def test_the_sizes_without_a_flag_are_those_of_the_data_sets():
     assert SIDES_PX == {"glas": glas.SIDE_PX, "synthetic": synthetic.SIDE_PX}
 
