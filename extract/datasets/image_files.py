@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -232,11 +234,21 @@ def _raise(error: OSError) -> None:
     raise error
 
 
+@cache
+def _silence_libtiff() -> None:
+    """Keep libtiff from printing what is wrong with a file; Pillow raises it too. Found by name in Pillow's module."""
+    pillow = ctypes.CDLL(Image.core.__file__)
+    for handler in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
+        if function := getattr(pillow, handler, None):  # a build may hide them
+            function(None)
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     """Open a file with Pillow, which reads the header only. Raises FileNotFoundError, ValueError naming the file."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
+    _silence_libtiff()
     with _no_size_limit():
         try:
             file = Image.open(path, formats=FORMATS)

@@ -152,6 +152,17 @@ def test_a_file_that_is_no_image_is_named(tmp_path, read):
         read(tmp_path / "text.png")
 
 
+def test_libtiff_prints_nothing_beside_the_error(tmp_path, capfd):
+    noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
+    path = save(tmp_path / "a.tif", noise, compression="tiff_adobe_deflate")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.tif: the file is damaged or cut short"):
+        read_image(path)
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("suffix", [".bmp", ".png", ".jpg"])
 def test_a_truncated_image_is_named(tmp_path, suffix):
     path = save(tmp_path / f"cut{suffix}", RGB)
