@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pathseg.store.runtime.regular_files import open_file
 
+MAX_SHOWN = 200  # letters of a value in a message: a missing quote makes one value of a whole file
 Row = tuple[int, dict[str, str]]  # line number, text by column
 
 
@@ -24,13 +25,13 @@ def read_rows(path: Path, *, required: Collection[str], optional: Collection[str
         try:
             header = [name.strip().lower() for name in next(lines, ())]
             if not set(required) <= set(header):
-                found = ",".join(header) or "nothing"
+                found = shown(",".join(header)) if any(header) else "nothing"
                 raise ValueError(f"{path}: the first line must name the columns {wanted}, found {found}; add it")
             for name in header:
                 if header.count(name) > 1 or not _known(name, (*required, *optional)):
                     why = "twice" if header.count(name) > 1 else "unknown"
                     raise ValueError(
-                        f"{path}: the column {name!r} is {why}; the columns are {wanted} and optionally "
+                        f"{path}: the column {shown(name)} is {why}; the columns are {wanted} and optionally "
                         f"{', '.join(optional)}; remove it"
                     )
             rows = []
@@ -43,6 +44,11 @@ def read_rows(path: Path, *, required: Collection[str], optional: Collection[str
             return rows
         except csv.Error as e:
             raise ValueError(f"{path}: line {lines.line_num}: no rows of {wanted}: {e}; close its quotes") from e
+
+
+def shown(value: str) -> str:
+    """Return a value for a message, quoted, on one line and cut to `MAX_SHOWN` letters."""
+    return repr(value) if len(value) <= MAX_SHOWN else f"{value[:MAX_SHOWN]!r}... ({len(value):,} letters)"
 
 
 def _known(name: str, columns: Collection[str]) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pathseg.extract.datasets.csv_rows import read_rows
+from pathseg.extract.datasets.csv_rows import read_rows, shown
 from pathseg.extract.datasets.image_files import (
     files_of,
     list_files,
@@ -259,11 +259,13 @@ def _read_splits(path: Path, ids: list[str], problems: list[str]) -> tuple[dict[
     for line, row in rows:
         id_, split = by_name.get(_composed(row["id"]), row["id"]), row["split"]
         if id_ in splits:
-            problems.append(f"{path}: line {line}: a second row for {id_!r}; keep one of the two")
+            problems.append(f"{path}: line {line}: a second row for {shown(id_)}; keep one of the two")
         elif id_ not in ids:
-            problems.append(f"{path}: line {line}: no image has the id {id_!r}; remove the row or add the image")
+            problems.append(f"{path}: line {line}: no image has the id {shown(id_)}; remove the row or add the image")
         elif split not in ("train", "val") and not split.startswith("test"):
-            problems.append(f"{path}: line {line}: a split must be train, val or test..., got {split!r}; rename it")
+            problems.append(
+                f"{path}: line {line}: a split must be train, val or test..., got {shown(split)}; rename it"
+            )
         splits[id_] = split
         if source := row.get("source"):
             sources[id_] = source
@@ -289,8 +291,8 @@ def _slide_warnings(samples: tuple[Sample, ...]) -> tuple[str, ...]:
     if divided:
         where = " and ".join(sorted(set(splits[divided[0]])))
         way_out = "put each source into one split" if named else "name id,split,source of each image in splits.csv"
-        return (f"{len(divided)} slides or patients have images in several splits ({divided[0]}: {where}), so scores "
-                f"will be too good; {way_out}",)  # fmt: skip
+        return (f"{len(divided)} slides or patients have images in several splits ({shown(divided[0])}: {where}), so "
+                f"scores will be too good; {way_out}",)  # fmt: skip
     if not named and any(len(of_source) > 1 for of_source in splits.values()):
         slide = next(source for source, of_source in splits.items() if len(of_source) > 1)
         return (f"{slide} and other names seem to have several patches, which a validation split may divide; name the "

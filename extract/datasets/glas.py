@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pathseg.extract.datasets.csv_rows import read_rows
+from pathseg.extract.datasets.csv_rows import read_rows, shown
 from pathseg.extract.datasets.image_files import (
     files_of,
     list_files,
@@ -149,7 +149,7 @@ def _read_patients(root: Path, images: Files, problems: list[str]) -> dict[str, 
     for line, row in rows:
         name, ending = _official_name(row["name"])
         if name is None or ending:
-            problems.append(f"{path}: line {line}: {row['name']!r} is none of {OFFICIAL_NAMES}; correct the row")
+            problems.append(f"{path}: line {line}: {shown(row['name'])} is none of {OFFICIAL_NAMES}; correct the row")
         elif name in patients:
             problems.append(f"{path}: line {line}: a second row for {name}; keep one of the two")
         elif not row["patient id"]:

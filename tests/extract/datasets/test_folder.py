@@ -76,7 +76,7 @@ def test_a_source_in_two_splits_is_a_warning(root):
         root, *(f"{id_},{'test' if id_ == IDS[0] else 'train'},slide7" for id_ in IDS), header="id,split,source"
     )
     (warning,) = listed(root).warnings
-    assert "slide7: test and train" in warning
+    assert "'slide7': test and train" in warning
 
 
 @pytest.mark.parametrize("header", ["id,split,patient", "id,split,split"])
@@ -91,7 +91,7 @@ def test_patches_of_a_slide_in_several_splits_are_a_warning_without_sources(tmp_
     for number in range(10):
         add(tmp_path, name.format(number))
     (warning,) = listed(tmp_path).warnings
-    assert "slide: test and train" in warning and "splits.csv" in warning
+    assert "'slide': test and train" in warning and "splits.csv" in warning
 
 
 def test_numbered_images_are_no_patches_of_a_slide(root):
@@ -400,6 +400,17 @@ def test_a_wrong_row_of_splits_csv_is_named_with_its_line(root, row, words):
     write_splits(root, *(f"{id_},{'test' if id_ == IDS[9] else 'train'}" for id_ in IDS), row)
     (problem,) = problems_of(root)
     assert f"line 12: {words}" in problem
+
+
+@pytest.mark.parametrize("where", ["header", "id", "split"])
+def test_a_value_as_long_as_a_file_takes_one_short_line_of_a_message(root, where):
+    long = "long\n" * 20_000
+    rows = [f"{id_},{'test' if id_ == IDS[9] else 'train'}" for id_ in IDS]
+    header = f'id,split,"{long}"' if where == "header" else "id,split"
+    more = {"header": [], "id": [f'"{long}",train'], "split": [f'{IDS[0]},"{long}"']}[where]
+    write_splits(root, *(rows[1:] if where == "split" else rows), *more, header=header)
+    problem = problems_of(root)[0]
+    assert "long" in problem and len(problem) < 800 and "\n" not in problem
 
 
 def test_an_unknown_split_is_named(root):
