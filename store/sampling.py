@@ -68,7 +68,7 @@ class InputImage(Protocol):
 
     id: stem of the file name. size: (H, W) in px at that resolution. file_px: (h0, w0) in px of the file. scale: px of
     the file per px at that resolution, (vertical, horizontal). mpp: um/px at that resolution, None where it is unknown.
-    slide: whether it is a whole slide, which is read by region. digest: SHA-256 of the file's content.
+    slide: whether it is a whole slide, which is read by region.
     """
 
     id: str
@@ -78,7 +78,10 @@ class InputImage(Protocol):
     scale: tuple[float, float]
     mpp: float | None
     slide: bool
-    digest: str
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the file's content."""
 
     def read(self, y: int, x: int, height: int, width: int, *, mirrored: bool = False) -> np.ndarray:
         """Return a region, (height, width, 3) uint8 RGB, white beyond the edges; with `mirrored` an image goes on

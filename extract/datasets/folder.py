@@ -72,11 +72,11 @@ def open_folder(options: DatasetOptions) -> Dataset:
     classes = options.classes or (INSTANCE_CLASSES if options.instances else tuple(f"code {code}" for code in codes))
     if options.instances and len(set(classes)) != 2:
         problems.append(f"--instances has two classes, got --classes {','.join(classes)}; name background and object")
-    splits, sources = _read_splits(root / "splits.csv", list(images), problems)
+    splits, sources = read_splits(root / "splits.csv", list(images), problems)
     size = (options.resize, options.resize) if options.resize else _common_size(sizes, images, problems)
     if problems:
         raise DatasetError("folder", root, problems=problems)
-    test_split = max((split for split in splits.values() if split.startswith("test")), key=_test_order)
+    test_split = max((split for split in splits.values() if split.startswith("test")), key=test_order)
     samples = tuple(Sample(id_, splits[id_], *sizes[id_], source=sources.get(id_)) for id_ in images)
     return Dataset(
         name="folder",
@@ -96,11 +96,12 @@ def open_folder(options: DatasetOptions) -> Dataset:
         mpp=options.mpp,
         has_instances=options.instances,
         masks_per_class={name: counts[code] for name, code in zip(classes, codes, strict=False)},
-        warnings=_slide_warnings(samples),
+        warnings=slide_warnings(samples),
     )
 
 
-def _test_order(split: str) -> tuple[bool, str]:
+def test_order(split: str) -> tuple[bool, str]:
+    """Order test splits: results are quoted on the last, which is `test` itself where there is one."""
     return split == "test", split
 
 
@@ -244,7 +245,7 @@ def _common_size(sizes: dict[str, tuple[int, int]], images: Files, problems: lis
     return usual
 
 
-def _read_splits(path: Path, ids: list[str], problems: list[str]) -> tuple[dict[str, str], dict[str, str]]:
+def read_splits(path: Path, ids: list[str], problems: list[str]) -> tuple[dict[str, str], dict[str, str]]:
     """Return the split of each id, from the csv file if it exists, else by a hash of the id; and the named sources."""
     if not path.is_file():
         return _hash_splits(ids, problems), {}
@@ -276,7 +277,7 @@ def _read_splits(path: Path, ids: list[str], problems: list[str]) -> tuple[dict[
     return splits, sources
 
 
-def _slide_warnings(samples: tuple[Sample, ...]) -> tuple[str, ...]:
+def slide_warnings(samples: tuple[Sample, ...]) -> tuple[str, ...]:
     """Return a line where images of one source are in several splits, or seem to be and no source is named.
 
     Without a source, patches of a slide are files whose names (PATCH_NAME) differ in coordinates alone.

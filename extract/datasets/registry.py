@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from pathseg.store.key import Preprocessing
 
+MOST_BRUSH_UM = 10_000.0  # a cm
 MAX_SHOWN_PROBLEMS = 50  # lines of a DatasetError; a wrong folder can hold any number of files
 
 
@@ -104,10 +105,12 @@ class DatasetOptions:
     root: Path | None = None
     limit: int | None = _flag(None, "Take this many images, in proportion to the splits.")
     resize: int | None = _flag(None, "Side in px, a multiple of 256, that images are brought to.")
-    classes: tuple[str, ...] = _flag((), "Class names in code order, for --dataset folder.")
+    classes: tuple[str, ...] = _flag((), "Class names in code order, for --dataset folder or slides.")
     instances: bool = _flag(False, "Masks of --dataset folder number objects of one class: 1, 2, ...; 0 = background.")
     mpp: float | None = _flag(None, "um/px of the files, where the data set does not say or says it wrongly.")
-    target_mpp: float | None = _flag(None, "um/px that bcss regions are brought to.  [default: 0.5, the paper's 20x]")
+    target_mpp: float | None = _flag(
+        None, "um/px that bcss regions and slides are brought to.  [default: 0.5, the paper's 20x]"
+    )
     image_folder: Literal["images", "rgbs_colorNormalized"] | None = _flag(
         None, "Which of the two kinds of bcss images to take.  [default: images, if it is there]"
     )
@@ -118,6 +121,16 @@ class DatasetOptions:
         "store the features of each training image turned and flipped, and train on one of these in each epoch.",
     )
     val_institutes: tuple[str, ...] = _flag((), "Institutes of bcss to validate on: BH,C8,A8,A1,E9 in one suite.")
+    window_px: int | None = _flag(None, "Side of the windows of slides, a multiple of 256.  [default: 512]")
+    min_labelled_px: int | None = _flag(
+        None, "Take windows of slides with at least so many px that have a label.  [default: 1024]"
+    )
+    brush_um: float | None = _flag(None, "Width in um of lines and points drawn on slides.  [default: 10]")
+    region_class: str | None = _flag(
+        None,
+        "Class of outlines of slides inside which all that is not outlined is background. Elsewhere what is not "
+        "outlined counts nowhere.  [default: Region*, QuPath's own]",
+    )
     seed: int = 0  # of generated tissue and drawn views; one flag of `extract` that also seeds the noise, never refused
 
     def __post_init__(self) -> None:
@@ -208,6 +221,29 @@ DATASETS: dict[str, DatasetEntry] = {
         licence="yours",
         options=("root", "resize", "classes", "instances", "mpp", "views"),
     ),
+    "slides": DatasetEntry(
+        summary="your own whole slides (or images) with outlines drawn in QuPath",
+        opener="pathseg.extract.datasets.slides:open_slides",
+        source="your own slides; in QuPath: File, Export objects as GeoJSON",
+        layout=(
+            "NAME.svs          any slide that OpenSlide reads, or an image; in any sub-folders\n"
+            "NAME.geojson      its outlines (or NAME.svs.geojson, .json, gzipped)\n"
+            "splits.csv        optional: columns id,split and optionally source; id is NAME, split is train, val or\n"
+            "                  test..., source the patient who is never divided"
+        ),
+        licence="yours",
+        options=(
+            "root",
+            "classes",
+            "mpp",
+            "target_mpp",
+            "views",
+            "window_px",
+            "min_labelled_px",
+            "brush_um",
+            "region_class",
+        ),
+    ),
     "synthetic": DatasetEntry(
         summary="generated H&E-like tissue with exact masks: glands, lumens, epithelium, stroma",
         opener="pathseg.extract.datasets.synthetic.dataset:open_synthetic",
@@ -251,13 +287,22 @@ def check_options(name: str, options: DatasetOptions) -> None:
     from pathseg.extract.datasets.bcss_regions import VIEW_PX  # here, so that the table alone imports no numpy
     from pathseg.store.grid import PATCH_PX
 
+    def patches(value: int) -> bool:
+        return value > 0 and value % PATCH_PX == 0
+
     rules = {
         "limit": (lambda value: value >= 1, "must be at least 1 image"),
-        "resize": (lambda value: value > 0 and value % PATCH_PX == 0, f"must be a multiple of the {PATCH_PX} px patch"),
+        "resize": (patches, f"must be a multiple of the {PATCH_PX} px patch"),
         "mpp": (plausible_mpp, f"must be {MIN_MPP:g} to {MAX_MPP:g} um/px, as scans are"),
         "target_mpp": (plausible_mpp, f"must be {MIN_MPP:g} to {MAX_MPP:g} um/px, as scans are"),
         "stride": (lambda value: 1 <= value <= VIEW_PX, f"must be 1 to {VIEW_PX} px, or tissue between views is lost"),
         "views": (lambda value: value == "flips" or value >= 1, "must be at least 1, the centre"),
+        "window_px": (
+            lambda value: value > 0 and value % PATCH_PX == 0,
+            f"must be a multiple of the {PATCH_PX} px patch",
+        ),
+        "min_labelled_px": (lambda value: value >= 1, "must be at least 1 px"),
+        "brush_um": (lambda value: 0 < value <= MOST_BRUSH_UM, f"must be above 0 and at most {MOST_BRUSH_UM:g} um"),
     }
     for option, (holds, rule) in rules.items():
         value = getattr(options, option)

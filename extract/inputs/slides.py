@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -76,8 +77,7 @@ class Slide:
             properties = self._slide.properties
             mpp_y, mpp_x = (file_mpp or float(properties.get(name, "nan")) for name in MPP)
             self._top, self._left, *sides = self._bounds(properties)
-            quickhash = properties.get("openslide.quickhash-1", "")  # of its properties and smallest level
-        self.digest = _content_digest(path, quickhash)
+            self._quickhash = properties.get("openslide.quickhash-1", "")  # of its properties and smallest level
         height, width = self.file_px = sides[0], sides[1]
         if not all(math.isfinite(stated) and stated > 0 for stated in (mpp_y, mpp_x)):
             self.close()
@@ -93,6 +93,11 @@ class Slide:
         self.scale = mpp / mpp_y, mpp / mpp_x
         self.size = max(1, round(height / self.scale[0])), max(1, round(width / self.scale[1]))
         self._height_um = mpp * self.size[0]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the file's content; reads the whole file."""
+        return _content_digest(self.path, self._quickhash)
 
     def read(self, y: int, x: int, height: int, width: int, *, mirrored: bool = False) -> np.ndarray:
         """Return a region in px at `mpp`, (height, width, 3) uint8 RGB, white where nothing was scanned.

@@ -1,0 +1,335 @@
+"""Slides with outlines drawn in QuPath: windows of the slides around what is outlined, and masks of the outlines."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from pathseg.extract.datasets.folder import read_splits, slide_warnings, test_order
+from pathseg.extract.datasets.image_files import list_files, stated_mpp
+from pathseg.extract.datasets.registry import (
+    Dataset,
+    DatasetError,
+    DatasetOptions,
+    Pixels,
+    Sample,
+    dataset_root,
+    limit_samples,
+    missing_data,
+)
+from pathseg.extract.inputs.images import list_input_images, open_input_image
+from pathseg.extract.inputs.outlines import OUTLINE_SUFFIXES, UNCLASSIFIED, Outlines, rasterise, read_outlines
+from pathseg.store.classes import background_code
+from pathseg.store.key import Preprocessing
+from pathseg.store.sampling import InputImage, Sampling
+
+if TYPE_CHECKING:
+    from shapely import Geometry
+
+TARGET_MPP = 0.5  # um/px, 20x: the paper's, and of its model's training
+WINDOW_PX = 512
+MIN_LABELLED_PX = 1024
+BRUSH_UM = 10.0
+UNLABELLED = 255  # code of pixels that count in no loss, class weight or metric
+REGION_CLASS = "Region*"  # QuPath's own class for a region of interest
+IGNORE_CLASS = "Ignore*"  # QuPath's own class for what is not to be counted
+BACKGROUND = "background"
+MAX_CLASSES = 64
+
+Files = dict[str, Path]  # by name of the slide
+Slides = dict[str, "AnnotatedSlide"]  # by name
+Windows = dict[str, tuple[str, int, int]]  # by id of the sample: name of the slide, (y, x) of the first px
+
+
+class SlideShape(NamedTuple):
+    """(H, W) of a slide in px of its file and at the target um/px; px of the file per px of these, (down, across)."""
+
+    file_px: tuple[int, int]
+    size: tuple[int, int]
+    scale: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class AnnotatedSlide:
+    """A slide and what is outlined on it.
+
+    areas: outlines in px of the file with their codes, `UNLABELLED` for ignored ones. region: union of the regions of
+    interest, inside which what no outline covers is background; None without any.
+    """
+
+    image: Path
+    outlines: Path
+    shape: SlideShape
+    areas: tuple[tuple[Geometry, int], ...]
+    region: Geometry | None
+
+    @cached_property
+    def _bounds(self) -> np.ndarray:
+        return np.array([area.bounds for area, _ in self.areas]).reshape(-1, 4)  # left, top, right, bottom
+
+    def mask(self, y: int, x: int, side: int, *, background: int | None) -> np.ndarray:
+        """Return the class codes of a window, (side, side) uint8, beyond the slide `UNLABELLED`.
+
+        y, x: of its first px, at the target um/px. background: code inside the region of interest.
+        """
+        draw = partial(rasterise, corner=(y, x), size=(side, side), scale=self.shape.scale)
+        (down, across), (left, top, right, bottom) = self.shape.scale, self._bounds.T
+        near = (left < (x + side) * across) & (right > x * across) & (top < (y + side) * down) & (bottom > y * down)
+        areas = [self.areas[number] for number in np.flatnonzero(near)]
+        codes = draw(areas, fill=UNLABELLED)
+        if self.region is not None and background is not None:
+            inside = draw([(self.region, 1)], fill=0)
+            outlined = draw([(area, 1) for area, _ in areas], fill=0)  # also by what is ignored
+            codes[(inside == 1) & (outlined == 0)] = background
+        codes[max(0, self.shape.size[0] - y) :] = UNLABELLED
+        codes[:, max(0, self.shape.size[1] - x) :] = UNLABELLED
+        return codes
+
+
+class SlideReader:
+    """Read regions of slides at `mpp` um/px, and keep the last one open.
+
+    file_mpp: um/px of the files, in place of what they state. Thread-safe.
+    """
+
+    def __init__(self, mpp: float, file_mpp: float | None) -> None:
+        self._mpp, self._file_mpp = mpp, file_mpp
+        self._lock = threading.Lock()
+        self._last: InputImage | None = None
+
+    def __reduce__(self) -> tuple:  # another process opens its own
+        return SlideReader, (self._mpp, self._file_mpp)
+
+    def open(self, path: Path) -> InputImage:
+        """Return a slide or an image, valid until the next call. Raises ValueError naming a file that cannot be read.
+
+        Also where a file states no um/px and none was given.
+        """
+        if self._last is None or self._last.path != path:
+            if self._last is not None:
+                self._last.close()
+                self._last = None
+            size = WINDOW_PX, WINDOW_PX
+            image = open_input_image(path, Sampling(size, self._mpp, False, size), file_mpp=self._file_mpp)
+            if not image.slide and self._file_mpp is None and stated_mpp(path) is None:
+                raise ValueError(f"{path}: the image does not say its um/px; pass --mpp")
+            self._last = image
+        return self._last
+
+    def read(self, path: Path, y: int, x: int, height: int, width: int) -> np.ndarray:
+        """Return a region, (height, width, 3) uint8 RGB: beyond a slide white, beyond an image mirrored."""
+        with self._lock:
+            return self.open(path).read(y, x, height, width, mirrored=True)
+
+
+def open_slides(options: DatasetOptions) -> Dataset:
+    """List the annotated windows of a folder of slides, each with the GeoJSON of its outlines (`inputs.outlines`).
+
+    The outlines of NAME.svs are NAME.geojson or NAME.svs.geojson, also `.json` and gzipped. Windows of
+    `options.window_px` lie side by side from the slide's first px, at `options.target_mpp` um/px; those with at least
+    `options.min_labelled_px` labelled px are samples. A px has the class of the smallest outline that its centre lies
+    in. Inside outlines of the class `options.region_class`, px without another outline are background. All other px,
+    and those in outlines of IGNORE_CLASS, count nowhere. Classes: those of all files by name, `background` first, or
+    `options.classes`. Splits: of whole slides, from splits.csv as in a folder of images, id being the slide's name.
+
+    Raises FileNotFoundError where there is no slide or no outline, DatasetError as `open_dataset`.
+    """
+    root = dataset_root("slides", options)
+    slides, labels, problems = _pair_files(root)
+    target = options.target_mpp or TARGET_MPP
+    reader = SlideReader(target, options.mpp)
+    outlines: dict[str, Outlines] = {}
+    shapes: dict[str, SlideShape] = {}
+    region_class, brush_um = options.region_class or REGION_CLASS, options.brush_um or BRUSH_UM
+    for name, path in labels.items():
+        try:
+            image = reader.open(slides[name])
+            shapes[name] = SlideShape(image.file_px, image.size, image.scale)
+            outlines[name] = read_outlines(path, brush_px=brush_um / target * image.scale[1])
+        except (ValueError, FileNotFoundError) as e:
+            problems.append(str(e))
+    outlined = {one.class_name for own in outlines.values() for one in own.outlines}
+    classes = _classes(outlined, options.classes, region_class, problems, root)
+    background = background_code(classes)
+    codes = {name: code for code, name in enumerate(classes)} | {IGNORE_CLASS: UNLABELLED}
+    annotated = {
+        name: _annotated(slides[name], labels[name], shapes[name], own, codes, region_class, problems)
+        for name, own in outlines.items()
+    }
+    splits, sources = read_splits(root / "splits.csv", list(labels), problems)
+    if problems:
+        raise DatasetError("slides", root, problems=problems)
+    side = options.window_px or WINDOW_PX
+    least = options.min_labelled_px or MIN_LABELLED_PX
+    samples, windows, counts, poor = [], {}, Counter[int](), 0
+    for name, slide in annotated.items():
+        for y, x in _candidates(slide, side):
+            mask = slide.mask(y, x, side, background=background)
+            if np.count_nonzero(mask != UNLABELLED) < least:
+                poor += 1
+                continue
+            sample = Sample(f"{name}_y{y:06d}_x{x:06d}", splits[name], side, side, source=sources.get(name, name))
+            samples.append(sample)
+            windows[sample.id] = name, y, x
+            counts.update(np.unique(mask).tolist())
+    if not samples:
+        few = f"no window of {side}x{side} px has {least} labelled px; outline more or pass a lower --min-labelled-px"
+        raise DatasetError("slides", root, problems=[few])
+    test_split = max(
+        (sample.split for sample in samples if sample.split.startswith("test")), key=test_order, default="test"
+    )
+    bare = len(slides) - len(labels)
+    left_out = [f"{bare} slides without outlines"] * bool(bare)
+    left_out += [f"{poor} windows with fewer than {least} labelled px"] * bool(poor)
+    return Dataset(
+        name="slides",
+        samples=limit_samples(tuple(samples), options.limit, test_split=test_split),
+        load=partial(_load, reader, annotated, windows, side, background),
+        load_surroundings=partial(_load_surroundings, reader, annotated, windows, side),
+        files=partial(_files_of, annotated, windows),
+        classes=classes,
+        size=(side, side),
+        test_split=test_split,
+        preprocessing=Preprocessing(
+            settings={"target_mpp": target, "brush_um": brush_um, "region_class": region_class}
+        ),
+        background=background,
+        ignore=UNLABELLED,
+        mpp=target,
+        left_out="; ".join(left_out),
+        masks_per_class={name: counts[code] for code, name in enumerate(classes)},
+        warnings=(*_outline_warnings(outlines.values()), *slide_warnings(tuple(samples))),
+    )
+
+
+def _pair_files(root: Path) -> tuple[Files, Files, list[str]]:
+    """Return all slides by name, the outlines of those that have some, and a line for each file that fits no slide."""
+    problems: list[str] = []
+    try:
+        slides = {path.stem: path for path in list_input_images([str(root)])}
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            missing_data("slides", f"no slides data set: there is no slide or image in {root}")
+        ) from None
+    by_name = {**{path.name: name for name, path in slides.items()}, **{name: name for name in slides}}
+    labels: Files = {}
+    for path in list_files(root, suffixes=(".geojson", ".json", ".gz")):
+        ending = next((ending for ending in OUTLINE_SUFFIXES if path.name.lower().endswith(ending)), None)
+        if ending is None:
+            continue
+        name = by_name.get(path.name[: -len(ending)])
+        if name is None:
+            problems.append(
+                f"{path}: no slide or image is called {path.name[: -len(ending)]}; rename it or add the slide"
+            )
+        elif name in labels:
+            problems.append(f"{path}: outlines of {slides[name].name} are also in {labels[name].name}; keep one file")
+        else:
+            labels[name] = path
+    if not labels and not problems:
+        raise FileNotFoundError(missing_data("slides", f"no slides data set: no slide in {root} has outlines"))
+    return slides, {name: labels[name] for name in slides if name in labels}, problems
+
+
+def _classes(
+    outlined: set[str | None], given: tuple[str, ...], region_class: str, problems: list[str], root: Path
+) -> tuple[str, ...]:
+    """Return the classes in code order; add a line to `problems` where they do not fit the outlines."""
+    names = sorted(name for name in outlined if name not in (UNCLASSIFIED, region_class, IGNORE_CLASS))
+    has_region = region_class in outlined
+    if given and (unknown := [name for name in names if name not in given]):
+        problems.append(
+            f"{root}: outlines have the classes {', '.join(names)}, but --classes lacks {', '.join(unknown)}"
+        )
+    if len(set(given)) < len(given):
+        problems.append(f"class names must differ, got --classes {','.join(given)}; name each class once")
+    classes = list(given or names)
+    background = background_code(classes)
+    if background is None and has_region:
+        classes.insert(0, BACKGROUND)
+    elif background and not given:
+        classes.insert(0, classes.pop(background))
+    if len(classes) < 2:
+        problems.append(
+            f"{root}: outlines must be of two classes or more, but have {', '.join(classes) or 'no class at all'}; "
+            f"outline a second class, or a region of the class {region_class} inside which all else is background"
+        )
+    if len(classes) > MAX_CLASSES:
+        problems.append(f"{root}: outlines have {len(classes)} classes, at most {MAX_CLASSES} are possible; merge some")
+    return tuple(classes)
+
+
+def _annotated(
+    path: Path, labels: Path, shape: SlideShape, outlines: Outlines, codes: dict[str, int], region_class: str,
+    problems: list[str],
+) -> AnnotatedSlide:  # fmt: skip
+    """Give the outlines of a slide their codes; add a line to `problems` for those that lie beside it."""
+    import shapely
+
+    height, width = shape.file_px
+    areas, regions = [], []
+    for number, outline in enumerate(outlines.outlines, 1):
+        left, top, right, bottom = outline.area.bounds
+        if right <= 0 or bottom <= 0 or left >= width or top >= height:
+            where = f"around x {(left + right) / 2:.0f}, y {(top + bottom) / 2:.0f}"
+            problems.append(
+                f"{labels}: annotation {number} ({outline.class_name}, {where}) lies beside {path.name}, which has "
+                f"{width}x{height} px; export the outlines of this slide"
+            )
+        elif outline.class_name == region_class:
+            regions.append(outline.area)
+        elif outline.class_name in codes:
+            areas.append((outline.area, codes[outline.class_name]))
+    region = shapely.union_all(regions) if regions else None
+    return AnnotatedSlide(path, labels, shape, tuple(areas), region)
+
+
+def _candidates(slide: AnnotatedSlide, side: int) -> Iterator[tuple[int, int]]:
+    """Yield (y, x) of the windows that an outline or a region may lie in, row by row."""
+    import shapely
+
+    drawn = shapely.STRtree([*(area for area, _ in slide.areas), *([slide.region] if slide.region else [])])
+    down, across = slide.shape.scale
+    for y in range(0, slide.shape.size[0], side):
+        for x in range(0, slide.shape.size[1], side):
+            if len(drawn.query(shapely.box(x * across, y * down, (x + side) * across, (y + side) * down))):
+                yield y, x
+
+
+def _outline_warnings(every: Iterable[Outlines]) -> tuple[str, ...]:
+    found = list(every)
+    unclassified = sum(one.class_name is UNCLASSIFIED for outlines in found for one in outlines.outlines)
+    mended, others = sum(outlines.mended for outlines in found), sum(outlines.left_out for outlines in found)
+    lines = {
+        f"{unclassified} annotations without a class are not used; set a class in QuPath": unclassified,
+        f"{mended} outlines cross themselves; their parts were taken as areas": mended,
+        f"{others} objects are detections, cells or tiles; annotations alone are used": others,
+    }
+    return tuple(line for line, count in lines.items() if count)
+
+
+def _load(
+    reader: SlideReader, slides: Slides, windows: Windows, side: int, background: int | None, sample: Sample
+) -> Pixels:
+    name, y, x = windows[sample.id]
+    slide = slides[name]
+    return Pixels(reader.read(slide.image, y, x, side, side), slide.mask(y, x, side, background=background))
+
+
+def _load_surroundings(
+    reader: SlideReader, slides: Slides, windows: Windows, side: int, sample: Sample, margin: int
+) -> np.ndarray:
+    name, y, x = windows[sample.id]
+    return reader.read(slides[name].image, y - margin, x - margin, side + 2 * margin, side + 2 * margin)
+
+
+def _files_of(slides: Slides, windows: Windows, sample: Sample) -> tuple[Path, ...]:
+    slide = slides[windows[sample.id][0]]
+    return slide.image, slide.outlines

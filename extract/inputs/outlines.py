@@ -1,0 +1,195 @@
+"""Outlines drawn in QuPath: reading its GeoJSON, and rasterising the outlines to a mask of class codes."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import math
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from pathseg.store.runtime.regular_files import open_file
+
+if TYPE_CHECKING:
+    from shapely import Geometry
+
+OUTLINE_SUFFIXES = (".geojson", ".geojson.gz", ".json", ".json.gz")
+MAX_BYTES = 2**30  # of an unpacked file: some ten million corners
+GEOMETRIES = (
+    "Point", "MultiPoint", "LineString", "MultiLineString", "Polygon", "MultiPolygon", "GeometryCollection",
+)  # fmt: skip
+UNCLASSIFIED = None
+
+
+@dataclass(frozen=True)
+class Outline:
+    """An annotation: its class, None without one, and its area, a valid shapely geometry in px of the image file."""
+
+    class_name: str | None
+    area: Geometry
+
+
+@dataclass(frozen=True)
+class Outlines:
+    """The annotations of one file.
+
+    colours: hex colour of each class that states one. left_out: number of objects that are no annotations (detections,
+    cells, tiles). mended: number of outlines that crossed themselves.
+    """
+
+    outlines: tuple[Outline, ...]
+    colours: Mapping[str, str]
+    left_out: int
+    mended: int
+
+
+def read_outlines(path: Path, *, brush_px: float) -> Outlines:
+    """Read the annotations of a GeoJSON file as QuPath exports it: a FeatureCollection, an array, or one Feature.
+
+    Also gzipped. Points and lines become areas `brush_px` px of the image file wide. An outline that crosses itself is
+    mended (`shapely.make_valid`). Raises ValueError naming the file, and the object by its number: no GeoJSON, a
+    geometry that cannot be read, coordinates that are not finite.
+    """
+    import shapely
+
+    outlines: list[Outline] = []
+    colours: dict[str, str] = {}
+    left_out = mended = 0
+    for number, feature in enumerate(_features(path), 1):
+        properties = feature.properties or _Properties()
+        if properties.object_type not in (None, "annotation"):
+            left_out += 1
+            continue
+        try:
+            geometry = _geometry(feature.geometry)
+            if geometry.is_empty:
+                raise ValueError("it has no coordinates")
+            if not all(map(math.isfinite, geometry.bounds)):
+                raise ValueError("its coordinates are not finite")
+        except (ValueError, TypeError, AttributeError, LookupError, shapely.errors.ShapelyError) as e:
+            raise ValueError(f"{path}: object {number} is no outline: {_first_line(e)}; remove it") from e
+        area = shapely.union_all([_areal(one, brush_px) for one in _single_geometries(geometry)])
+        mended += not all(one.is_valid for one in _single_geometries(geometry))
+        name = None if properties.classification is None else properties.classification.name
+        if name and (colour := _hex_colour(properties.classification)):
+            colours.setdefault(name, colour)
+        outlines.append(Outline(name or UNCLASSIFIED, area))
+    return Outlines(tuple(outlines), colours, left_out, mended)
+
+
+def rasterise(
+    areas: Sequence[tuple[Geometry, int]],
+    *,
+    corner: tuple[int, int],
+    size: tuple[int, int],
+    scale: tuple[float, float],
+    fill: int,
+) -> np.ndarray:
+    """Rasterise areas in px of the image file with their codes to a window, (H, W) uint8; elsewhere `fill`.
+
+    A px gets the code of the areas that its centre lies in, the smallest one where they overlap; of equally large ones
+    the last. corner: (y, x) of the window, in px that measure `scale` (down, across) px of the file.
+    """
+    from rasterio.features import rasterize
+    from rasterio.transform import Affine
+
+    ordered = sorted(areas, key=lambda pair: -pair[0].area)
+    if not ordered:
+        return np.full(size, fill, np.uint8)
+    (y, x), (down, across) = corner, scale
+    transform = Affine(across, 0, x * across, 0, down, y * down)
+    codes: np.ndarray = rasterize(ordered, out_shape=size, fill=fill, transform=transform, dtype=np.uint8)
+    return codes
+
+
+class _Classification(msgspec.Struct, frozen=True):
+    name: str | None = None
+    color: tuple[int, int, int] | None = None
+    colorRGB: int | None = None  # of older exports, ARGB as a signed number
+
+
+class _Properties(msgspec.Struct, frozen=True, rename="camel"):
+    object_type: str | None = None
+    classification: _Classification | None = None
+
+
+class _Feature(msgspec.Struct, frozen=True, tag_field="type", tag="Feature"):
+    geometry: dict[str, Any]
+    properties: _Properties | None = None
+
+
+class _FeatureCollection(msgspec.Struct, frozen=True, tag_field="type", tag="FeatureCollection"):
+    features: list[_Feature]
+
+
+def _features(path: Path) -> list[_Feature]:
+    content = _content(path)
+    try:
+        found = msgspec.json.decode(content, type=_FeatureCollection | _Feature | list[_Feature])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+        raise ValueError(f"{path}: no GeoJSON as QuPath exports it: {_first_line(e)}; export it again") from e
+    if isinstance(found, _FeatureCollection):
+        return found.features
+    return [found] if isinstance(found, _Feature) else found
+
+
+def _content(path: Path) -> bytes:
+    try:
+        with open_file(path) as file:
+            head = file.peek(2)[:2]
+            stream: io.BufferedIOBase = gzip.GzipFile(fileobj=file) if head == b"\x1f\x8b" else file
+            content = stream.read(MAX_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as e:
+        raise ValueError(f"{path}: the file cannot be read: {_first_line(e)}; export it again") from e
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"{path}: more than {MAX_BYTES // 2**20} MiB of GeoJSON; export annotations alone")
+    return content.removeprefix(b"\xef\xbb\xbf")
+
+
+def _geometry(values: Mapping[str, Any]) -> Geometry:
+    import shapely
+
+    kind = values.get("type")
+    if kind not in GEOMETRIES:
+        raise ValueError(f"its geometry is {kind!r:.40}, not one of {', '.join(GEOMETRIES)}")
+    return shapely.geometry.shape(values)
+
+
+def _single_geometries(geometry: Geometry) -> Iterator[Geometry]:
+    if hasattr(geometry, "geoms"):
+        for one in geometry.geoms:
+            yield from _single_geometries(one)
+    else:
+        yield geometry
+
+
+def _areal(geometry: Geometry, brush_px: float) -> Geometry:
+    """Return the area of a polygon, a line or a point; of a polygon that crosses itself that of its mended parts."""
+    import shapely
+
+    if geometry.geom_type != "Polygon":
+        return geometry.buffer(brush_px / 2)
+    if geometry.is_valid:
+        return geometry
+    parts = [one for one in _single_geometries(shapely.make_valid(geometry)) if one.geom_type == "Polygon"]
+    return shapely.union_all(parts)
+
+
+def _hex_colour(classification: _Classification | None) -> str | None:
+    if classification is None:
+        return None
+    if classification.color is not None and all(0 <= value <= 255 for value in classification.color):
+        return "#{:02x}{:02x}{:02x}".format(*classification.color)
+    if classification.colorRGB is not None:
+        return f"#{classification.colorRGB & 0xFFFFFF:06x}"
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,235 @@
+"""Slides with outlines: windows where something is outlined, masks of what is outlined, one line for each fault."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from pathseg.extract.datasets.registry import DatasetError, DatasetOptions, open_dataset
+
+OPTIONS = {"window_px": 256, "min_labelled_px": 100, "target_mpp": 0.5}
+
+
+def box(left, top, right, bottom, name="gland"):
+    ring = [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
+    properties = {"objectType": "annotation", "classification": {"name": name, "color": [200, 0, 0]}}
+    return {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}, "properties": properties}
+
+
+def write_slide(path, *, size=(1200, 1600), mpp=0.25, seed=0):
+    """A tiled TIFF that OpenSlide reads, of random squares."""
+    squares = np.random.default_rng(seed).integers(80, 255, (size[0] // 8, size[1] // 8, 3), dtype=np.uint8)
+    pixels = np.kron(squares, np.ones((8, 8, 1), np.uint8))
+    resolution = (1e4 / mpp, 1e4 / mpp)
+    tifffile.imwrite(path, pixels, tile=(256, 256), photometric="rgb", resolution=resolution, resolutionunit=3)
+    return pixels
+
+
+def write_outlines(path, *features):
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": list(features)}))
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Three slides of 1200x1600 px at 0.25 um/px (600x800 px at 0.5) with a gland and stroma each."""
+    for number, name in enumerate(("a", "b", "c")):
+        write_slide(tmp_path / f"{name}.tif", seed=number)
+        write_outlines(
+            tmp_path / f"{name}.geojson", box(100, 100, 300, 200), box(520, 40, 1000, 500, "stroma"),
+        )  # fmt: skip
+    (tmp_path / "splits.csv").write_text("id,split\na,train\nb,train\nc,test\n")
+    return tmp_path
+
+
+def listed(root, **options):
+    return open_dataset("slides", DatasetOptions(root=root, **(OPTIONS | options)))
+
+
+def test_windows_with_labels_are_samples_of_their_slide(root):
+    dataset = listed(root)
+    own = [sample.id for sample in dataset.samples if sample.source == "a"]
+    assert own == ["a_y000000_x000000", "a_y000000_x000256"]  # 0..50 x 50..150 px and 260..500 x 20..250 px
+    assert [sample.split for sample in dataset.samples] == ["train"] * 4 + ["test"] * 2
+    assert (dataset.classes, dataset.ignore, dataset.background) == (("gland", "stroma"), 255, None)
+    assert (dataset.size, dataset.mpp) == ((256, 256), 0.5)
+
+
+def test_a_mask_has_the_outlines_where_they_were_drawn_and_ignores_the_rest(root):
+    dataset = listed(root)
+    mask = dataset.load(dataset.samples[0]).mask
+    expected = np.full((256, 256), 255, np.uint8)
+    expected[50:100, 50:150] = 0
+    np.testing.assert_array_equal(mask, expected)
+    beside = dataset.load(dataset.samples[1]).mask
+    assert (beside == 1).sum() == (250 - 20) * (500 - 260) and set(np.unique(beside)) == {1, 255}
+
+
+def test_the_image_of_a_window_is_the_slide_at_the_target_resolution(root):
+    whole = np.asarray(Image.fromarray(write_slide(root / "a.tif")).resize((800, 600), Image.Resampling.BICUBIC))
+    dataset = listed(root)
+    image = dataset.load(dataset.samples[1]).image
+    difference = abs(image.astype(int) - whole[:256, 256:512])
+    assert difference[8:-8, 8:-8].max() <= 1
+
+
+def test_inside_a_region_what_is_not_outlined_is_background(root):
+    write_outlines(root / "a.geojson", box(100, 100, 300, 200), box(60, 60, 400, 400, "Region*"),
+                   box(60, 300, 400, 400, "Ignore*"))  # fmt: skip
+    dataset = listed(root)
+    assert (dataset.classes, dataset.background) == (("background", "gland", "stroma"), 0)
+    mask = dataset.load(dataset.samples[0]).mask
+    expected = np.full((256, 256), 255, np.uint8)
+    expected[30:150, 30:200] = 0
+    expected[50:100, 50:150] = 1
+    np.testing.assert_array_equal(mask, expected)
+
+
+def test_another_class_can_bound_the_region(root):
+    write_outlines(root / "a.geojson", box(100, 100, 300, 200), box(60, 60, 400, 400, "done"))
+    assert listed(root, region_class="done").classes == ("background", "gland", "stroma")
+
+
+def test_named_classes_give_the_order_of_the_codes(root):
+    assert listed(root, classes=("stroma", "gland")).classes == ("stroma", "gland")
+    assert (listed(root, classes=("stroma", "gland", "fat")).masks_per_class) == {"stroma": 3, "gland": 3, "fat": 0}
+
+
+def test_beyond_the_slide_nothing_is_labelled(root):
+    write_outlines(root / "a.geojson", box(1500, 1100, 1700, 1300), box(520, 40, 1000, 500, "stroma"))
+    dataset = listed(root)  # the slide ends at 800x600 px, the gland reaches from 750 to 850 and from 550 to 650 px
+    left, right = [dataset.load(one).mask for one in dataset.samples if one.id.startswith("a_y000512")]
+    assert (left == 0).sum() == (768 - 750) * 50 and (right == 0).sum() == (800 - 768) * 50
+    assert (right[88:] == 255).all() and (right[:, 32:] == 255).all()
+
+
+def test_lines_and_points_are_drawn_with_the_brush(root):
+    line = box(0, 0, 1, 1)
+    line["geometry"] = {"type": "LineString", "coordinates": [[100, 100], [400, 100]]}
+    write_outlines(root / "a.geojson", line, box(520, 40, 1000, 500, "stroma"))
+    for um, rows in ((10, 20), (4, 8)):  # at 0.5 um/px
+        dataset = listed(root, brush_um=um)
+        mask = dataset.load(dataset.samples[0]).mask
+        assert (mask[:, 100] == 0).sum() == rows
+
+
+def test_images_with_a_scale_are_slides_too(root):
+    Image.fromarray(np.zeros((300, 400, 3), np.uint8)).save(root / "d.png", dpi=(50800, 50800))  # 0.5 um/px
+    write_outlines(root / "d.png.geojson", box(10, 10, 60, 60))
+    (root / "splits.csv").write_text("id,split\na,train\nb,train\nc,test\nd,train\n")
+    dataset = listed(root)
+    (sample,) = [sample for sample in dataset.samples if sample.source == "d"]
+    pixels = dataset.load(sample)
+    assert pixels.image.shape == (256, 256, 3) and (pixels.mask[10:60, 10:60] == 0).all()
+
+
+def test_a_patient_named_in_the_splits_is_the_source(root):
+    (root / "splits.csv").write_text("id,split,source\na,train,p1\nb,train,p1\nc,test,p2\n")
+    assert {sample.source for sample in listed(root).samples} == {"p1", "p2"}
+
+
+def test_the_surroundings_are_the_slides_tissue(root):
+    dataset = listed(root)
+    field = dataset.load_surroundings(dataset.samples[1], 128)
+    np.testing.assert_array_equal(field[128:-128, 128:-128], dataset.load(dataset.samples[1]).image)
+    assert (field[:120] == 255).all()  # above the slide, but for the reach of the resampling filter
+
+
+def test_a_data_set_can_be_sent_to_workers(root):
+    dataset = listed(root)
+    sent = pickle.loads(pickle.dumps(dataset))
+    np.testing.assert_array_equal(sent.load(sent.samples[0]).mask, dataset.load(dataset.samples[0]).mask)
+
+
+def test_what_is_not_used_is_counted(root):
+    detection = box(0, 0, 9, 9)
+    detection["properties"]["objectType"] = "detection"
+    unclassified = box(0, 0, 9, 9)
+    del unclassified["properties"]["classification"]
+    write_outlines(root / "a.geojson", box(100, 100, 300, 200), detection, unclassified)
+    write_slide(root / "bare.tif")
+    dataset = listed(root)
+    assert "1 slides without outlines" in dataset.left_out
+    assert any("1 annotations without a class" in line for line in dataset.warnings)
+    assert any("1 objects are detections" in line for line in dataset.warnings)
+
+
+def spoil_other_slide(root):
+    write_outlines(root / "a.geojson", box(5000, 100, 5200, 300))
+
+
+def spoil_no_slide(root):
+    (root / "a.geojson").rename(root / "z.geojson")
+
+
+def spoil_two_files(root):
+    (root / "a.tif.geojson").write_text((root / "a.geojson").read_text())
+
+
+def spoil_one_class(root):
+    for name in "abc":
+        write_outlines(root / f"{name}.geojson", box(100, 100, 300, 200))
+
+
+def spoil_empty(root):
+    (root / "a.geojson").write_bytes(b"")
+
+
+def spoil_no_scale(root):
+    Image.fromarray(np.zeros((300, 400, 3), np.uint8)).save(root / "d.png")
+    write_outlines(root / "d.geojson", box(10, 10, 60, 60))
+
+
+def spoil_damaged(root):
+    (root / "a.tif").write_bytes(b"no TIFF")
+
+
+def test_a_slide_that_is_cut_short_is_named_when_it_is_read(root):
+    dataset = listed(root)
+    (root / "a.tif").write_bytes((root / "a.tif").read_bytes()[:2000])
+    with pytest.raises(ValueError, match=r"a\.tif: the slide is damaged or cut short"):
+        listed(root).load(dataset.samples[1])
+
+
+def spoil_splits(root):
+    (root / "splits.csv").write_text("id,split\na,train\nb,train\n")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (spoil_other_slide, r"a\.geojson: annotation 1 .* beside a\.tif, which has 1600x1200 px"),
+        (spoil_no_slide, r"z\.geojson: no slide or image is called z"),
+        (spoil_two_files, r"outlines of a\.tif are also in"),
+        (spoil_one_class, r"two classes or more, but have gland"),
+        (spoil_empty, r"a\.geojson: no GeoJSON"),
+        (spoil_no_scale, r"d\.png: the image does not say its um/px; pass --mpp"),
+        (spoil_damaged, r"a\.tif: "),
+        (spoil_splits, r"no row for the image 'c'"),
+    ],
+)
+def test_a_fault_gets_one_line_with_the_file_and_the_way_out(root, spoil, words):
+    spoil(root)
+    with pytest.raises(DatasetError, match=words):
+        listed(root)
+
+
+def test_labels_too_small_for_any_window_say_so(root):
+    with pytest.raises(DatasetError, match=r"no window of 256x256 px has 60000 labelled px"):
+        listed(root, min_labelled_px=60000)
+
+
+def test_a_folder_without_slides_or_outlines_shows_the_layout(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no slide or image(?s:.*)NAME\.geojson"):
+        listed(tmp_path)
+    write_slide(tmp_path / "a.tif")
+    with pytest.raises(FileNotFoundError, match="has outlines"):
+        listed(tmp_path)
+
+
+@pytest.mark.parametrize(("option", "value"), [("window_px", 300), ("min_labelled_px", 0), ("brush_um", 0.0)])
+def test_an_option_out_of_range_is_named(root, option, value):
+    with pytest.raises(ValueError, match=f"--{option.replace('_', '-')} must be .*{value}"):
+        listed(root, **{option: value})

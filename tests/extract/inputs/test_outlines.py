@@ -1,0 +1,141 @@
+"""GeoJSON as QuPath exports it: all its forms are read, and outlines become the mask that a drawer expects."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+import shapely
+from rasterio.features import shapes
+
+from pathseg.extract.inputs.outlines import rasterise, read_outlines
+
+SQUARE = {"type": "Polygon", "coordinates": [[[10, 10], [30, 10], [30, 30], [10, 30], [10, 10]]]}
+
+
+def feature(geometry=None, name="Tumor", **properties):
+    classification = {} if name is None else {"classification": {"name": name, "color": [200, 0, 0]}}
+    properties = {"objectType": "annotation", "isLocked": False, **classification, **properties}
+    return {"type": "Feature", "id": "a", "geometry": geometry or SQUARE, "properties": properties}
+
+
+@pytest.fixture
+def read(tmp_path):
+    def read_content(content, *, brush_px=4.0, name="a.geojson"):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+        return read_outlines(path, brush_px=brush_px)
+
+    return read_content
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda one: {"type": "FeatureCollection", "features": [one]},
+        lambda one: [one],
+        lambda one: one,
+        lambda one: gzip.compress(json.dumps([one]).encode()),
+        lambda one: b"\xef\xbb\xbf" + json.dumps([one]).encode(),
+    ],
+)
+def test_every_form_of_a_file_holds_the_same_outline(read, wrapped):
+    (outline,) = read(wrapped(feature())).outlines
+    assert outline.class_name == "Tumor"
+    assert outline.area.equals(shapely.box(10, 10, 30, 30))
+
+
+def test_holes_and_several_parts_are_kept(read):
+    ring, hole = SQUARE["coordinates"][0], [[15, 15], [20, 15], [20, 20], [15, 20], [15, 15]]
+    far = [[[50, 50], [60, 50], [60, 60], [50, 60], [50, 50]]]
+    parts = {"type": "MultiPolygon", "coordinates": [[ring, hole], far]}
+    (outline,) = read([feature(parts)]).outlines
+    assert outline.area.area == 400 - 25 + 100
+    (collected,) = read([feature({"type": "GeometryCollection", "geometries": [parts]})]).outlines
+    assert collected.area.equals(outline.area)
+
+
+@pytest.mark.parametrize(
+    ("geometry", "area"),
+    [
+        ({"type": "Point", "coordinates": [5, 5]}, np.pi * 2**2),
+        ({"type": "MultiPoint", "coordinates": [[5, 5], [50, 50]]}, 2 * np.pi * 2**2),
+        ({"type": "LineString", "coordinates": [[0, 0], [100, 0]]}, 4 * 100 + np.pi * 2**2),
+    ],
+)
+def test_points_and_lines_are_as_wide_as_the_brush(read, geometry, area):
+    (outline,) = read([feature(geometry)], brush_px=4.0).outlines
+    assert outline.area.area == pytest.approx(area, rel=0.01)
+
+
+def test_an_outline_that_crosses_itself_becomes_its_parts(read):
+    bow_tie = {"type": "Polygon", "coordinates": [[[0, 0], [10, 10], [10, 0], [0, 10], [0, 0]]]}
+    found = read([feature(bow_tie), feature()])
+    assert found.mended == 1 and found.outlines[0].area.area == 2 * 25 and found.outlines[0].area.is_valid
+
+
+def test_detections_cells_and_tiles_are_counted_and_left_out(read):
+    kinds = ("detection", "cell", "tile", "annotation")
+    found = read([feature(objectType=kind) for kind in kinds])
+    assert (len(found.outlines), found.left_out) == (1, 3)
+
+
+def test_a_missing_class_is_none_and_colours_come_from_either_form(read):
+    old = feature(name=None)
+    old["properties"]["classification"] = {"name": "Stroma", "colorRGB": -3670016}  # ARGB ffc80000
+    found = read([feature(name=None), feature(), old])
+    assert [one.class_name for one in found.outlines] == [None, "Tumor", "Stroma"]
+    assert found.colours == {"Tumor": "#c80000", "Stroma": "#c80000"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"not json",
+        b"\x1f\x8b\x08 cut",
+        b"[" * 100_000,
+        {"type": "Topology"},
+        [{"type": "Feature", "geometry": {"type": "Circle", "coordinates": []}}],
+        [feature({"type": "Polygon", "coordinates": []})],
+        [feature({"type": "Polygon", "coordinates": [[[0, 0], [1, 1]]]})],
+        [feature({"type": "Polygon", "coordinates": "x"})],
+        [feature({"type": "Point", "coordinates": [float("nan"), 1]})],
+        [feature({"type": "GeometryCollection", "geometries": [{"type": "Polygon", "coordinates": [5]}]})],
+        [feature({"type": "Polygon"})],
+    ],
+)
+def test_what_is_no_outline_is_named_in_one_line(read, content):
+    with pytest.raises(ValueError, match=r"a\.geojson: ") as caught:
+        read(content)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+def test_masks_come_back_from_their_own_outlines():
+    """rasterio's polygons of random class codes, drawn again, are the codes."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        codes = np.kron(rng.integers(0, 4, (12, 9)), np.ones((5, 5), int)).astype(np.uint8)
+        areas = [(shapely.geometry.shape(one), int(code)) for one, code in shapes(codes)]
+        drawn = rasterise(areas, corner=(0, 0), size=codes.shape, scale=(1.0, 1.0), fill=255)
+        np.testing.assert_array_equal(drawn, codes)
+
+
+def test_a_px_belongs_to_the_outline_that_its_centre_lies_in_at_any_scale_and_corner():
+    rng = np.random.default_rng(1)
+    for _ in range(30):
+        corners = rng.uniform(0, 400, (5, 2))
+        polygon = shapely.MultiPoint(corners).convex_hull
+        (y, x), scale = rng.integers(0, 40, 2).tolist(), tuple(rng.uniform(0.7, 5, 2))
+        drawn = rasterise([(polygon, 1)], corner=(y, x), size=(40, 50), scale=scale, fill=0)
+        down, across = np.mgrid[0:40, 0:50]
+        centres = shapely.points((across + x + 0.5) * scale[1], (down + y + 0.5) * scale[0])
+        near = shapely.distance(polygon.boundary, centres) < 1e-6
+        np.testing.assert_array_equal(drawn[~near], shapely.contains(polygon, centres)[~near])
+
+
+def test_the_smaller_outline_lies_on_top_whatever_the_order():
+    large, small = (shapely.box(0, 0, 10, 10), 1), (shapely.box(2, 2, 5, 5), 2)
+    for areas in ([large, small], [small, large]):
+        drawn = rasterise(areas, corner=(0, 0), size=(12, 12), scale=(1.0, 1.0), fill=255)
+        assert (np.bincount(drawn.ravel(), minlength=256)[[1, 2, 255]] == [91, 9, 44]).all()
