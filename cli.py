@@ -32,9 +32,11 @@ from pathseg.train.flags import training_flags
 from pathseg.train.predict.config import PredictConfig
 
 MODEL_HELP = (
-    f"{', '.join(MODELS)}; the folder of a release, or of a timm model as on the Hugging Face hub (config.json with "
-    "model.safetensors or pytorch_model.bin); or timm:NAME with --weights."
+    f"{', '.join(MODELS)}; the folder of a release, of a timm model as on the Hugging Face hub (config.json with "
+    "model.safetensors or pytorch_model.bin) or of a diffusers pipeline (model_index.json); or timm:NAME "
+    "with --weights."
 )
+CONTEXT_HELP = "File that holds the context tokens of a diffusers pipeline, one tensor."
 MPP = click.FloatRange(min=0, min_open=True)
 
 DEBUG = "pathseg.debug"  # key of the click context's meta
@@ -184,6 +186,12 @@ def main() -> None:
 @click.option("--weights", type=PATH, help="File of weights of --model timm:NAME.")
 @click.option("--hipt", type=PATH, help="HIPT's vit256_small_dino.pth, if it does not lie beside the model.")
 @click.option("--condition", type=click.Choice(["ssl", "none"]), default="ssl", help="none: unconditional.")
+@click.option("--context", type=PATH, help=f"{CONTEXT_HELP}  [default: zeros]")
+@click.option(
+    "--class-label",
+    type=click.IntRange(min=0),
+    help="Class that the denoiser of a diffusers pipeline gets.  [default: a zero embedding]",
+)
 @flags_of(ExtractConfig)
 @flags_of(ViTConfig)
 @click.option("--store", help="A path or s3://….  [default: <workspace>/<dataset>-<model>.zarr]")
@@ -218,6 +226,8 @@ def extract_command(**flags: Any) -> None:
         condition=flags["condition"],
         weights=flags["weights"],
         vit=vit,
+        context=flags["context"],
+        class_label=flags["class_label"],
     )
     on_workers = bool(flags["workers"] or flags["scheduler"])
     dataset, model = opener(), loader(device="cpu" if on_workers else device(flags["device"]))
@@ -349,6 +359,7 @@ def report_command(workspace: Path) -> None:
 @click.option("--trained-mpp", type=MPP, help="um/px the head was trained at, if its run does not say.")
 @click.option("--model", help="Folder of the model that the head was trained with.  [default: by its name]")
 @click.option("--weights", type=PATH, help="File of weights, if it is a timm model without a folder.")
+@click.option("--context", type=PATH, help=CONTEXT_HELP)
 @click.option("--hipt", type=PATH, help="HIPT's vit256_small_dino.pth, if it does not lie beside the model.")
 @workspace_option
 @device_option
@@ -374,8 +385,19 @@ def predict_command(images: tuple[str, ...], **flags: Any) -> None:
     def load_features(key: Any, t: int, blocks: Sequence[int], *, batch_size: int) -> Any:
         named = flags["model"] or (f"timm:{key.model}" if flags["weights"] else key.model)
         vit = None if key.vit is None else ViTConfig.from_settings(key.vit)
+        if key.diffusers is not None and key.diffusers.context == "file" and flags["context"] is None:
+            raise ValueError(
+                f"the head was trained on features of {key.model} with a stored context; pass it as --context FILE"
+            )
         model = load_model(
-            absolute(named), flags["hipt"], key.condition, device=device_name, weights=flags["weights"], vit=vit
+            absolute(named),
+            flags["hipt"],
+            key.condition,
+            device=device_name,
+            weights=flags["weights"],
+            vit=vit,
+            context=flags["context"],
+            class_label=None if key.diffusers is None else key.diffusers.class_label,
         )
         return online_features(model, key, t, blocks, batch_size=batch_size)
 

@@ -19,7 +19,8 @@ class ConstantModel:
     """A `FeatureModel` that computes nothing: block b is filled with the number b."""
 
     name, trained, digest, first_stage, condition = "constant", False, "0" * 64, "none", "none"
-    device, latent_shape, timesteps, vit = torch.device("cpu"), None, None, None
+    device, latent_shape, timesteps = torch.device("cpu"), None, None
+    vit, diffusers, notes = None, None, ()
 
     def __init__(self, blocks: dict[int, tuple[int, int]]) -> None:
         self.blocks, self.default_blocks = blocks, tuple(blocks)

@@ -37,7 +37,7 @@ class ExtractPlan:
     missing_maps: block -> patches that lack it, summed over timesteps. missing_pixels: images without pixels.
     free_bytes: at the store's location, None where no limit is known. views: training images that are further crops of
     a tile, or an image turned or flipped. left_out, masks_per_class, warnings: see
-    `Dataset`.
+    `Dataset`. notes: see `FeatureModel`.
     """
 
     store: str
@@ -61,6 +61,7 @@ class ExtractPlan:
     masks_per_class: Mapping[str, int] = dataclasses.field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     surroundings: Surroundings | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def images(self) -> int:
@@ -144,7 +145,11 @@ class ExtractPlan:
             rows["left out"] = self.left_out
         if self.masks_per_class:
             rows["classes"] = ", ".join(f"{name} in {count} masks" for name, count in self.masks_per_class.items())
-        lines = [*rows.items(), *(("warning", warning) for warning in self.warnings)]
+        lines = [
+            *rows.items(),
+            *(("note", note) for note in self.notes),
+            *(("warning", warning) for warning in self.warnings),
+        ]
         return "\n".join(f"{name:>8}  {text}" for name, text in lines)
 
     @property
@@ -203,6 +208,7 @@ def plan_for(
         masks_per_class=dataset.masks_per_class,
         warnings=(*dataset.warnings, *_source_warnings(existing, dataset)),
         surroundings=surroundings_of(dataset, config.surroundings),
+        notes=model.notes,
     )
 
 
@@ -244,6 +250,7 @@ def contents_of(dataset: Dataset, model: FeatureModel, config: ExtractConfig) ->
         batch_size=config.batch_size if config.batch_size < patches else max(patches, BATCH_SIZE),
         vit=model.vit,
         surroundings=surroundings_of(dataset, config.surroundings),
+        diffusers=model.diffusers,
     )
     shapes = block_shapes(model, config)
     largest = max(patch_bytes(shapes, layout=config.layout, dtype=config.dtype).values())

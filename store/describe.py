@@ -23,7 +23,7 @@ def describe(store: FeatureStore) -> str:
         "classes": ", ".join(contents.classes)
         + (f" (ignored code {contents.ignore})" if contents.ignore is not None else ""),
         "model": f"{key.model}{'' if contents.model_trained else ' (UNTRAINED: random weights)'}, "
-        f"weights {key.model_digest[:12]}, first stage {key.first_stage or 'none'}, condition {key.condition}",
+        f"weights {key.model_digest[:12]}, first stage {key.first_stage or 'none'}, condition {key.condition_text}",
         "features": f"layout {key.layout}, {key.dtype}, noise seed {key.seed}",
         "packing": f"{key.packing}: {PACKINGS[key.packing].summary}",
         "made by": ", ".join(f"{name} {version}" for name, version in contents.made_by.items()),

@@ -26,8 +26,6 @@ DTYPES = ("float16", "float32")
 BATCH_SIZE = 9  # patches per forward pass unless set otherwise, and of every store whose key has no batch size
 NOISE_RULE = "sha256(seed/image/patch/t)"  # the rule that INTERFACE fixes; its name changes if the rule ever does
 
-LATER_FIELDS = ("vit", "surroundings")  # not in the JSON of a key that does without them
-
 Setting = str | int | float | tuple[str | int | float, ...]
 
 
@@ -133,6 +131,30 @@ class Surroundings:
 
 
 @dataclass(frozen=True)
+class DiffusersSettings:
+    """How the denoiser of a diffusers pipeline was conditioned, the same for all images.
+
+    context: `none` for a denoiser that takes no context tokens, `zero` for zeros, `file` for stored tokens, whose
+    values are in the model's digest. class_label: None where the class embedding was zero or the denoiser has none.
+    """
+
+    context: Literal["none", "zero", "file"]
+    class_label: int | None = None
+
+    def __str__(self) -> str:
+        """Return `unconditional`, `zero context` or `stored context`, with the class where there is one."""
+        context = {"none": "unconditional", "zero": "zero context", "file": "stored context"}[self.context]
+        if self.class_label is None:
+            return context
+        label = f"class {self.class_label}"
+        return label if self.context == "none" else f"{context}, {label}"
+
+
+# not in the JSON of a key that does without them
+LATER_FIELDS: dict[str, Any] = {"vit": ViTSettings, "surroundings": Surroundings, "diffusers": DiffusersSettings}
+
+
+@dataclass(frozen=True)
 class StoreKey:
     """What made the features. Timesteps and blocks are not in it: a store can gain more of both later.
 
@@ -140,7 +162,8 @@ class StoreKey:
     `vq-f4`, `kl-f8`, None where the model has none. condition: `ssl` or `none`. seed: of the noise. precision:
     arithmetic of the forward pass. packing: a name in `format.packing.PACKINGS`; rounding changes numbers. batch_size:
     patches per forward pass at most; kernels, and so the last bits of the features, are chosen by it. vit: of a timm
-    model, None of others. surroundings: None where the model saw the patches alone.
+    model, None of others. surroundings: None where the model saw the patches alone. diffusers: of a diffusers pipeline,
+    None of others.
     """
 
     dataset: str
@@ -161,6 +184,7 @@ class StoreKey:
     batch_size: Annotated[int, msgspec.Meta(ge=1)] = BATCH_SIZE
     vit: ViTSettings | None = None
     surroundings: Surroundings | None = None
+    diffusers: DiffusersSettings | None = None
 
     @property
     def field_patches(self) -> int:
@@ -195,6 +219,11 @@ class StoreKey:
         return key
 
     @property
+    def condition_text(self) -> str:
+        """The condition for people: `ssl`, `none`, or what the denoiser of a diffusers pipeline got."""
+        return self.condition if self.diffusers is None else str(self.diffusers)
+
+    @property
     def digest(self) -> str:
         """64 hex digits that stand for the whole key."""
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
@@ -223,21 +252,20 @@ class StoreKey:
 
 
 def _flat_pairs(here: StoreKey, wanted: StoreKey) -> list[tuple[str, Any, Any]]:
-    """(name, value here, value wanted) of every field, the settings of preprocessing and ViT one by one."""
+    """(name, value here, value wanted) of every field, the settings of preprocessing and model one by one."""
     pairs = [
         (field.name, getattr(here, field.name), getattr(wanted, field.name))
         for field in dataclasses.fields(StoreKey)
         if field.name not in ("preprocessing", *LATER_FIELDS)
     ]
-    for name in ViTSettings.__dataclass_fields__:
-        pairs.append((f"vit.{name}", getattr(here.vit, name, None), getattr(wanted.vit, name, None)))
-    for name in Surroundings.__dataclass_fields__:
-        own, other = getattr(here.surroundings, name, None), getattr(wanted.surroundings, name, None)
-        pairs.append((f"surroundings.{name}", own, other))
+    for part, settings in LATER_FIELDS.items():
+        ours, others = getattr(here, part), getattr(wanted, part)
+        names = settings.__dataclass_fields__
+        pairs += [(f"{part}.{name}", getattr(ours, name, None), getattr(others, name, None)) for name in names]
     mine, theirs = here.preprocessing, wanted.preprocessing
     pairs.append(("preprocessing.resized", mine.resized, theirs.resized))
-    names = dict.fromkeys([*mine.settings, *theirs.settings])
-    return pairs + [(f"preprocessing.{name}", mine.settings.get(name), theirs.settings.get(name)) for name in names]
+    of_pixels = dict.fromkeys([*mine.settings, *theirs.settings])
+    return pairs + [(f"preprocessing.{name}", mine.settings.get(name), theirs.settings.get(name)) for name in of_pixels]
 
 
 def _shown(value: Any) -> str:

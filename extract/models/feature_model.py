@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from pathseg.store.key import ViTSettings
+    from pathseg.store.key import DiffusersSettings, ViTSettings
 
     Images = np.ndarray | torch.Tensor
 
@@ -29,6 +29,8 @@ class FeatureModel(Protocol):
         blocks: block number -> (channels, side) of its feature map.
         default_blocks: those that are extracted unless others are named.
         vit: how a timm model was built and fed, None for others.
+        diffusers: how the denoiser of a diffusers pipeline was conditioned, None for others.
+        notes: what a user should know about the choice of files and settings, one line each.
     """
 
     name: str
@@ -39,6 +41,8 @@ class FeatureModel(Protocol):
     blocks: dict[int, tuple[int, int]]
     default_blocks: tuple[int, ...]
     vit: ViTSettings | None
+    diffusers: DiffusersSettings | None
+    notes: tuple[str, ...]
     device: torch.device
 
     @property
@@ -61,9 +65,9 @@ class FeatureModel(Protocol):
     def prepare(self, images: Images) -> tuple[torch.Tensor, torch.Tensor]:
         """Compute the inputs of `denoise`, which are the same for every timestep.
 
-        A latent diffusion model returns z0 (N, z, h, w) and the context tokens (N, L, c), L = 0 without a conditioning
-        stage. The ViT of a DINO checkpoint returns its patch tokens (N, D, h, w) and embeddings (N, D), a timm model
-        its normalised images (N, 3, H, W) and no context.
+        A diffusion model returns z0 (N, z, h, w) and the context tokens (N, L, c), L = 0 for a denoiser that takes
+        none. The ViT of a DINO checkpoint returns its patch tokens (N, D, h, w) and embeddings (N, D), a timm model its
+        normalised images (N, 3, H, W) and no context.
         """
 
     def denoise(

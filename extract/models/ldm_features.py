@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-import numpy as np
 import torch
 from torch import nn
 
 from pathseg.extract.models.cpu_threads import fixed_threads
+from pathseg.extract.models.denoiser_features import DenoiserFeatures
 from pathseg.extract.models.dino_vit import build_vit, vit_tokens
-from pathseg.extract.models.hooks import captured
 from pathseg.extract.models.ldm.conditioning import build_conditioning
 from pathseg.extract.models.ldm.config import ZOOM_TOKENS, ConditioningDesign, ZoomDesign
 from pathseg.extract.models.ldm.first_stage import build_first_stage
 from pathseg.extract.models.ldm.release import Release
 from pathseg.extract.models.ldm.unet import build_unet
-from pathseg.extract.models.noise import add_noise, patch_noise
 from pathseg.extract.models.patches import network_input
 from pathseg.extract.models.weights import weights_digest
 
 if TYPE_CHECKING:
     from pathseg.extract.models.feature_model import Images
-    from pathseg.store.key import ViTSettings
 
 
-class DiffusionFeatures:
+class DiffusionFeatures(DenoiserFeatures):
     """A latent diffusion release and its ViT as a FeatureModel."""
-
-    vit: ViTSettings | None = None
 
     def __init__(
         self,
@@ -96,42 +91,6 @@ class DiffusionFeatures:
             embedding = self.embed(images)
         with fixed_threads(self.device):
             return z0, self._conditioning(embedding)
-
-    @torch.inference_mode()
-    def denoise(
-        self, z0: torch.Tensor, context: torch.Tensor, t: int, blocks: Iterable[int], noise: Images | None
-    ) -> dict[int, torch.Tensor]:
-        """Add noise (equation 3) and run the denoiser up to the last wanted block: block -> (N, C, h, w)."""
-        wanted = self._check(t, blocks)
-        eps = torch.as_tensor(self._noise(len(z0), t) if noise is None else noise).to(self.device, torch.float32)
-        if eps.shape != z0.shape:
-            raise ValueError(f"noise must have the latents' shape {tuple(z0.shape)}, got {tuple(eps.shape)}")
-        zt = add_noise(z0, eps, float(self._alpha_bars[t]))
-        with fixed_threads(self.device), captured(self._unet, wanted) as features:
-            self._unet(zt, t, *([context] if context.shape[1] else []))
-        return features
-
-    def features(
-        self, images: Images, t: int = 50, blocks: Iterable[int] | None = None, noise: Images | None = None
-    ) -> dict[int, torch.Tensor]:
-        """Run `denoise` on the outputs of `prepare`, by default for all blocks: block -> (N, C, h, w)."""
-        wanted = self._check(t, self.blocks if blocks is None else blocks)  # before the encoders run
-        return self.denoise(*self.prepare(images), t, wanted, noise)
-
-    def _noise(self, patches: int, t: int) -> torch.Tensor:
-        rule = (patch_noise(self.latent_shape, seed=0, image_id="array", patch=i, t=t) for i in range(patches))
-        return torch.stack(list(rule))  # (N, z, h, w)
-
-    def _check(self, t: int, blocks: Iterable[int]) -> list[int]:
-        """Check t and blocks; return the blocks in ascending order without duplicates."""
-        if not isinstance(t, int | np.integer) or not 0 <= t < self.timesteps:
-            raise ValueError(f"t must be a whole number within 0-{self.timesteps - 1}, got {t}")
-        wanted = sorted(set(blocks))
-        unknown = [block for block in wanted if block not in self.blocks]
-        if unknown or not wanted:
-            what = f"has no block {unknown[0]}" if unknown else "needs at least one block"
-            raise ValueError(f"model {self.name} {what}; its blocks are 0-{max(self.blocks)}")
-        return wanted
 
 
 def _require_fit(release: Release, vit: Mapping[str, torch.Tensor]) -> None:

@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 
 from pathseg.extract.config import ViTConfig
+from pathseg.extract.models.diffusers_features import DiffusersFeatures
+from pathseg.extract.models.diffusers_files import DIFFUSERS_LAYOUT, is_diffusers_folder, read_diffusers_folder
 from pathseg.extract.models.dino_vit import read_vit
 from pathseg.extract.models.feature_model import FeatureModel
 from pathseg.extract.models.ldm.config import ZoomDesign
@@ -31,22 +33,29 @@ def load_model(
     *,
     weights: str | Path | None = None,
     vit: ViTConfig | None = None,
+    context: str | Path | None = None,
+    class_label: int | None = None,
 ) -> FeatureModel:
-    """Load a model: by its name in MODELS; from a release folder (`release.LAYOUTS`) or a timm model's folder as on the
-    Hugging Face hub (`timm_files.HUB_LAYOUT`), told apart by their files; or `timm:NAME` with a file of `weights`.
+    """Load a model: by its name in MODELS; from a release folder (`release.LAYOUTS`), a timm model's folder as on the
+    Hugging Face hub (`timm_files.HUB_LAYOUT`) or a pipeline of diffusers (`diffusers_files.DIFFUSERS_LAYOUT`), told
+    apart by their files; or `timm:NAME` with a file of `weights`.
 
     hipt: the DINO checkpoint of the ViT; by default a `vit256*.pth` in the folder, beside it or in the user's data
     folder (mini and mini-hipt have their own). condition: `none` = unconditional: a zero patch embedding, of ZoomLDM a
     zero context. It needs no ViT and is the only choice for ZoomLDM and a release without a conditioning stage. vit:
-    what to replace of a timm model's file.
+    what to replace of a timm model's file. context, class_label: of a pipeline of diffusers, see `DiffusersFeatures`;
+    `condition` does not apply to it, nor to a ViT.
 
     Raises FileNotFoundError, with the source of the missing file; ValueError for a file that cannot be used, and for
-    `weights` or `vit` of another kind of model.
+    `weights`, `vit`, `context` or `class_label` of another kind of model.
     """
     if condition not in ("ssl", "none"):
         raise ValueError(f"condition must be ssl or none, got {condition!r}")
     vit, name = vit or ViTConfig(), str(path)
     record = MODELS.get(name)
+    is_pipeline = record is None and weights is None and is_diffusers_folder(Path(path))
+    if not is_pipeline and (context is not None or class_label is not None):
+        raise ValueError(f"{path} is no pipeline of diffusers, so it takes no --context and no --class-label")
     if (weights is None) is name.startswith(TIMM):
         raise ValueError(f"--weights FILE and --model timm:NAME belong together, got the model {path}")
     if weights is not None:
@@ -55,13 +64,17 @@ def load_model(
     if record is not None and record.kind == "timm":
         own = dataclasses.replace(vit, model_args=(*record.arguments, *vit.model_args))
         return TimmFeatures(read_hub_folder(find_timm_folder(name)), own, name=name, device=device)
-    if record is None and is_hub_folder(Path(path)):
+    if is_pipeline and vit == ViTConfig():
+        pipeline = read_diffusers_folder(Path(path))
+        context = None if context is None else Path(context)
+        return DiffusersFeatures(pipeline, context=context, class_label=class_label, device=device)
+    if record is None and not is_pipeline and is_hub_folder(Path(path)):
         files = read_hub_folder(Path(path))
         return TimmFeatures(files, vit, name=files.name, device=device)
     if record is None and not Path(path).is_dir():
         raise FileNotFoundError(
-            f"no model {path}; give {', '.join(MODELS)}, a release folder with {LAYOUT}, or the folder of a timm model "
-            f"with {HUB_LAYOUT}"
+            f"no model {path}; give {', '.join(MODELS)}, a release folder with {LAYOUT}, the folder of a timm model "
+            f"with {HUB_LAYOUT}, or a pipeline of diffusers with {DIFFUSERS_LAYOUT}"
         )
     if vit != ViTConfig():
         raise ValueError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from pathseg.extract.models.checkpoint import read_state_dict
+from pathseg.extract.models.json_file import read_json_object
 
 CONFIG, WEIGHTS = "config.json", ("model.safetensors", "pytorch_model.bin")
 HUB_LAYOUT = f"{CONFIG} and {' or '.join(WEIGHTS)}"
@@ -54,12 +54,7 @@ def read_hub_folder(folder: Path) -> TimmFiles:
     weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if not path.is_file():
         raise FileNotFoundError(f"folder {folder} has no {CONFIG}; a timm model needs {HUB_LAYOUT}")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as e:  # ValueError: no UTF-8 or no JSON
-        raise ValueError(f"{path} is no JSON: {str(e).splitlines()[0]:.200}; get the file again") from e
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} must be a JSON object that names an architecture, got {type(config).__name__}")
+    config = read_json_object(path, "that names an architecture")
     if "architecture" not in config and "model_type" in config:
         raise ValueError(
             f"{folder} is a model of transformers ({CONFIG} has model_type {config['model_type']!s:.80}), which "

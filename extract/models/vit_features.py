@@ -15,7 +15,7 @@ from pathseg.store.grid import PATCH_PX
 
 if TYPE_CHECKING:
     from pathseg.extract.models.feature_model import Images
-    from pathseg.store.key import ViTSettings
+    from pathseg.store.key import DiffusersSettings, ViTSettings
 
 
 class TokenFeatures:
@@ -26,6 +26,8 @@ class TokenFeatures:
     latent_shape = None
     timesteps = None
     vit: ViTSettings | None = None
+    diffusers: DiffusersSettings | None = None
+    notes: tuple[str, ...] = ()
     default_blocks: tuple[int, ...] = (0,)
 
     def __init__(

@@ -18,7 +18,7 @@ class ToyModel:
     blocks = {0: (8, 8), 4: (4, 16), 9: (2, 64)}  # noqa: RUF012
     device = torch.device("cpu")
     latent_shape, timesteps = (3, 64, 64), 1000
-    default_blocks, vit = (0, 4, 9), None
+    default_blocks, vit, diffusers, notes = (0, 4, 9), None, None, ()
 
     def prepare(self, images):
         pixels = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float()

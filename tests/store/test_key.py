@@ -4,7 +4,7 @@ import json
 import pytest
 
 from pathseg.store.errors import KeyMismatch, StoreError
-from pathseg.store.key import Preprocessing, StoreKey, Surroundings, ViTSettings
+from pathseg.store.key import DiffusersSettings, Preprocessing, StoreKey, Surroundings, ViTSettings
 
 VIT = ViTSettings(
     "vit_small_patch16_224", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), 256, "final", {"depth": 2, "init_values": 1e-5}
@@ -29,6 +29,7 @@ OTHER = {
     "batch_size": 3,
     "vit": VIT,
     "surroundings": Surroundings(2, "mirrored"),
+    "diffusers": DiffusersSettings("file", 3),
 }
 BCSS = Preprocessing(settings={"image_folder": "images", "file_mpp": (0.25,), "patch_px": 800, "views": 3})
 
@@ -43,7 +44,9 @@ def test_a_key_comes_back_equal_through_json(toy_key, preprocessing):
     assert StoreKey.from_json(json.loads(json.dumps(key.to_json()))) == key
 
 
-@pytest.mark.parametrize("name", [name for name in OTHER if name not in ("preprocessing", "vit", "surroundings")])
+@pytest.mark.parametrize(
+    "name", [name for name in OTHER if name not in ("preprocessing", "vit", "surroundings", "diffusers")]
+)
 def test_a_differing_field_is_refused_with_both_values(toy_key, name):
     other = toy_key(**{name: OTHER[name]})
     with pytest.raises(KeyMismatch) as caught:
@@ -60,6 +63,21 @@ def test_a_field_of_some_models_comes_back_equal_and_other_keys_do_not_mention_i
     key = toy_key(**{name: OTHER[name]})
     assert StoreKey.from_json(json.loads(json.dumps(key.to_json()))) == key
     assert name not in toy_key().to_json()
+    assert toy_key().digest != key.digest
+
+
+def test_a_key_of_a_diffusers_pipeline_comes_back_equal_and_differs_by_its_condition(toy_key):
+    key, others = toy_key(diffusers=DiffusersSettings("zero")), DiffusersSettings("zero", 3)
+    assert StoreKey.from_json(json.loads(json.dumps(key.to_json()))) == key
+    assert "diffusers" not in toy_key().to_json()
+    with pytest.raises(KeyMismatch, match=r"diffusers\.class_label is not set there, 3 asked for; pass"):
+        key.require(toy_key(diffusers=others), store="a.zarr")
+    assert (toy_key().condition_text, key.condition_text) == ("ssl", "zero context")
+    assert [str(DiffusersSettings(*values)) for values in (("none",), ("none", 1), ("file", 2))] == [
+        "unconditional",
+        "class 1",
+        "stored context, class 2",
+    ]
     assert toy_key().digest != key.digest
 
 

@@ -200,8 +200,10 @@ def _by_block(sweep: Sweep, title: str) -> bytes:
         axes.set(ylabel=METRICS[metric])
     plots[1].set_xticks(xs, [value_label("blocks", point.value) for point in sweep.points])
     kinds = "block alone" if singles == len(sweep.points) else "group of blocks" if not singles else ""
-    is_vit = sweep.runs[0].data.key.vit is not None
-    numbering = "0 = first layer" if is_vit else "0 = middle, 1–12 = upsampling in order"
+    key = sweep.runs[0].data.key
+    numbering = "0 = first layer" if key.vit is not None else "0 = middle, 1–12 = upsampling in order"
+    if key.diffusers is not None:  # has any number of blocks
+        numbering = "0 = middle, then upsampling in order"
     plots[1].set_xlabel(kinds or f"block alone ({numbering})  |  groups of blocks")
     _sweep_title(figure, plots[0], sweep, f"Accuracy and Dice by block, {title}")
     return _png(figure)

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from pathseg.store.blocks import format_blocks
-from pathseg.store.key import ViTSettings
+from pathseg.store.key import StoreKey
 from pathseg.train.colours import jpeg_bytes
 from pathseg.train.config import HeadConfig
 from pathseg.train.report import figures
@@ -36,7 +36,7 @@ from pathseg.train.runs.record import RunData
 
 SHEET_ROWS = 4  # of the sheet of a run, from its worst image to its best
 SIDES_PX = {"glas": 768, "synthetic": 512}  # that extract brings a data set to without --resize
-NOT_RECORDED = "--root, --limit, --classes, --mpp, --val-institutes, --hipt"  # flags of extract
+NOT_RECORDED = "--root, --limit, --classes, --mpp, --val-institutes, --hipt, --context"  # flags of extract
 # settings of a data set's preprocessing that are flags of extract
 PREPROCESSING_FLAGS = {
     "image_folder": "--image-folder", "target_mpp": "--target-mpp", "stride_px": "--stride", "views": "--views",
@@ -143,7 +143,7 @@ def commands(run: FinishedRun, workspace: Path) -> tuple[str, ...]:
     features = []
     if isinstance(settings, HeadConfig):
         blocks = "all" if key.vit is None else format_blocks(settings.blocks)
-        features = ["--t", str(settings.t), "--blocks", blocks, *_vit_flags(key.vit)]
+        features = ["--t", str(settings.t), "--blocks", blocks, *_model_flags(key)]
     extract = [
         "extract", *common, "--dataset", key.dataset, "--model", key.model, "--condition", key.condition,
         *_resize_flag(run.data), *_preprocessing_flags(run.data), *features, *store,
@@ -174,10 +174,12 @@ def flatten(values: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     return tuple(pairs)
 
 
-def _vit_flags(vit: ViTSettings | None) -> list[str]:
-    """The flags that build and feed a timm model as the run recorded; none for another model."""
+def _model_flags(key: StoreKey) -> list[str]:
+    """The flags that build and feed a timm model or a diffusers pipeline as the run recorded."""
+    vit = key.vit
     if vit is None:
-        return []
+        label = None if key.diffusers is None else key.diffusers.class_label
+        return [] if label is None else ["--class-label", str(label)]
     mean, std = (",".join(map(str, rgb)) for rgb in (vit.mean, vit.std))
     flags = ["--mean", mean, "--std", std, "--input-px", str(vit.input_px), "--norm", vit.norm]
     arguments = ",".join(f"{name}={json.dumps(value)}" for name, value in vit.model_args.items())

@@ -386,6 +386,8 @@ def _trained_from(run: FinishedRun) -> str:
     if isinstance(settings, BaselineConfig):
         return f"It was trained on the images themselves (first weights: {settings.weights})."
     condition = CONDITIONS.get(key.condition, f"condition {key.condition}")
+    if key.diffusers is not None:
+        condition = str(key.diffusers)
     weights = " with random weights" if is_untrained(run) else ""
     features = f"blocks {format_blocks(settings.blocks)} at t = {settings.t}"
     return f"Its features are those of the model {key.model}{weights}, {condition}, {features}."

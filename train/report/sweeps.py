@@ -133,7 +133,7 @@ def describe(run: FinishedRun, *, leave_out: Sequence[str] = (), store: bool = F
 
     store: add the store, and the number and size of the training images.
     """
-    described = [] if run.is_baseline else [f"model {model_label(run)}", f"condition {run.data.key.condition}"]
+    described = [] if run.is_baseline else [f"model {model_label(run)}", f"condition {run.data.key.condition_text}"]
     fields = {field.name: field.default for field in dataclasses.fields(run.settings)}
     described += [DESCRIBE[name](getattr(run.settings, name)) for name in ALWAYS_DESCRIBED
                   if name in fields and name not in leave_out]  # fmt: skip

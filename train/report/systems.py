@@ -64,7 +64,7 @@ def system_name(run: FinishedRun) -> str:
     """Return the paper's name for a system; features other than the conditioned diffusion model's are named too."""
     network, key = run.settings.network, run.data.key
     features = FEATURES.get(key.model, "PathSegDiff-uncond" if is_unconditional(run) else "")
-    if key.first_stage == "none" and key.model not in FEATURES:  # a ViT
+    if key.model not in FEATURES and (key.first_stage == "none" or key.diffusers is not None):  # a model of the user's
         features = key.model
     if run.is_baseline or not features:
         return SYSTEMS[network]
@@ -72,10 +72,10 @@ def system_name(run: FinishedRun) -> str:
 
 
 def is_unconditional(run: FinishedRun) -> bool:
-    """Whether a run learned from features of a diffusion model without condition; False for those of a ViT."""
+    """Whether a run learned from features of a release without condition; False for those of other models."""
     key = run.data.key
-    vit = key.model in HIPT or key.first_stage == "none"
-    return not run.is_baseline and not vit and key.condition == "none"
+    other = key.model in HIPT or key.first_stage == "none" or key.diffusers is not None
+    return not run.is_baseline and not other and key.condition == "none"
 
 
 def find_systems(runs: Sequence[FinishedRun]) -> tuple[System, ...]:

@@ -389,7 +389,7 @@ def _settings(run: FinishedRun) -> tuple[Value, ...]:
     settings = run.settings
     head = (settings.t, _blocks(run)) if isinstance(settings, HeadConfig) else (None, None)
     return (
-        run.name, model_label(run), None if run.is_baseline else run.data.key.condition, *head, settings.network,
+        run.name, model_label(run), None if run.is_baseline else run.data.key.condition_text, *head, settings.network,
         run.config.parameters, settings.lr, settings.seed, f"{run.metrics.epochs} ({run.metrics.best_epoch})",
     )  # fmt: skip
 

@@ -77,6 +77,10 @@ def test_the_extraction_command_makes_features_of_the_same_key(make_run):
     assert {name: values[name] for name in key} == key
 
 
+def test_the_extraction_command_of_a_diffusers_pipeline_names_its_class(make_run):
+    assert parsed(make_run(key={"diffusers": {"context": "none", "class_label": 3}}), 0)["class_label"] == 3
+
+
 def test_the_extraction_command_of_a_baseline_names_no_timestep(make_run):
     assert not {"--t", "--blocks"} & set(shlex.split(commands(make_run(**BASELINE), Path("work"))[0]))
 

@@ -17,6 +17,7 @@ GOOD, FAIR = np.array([[50, 10], [20, 20]]), np.array([[40, 20], [20, 20]])
         ({"model": "mini-hipt", "condition": "none"}, {}, "HIPT"),
         ({"model": "zoomldm-brca", "condition": "none"}, {}, "ZoomLDM-uncond"),
         ({"model": "uni", "first_stage": "none", "condition": "none"}, {}, "uni"),
+        ({"model": "tissue-sd", "condition": "none", "diffusers": {"context": "zero"}}, {}, "tissue-sd"),
         ({"model": "uni", "first_stage": "none", "condition": "none"}, {"head_type": "linear"}, "linear probe on uni"),
         ({}, {"head_type": "linear"}, "linear probe"),
         ({"model": "hipt"}, {"head_type": "linear"}, "linear probe on HIPT"),
