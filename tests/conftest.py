@@ -1,4 +1,4 @@
-"""Small real stores, made anew for each test."""
+"""Small real stores, of which each test has its own copy."""
 
 from __future__ import annotations
 
@@ -101,17 +101,26 @@ def toy_contents():
     return contents
 
 
+@pytest.fixture(scope="session")
+def written_stores(tmp_path_factory):
+    """The folders of `toy_store` and `one_patch_store`, which are written once and copied for each test."""
+    folder = tmp_path_factory.mktemp("stores")
+    one_patch = contents(key=key(size=(256, 256)), splits=("train", "train", "train", "test"))
+    for name, made in (("toy.zarr", contents()), ("one-patch.zarr", one_patch)):
+        fill(StoreWriter(folder / name, made))
+    return folder
+
+
 @pytest.fixture
-def toy_store(tmp_path):
+def toy_store(written_stores, tmp_path):
     """A complete store of five 512x256 px images: four to train, one to test; blocks 0, 4, 5, 9 at t 50."""
-    return fill(StoreWriter(tmp_path / "toy.zarr", contents()))
+    return FeatureStore.open(shutil.copytree(written_stores / "toy.zarr", tmp_path / "toy.zarr"))
 
 
 @pytest.fixture
-def one_patch_store(tmp_path):
+def one_patch_store(written_stores, tmp_path):
     """As `toy_store`, of four images of one patch, for networks that take seconds for each patch: three to train."""
-    made = contents(key=key(size=(256, 256)), splits=("train", "train", "train", "test"))
-    return fill(StoreWriter(tmp_path / "one-patch.zarr", made))
+    return FeatureStore.open(shutil.copytree(written_stores / "one-patch.zarr", tmp_path / "one-patch.zarr"))
 
 
 @pytest.fixture(scope="session")
