@@ -285,6 +285,11 @@ def wanted_blocks(model: FeatureModel, config: ExtractConfig) -> tuple[int, ...]
     """
     if model.timesteps is not None and (unknown_t := [t for t in config.t if not 0 <= t < model.timesteps]):
         raise ValueError(f"t {unknown_t[0]} is not within 0-{model.timesteps - 1}, the timesteps of model {model.name}")
+    if model.timesteps is None and len(config.t) > 1:
+        raise ValueError(
+            f"model {model.name} has no noise, so its features at t {' and '.join(map(str, config.t))} would be equal; "
+            "pass one --t"
+        )
     blocks = model.default_blocks if config.blocks is None else select_blocks(config.blocks, model.blocks)
     if unknown := [block for block in blocks if block not in model.blocks]:
         raise ValueError(f"model {model.name} has blocks {format_blocks(model.blocks)}, not {format_blocks(unknown)}")

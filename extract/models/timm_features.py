@@ -28,6 +28,7 @@ from pathseg.store.key import DiffusersSettings, ViTSettings
 if TYPE_CHECKING:
     from pathseg.extract.models.feature_model import Images
 
+MOST_RESIZED = 4  # weights for one of the file: position embeddings may be resized, all else is the file's
 DEFAULT_BLOCKS = 4  # evenly spaced, the last layer among them
 # Arguments of timm's factory, not of an architecture: among them are paths that it would load weights from.
 FACTORY = {
@@ -165,6 +166,12 @@ def _layers(files: TimmFiles, arguments: Mapping[str, Any]) -> tuple[int, int, i
         )
     if len(info) > MAX_BLOCK + 1:
         raise ValueError(f"{files.architecture} has {len(info)} layers, but at most {MAX_BLOCK + 1} can be stored")
+    described, held = sum(p.numel() for p in network.parameters()), sum(t.numel() for t in files.tensors.values())
+    if described > MOST_RESIZED * held:
+        raise ValueError(
+            f"{files.architecture} with these arguments has {described:,} weights, but {files.source} holds {held:,}; "
+            "give the config or the --model-args that belong to it"
+        )
     ((channels, patch_px),) = layers
     return len(info), channels, patch_px
 

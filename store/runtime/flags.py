@@ -92,12 +92,25 @@ def parse_channels(text: str) -> tuple[float, float, float]:
     return red, green, blue
 
 
+def split_arguments(text: str) -> tuple[str, ...]:
+    """Split `name=value,...` at the commas outside of brackets: `sizes=[1,2],depth=3` -> (`sizes=[1,2]`, `depth=3`)."""
+    items, depth = [""], 0
+    for letter in text:
+        depth += (letter in "[{") - (letter in "]}")
+        if letter == "," and depth == 0:
+            items.append("")
+        else:
+            items[-1] += letter
+    return tuple(item.strip() for item in items)
+
+
 NUMBERS = Parsed("n[,n…]", partial(parse_numbers, kind=int))
 RATES = Parsed("x[,x…]", partial(parse_numbers, kind=float))
 RGB = Parsed("r,g,b", parse_channels)
 BLOCKS = Parsed("blocks", parse_selection)
 SELECTION = Parsed("blocks", lambda text: text if text == "each" else parse_selection(text))
 NAMES = Parsed("name[,name…]", lambda text: tuple(item.strip() for item in text.split(",")))
+ARGUMENTS = Parsed("name=value[,…]", split_arguments)
 
 
 @contextmanager
@@ -134,7 +147,7 @@ def flags_of(config: type) -> Callable[[Callable], Callable]:
                 else:
                     kind = Parsed(name, partial(parse_number_or_word, words=words))
             elif kind == tuple[str, ...]:
-                kind = NAMES
+                kind = ARGUMENTS if field.name == "model_args" else NAMES
             elif field.name == "blocks":
                 kind = SELECTION if sweep else BLOCKS
             elif kind == tuple[float, float, float]:

@@ -198,7 +198,7 @@ def _by_block(sweep: Sweep, title: str) -> bytes:
         if gap:
             axes.axvline(singles - 0.5 + gap / 2, color="#c3c9cf", linewidth=1)
         axes.set(ylabel=METRICS[metric])
-    plots[1].set_xticks(xs, [value_label("blocks", point.value) for point in sweep.points])
+    plots[1].set_xticks(xs, [value_label(sweep, point.value) for point in sweep.points])
     kinds = "block alone" if singles == len(sweep.points) else "group of blocks" if not singles else ""
     key = sweep.runs[0].data.key
     numbering = "0 = first layer" if key.vit is not None else "0 = middle, 1–12 = upsampling in order"

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import msgspec
 
 from pathseg.store.blocks import BLOCKS, format_blocks
+from pathseg.store.key import StoreKey
 from pathseg.train.config import HeadConfig
 from pathseg.train.report.table_formats import Spread
 from pathseg.train.runs.finished_run import FinishedRun
@@ -24,13 +25,13 @@ AXES: dict[Axis, str] = {
 METRICS: dict[Metric, str] = {"accuracy": "accuracy", "dice": "Dice", "miou": "mIoU", "f1": "F1"}
 OBJECT_SETTINGS = ("connectivity", "min_object_px")  # how objects are counted: no weight and no pixel depends on them
 ALWAYS_DESCRIBED = ("t", "blocks", "head_type", "network", "lr", "epochs")  # other settings if not the default
-DESCRIBE: dict[str, Callable[[Any], str]] = {
-    "t": lambda t: f"t = {t}",
-    "blocks": lambda blocks: f"blocks {block_label(blocks)}",
-    "head_type": lambda head_type: f"head {head_type}",
-    "network": lambda network: f"network {network}",
-    "lr": lambda lr: f"learning rate {lr:g}",
-    "epochs": lambda epochs: f"{epochs} epochs",
+DESCRIBE: dict[str, Callable[[Any, StoreKey], str]] = {
+    "t": lambda t, key: f"t = {t}",
+    "blocks": lambda blocks, key: f"blocks {block_label(blocks, key)}",
+    "head_type": lambda head_type, key: f"head {head_type}",
+    "network": lambda network, key: f"network {network}",
+    "lr": lambda lr, key: f"learning rate {lr:g}",
+    "epochs": lambda epochs, key: f"{epochs} epochs",
 }
 
 
@@ -135,7 +136,7 @@ def describe(run: FinishedRun, *, leave_out: Sequence[str] = (), store: bool = F
     """
     described = [] if run.is_baseline else [f"model {model_label(run)}", f"condition {run.data.key.condition_text}"]
     fields = {field.name: field.default for field in dataclasses.fields(run.settings)}
-    described += [DESCRIBE[name](getattr(run.settings, name)) for name in ALWAYS_DESCRIBED
+    described += [DESCRIBE[name](getattr(run.settings, name), run.data.key) for name in ALWAYS_DESCRIBED
                   if name in fields and name not in leave_out]  # fmt: skip
     for name, default in fields.items():
         value = getattr(run.settings, name)
@@ -163,14 +164,15 @@ def model_label(run: FinishedRun) -> str:
     return key.model + field + (" (untrained)" if is_untrained(run) else "")
 
 
-def block_label(blocks: Sequence[int]) -> str:
-    """Return `4-6`, or `all` for all thirteen blocks."""
-    return "all" if tuple(sorted(blocks)) == BLOCKS else format_blocks(blocks)
+def block_label(blocks: Sequence[int], key: StoreKey) -> str:
+    """Return `4-6`, or `all` for all thirteen blocks of a model that has no others, which a release's has not."""
+    is_release = key.vit is None and key.diffusers is None
+    return "all" if is_release and tuple(sorted(blocks)) == BLOCKS else format_blocks(blocks)
 
 
-def value_label(axis: Axis, value: Any) -> str:
+def value_label(sweep: Sweep, value: Any) -> str:
     """Return a value of a sweep as tables and figures write it."""
-    return block_label(value) if axis == "blocks" else f"{value:g}"
+    return block_label(value, sweep.runs[0].data.key) if sweep.axis == "blocks" else f"{value:g}"
 
 
 def seeds_label(points: Sequence[Repeats]) -> str:

@@ -300,7 +300,7 @@ def sweep_table(sweep: Sweep, *, name: str, title: str) -> Table:
     """A row for each value: mean ± deviation of validation and test scores; for rates, the paper's Table 5 below."""
     rows = []
     for point in sweep.points:
-        value = value_label(sweep.axis, point.value)
+        value = value_label(sweep, point.value)
         rows.append(Row("run", (value, _seeds(point), *_spreads(point, SWEEP_SCORES)), point is sweep.best))
     every_constant = [run.test_scores.constant for run in sweep.runs]
     constants = {(one.class_name, one.scores.miou, one.scores.dice): None for one in every_constant}

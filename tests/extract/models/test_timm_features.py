@@ -225,6 +225,7 @@ WRONG = {
     "an unknown architecture": (config(architecture="vit_colossal"), {}, "'vit_colossal'"),
     "an unknown argument": (config(model_args={"colour": 1}), {}, "colour"),
     "an argument that loads a file": (config(model_args={"checkpoint_path": "x.pth"}), {}, "checkpoint_path"),
+    "endless width": (config(model_args={**SMALL, "embed_dim": 64000}), {}, "weights, but .*model.safetensors holds"),
     "endless layers": (config(model_args={"depth": 10**9}), {}, "depth=1000000000"),
     "an image size that no patch divides": (nothing, {"vit": ViTConfig(input_px=250)}, "multiple of .* got 250"),
     "an image size as an argument": (nothing, {"vit": ViTConfig(model_args=("img_size=224",))}, "--input-px"),

@@ -69,7 +69,9 @@ def test_scores_and_gradients_are_those_of_the_plain_convolution(blocks, sides, 
 
 
 @pytest.mark.usefixtures("ways")
-@pytest.mark.parametrize("shapes", [{2: (5, 18), 5: (4, 18)}, {0: (3, 8), 4: (4, 16), 5: (5, 18), 9: (2, 64)}], ids=str)
+@pytest.mark.parametrize(
+    "shapes", [{3: (5, 18)}, {2: (5, 18), 5: (4, 18)}, {0: (3, 8), 4: (4, 16), 5: (5, 18), 9: (2, 64)}], ids=str
+)
 def test_sides_that_do_not_divide_the_grid_of_the_head_give_the_same(shapes):  # 18: 252 px in patches of 14 px
     assert max(agreement(shapes, PatchGrid(2, 3), outputs=5, n=1, dtype=torch.float64)) < 1e-10
 

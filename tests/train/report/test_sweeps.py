@@ -160,8 +160,12 @@ def test_with_several_stores_a_sweep_names_its_own(make_run):
     assert find_sweeps(runs)[0].fixed.endswith("glas.zarr with 2 training images of 512x256 px")
 
 
-def test_all_thirteen_blocks_are_called_all():
-    assert (block_label(BLOCKS), block_label((4, 5, 6))) == ("all", "4-6")
+def test_all_thirteen_blocks_are_called_all_but_of_models_that_may_have_more(make_run):
+    key = make_run().data.key
+    assert (block_label(BLOCKS, key), block_label((4, 5, 6), key)) == ("all", "4-6")
+    vit = {"architecture": "vit", "mean": [0, 0, 0], "std": [1, 1, 1], "input_px": 256, "norm": "final"}
+    for settings in ({"diffusers": {"context": "zero"}}, {"vit": vit}):
+        assert block_label(BLOCKS, make_run(key=settings).data.key) == "0-12"
 
 
 def test_unequal_numbers_of_seeds_are_a_range(make_run):
