@@ -273,20 +273,24 @@ def local_workers(flags: dict[str, Any]) -> int | None:
 
 
 @main.command("train-head")
-@training_flags(HeadConfig)
+@training_flags(HeadConfig, joined=True)
 def train_command(**flags: Any) -> None:
     """Stage two: train heads on cached features and score them on the test images.
 
     Comma lists of --t, --lr, --seed and --train-images and --blocks each train every combination, each image being
     read once an epoch for all of them. A finished run is not trained again; one that was cut off goes on after its
     last epoch. Results lie in <workspace>/heads/<run>/.
+
+    Stores of the same images can be joined: --store A.zarr --store B.zarr --blocks A:4-6,B:last --t A:50,B:200.
     """
+    from pathseg.train.data.joined import open_joined
     from pathseg.train.training import sweep
 
-    store = open_store(flags)
+    given = flags["store"] or [str(paths.only_store(flags["workspace"]))]
+    stores = open_joined(given, open_store=partial(open_store, flags))
     with wrong_flags():
-        configs = sweep.expand_heads(store, **{name: flags[name] for name in HeadConfig.__dataclass_fields__})
-    train(store, configs, flags)
+        configs = sweep.expand_heads(stores, **{name: flags[name] for name in HeadConfig.__dataclass_fields__})
+    train(stores, configs, flags)
 
 
 @main.command("train-baseline")
@@ -299,7 +303,9 @@ def baseline_command(**flags: Any) -> None:
     """
     from pathseg.train.training import sweep
 
-    store = open_store(flags)  # first: what is wrong with it should not wait for a download of weights
+    store = open_store(
+        flags, flags["store"] or paths.only_store(flags["workspace"])
+    )  # first: what is wrong with it should not wait for a download of weights
     with wrong_flags():
         configs = sweep.expand_baselines(
             **{field.name: flags[field.name] for field in dataclasses.fields(BaselineConfig)}
@@ -310,23 +316,23 @@ def baseline_command(**flags: Any) -> None:
     train(store, [config for config, _ in settled], flags)
 
 
-def open_store(flags: dict[str, Any]) -> Any:
-    """Open the store that a command is to train from; what is read from S3 is cached unless --no-cache."""
+def open_store(flags: dict[str, Any], store: str | Path) -> Any:
+    """Open a store that a command is to train from; what is read from S3 is cached unless --no-cache."""
     from pathseg.store.features import FeatureStore
     from pathseg.store.location.cache import cache_for
     from pathseg.store.location.location import open_location
 
-    location = str(open_location(flags["store"] or paths.only_store(flags["workspace"])))
+    location = str(open_location(store))
     return FeatureStore.open(location, cache=None if flags["no_cache"] else cache_for(location, flags["cache_dir"]))
 
 
-def train(store: Any, configs: Any, flags: dict[str, Any]) -> None:
+def train(stores: Any, configs: Any, flags: dict[str, Any]) -> None:
     """Train what is not finished yet and print the scores; ends in an error if a run was given up."""
     from pathseg.train.training import sweep
 
     with wrong_flags():
-        runs = sweep.run_folders(store, configs, paths.heads_path(flags["workspace"]), name=flags["name"])
-    plan = sweep.plan_sweep(store, runs, flags["complete_only"])
+        runs = sweep.run_folders(stores, configs, paths.heads_path(flags["workspace"]), name=flags["name"])
+    plan = sweep.plan_sweep(stores, runs, flags["complete_only"])
     options = {name: flags[name] for name in ("device", "memory_bytes", "scheduler")}
     show(sweep.describe_plan(plan, **options), err=True)
     with tqdm(initial=plan.epochs_done, total=plan.epochs, unit="epoch") as bar:
@@ -357,9 +363,17 @@ def report_command(workspace: Path) -> None:
 @click.option("--truth", type=PATH, help="Folder of ground truth masks named after the images: score by them.")
 @click.option("--mpp", type=MPP, help="um/px of the images, in place of what slides say.")
 @click.option("--trained-mpp", type=MPP, help="um/px the head was trained at, if its run does not say.")
-@click.option("--model", help="Folder of the model that the head was trained with.  [default: by its name]")
-@click.option("--weights", type=PATH, help="File of weights, if it is a timm model without a folder.")
-@click.option("--context", type=PATH, help=CONTEXT_HELP)
+@click.option(
+    "--model",
+    multiple=True,
+    help="Folder of the model the head was trained with; of several models NAME=PATH each.  [default: by its name]",
+)
+@click.option(
+    "--weights",
+    multiple=True,
+    help="File of weights, if it is a timm model without a folder; of several models NAME=PATH each.",
+)
+@click.option("--context", multiple=True, help=f"{CONTEXT_HELP} Of several models NAME=PATH each.")
 @click.option("--hipt", type=PATH, help="HIPT's vit256_small_dino.pth, if it does not lie beside the model.")
 @workspace_option
 @device_option
@@ -376,30 +390,42 @@ def predict_command(images: tuple[str, ...], **flags: Any) -> None:
     from pathseg.train.predict.ground_truth import GroundTruth
     from pathseg.train.predict.predictor import predict, summary
     from pathseg.train.predict.progress import Progress
+    from pathseg.train.runs.folder import RunFolder
 
     with wrong_flags():
         config = PredictConfig(**{name: flags[name] for name in PredictConfig.__dataclass_fields__})
     files, run = list_input_images(images), paths.run_path(flags["workspace"], flags["run"])
     masks, device_name = flags["truth"], device(flags["device"])
+    names = list(dict.fromkeys(source.key.model for source in RunFolder(run).read_config().data.sources))
+    folders = of_each_model(flags["model"], names, flag="--model")
+    weights, contexts = (
+        {
+            name: PATH.convert(path, None, None)
+            for name, path in of_each_model(flags[flag], names, flag=f"--{flag}").items()
+        }
+        for flag in ("weights", "context")
+    )
+    loaded: dict[tuple[str, str, int | None], Any] = {}  # a model at several timesteps is loaded once
 
     def load_features(key: Any, t: int, blocks: Sequence[int], *, batch_size: int) -> Any:
-        named = flags["model"] or (f"timm:{key.model}" if flags["weights"] else key.model)
-        vit = None if key.vit is None else ViTConfig.from_settings(key.vit)
-        if key.diffusers is not None and key.diffusers.context == "file" and flags["context"] is None:
-            raise ValueError(
-                f"the head was trained on features of {key.model} with a stored context; pass it as --context FILE"
+        made_by = key.model_digest, key.condition, None if key.diffusers is None else key.diffusers.class_label
+        if made_by not in loaded:
+            named = folders.get(key.model) or (f"timm:{key.model}" if key.model in weights else key.model)
+            if key.diffusers is not None and key.diffusers.context == "file" and key.model not in contexts:
+                raise ValueError(
+                    f"the head was trained on features of {key.model} with a stored context; pass it as --context FILE"
+                )
+            loaded[made_by] = load_model(
+                absolute(named),
+                flags["hipt"],
+                key.condition,
+                device=device_name,
+                weights=weights.get(key.model),
+                vit=None if key.vit is None else ViTConfig.from_settings(key.vit),
+                context=contexts.get(key.model),
+                class_label=made_by[-1],
             )
-        model = load_model(
-            absolute(named),
-            flags["hipt"],
-            key.condition,
-            device=device_name,
-            weights=flags["weights"],
-            vit=vit,
-            context=flags["context"],
-            class_label=None if key.diffusers is None else key.diffusers.class_label,
-        )
-        return online_features(model, key, t, blocks, batch_size=batch_size)
+        return online_features(loaded[made_by], key, t, blocks, batch_size=batch_size)
 
     with Progress(len(files)) as progress:
         result = predict(
@@ -416,6 +442,21 @@ def predict_command(images: tuple[str, ...], **flags: Any) -> None:
         )
     show(summary(result))
     require_all([str(failure) for failure in result.failures], len(files))
+
+
+def of_each_model(values: Sequence[str], models: Sequence[str], *, flag: str) -> dict[str, str]:
+    """Return the values of a flag by model: each `NAME=VALUE`, or a single `VALUE` where there is one model."""
+    found = {}
+    for text in values:
+        name, equals, value = text.partition("=")
+        if equals and name in models:
+            found[name] = value
+        elif len(models) == 1:
+            found[models[0]] = text
+        else:
+            raise click.UsageError(f"{flag} {text!r} names none of the head's models {', '.join(models)}; write "
+                                   f"{flag} {models[0]}=…")  # fmt: skip
+    return found
 
 
 @main.command("info")

@@ -103,11 +103,16 @@ def toy_contents():
 
 @pytest.fixture(scope="session")
 def written_stores(tmp_path_factory):
-    """The folders of `toy_store` and `one_patch_store`, which are written once and copied for each test."""
+    """The folders of `toy_store` and stores like it, which are written once and copied for each test."""
     folder = tmp_path_factory.mktemp("stores")
     one_patch = contents(key=key(size=(256, 256)), splits=("train", "train", "train", "test"))
-    for name, made in (("toy.zarr", contents()), ("one-patch.zarr", one_patch)):
-        fill(StoreWriter(folder / name, made))
+    other = contents(
+        key=key(model="other-model", model_digest="cd" * 32, dtype="float32"),
+        blocks={2: BlockShape(5, 16), 7: BlockShape(2, 64)},
+        model_trained=True,
+    )
+    for name, made in (("toy.zarr", contents()), ("one-patch.zarr", one_patch), ("other.zarr", other)):
+        fill(StoreWriter(folder / name, made), blocks=tuple(made.blocks))
     return folder
 
 
@@ -115,6 +120,12 @@ def written_stores(tmp_path_factory):
 def toy_store(written_stores, tmp_path):
     """A complete store of five 512x256 px images: four to train, one to test; blocks 0, 4, 5, 9 at t 50."""
     return FeatureStore.open(shutil.copytree(written_stores / "toy.zarr", tmp_path / "toy.zarr"))
+
+
+@pytest.fixture
+def other_model_store(written_stores, tmp_path):
+    """The images of `toy_store` with features of another model, in another dtype: blocks 2 and 7 at t 50."""
+    return FeatureStore.open(shutil.copytree(written_stores / "other.zarr", tmp_path / "other.zarr"))
 
 
 @pytest.fixture
@@ -174,13 +185,14 @@ def colour_head():
     """A linear head whose predictions are known by hand: class 1 where the mean red of a cell of 4 px is below 128."""
     from pathseg.store.classes import background_code
     from pathseg.store.sampling import Sampling
-    from pathseg.train.config import HeadConfig
+    from pathseg.train.config import HeadConfig, Layer
     from pathseg.train.heads.linear import LinearHead
     from pathseg.train.predict.trained_head import TrainedHead
+    from pathseg.train.runs.record import Source
 
     def make(*, size=(256, 256), classes=("background", "gland"), module=None, **changes):
         if module is None:
-            module = LinearHead({0: 3}, len(classes))
+            module = LinearHead({Layer(0, 50, 0): 3}, len(classes))
             with torch.no_grad():
                 module.scores.weight.zero_()
                 module.scores.bias.zero_()
@@ -189,7 +201,7 @@ def colour_head():
             "name": "by-colour",
             "settings": HeadConfig(blocks=(0,), head_type="linear"),
             "module": module.eval(),
-            "key": key(size=size, dtype="float32"),
+            "sources": (Source("toy.zarr", "", key(size=size, dtype="float32"), True, {0: 3}),),
             "sampling": Sampling(size=size, mpp=0.5, resized=False, original_px=size),
             "classes": classes,
             "background": background_code(classes),

@@ -560,9 +560,10 @@ def _predict_with(folder):
     """Predict one image from random features; read what else a run holds."""
     head = TrainedHead.load(folder)
     run = RunFolder(folder)
-    channels = run.read_config().data.channels
+    config = run.read_config()
     generator = torch.Generator().manual_seed(0)
-    features = {block: torch.randn(1, 1, count, 8, 8, generator=generator) for block, count in channels.items()}
+    channels = {layer: config.data.channels(layer) for layer in config.settings.layers}
+    features = {layer: torch.randn(1, 1, count, 8, 8, generator=generator) for layer, count in channels.items()}
     if not head.gives_uncertainty:  # an ensemble takes seconds
         predicted = head.predict(features, PatchGrid(1, 1))
         assert predicted.isfinite().all() and predicted.shape[1] == len(head.classes)
@@ -603,7 +604,7 @@ def test_mutated_results_of_predict_are_kept_made_again_or_named(
     out = tmp_path / "base/out"
 
     def predict_into(out):
-        return Predictor(colour_head(), colour_features, out, config, truth).predict_all([path], open_input_image)
+        return Predictor(colour_head(), (colour_features,), out, config, truth).predict_all([path], open_input_image)
 
     expected = predict_into(out).images[0]
     whole = snapshot(out)

@@ -99,7 +99,8 @@ def test_a_recipe_trains_on_what_it_has_extracted(name, tmp_path):
         if command == "extract":
             extracted.setdefault(flags["store"], set()).update(flags["t"])
         elif command.startswith("train"):
-            assert set(flags.get("t", ())) <= extracted[flags["store"]]
+            for store in flags["store"] if command == "train-head" else [flags["store"]]:
+                assert set(flags.get("t", ())) <= extracted[store]
             assert flags["class_weights"] == {"glas": "none", "bcss": "balanced"}[name]
             assert flags["seed"] == (0, 1, 2)
 

@@ -3,13 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from pathseg.store.blocks import BLOCKS, format_blocks
 
 BATCH_PX = 64  # of a pixel-ensemble: pixels of a step, DDPMSeg's number
-IMAGE = -1  # stands for the image itself where a head would name a block
+
+
+class Layer(NamedTuple):
+    """The key of one feature map that heads read: a block at a timestep from one of the joined stores.
+
+    source: position of the store among those joined, 0 for a single store. Heads stack layers in ascending order.
+    """
+
+    source: int
+    t: int
+    block: int
+
+
+IMAGE = Layer(-1, -1, -1)  # stands for the image itself among the layers
+
+
+class Selection(NamedTuple):
+    """What a head reads of one store: a timestep and blocks."""
+
+    t: int
+    blocks: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -31,6 +52,12 @@ HEAD_DEFAULTS: dict[str, HeadDefaults] = {
     # DDPMSeg's; it knows no validation images and stops by a rule of its own
     "pixel-ensemble": HeadDefaults(1e-3, epochs=100, keep="last", unused=("patience", "augment", "precision")),
 }
+
+
+def per_store_text(values: Iterable[Any], *, separator: str = "+") -> str:
+    """Return values, one for each joined store, as text: `50+200`, or `50` where they are all equal."""
+    texts = [str(value) for value in values]
+    return texts[0] if len(set(texts)) == 1 else separator.join(texts)
 
 
 def _flag(default: Any, help: str, **more: Any) -> Any:
@@ -78,14 +105,22 @@ def _defaults_text(name: str) -> str:
 class HeadConfig:
     """One head: what it reads, how it learns. Written to `config.json` and read back equal; each field is a flag.
 
+    t and blocks of a head on joined stores: one timestep and one tuple of blocks for each store, in their order.
     lr and epochs are those of the head (`HEAD_DEFAULTS`) where they are None; they are never None afterwards.
     """
 
-    t: int = _sweep(50, "Timestep of the features; the paper's default is 50. A comma list trains one head for each.")
-    blocks: tuple[int, ...] = _sweep(
+    t: int | tuple[int, ...] = _sweep(
+        50,
+        "Timestep of the features; the paper's default is 50. A comma list trains one head for each. Of joined stores: "
+        "one for all, or A:50,B:200.",
+        by_store=True,
+    )
+    blocks: tuple[int | tuple[int, ...], ...] = _sweep(
         BLOCKS,
-        "4-6, 0,4-6, all or last (of those stored): a head on these; each: a head on every block alone.",
+        "4-6, 0,4-6, all or last (of those stored): a head on these; each: a head on every block alone. Of joined "
+        "stores: one selection for all, or A:4-6,B:last.",
         flag_default="all",
+        by_store=True,
     )
     head_type: Literal["fcn", "linear", "pixel-ensemble"] = _flag(
         "fcn",
@@ -128,9 +163,13 @@ class HeadConfig:
         for name in ("lr", "epochs"):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, getattr(defaults, name))
-        _require(
-            self, {"blocks": (bool(self.blocks), "name at least one block"), "pixels": (self.pixels >= 1, AT_LEAST_1)}
-        )
+        named = bool(self.blocks) and all(block != () for block in self.blocks)
+        _require(self, {"blocks": (named, "name at least one block"), "pixels": (self.pixels >= 1, AT_LEAST_1)})
+        joined = any(isinstance(block, tuple) for block in self.blocks)
+        if joined != isinstance(self.t, tuple) or (isinstance(self.t, tuple) and len(self.t) != len(self.blocks)):
+            raise ValueError(f"t and blocks must be of the same stores, got t {self.t} and blocks {self.blocks}")
+        if joined and not all(isinstance(block, tuple) for block in self.blocks):
+            raise ValueError(f"blocks of joined stores must be one tuple for each, got {self.blocks}")
         for name in defaults.unused:
             if getattr(self, name) != self.default(name):
                 raise ValueError(
@@ -146,9 +185,23 @@ class HeadConfig:
         """Which epoch is the result: `best` on the validation images, or `last`."""
         return HEAD_DEFAULTS[self.head_type].keep
 
+    @property
+    def selections(self) -> tuple[Selection, ...]:
+        """What it reads of each joined store, in their order; of a single store one selection."""
+        timesteps = self.t if isinstance(self.t, tuple) else (self.t,)
+        blocks: Any = self.blocks if isinstance(self.t, tuple) else (self.blocks,)
+        return tuple(Selection(t, of_store) for t, of_store in zip(timesteps, blocks, strict=True))
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers that it reads, ascending."""
+        return tuple(sorted(Layer(i, t, b) for i, (t, blocks) in enumerate(self.selections) for b in blocks))
+
     def run_name(self, store: str) -> str:
         """A name that tells runs of one workspace apart: the store's name and every setting that is not the default."""
-        parts = [store, f"t{self.t}", f"b{format_blocks(self.blocks)}", self.head_type, f"lr{self.lr:g}"]
+        timesteps = per_store_text(t for t, _ in self.selections)
+        blocks = per_store_text(format_blocks(blocks) for _, blocks in self.selections)
+        parts = [store, f"t{timesteps}", f"b{blocks}", self.head_type, f"lr{self.lr:g}"]
         return _name(self, parts, said=("t", "blocks", "head_type", "lr", "seed"))
 
     @property
@@ -161,11 +214,11 @@ class HeadConfig:
 class BaselineConfig:
     """One network that learns from the images themselves. As `HeadConfig` in all else.
 
-    t and blocks are no settings: they say that it reads the image.
+    selections and layers are no settings: they say that it reads the image.
     """
 
-    t: ClassVar[None] = None
-    blocks: ClassVar[tuple[int, ...]] = (IMAGE,)
+    selections: ClassVar[tuple[Selection, ...]] = ()
+    layers: ClassVar[tuple[Layer, ...]] = (IMAGE,)
     keep: ClassVar[str] = "best"
 
     network: Literal["res-unet", "vgg16-fcn8"] = _flag(

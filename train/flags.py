@@ -9,11 +9,21 @@ import click
 
 from pathseg.store.runtime.flags import PATH, device_option, flags_of, workspace_option
 
+STORE = "Feature store: a path or s3://…."
+JOINED = (
+    "Given several times, a head reads the features of all: of several models, timesteps or magnifications of the same "
+    "images. A store is named after its folder, or NAME=PATH."
+)
 
-def training_flags(config: type) -> Callable[[Callable], Callable]:
-    """Return a decorator that adds the options of a training command for a configuration class."""
+
+def training_flags(config: type, *, joined: bool = False) -> Callable[[Callable], Callable]:
+    """Return a decorator that adds the options of a training command for a configuration class.
+
+    joined: whether --store may be given several times.
+    """
+    store = f"{STORE} {JOINED}" if joined else STORE
     flags = (
-        click.option("--store", help="Feature store: a path or s3://….  [default: the one in the workspace]"),
+        click.option("--store", multiple=joined, help=f"{store}  [default: the one in the workspace]"),
         flags_of(config),
         click.option("--name", help="Name of the run.  [default: the store's file name, settings]"),
         click.option("--cache-dir", type=PATH, help="Keeps what is read from S3.  [default: <user cache dir>/pathseg]"),

@@ -50,6 +50,7 @@ from benchmarks.train.heads import GRID, plain_head, stack
 from benchmarks.train.peer_files import FOLDERS, Maps, PatchFiles, drop_page_cache, eva_classes, stitch_mask, write_all
 from pathseg.extract.models.load import load_model
 from pathseg.store.features import FeatureStore
+from pathseg.train.config import Layer
 from pathseg.train.data.reader import FeatureReader
 from pathseg.train.heads.fcn import FCNHead
 
@@ -78,11 +79,12 @@ def patch_pass(folder: Path, images: int, device: str, workers: int) -> Pass:
 def store_pass(folder: Path, blocks: tuple[int, ...], images: int, device: str) -> Pass:
     """Load images from the store, none kept in memory."""
     store = FeatureStore.open(folder)
-    reader = FeatureReader(store, {50: blocks}, device=torch.device(device), memory_bytes=0)
+    layers = [Layer(0, 50, block) for block in blocks]
+    reader = FeatureReader(store, layers, device=torch.device(device), memory_bytes=0)
 
     def batches() -> Iterator[tuple[Maps, torch.Tensor]]:
         for batch in reader.batches(range(images), 1):
-            yield {b: m.float() for b, m in batch.features[50].items()}, batch.masks.long()
+            yield {layer.block: m.float() for layer, m in batch.features.items()}, batch.masks.long()
 
     return batches
 

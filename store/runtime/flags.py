@@ -40,12 +40,12 @@ class Parsed(click.ParamType):
     """An option type that is parsed by a function; its ValueError becomes a usage error."""
 
     def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
-        self.name, self._parse = name, parse
+        self.name, self.parse = name, parse
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Parse the text of an option; text that cannot be parsed is a usage error."""
         try:
-            return self._parse(value) if isinstance(value, str) else value
+            return self.parse(value) if isinstance(value, str) else value
         except ValueError as e:
             self.fail(str(e), param, ctx)
 
@@ -81,6 +81,28 @@ def parse_numbers_or_words(text: str, *, words: tuple[str, ...]) -> tuple[int | 
     if len(set(values)) != len(values):
         raise ValueError(f"{text!r} names a value twice; name each once")
     return values
+
+
+def parse_by_store(text: str, *, parse: Callable[[str], Any]) -> Any:
+    """Parse a value for all stores, or one for each, `A:4-6,B:last` -> {"A": (4, 5, 6), "B": "last"}.
+
+    An item without a name belongs to the store named before it: `A:0,4-6,B:last`. Raises ValueError as `parse` does,
+    for a store that is named twice, and where the first item has no name but another one does.
+    """
+    if ":" not in text:
+        return parse(text)
+    items: dict[str, list[str]] = {}
+    name = ""
+    for item in text.split(","):
+        before, colon, value = item.partition(":")
+        if colon:
+            name = before.strip()
+            if name in items:
+                raise ValueError(f"{text!r} names the store {name} twice; name each once")
+        elif not name:
+            raise ValueError(f"{text!r} names a store for some values only; write A:…,B:…, or one value for all stores")
+        items.setdefault(name, []).append(value if colon else item)
+    return {name: parse(",".join(values)) for name, values in items.items()}
 
 
 def parse_channels(text: str) -> tuple[float, float, float]:
@@ -156,6 +178,8 @@ def flags_of(config: type) -> Callable[[Callable], Callable]:
                 default = (default,) if sweep else default
                 kind = RATES if kind is float else NUMBERS
                 shown = shown or ",".join(f"{value:g}" for value in default)
+            if field.metadata.get("by_store"):
+                kind = Parsed(kind.name, partial(parse_by_store, parse=kind.parse))
             command = click.option(
                 field.metadata.get("flag", f"--{field.name.replace('_', '-')}"),
                 field.name,

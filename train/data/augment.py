@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -15,10 +17,10 @@ def apply_symmetry(values: torch.Tensor, number: int) -> torch.Tensor:
     return turned.flip(-1) if number >= 4 else turned
 
 
-def apply_symmetry_to_features(features: Features, grid: PatchGrid, number: int) -> dict[int, torch.Tensor]:
-    """Apply the same symmetry to the stitched image, patch by patch: {block: (N, P, C, h, w)}."""
+def apply_symmetry_to_features(features: Features, grid: PatchGrid, number: int) -> dict[Any, torch.Tensor]:
+    """Apply the same symmetry to the stitched image, patch by patch: {layer: (N, P, C, h, w)}."""
     order = apply_symmetry(torch.arange(grid.patches).reshape(grid.rows, grid.cols), number).flatten()
-    return {block: apply_symmetry(maps[:, order.to(maps.device)], number) for block, maps in features.items()}
+    return {layer: apply_symmetry(maps[:, order.to(maps.device)], number) for layer, maps in features.items()}
 
 
 def symmetry(grid: PatchGrid, *, seed: int, epoch: int, step: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from operator import itemgetter
@@ -14,36 +14,34 @@ import torch
 from pathseg.store.features import FeatureStore
 from pathseg.store.grid import PATCH_PX
 from pathseg.store.runtime.prefetch import PREFETCH_BYTES
-from pathseg.train.config import IMAGE, Config
+from pathseg.train.config import IMAGE, Config, Layer
+from pathseg.train.data.joined import JoinedStores
 from pathseg.train.data.memory import keep_limits
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Features {t: {block: (P, C, h, w)}} in the stored dtype and class codes (H, W) uint8 of one image.
+    """Features {layer: (P, C, h, w)} in the stored dtype and class codes (H, W) uint8 of one image.
 
-    Several images together have a leading dimension N. At t None the only block is IMAGE: the image itself, RGB uint8
-    (P, 3, 256, 256).
+    Several images together have a leading dimension N. The layer IMAGE is the image itself, RGB uint8 (P, 3, 256, 256).
     """
 
-    features: dict[int | None, dict[int, torch.Tensor]]
+    features: dict[Layer, torch.Tensor]
     masks: torch.Tensor
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Sample:
         """Return a sample of the changed tensors."""
-        features = {t: {b: change(maps) for b, maps in blocks.items()} for t, blocks in self.features.items()}
-        return Sample(features, change(self.masks))
+        return Sample({layer: change(maps) for layer, maps in self.features.items()}, change(self.masks))
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """Yield all tensors, always in the same order."""
-        for blocks in self.features.values():
-            yield from blocks.values()
+        yield from self.features.values()
         yield self.masks
 
 
 @dataclass(frozen=True)
 class Batch(Sample):
-    """Features {t: {block: (N, P, C, h, w)}}, class codes (N, H, W) uint8 and the indices of the images.
+    """Features {layer: (N, P, C, h, w)}, class codes (N, H, W) uint8 and the indices of the images.
 
     The tensors are read-only, and valid until the next batch is requested: then their memory is filled again.
     """
@@ -52,7 +50,7 @@ class Batch(Sample):
 
 
 class FeatureReader:
-    """Read chosen blocks at chosen timesteps, image by image, into batches on a device.
+    """Read chosen layers of one store or of several joined ones, image by image, into batches on a device.
 
     A bounded queue of batches is read ahead by threads, into buffers that are used again and again: on a CPU, fresh
     memory for each batch costs as much as reading it. What fits into memory stays there in its stored dtype and is not
@@ -61,21 +59,25 @@ class FeatureReader:
 
     def __init__(
         self,
-        store: FeatureStore,
-        required: Mapping[int | None, Sequence[int]],
+        stores: FeatureStore | JoinedStores,
+        required: Collection[Layer],
         *,
         device: torch.device,
         memory_bytes: int | None = None,
     ) -> None:
-        """required: timestep -> blocks, None -> the image. memory_bytes: see `memory.keep_limits`."""
-        self.store, self.device = store, device
-        self.required = {t: tuple(blocks) for t, blocks in required.items()}
+        """memory_bytes: see `memory.keep_limits`."""
+        self.stores, self.device = JoinedStores.of(stores), device
+        self.store = self.stores.images
+        self.required = tuple(required)
         self.bytes_read = 0
-        self._image_bytes = image_bytes(store, self.required)
-        self._capacity = keep_capacity(store, self.required, device=device, memory_bytes=memory_bytes)  # images left
+        self._image_bytes = image_bytes(self.stores, self.required)
+        self._capacity = keep_capacity(
+            self.stores, self.required, device=device, memory_bytes=memory_bytes
+        )  # images left
         self._kept: dict[int, Sample] = {}
         self._reserved: set[int] = set()  # images that are kept, or being read to be kept
-        self._threads = ThreadPoolExecutor(store.location.concurrency)
+        self._concurrency = max(store.location.concurrency for store in self.stores.stores)
+        self._threads = ThreadPoolExecutor(self._concurrency)
         self._buffers: dict[int, list[Sample]] = {}  # batch size -> the buffers of its queue
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
@@ -90,7 +92,7 @@ class FeatureReader:
         Raises what reading the store raises, when the batch is due.
         """
         groups = [tuple(indices[i : i + batch_size]) for i in range(0, len(indices), batch_size)]
-        depth = max(1, min(self.store.location.concurrency, PREFETCH_BYTES // (batch_size * self._image_bytes)))
+        depth = max(1, min(self._concurrency, PREFETCH_BYTES // (batch_size * self._image_bytes)))
         buffers = self._buffers.setdefault(batch_size, [])
         while len(buffers) < min(depth + 1, len(groups)):  # those being read and the one in use
             buffers.append(self._new_buffer(batch_size))
@@ -139,7 +141,7 @@ class FeatureReader:
         sample = self._kept.get(index)
         if sample is None:
             sample = slot.map(torch.empty_like) if keep is not None and keep.type == "cpu" else slot
-            read_image(self.store, index, sample)
+            read_image(self.stores, index, sample)
             if sample is not slot:
                 self._kept[index] = sample
         if sample.masks.device.type != "cpu" or (direct and self.device.type == "cpu"):
@@ -188,37 +190,30 @@ class FeatureReader:
         def empty(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
             return torch.empty((images, *shape), dtype=dtype, pin_memory=self.device.type == "cuda")
 
-        contents = self.store.contents
-        key, patches = contents.key, contents.grid.patches
-        dtype = torch.from_numpy(np.empty(0, key.dtype)).dtype
-        shapes = {b: (patches, *shape.stored(key.layout)) for b, shape in contents.blocks.items()}
-        features: dict[int | None, dict[int, torch.Tensor]] = {}
-        for t, blocks in self.required.items():
-            if t is None:
-                features[t] = {IMAGE: empty((patches, 3, PATCH_PX, PATCH_PX), torch.uint8)}
+        features = {}
+        for layer in self.required:
+            if layer == IMAGE:
+                features[layer] = empty((self.store.contents.grid.patches, 3, PATCH_PX, PATCH_PX), torch.uint8)
             else:
-                features[t] = {b: empty(shapes[b], dtype) for b in blocks}
-        return Sample(features, empty(key.size, torch.uint8))
+                dtype = torch.from_numpy(np.empty(0, self.stores.dtype([layer]))).dtype
+                features[layer] = empty(self.stores.shape(layer), dtype)
+        return Sample(features, empty(self.store.contents.key.size, torch.uint8))
 
 
 def _stack(samples: Sequence[Sample]) -> Sample:
     """Stack the samples of several images along a new first dimension."""
-    features = {
-        t: {block: torch.stack([sample.features[t][block] for sample in samples]) for block in blocks}
-        for t, blocks in samples[0].features.items()
-    }
+    features = {layer: torch.stack([sample.features[layer] for sample in samples]) for layer in samples[0].features}
     return Sample(features, torch.stack([sample.masks for sample in samples]))
 
 
-def read_image(store: FeatureStore, index: int, into: Sample) -> None:
-    """Read an image into tensors in the machine's memory. Raises what reading the store raises."""
-    for t, blocks in into.features.items():
-        if t is None:
-            patches = store.contents.grid.cut(store.image(index))  # (P, 256, 256, 3)
-            np.copyto(blocks[IMAGE].numpy(), patches.transpose(0, 3, 1, 2))
-        else:
-            store.read(index, t=t, blocks=tuple(blocks), out={b: maps.numpy() for b, maps in blocks.items()})
-    np.copyto(into.masks.numpy(), store.mask(index))
+def read_image(stores: JoinedStores, index: int, into: Sample) -> None:
+    """Read an image into tensors in the machine's memory. Raises what reading the stores raises."""
+    arrays = {layer: maps.numpy() for layer, maps in into.features.items()}
+    if IMAGE in arrays:
+        patches = stores.images.contents.grid.cut(stores.images.image(index))  # (P, 256, 256, 3)
+        np.copyto(arrays.pop(IMAGE), patches.transpose(0, 3, 1, 2))
+    stores.read(index, arrays)
+    np.copyto(into.masks.numpy(), stores.images.mask(index))
 
 
 def copy_sample(sample: Sample, into: Sample) -> None:
@@ -227,31 +222,23 @@ def copy_sample(sample: Sample, into: Sample) -> None:
         np.copyto(own.numpy(), values.numpy())  # torch would start as many threads for it as it computes with
 
 
-def image_bytes(store: FeatureStore, required: Mapping[int | None, Sequence[int]]) -> int:
-    """Return the bytes that a sample takes: these blocks at these timesteps (None: the image itself) and the mask."""
-    features = sum(store.image_bytes(blocks) for t, blocks in required.items() if t is not None)
-    height, width = store.contents.key.size
-    return features + height * width * (4 if None in required else 1)
+def image_bytes(stores: JoinedStores, required: Collection[Layer]) -> int:
+    """Return the bytes that a sample takes: these layers and the mask."""
+    height, width = stores.images.contents.key.size
+    return stores.image_bytes(required) + height * width * (4 if IMAGE in required else 1)
 
 
 def keep_capacity(
-    store: FeatureStore,
-    required: Mapping[int | None, Sequence[int]],
-    *,
-    device: torch.device,
-    memory_bytes: int | None = None,
+    stores: JoinedStores, required: Collection[Layer], *, device: torch.device, memory_bytes: int | None = None
 ) -> dict[torch.device, int]:
     """Return how many images' features may be kept in the memory of each device, the first to be filled first."""
-    one = image_bytes(store, required)
+    one = image_bytes(stores, required)
     return {keep: limit // one for keep, limit in keep_limits(device, memory_bytes).items()}
 
 
-def required_blocks(configs: Iterable[Config]) -> dict[int | None, tuple[int, ...]]:
-    """Return what heads that are trained together read: timestep (None: the image) -> blocks."""
-    blocks: dict[int | None, set[int]] = {}
-    for config in configs:
-        blocks.setdefault(config.t, set()).update(config.blocks)
-    return {t: tuple(sorted(blocks[t])) for t in sorted(blocks, key=lambda t: -1 if t is None else t)}
+def required_layers(configs: Iterable[Config]) -> tuple[Layer, ...]:
+    """Return the layers that heads which are trained together read, ascending, each once."""
+    return tuple(sorted({layer for config in configs for layer in config.layers}))
 
 
 def class_pixels(store: FeatureStore, indices: Sequence[int]) -> np.ndarray:

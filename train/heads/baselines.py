@@ -15,7 +15,7 @@ from torch import nn
 
 from pathseg.store.grid import PatchGrid
 from pathseg.train.config import IMAGE
-from pathseg.train.heads.stack import Features, require_fitting
+from pathseg.train.heads.stack import Channels, Features, require_fitting
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB in 0..1: torchvision's ImageNet normalisation
 ENCODERS = {"res-unet": "resnet18", "vgg16-fcn8": "vgg16"}  # torchvision's model whose weights a baseline starts from
@@ -26,7 +26,7 @@ PROBE_TIMEOUT_S = 5
 class ResUNet(nn.Module):
     """A U-Net on ResNet-18, `segmentation_models_pytorch.Unet("resnet18")`: 14.3 million parameters."""
 
-    def __init__(self, channels: Mapping[int, int], classes: int) -> None:
+    def __init__(self, channels: Channels, classes: int) -> None:
         from segmentation_models_pytorch import Unet
 
         super().__init__()
@@ -50,7 +50,7 @@ class VGG16FCN8(nn.Module):
     3 cells, which keeps the grid, where the paper pads the image by 100 px and crops.
     """
 
-    def __init__(self, channels: Mapping[int, int], classes: int, width: int = 4096) -> None:
+    def __init__(self, channels: Channels, classes: int, width: int = 4096) -> None:
         from torchvision.models.vgg import cfgs, make_layers
 
         super().__init__()
@@ -89,7 +89,7 @@ class VGG16FCN8(nn.Module):
             layer.load_state_dict({"weight": weight, "bias": state[f"{name}.bias"]})
 
 
-def network_input(features: Features, channels: Mapping[int, int], grid: PatchGrid) -> torch.Tensor:
+def network_input(features: Features, channels: Channels, grid: PatchGrid) -> torch.Tensor:
     """Stitch and normalise the image, {IMAGE: RGB 0..255 (N, P, 3, 256, 256)} -> (N, 3, H, W)."""
     require_fitting(features, channels, grid)
     image = grid.stitch(features[IMAGE]) / 255

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from pathseg.store.grid import PatchGrid
 from pathseg.train.heads.native_conv import compute_dtype, native_convolution
-from pathseg.train.heads.stack import Features, require_fitting, stack_blocks
+from pathseg.train.heads.stack import Channels, Features, require_fitting, stack_blocks
 
 
 class FCNHead(nn.Module):
@@ -23,7 +22,7 @@ class FCNHead(nn.Module):
     `forward` computes the same scores faster.
     """
 
-    def __init__(self, channels: Mapping[int, int], classes: int) -> None:
+    def __init__(self, channels: Channels, classes: int) -> None:
         super().__init__()
         self.channels = dict(sorted(channels.items()))
         self.first = nn.Conv2d(sum(channels.values()), 256, 3, padding=1)

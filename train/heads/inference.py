@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,15 +29,15 @@ class Prediction:
 
 
 def score(
-    head: nn.Module, features: Features, grid: PatchGrid, *, blocks: Sequence[int], precision: str = "float32"
+    head: nn.Module, features: Features, grid: PatchGrid, *, layers: Sequence[Any], precision: str = "float32"
 ) -> torch.Tensor:
     """Return a head's class scores before the softmax, (N, K, H, W) float32, H = 256 * rows.
 
-    features: {block: (N, P, C, h, w)} with at least the head's own `blocks`. precision: `float32`, or `bfloat16` for
+    features: {layer: (N, P, C, h, w)} with at least the head's own `layers`. precision: `float32`, or `bfloat16` for
     mixed precision (autocast). Gradients flow unless the caller turns them off.
     """
-    own = {block: features[block] for block in blocks}
-    device = own[blocks[0]].device.type
+    own = {layer: features[layer] for layer in layers}
+    device = own[layers[0]].device.type
     with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
         return head(own, (grid.rows, grid.cols)).float()
 
@@ -46,19 +47,19 @@ def predict(
     features: Features,
     grid: PatchGrid,
     *,
-    blocks: Sequence[int],
+    layers: Sequence[Any],
     precision: str = "float32",
     ignore: int | None = None,
 ) -> Prediction:
-    """Return class codes and scores of {block: (N, P, C, h, w)}; the class `ignore` is never predicted.
+    """Return class codes and scores of {layer: (N, P, C, h, w)}; the class `ignore` is never predicted.
 
     A pixel ensemble votes, and its prediction carries its uncertainty and the shares of its votes as well; it computes
     in float32 whatever the precision.
     """
     if isinstance(head, PixelEnsemble):
-        own = {block: features[block] for block in blocks}
+        own = {layer: features[layer] for layer in layers}
         return Prediction(*head.predict(own, (grid.rows, grid.cols), ignore=ignore))
-    scores = score(head, features, grid, blocks=blocks, precision=precision)
+    scores = score(head, features, grid, layers=layers, precision=precision)
     return Prediction(class_codes(scores, ignore), scores)
 
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from pathseg.store.grid import HEAD_CELLS, PATCH_PX, PatchGrid
 from pathseg.train.heads.native_conv import native_pointwise
-from pathseg.train.heads.stack import Features, require_fitting
+from pathseg.train.heads.stack import Channels, Features, require_fitting
 
 
 class LinearHead(nn.Module):
     """A 1x1 convolution of the stacked blocks on the head's grid, its scores upsampled bilinearly to pixels."""
 
-    def __init__(self, channels: Mapping[int, int], classes: int) -> None:
+    def __init__(self, channels: Channels, classes: int) -> None:
         super().__init__()
         self.channels = dict(sorted(channels.items()))
         self.scores = nn.Conv2d(sum(channels.values()), classes, 1)

@@ -7,8 +7,9 @@ the pixels that are drawn for training, or patch by patch for prediction, and ne
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Iterator
+from functools import reduce
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch import nn
 from pathseg.store.format.layout import resample
 from pathseg.store.grid import PATCH_PX, PatchGrid
 from pathseg.train.config import BATCH_PX
-from pathseg.train.heads.stack import Features, require_fitting
+from pathseg.train.heads.stack import Channels, Features, require_fitting
 
 # numbers of DDPMSeg
 MODELS = 10
@@ -52,7 +53,7 @@ class PixelEnsemble(nn.Module):
     interrupted run can be resumed.
     """
 
-    def __init__(self, channels: Mapping[int, int], classes: int) -> None:
+    def __init__(self, channels: Channels, classes: int) -> None:
         super().__init__()
         self.channels = dict(sorted(channels.items()))
         self.models = nn.ModuleList(_network(sum(channels.values()), classes) for _ in range(MODELS))
@@ -88,7 +89,7 @@ class PixelEnsemble(nn.Module):
         )  # (N, 1 or K, H, W)
         return Votes(labels[:, 0], log_probabilities, uncertainty[:, 0], shares)
 
-    def _patch_logits(self, maps: dict[int, torch.Tensor]) -> Iterator[torch.Tensor]:
+    def _patch_logits(self, maps: dict[Any, torch.Tensor]) -> Iterator[torch.Tensor]:
         """Yield each network's logits (256*256, K) of a patch, {block: (C, h, w)}.
 
         The first layer is applied at native resolution, because it commutes with upsampling.
@@ -224,7 +225,7 @@ class PixelBuffer:
             drawn = pixel_features(maps, chosen, grid)  # (n, d)
             if not self._count:
                 capacity = POOL_PX + count * len(masks)  # the caller checks `full` after each draw
-                dtype = next(iter(maps.values())).dtype
+                dtype = reduce(torch.promote_types, (values.dtype for values in maps.values()))
                 self._features = torch.empty(capacity, drawn.shape[1], dtype=dtype, device=drawn.device)
                 self._labels = torch.empty(capacity, dtype=torch.long, device=drawn.device)
             self._features[self._count : self._count + len(drawn)] = drawn

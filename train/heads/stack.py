@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 from pathseg.store.format.layout import resample
 from pathseg.store.grid import HEAD_CELLS, PATCH_PX, PatchGrid
 
-Features = Mapping[int, torch.Tensor]  # block -> (N, P, C, h, w), patches row by row
+# Key of a map -> (N, P, C, h, w), patches row by row. Heads need keys that can be ordered, and stack maps in ascending
+# order: numbers of blocks, or `train.config.Layer` where timesteps and stores matter too.
+Features = Mapping[Any, torch.Tensor]
+Channels = Mapping[Any, int]  # the same keys -> C
 
 
 def stack_blocks(features: Features, grid: PatchGrid) -> torch.Tensor:
@@ -47,7 +51,7 @@ def to_head_grid(maps: torch.Tensor) -> torch.Tensor:
     return maps
 
 
-def require_fitting(features: Features, channels: Mapping[int, int], grid: PatchGrid) -> None:
+def require_fitting(features: Features, channels: Channels, grid: PatchGrid) -> None:
     """Raise ValueError unless the features are of a head's blocks and channels, and of the grid's patches."""
     given = {block: maps.shape[2] for block, maps in sorted(features.items())}
     if given != channels:

@@ -19,6 +19,7 @@ from pathseg.store.runtime.atomic_files import write_atomic
 from pathseg.store.runtime.file_lock import file_lock
 from pathseg.store.runtime.prefetch import prefetch_map
 from pathseg.store.sampling import InputImage, Sampling
+from pathseg.train.config import Layer
 from pathseg.train.metrics.object import ObjectRule
 from pathseg.train.predict.config import PredictConfig
 from pathseg.train.predict.ground_truth import GroundTruth, mask_digest, mosaic_confusion, prediction_metrics
@@ -86,11 +87,11 @@ def predict(
 ) -> PredictionResult:
     """Predict images and slides with the head of a finished run and write the results below `out`.
 
-    images: paths. run: a run folder. config: default settings when omitted. load_features:
-    `functools.partial(online_features, model)` (pathseg.extract.online_features), called once with the run's store key,
-    timestep and blocks. open_image: `open_input_image` (pathseg.extract.inputs.images) or a partial of it with
-    `file_mpp`. trained_mpp: um/px of the training images, in place of what the run records. on_window: called after
-    every batch of windows.
+    images: paths. run: a run folder. config: default settings when omitted. load_features: loads a model and returns
+    its `online_features` (pathseg.extract.online_features); called once for each store that the run was trained from,
+    with its key, timestep and blocks. open_image: `open_input_image` (pathseg.extract.inputs.images) or a partial of it
+    with `file_mpp`. trained_mpp: um/px of the training images, in place of what the run records. on_window: called
+    after every batch of windows.
 
     An image that cannot be read or does not fit is set aside as a failure and the others are predicted. With
     `ground_truth`, metrics.json is written too. Results that exist are kept, and a slide that was interrupted is
@@ -101,8 +102,10 @@ def predict(
     """
     config = config or PredictConfig()
     head = TrainedHead.load(run, device=device, mpp=trained_mpp)
-    batch_size = config.batch_size or head.key.batch_size
-    features = load_features(head.key, head.settings.t, head.settings.blocks, batch_size=batch_size)
+    features = tuple(
+        load_features(source.key, t, blocks, batch_size=config.batch_size or source.key.batch_size)
+        for source, (t, blocks) in zip(head.sources, head.settings.selections, strict=True)
+    )
     predictor = Predictor(head, features, out, config, ground_truth)
     return predictor.predict_all(images, open_image, on_window)
 
@@ -111,15 +114,16 @@ def predict(
 class Predictor:
     """A head, the features that it takes, and the folder of its results; `predict` makes one.
 
-    features: the noise of a patch depends on its index and on the image id, so they are part of the method: the id is
-    the stem of the file; the index is that of the patch in its window, plus the window's number (row by row, windows
-    without tissue counted) times the patches per window. An image of one window so gets the features of the store.
+    features: one function for each store that the head was trained from. The noise of a patch depends on its index and
+    on the image id, so they are part of the method: the id is the stem of the file; the index is that of the patch in
+    its window, plus the window's number (row by row, windows without tissue counted) times the patches per window. An
+    image of one window so gets the features of the store.
 
     Raises ValueError for an overlap that does not fit the head's windows.
     """
 
     head: TrainedHead
-    features: ComputeFeatures
+    features: tuple[ComputeFeatures, ...]
     out: Path
     config: PredictConfig
     ground_truth: GroundTruth | None = None
@@ -130,7 +134,7 @@ class Predictor:
 
     @property
     def _batch_size(self) -> int:
-        return self.config.batch_size or self.head.key.batch_size
+        return self.config.batch_size or min(source.key.batch_size for source in self.head.sources)
 
     def predict_all(
         self,
@@ -250,7 +254,7 @@ class Predictor:
         completed = total - sum(map(len, missing))
         on_window(image.id, completed, total)
 
-        margin = margin_px(self.head.key.field_patches)  # what the model sees around a window
+        margin = margin_px(max(source.key.field_patches for source in self.head.sources))  # seen around a window
         whole = height + 2 * margin, width + 2 * margin
 
         def read(batch: range) -> np.ndarray:
@@ -273,15 +277,18 @@ class Predictor:
 
         numbers: of the windows. m: the margin that the model sees around them.
         """
-        patches = np.concatenate([grid.cut(window, self.head.key.field_patches) for window in pixels])
         indices = [number * grid.patches + patch for number in numbers for patch in range(grid.patches)]
-        maps = self.features(patches, indices, image_id)
-        for block, values in maps.items():
-            if not bool(torch.isfinite(values).all()):
-                raise ValueError(
-                    f"{image_id} has features of block {block} that {self.head.key.dtype} cannot hold; {self._wider()}"
-                )
-        features = {block: values.unflatten(0, (len(numbers), grid.patches)) for block, values in maps.items()}
+        features: dict[Layer, torch.Tensor] = {}
+        for number, (source, compute) in enumerate(zip(self.head.sources, self.features, strict=True)):
+            t = self.head.settings.selections[number].t
+            patches = np.concatenate([grid.cut(window, source.key.field_patches) for window in pixels])
+            for block, values in compute(patches, indices, image_id).items():
+                if not bool(torch.isfinite(values).all()):
+                    raise ValueError(
+                        f"{image_id} has features of block {block} that {source.key.dtype} cannot hold; "
+                        f"{_wider(source.key)}"
+                    )
+                features[Layer(number, t, block)] = values.unflatten(0, (len(numbers), grid.patches))
         predicted = self.head.predict(features, grid).cpu().numpy()
         if not np.isfinite(predicted).all():
             raise ValueError(
@@ -289,12 +296,6 @@ class Predictor:
                 f"smaller --lr or with --precision float32"
             )
         return predicted
-
-    def _wider(self) -> str:
-        """The way out where features overflow the store's type."""
-        if self.head.key.dtype == "float16":
-            return "extract with --dtype float32 and train the head from that store"
-        return f"the model computed them in {self.head.key.precision}; extract with another --precision or --t"
 
     def _identity(self, image: InputImage) -> PredictionIdentity:
         return PredictionIdentity(
@@ -305,10 +306,17 @@ class Predictor:
             mpp=image.mpp,
             run=self.head.name,
             weights_digest=self.head.weights_digest,
-            model_digest=self.head.key.model_digest,
+            model_digest="+".join(source.key.model_digest for source in self.head.sources),
             overlap=self.config.overlap,
             tissue=self.config.tissue,
         )
+
+
+def _wider(key: StoreKey) -> str:
+    """The way out where features overflow a store's type."""
+    if key.dtype == "float16":
+        return "extract with --dtype float32 and train the head from that store"
+    return f"the model computed them in {key.precision}; extract with another --precision or --t"
 
 
 def summary(result: PredictionResult) -> str:

@@ -15,32 +15,32 @@ from safetensors.torch import load
 from torch import nn
 
 from pathseg.store.grid import PatchGrid
-from pathseg.store.key import StoreKey
 from pathseg.store.sampling import Sampling
-from pathseg.train.config import HeadConfig
+from pathseg.train.config import HeadConfig, Layer
 from pathseg.train.heads import inference
 from pathseg.train.heads.pixel_ensemble import PixelEnsemble
 from pathseg.train.heads.registry import HEADS
 from pathseg.train.metrics.object import ObjectRule
 from pathseg.train.runs.finished_run import FinishedRun
 from pathseg.train.runs.folder import RunFolder
-from pathseg.train.runs.record import TRAIN_AGAIN
+from pathseg.train.runs.record import TRAIN_AGAIN, Source
 
 
 @dataclass(frozen=True)
 class TrainedHead:
     """The head of a finished run in evaluation mode.
 
-    name: of the run. key, sampling: of the store that it was trained from. background, ignore: codes in `classes`, None
-    where there is none. constant_class: the most frequent class in the training pixels, whose constant prediction
-    scores are compared to. weights_digest: hex SHA-256 of head.safetensors. object_rule: the post-processing of objects
-    that the run chose on its validation images, else that of its settings; sizes in px of the training files.
+    name: of the run. sources: the stores that it was trained from. sampling: of their images. background, ignore: codes
+    in `classes`, None where there is none. constant_class: the most frequent class in the training pixels, whose
+    constant prediction scores are compared to. weights_digest: hex SHA-256 of head.safetensors. object_rule: the
+    post-processing of objects that the run chose on its validation images, else that of its settings; sizes in px of
+    the training files.
     """
 
     name: str
     settings: HeadConfig
     module: nn.Module
-    key: StoreKey
+    sources: tuple[Source, ...]
     sampling: Sampling
     classes: tuple[str, ...]
     background: int | None
@@ -66,13 +66,15 @@ class TrainedHead:
             )
         weights, tuning = run.folder.read_weights(run.metrics), run.metrics.object_tuning
         module = _with_weights(
-            partial(HEADS[settings.head_type], data.channels, len(data.classes)), weights, run.folder.weights
+            partial(HEADS[settings.head_type], {one: data.channels(one) for one in settings.layers}, len(data.classes)),
+            weights,
+            run.folder.weights,
         )
         return cls(
             name=run.name,
             settings=settings,
             module=module.to(device).eval(),
-            key=data.key,
+            sources=data.sources,
             sampling=data.sampling if mpp is None else dataclasses.replace(data.sampling, mpp=mpp),
             classes=data.classes,
             background=data.background,
@@ -89,18 +91,18 @@ class TrainedHead:
         return isinstance(self.module, PixelEnsemble)
 
     @torch.inference_mode()
-    def predict(self, features: Mapping[int, torch.Tensor], grid: PatchGrid) -> torch.Tensor:
-        """Return the probabilities of the classes, {block: (N, P, C, h, w)} -> (N, K, H, W) float32; the ignored one 0.
+    def predict(self, features: Mapping[Layer, torch.Tensor], grid: PatchGrid) -> torch.Tensor:
+        """Return the probabilities of the classes, {layer: (N, P, C, h, w)} -> (N, K, H, W) float32; the ignored one 0.
 
         Of an ensemble they are the shares of its members' votes, so that the largest is the majority, and its
         uncertainty in nats follows as one more map: (N, K + 1, H, W).
         """
-        on_device = {block: maps.to(self.device) for block, maps in features.items()}
+        on_device = {layer: maps.to(self.device) for layer, maps in features.items()}
         predicted = inference.predict(
             self.module,
             on_device,
             grid,
-            blocks=self.settings.blocks,
+            layers=self.settings.layers,
             precision=self.settings.precision,
             ignore=self.ignore,
         )

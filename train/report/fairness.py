@@ -56,9 +56,9 @@ def _fewer_blocks(systems: Sequence[System]) -> list[str]:
     for one in systems:
         settings = one.run.settings
         ours = isinstance(settings, HeadConfig) and system_name(one.run) in ("PathSegDiff", "PathSegDiff-uncond")
-        if ours and tuple(sorted(settings.blocks)) != BLOCKS:
+        if ours and (blocks := tuple(sorted(settings.selections[0].blocks))) != BLOCKS:
             notes.append(
-                f"{one.name}: ours reads blocks {format_blocks(settings.blocks)}, the reported row all {len(BLOCKS)}; "
+                f"{one.name}: ours reads blocks {format_blocks(blocks)}, the reported row all {len(BLOCKS)}; "
                 "extract and train with --blocks all for the paper's."
             )
     return notes

@@ -172,15 +172,16 @@ def sweep_figure(sweep: Sweep, title: str) -> bytes | None:
 def _over_timesteps(sweep: Sweep, title: str) -> bytes:
     """Dice and mIoU over the timestep, after the paper's Figure 4: mean, deviation and every head."""
     timesteps = [point.value for point in sweep.points]
-    span = timesteps[-1] - timesteps[0]
-    to_scale = all(b - a >= CROWDED * span for a, b in pairwise(timesteps))
+    numbers = all(isinstance(t, int) for t in timesteps)  # else several of joined stores
+    span = timesteps[-1] - timesteps[0] if numbers else 0
+    to_scale = numbers and all(b - a >= CROWDED * span for a, b in pairwise(timesteps))
     xs = [float(t) for t in timesteps] if to_scale else [float(i) for i in range(len(timesteps))]
     figure = _new_figure(9.0, 3.9)
     plots = figure.subplots(1, 2)
     for axes, metric in zip(plots, OVER_TIMESTEPS, strict=True):
         _plot_scores(axes, sweep, metric, xs=xs, offset=(xs[-1] - xs[0]) / 150, joined=True)
         axes.set(xlabel="timestep t" + ("" if to_scale else " (evenly spaced, not to scale)"), ylabel=METRICS[metric])
-        axes.set_xticks(xs, [str(t) for t in timesteps])
+        axes.set_xticks(xs, [value_label(sweep, t) for t in timesteps])
         axes.tick_params(axis="x", labelsize=8)
     _sweep_title(figure, plots[0], sweep, f"Dice and mIoU over timestep, {title}")
     return _png(figure)
@@ -188,7 +189,7 @@ def _over_timesteps(sweep: Sweep, title: str) -> bytes:
 
 def _by_block(sweep: Sweep, title: str) -> bytes:
     """Accuracy and Dice of each block alone, then of groups, after the paper's Figure 5."""
-    singles = sum(len(point.value) == 1 for point in sweep.points)
+    singles = sum(len(point.value) == 1 for point in sweep.points)  # joined stores have at least two blocks
     gap = 0.6 if 0 < singles < len(sweep.points) else 0.0
     xs = [i + (gap if i >= singles else 0.0) for i in range(len(sweep.points))]
     figure = _new_figure(9.0, 5.4)

@@ -15,7 +15,7 @@ import msgspec
 from pathseg.store.blocks import format_blocks
 from pathseg.store.key import StoreKey
 from pathseg.train.colours import jpeg_bytes
-from pathseg.train.config import HeadConfig
+from pathseg.train.config import Selection
 from pathseg.train.report import figures
 from pathseg.train.report.figures import Figure, data_uri
 from pathseg.train.report.prediction_images import (
@@ -28,11 +28,11 @@ from pathseg.train.report.prediction_images import (
     read_test_images,
     worst_first,
 )
-from pathseg.train.report.sweeps import is_untrained
+from pathseg.train.report.sweeps import features_label, is_untrained
 from pathseg.train.report.table_formats import Table, score
 from pathseg.train.report.tables import image_table
 from pathseg.train.runs.finished_run import BEST_IS_LAST, FinishedRun
-from pathseg.train.runs.record import RunData
+from pathseg.train.runs.record import RunData, Source
 
 SHEET_ROWS = 4  # of the sheet of a run, from its worst image to its best
 SIDES_PX = {"glas": 768, "synthetic": 512}  # that extract brings a data set to without --resize
@@ -109,7 +109,8 @@ def run_page(run: FinishedRun, stores: Stores, *, rows: int, workspace: Path) ->
         if sheet_rows:
             sheet = _sheet(run, [sheet_rows[name] for name in on_sheet if name in sheet_rows])
     return RunPage(
-        name=run.name, facts=run_facts(run), untrained=is_untrained(run), store=run.data.store, split=split,
+        name=run.name, facts=run_facts(run), untrained=is_untrained(run),
+        store=" + ".join(source.store for source in run.data.sources), split=split,
         images=len(ids), curves=_curves(run) if run.history else None, shown=tuple(shown), missing=tuple(missing),
         no_images=no_images, sheet=sheet,
         image_tables=tuple(
@@ -123,10 +124,11 @@ def run_page(run: FinishedRun, stores: Stores, *, rows: int, workspace: Path) ->
 def run_facts(run: FinishedRun) -> str:
     """Return size, duration and kept epoch of a run in one line."""
     metrics = run.metrics
+    joined = f"Features: {features_label(run)}. " if len(run.data.sources) > 1 else ""
     minutes, seconds = divmod(round(metrics.seconds), 60)
     duration = f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
     return (
-        f"Images of {run.data.size_text}, {run.config.parameters:,} parameters, {metrics.epochs} "
+        f"{joined}Images of {run.data.size_text}, {run.config.parameters:,} parameters, {metrics.epochs} "
         f"epoch{'' if metrics.epochs == 1 else 's'}, {duration} of training steps on {run.config.device}; "
         f"kept: epoch {metrics.best_epoch}, validation Dice {score(run.best_val_dice)}"
         f"{f'; {BEST_IS_LAST}' if run.still_improving else ''}"
@@ -138,35 +140,52 @@ def commands(run: FinishedRun, workspace: Path) -> tuple[str, ...]:
 
     The flags of the first that are not recorded are `NOT_RECORDED`.
     """
-    key, settings = run.data.key, run.settings
-    common, store = ["--workspace", str(workspace)], ["--store", run.data.store]
-    features = []
-    if isinstance(settings, HeadConfig):
-        blocks = "all" if key.vit is None else format_blocks(settings.blocks)
-        features = ["--t", str(settings.t), "--blocks", blocks, *_model_flags(key)]
+    settings, sources, common = run.settings, run.data.sources, ["--workspace", str(workspace)]
+    selections = settings.selections or (None,)
     extract = [
+        _extract(run.data, source, selection, common) for source, selection in zip(sources, selections, strict=True)
+    ]
+    train = ["train-baseline" if run.is_baseline else "train-head", *common]
+    names = [f"S{number}" for number in range(1, len(sources) + 1)] if len(sources) > 1 else []
+    of_stores = {
+        "t": [str(one.t) for one in selections if one],
+        "blocks": [format_blocks(one.blocks) for one in selections if one],
+    }
+    for number, source in enumerate(sources):
+        train += ["--store", f"{names[number]}={source.store}" if names else source.store]
+    for field in dataclasses.fields(settings):
+        flag = field.metadata.get("flag") or f"--{field.name.replace('_', '-')}"
+        texts = of_stores.get(field.name, [str(getattr(settings, field.name))])
+        train += [flag, ",".join(map("{}:{}".format, names, texts)) if names and field.name in of_stores else texts[0]]
+    lines = (*extract, [*train, "--name", run.name], ["report", *common])
+    return tuple(f"pathseg {shlex.join(line)}" for line in lines)
+
+
+def _extract(data: RunData, source: Source, selection: Selection | None, common: list[str]) -> list[str]:
+    """The command that makes a store, with what a head reads of it; of a baseline with the default features."""
+    key, features = source.key, []
+    if selection is not None:
+        blocks = "all" if key.vit is None else format_blocks(selection.blocks)
+        features = ["--t", str(selection.t), "--blocks", blocks, *_model_flags(key)]
+    return [
         "extract", *common, "--dataset", key.dataset, "--model", key.model, "--condition", key.condition,
-        *_resize_flag(run.data), *_preprocessing_flags(run.data), *features, *store,
+        *_resize_flag(data), *_preprocessing_flags(data), *features, "--store", source.store,
         *(word for name in KEY_FLAGS for word in (f"--{name.replace('_', '-')}", str(getattr(key, name)))),
         *(["--surroundings", str(key.field_patches)] if key.surroundings else []),
     ]  # fmt: skip
-    train = ["train-baseline" if run.is_baseline else "train-head", *common, *store]
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        flag = field.metadata.get("flag") or f"--{field.name.replace('_', '-')}"
-        train += [flag, format_blocks(value) if field.name == "blocks" else str(value)]
-    lines = (extract, [*train, "--name", run.name], ["report", *common])
-    return tuple(f"pathseg {shlex.join(line)}" for line in lines)
 
 
 def flatten(values: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     """Return nested settings as pairs of a dotted name and the value as text."""
     pairs: list[tuple[str, str]] = []
     for name, value in values.items():
+        if isinstance(value, list | tuple) and value and isinstance(value[0], Mapping):
+            value = {str(number): one for number, one in enumerate(value, 1)}
         if isinstance(value, Mapping):
             pairs += [(f"{name}.{below}", text) for below, text in flatten(value)]
         elif name == "blocks":
-            pairs.append((name, format_blocks(value)))
+            of_stores = value if value and isinstance(value[0], list | tuple) else [value]
+            pairs.append((name, " + ".join(map(format_blocks, of_stores))))
         elif isinstance(value, list | tuple):
             pairs.append((name, ", ".join(map(str, value))))
         else:

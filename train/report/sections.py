@@ -21,9 +21,12 @@ from pathseg.train.report.sweeps import (
     Axis,
     Sweep,
     distinct_settings,
+    features_label,
     find_sweeps,
     is_untrained,
     seeds_label,
+    t_label,
+    untrained_models,
 )
 from pathseg.train.report.systems import System, find_systems
 from pathseg.train.report.table_formats import Table, score
@@ -216,7 +219,7 @@ def summary(ranked: Sequence[FinishedRun], dataset: str) -> str:
 
 def untrained_warning(runs: Sequence[FinishedRun]) -> str:
     """Return a warning that names the models with random weights, empty when all are trained."""
-    names = sorted({run.data.key.model for run in runs if is_untrained(run)})
+    names = sorted({name for run in runs for name in untrained_models(run)})
     if not names:
         return ""
     some = "" if all(is_untrained(run) for run in runs) else " (the rows marked untrained)"
@@ -385,11 +388,17 @@ def _trained_from(run: FinishedRun) -> str:
     settings, key = run.settings, run.data.key
     if isinstance(settings, BaselineConfig):
         return f"It was trained on the images themselves (first weights: {settings.weights})."
+    if len(run.data.sources) > 1:
+        random = untrained_models(run)
+        weights = f", of which {', '.join(random)} has random weights" if random else ""
+        return (
+            f"Its features are joined from several stores{weights}: {features_label(run)} at t = {t_label(settings.t)}."
+        )
     condition = CONDITIONS.get(key.condition, f"condition {key.condition}")
     if key.diffusers is not None:
         condition = str(key.diffusers)
     weights = " with random weights" if is_untrained(run) else ""
-    features = f"blocks {format_blocks(settings.blocks)} at t = {settings.t}"
+    features = f"blocks {format_blocks(settings.selections[0].blocks)} at t = {settings.t}"
     return f"Its features are those of the model {key.model}{weights}, {condition}, {features}."
 
 

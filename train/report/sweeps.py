@@ -11,10 +11,11 @@ import msgspec
 
 from pathseg.store.blocks import BLOCKS, format_blocks
 from pathseg.store.key import StoreKey
-from pathseg.train.config import HeadConfig
+from pathseg.train.config import HeadConfig, per_store_text
 from pathseg.train.report.table_formats import Spread
 from pathseg.train.runs.finished_run import FinishedRun
 from pathseg.train.runs.folder import natural_order
+from pathseg.train.runs.record import Source
 
 Axis = Literal["t", "blocks", "lr", "train_images"]
 Images = Literal["val", "test"]
@@ -25,13 +26,13 @@ AXES: dict[Axis, str] = {
 METRICS: dict[Metric, str] = {"accuracy": "accuracy", "dice": "Dice", "miou": "mIoU", "f1": "F1"}
 OBJECT_SETTINGS = ("connectivity", "min_object_px")  # how objects are counted: no weight and no pixel depends on them
 ALWAYS_DESCRIBED = ("t", "blocks", "head_type", "network", "lr", "epochs")  # other settings if not the default
-DESCRIBE: dict[str, Callable[[Any, StoreKey], str]] = {
-    "t": lambda t, key: f"t = {t}",
-    "blocks": lambda blocks, key: f"blocks {block_label(blocks, key)}",
-    "head_type": lambda head_type, key: f"head {head_type}",
-    "network": lambda network, key: f"network {network}",
-    "lr": lambda lr, key: f"learning rate {lr:g}",
-    "epochs": lambda epochs, key: f"{epochs} epochs",
+DESCRIBE: dict[str, Callable[[Any, Sequence[Source]], str]] = {
+    "t": lambda t, sources: f"t = {t_label(t)}",
+    "blocks": lambda blocks, sources: f"blocks {blocks_label(blocks, sources)}",
+    "head_type": lambda head_type, sources: f"head {head_type}",
+    "network": lambda network, sources: f"network {network}",
+    "lr": lambda lr, sources: f"learning rate {lr:g}",
+    "epochs": lambda epochs, sources: f"{epochs} epochs",
 }
 
 
@@ -134,9 +135,9 @@ def describe(run: FinishedRun, *, leave_out: Sequence[str] = (), store: bool = F
 
     store: add the store, and the number and size of the training images.
     """
-    described = [] if run.is_baseline else [f"model {model_label(run)}", f"condition {run.data.key.condition_text}"]
+    described = [] if run.is_baseline else [f"model {model_label(run)}", f"condition {condition_label(run)}"]
     fields = {field.name: field.default for field in dataclasses.fields(run.settings)}
-    described += [DESCRIBE[name](getattr(run.settings, name), run.data.key) for name in ALWAYS_DESCRIBED
+    described += [DESCRIBE[name](getattr(run.settings, name), run.data.sources) for name in ALWAYS_DESCRIBED
                   if name in fields and name not in leave_out]  # fmt: skip
     for name, default in fields.items():
         value = getattr(run.settings, name)
@@ -146,22 +147,26 @@ def describe(run: FinishedRun, *, leave_out: Sequence[str] = (), store: bool = F
         images = training_images(run)
         noun = f"training image{'' if images == 1 else 's'}"
         number = "images" if "train_images" in leave_out else f"{images} {noun}"
-        described.append(f"store {run.data.store} with {number} of {run.data.size_text}")
+        stores = " + ".join(source.store for source in run.data.sources)
+        described.append(f"store {stores} with {number} of {run.data.size_text}")
     return tuple(described)
 
 
 def is_untrained(run: FinishedRun) -> bool:
     """Return whether a run learned from features of a model with random weights."""
-    return not run.is_baseline and not run.data.model_trained
+    return bool(untrained_models(run))
+
+
+def untrained_models(run: FinishedRun) -> tuple[str, ...]:
+    """Return the models with random weights whose features a run learned from."""
+    return () if run.is_baseline else tuple(one.key.model for one in run.data.sources if not one.model_trained)
 
 
 def model_label(run: FinishedRun) -> str:
-    """Return the model whose features a run learned from, with the surroundings it saw; `images` for a baseline."""
+    """Return the models whose features a run learned from, with the surroundings they saw; `images` for a baseline."""
     if run.is_baseline:
         return "images"
-    key = run.data.key
-    field = "" if key.surroundings is None else f" ({key.field_patches}x surroundings)"
-    return key.model + field + (" (untrained)" if is_untrained(run) else "")
+    return " + ".join(source_label(one) + ("" if one.model_trained else " (untrained)") for one in run.data.sources)
 
 
 def block_label(blocks: Sequence[int], key: StoreKey) -> str:
@@ -170,9 +175,47 @@ def block_label(blocks: Sequence[int], key: StoreKey) -> str:
     return "all" if is_release and tuple(sorted(blocks)) == BLOCKS else format_blocks(blocks)
 
 
+def blocks_label(blocks: Sequence[Any], sources: Sequence[Source]) -> str:
+    """Return `block_label`, of joined stores that of each: `4-6 + 0`, or `4-6` where they are all equal."""
+    of_stores = blocks if len(sources) > 1 else [blocks]
+    return joined_label(block_label(own, source.key) for own, source in zip(of_stores, sources, strict=True))
+
+
+def source_label(source: Source) -> str:
+    """Return the model of a store, with the surroundings of a patch that it saw."""
+    key = source.key
+    return key.model + ("" if key.surroundings is None else f" ({key.field_patches}x surroundings)")
+
+
+def condition_label(run: FinishedRun) -> str:
+    """Return the condition of the model; of several models each one's, unless they are equal."""
+    return joined_label(source.key.condition_text for source in run.data.sources)
+
+
+def features_label(run: FinishedRun) -> str:
+    """Return models, blocks and, where they differ, timesteps that a head reads: `mini 4-6 + mini-hipt 4-6`."""
+    selections, parts = run.settings.selections, []
+    for source, (t, blocks) in zip(run.data.sources, selections, strict=True):
+        at = f" t {t}" if len({one.t for one in selections}) > 1 else ""
+        parts.append(f"{source_label(source)}{at} {block_label(blocks, source.key)}")
+    return " + ".join(parts)
+
+
+def joined_label(values: Iterable[Any]) -> str:
+    """Return values, one for each joined store, as text: `50 + 200`, or `50` where they are all equal."""
+    return per_store_text(values, separator=" + ")
+
+
+def t_label(t: int | Sequence[int]) -> str:
+    """Return `50`, or `50 + 200` for the timesteps of joined stores."""
+    return joined_label([t] if isinstance(t, int) else t)
+
+
 def value_label(sweep: Sweep, value: Any) -> str:
     """Return a value of a sweep as tables and figures write it."""
-    return block_label(value, sweep.runs[0].data.key) if sweep.axis == "blocks" else f"{value:g}"
+    if sweep.axis == "blocks":
+        return blocks_label(value, sweep.runs[0].data.sources)
+    return t_label(value) if sweep.axis == "t" else f"{value:g}"
 
 
 def seeds_label(points: Sequence[Repeats]) -> str:
@@ -186,8 +229,13 @@ def seeds_label(points: Sequence[Repeats]) -> str:
 def _setting(run: FinishedRun, name: str) -> Any:
     if name == "train_images":
         return training_images(run)
-    value = getattr(run.settings, name)
-    return tuple(sorted(value)) if name == "blocks" else value
+    if name == "t":  # one number where all stores have the same
+        timesteps = tuple(t for t, _ in run.settings.selections)
+        return timesteps[0] if len(set(timesteps)) == 1 else timesteps
+    if name == "blocks":
+        chosen = tuple(tuple(sorted(blocks)) for _, blocks in run.settings.selections)
+        return chosen[0] if len(chosen) == 1 else chosen
+    return getattr(run.settings, name)
 
 
 def training_images(run: FinishedRun) -> int:
@@ -214,8 +262,9 @@ def _identity(run: FinishedRun, varying: Sequence[str]) -> bytes:
 
 
 def _trained_on(run: FinishedRun) -> Any:
-    """The data of a run without the store's address, and without what follows from the blocks and the images."""
-    return dataclasses.replace(run.data, store="", channels={}, train_images=None, shared_sources={})
+    """The data of a run without the stores' addresses, and without what follows from the blocks and the images."""
+    sources = tuple(dataclasses.replace(source, store="", channels={}) for source in run.data.sources)
+    return dataclasses.replace(run.data, sources=sources, train_images=None, shared_sources={})
 
 
 def _several_data(runs: Sequence[FinishedRun]) -> bool:
@@ -253,12 +302,18 @@ def _points(runs: Iterable[FinishedRun], axis: Axis) -> tuple[Repeats, ...]:
     for run in runs:
         found.setdefault(_setting(run, axis), []).append(run)
     order: dict[Axis, Callable[[Any], Any]] = {
-        "t": lambda t: t,
-        "blocks": lambda blocks: (len(blocks), blocks),
+        "t": lambda t: (1, t) if isinstance(t, int) else (len(t), *t),
+        "blocks": _block_order,
         "lr": lambda lr: -lr,
         "train_images": lambda count: count,
     }
     return tuple(Repeats(_by_seed(found[value]), value) for value in sorted(found, key=order[axis]))
+
+
+def _block_order(blocks: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Single blocks first, then larger selections; those of joined stores by the number of all their blocks."""
+    of_stores = blocks if any(isinstance(block, tuple) for block in blocks) else (blocks,)
+    return sum(map(len, of_stores)), of_stores
 
 
 def _by_seed(runs: Sequence[FinishedRun]) -> tuple[FinishedRun, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pathseg.train.config import BaselineConfig
-from pathseg.train.report.sweeps import Repeats, find_repeats, model_label
+from pathseg.train.report.sweeps import Repeats, features_label, find_repeats, model_label
 from pathseg.train.runs.finished_run import FinishedRun
 
 # a head other than the paper's makes a system of its own, whatever features it reads
@@ -61,8 +61,14 @@ class System:
 
 
 def system_name(run: FinishedRun) -> str:
-    """Return the paper's name for a system; features other than the conditioned diffusion model's are named too."""
+    """Return the paper's name for a system; features other than the conditioned diffusion model's are named too.
+
+    A head on joined stores is named after what it reads, `mini 4-6 + mini-hipt 4-6`: each choice is a system.
+    """
     network, key = run.settings.network, run.data.key
+    if len(run.data.sources) > 1:
+        joined = features_label(run)
+        return joined if network == "fcn" else f"{SYSTEMS[network]} on {joined}"
     features = FEATURES.get(key.model, "PathSegDiff-uncond" if is_unconditional(run) else "")
     if key.model not in FEATURES and (key.first_stage == "none" or key.diffusers is not None):  # a model of the user's
         features = key.model
@@ -72,9 +78,9 @@ def system_name(run: FinishedRun) -> str:
 
 
 def is_unconditional(run: FinishedRun) -> bool:
-    """Whether a run learned from features of a release without condition; False for those of other models."""
+    """Whether a run learned from features of one release without condition; False for those of other models."""
     key = run.data.key
-    other = key.model in HIPT or key.first_stage == "none" or key.diffusers is not None
+    other = key.model in HIPT or key.first_stage == "none" or key.diffusers is not None or len(run.data.sources) > 1
     return not run.is_baseline and not other and key.condition == "none"
 
 

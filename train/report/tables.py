@@ -24,9 +24,12 @@ from pathseg.train.report.sweeps import (
     Metric,
     Repeats,
     Sweep,
+    condition_label,
     duplicates,
     find_repeats,
+    joined_label,
     model_label,
+    t_label,
     value_label,
 )
 from pathseg.train.report.systems import System
@@ -387,15 +390,15 @@ def by_dice(runs: Sequence[FinishedRun], split: str) -> list[FinishedRun]:
 def _settings(run: FinishedRun) -> tuple[Value, ...]:
     """The cells of `RUN_COLUMNS` up to the number of images."""
     settings = run.settings
-    head = (settings.t, _blocks(run)) if isinstance(settings, HeadConfig) else (None, None)
+    head = (t_label(settings.t), _blocks(run)) if isinstance(settings, HeadConfig) else (None, None)
     return (
-        run.name, model_label(run), None if run.is_baseline else run.data.key.condition_text, *head, settings.network,
+        run.name, model_label(run), None if run.is_baseline else condition_label(run), *head, settings.network,
         run.config.parameters, settings.lr, settings.seed, f"{run.metrics.epochs} ({run.metrics.best_epoch})",
     )  # fmt: skip
 
 
 def _blocks(run: FinishedRun) -> str | None:
-    return format_blocks(run.settings.blocks) if isinstance(run.settings, HeadConfig) else None
+    return joined_label(format_blocks(blocks) for _, blocks in run.settings.selections) or None
 
 
 def _scores(scores: Scores) -> tuple[float | None, ...]:

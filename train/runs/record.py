@@ -1,7 +1,8 @@
 """The files of a run folder as typed records: config.json, history.jsonl and metrics.json.
 
 Whoever writes or reads one of these files uses the records here. Files that release 0.1.0 wrote are read too: its
-config.json called the settings `head`, told a baseline by its settings and held the preprocessing as a sentence.
+config.json called the settings `head`, told a baseline by its settings and held the preprocessing as a sentence. Format
+2 knew a single store, whose fields stood among those of `data`.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from pathseg.store.errors import StoreError
 from pathseg.store.key import StoreKey
 from pathseg.store.runtime.json_records import convert_json, decode_json, encode_json, encode_json_line
 from pathseg.store.sampling import Sampling
-from pathseg.train.config import BaselineConfig, Config, HeadConfig
+from pathseg.train.config import IMAGE, BaselineConfig, Config, HeadConfig, Layer
 from pathseg.train.metrics.object import ObjectRule, ObjectScores, ObjectSums
 from pathseg.train.metrics.pixel import Scores
 
-FORMAT = 2  # of config.json; 0.1.0 wrote none
+FORMAT = 3  # of config.json; 0.1.0 wrote none
 METRICS_FORMAT = 2  # of metrics.json; 0.1.0 wrote none, and the F1 of means as F1
 Kind = Literal["head", "baseline"]
 SETTINGS: Mapping[Kind, type] = {"head": HeadConfig, "baseline": BaselineConfig}
@@ -44,36 +45,66 @@ def _way_out() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class RunData:
-    """What a run was trained on.
+class Source:
+    """One of the joined stores that a run read, or its only one.
 
     store: path or URL. digest: of the store's description and pixels, as `FeatureStore.digest` gives it. key: what made
-    the features. model_trained: whether the frozen model has learned anything. background, ignore: codes in `classes`,
-    None where there is none. channels: of each block that a head reads, empty for a baseline. test_split: the split
-    that results are quoted on. images: ids of every split, held-out validation images under `val`. shared_sources: test
-    split -> number of its sources (patients, slides) that training or validation images are of too; empty where there
-    are none, and in runs of releases that did not count them. train_images: number of training images, of which each
-    may have several views; None in runs made before it was recorded.
+    the features. model_trained: whether the frozen model has learned anything. channels: of each block that the head
+    reads, empty for a baseline.
     """
 
     store: str
     digest: str
     key: StoreKey
     model_trained: bool
+    channels: dict[int, Channels]
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a run was trained on.
+
+    sources: the stores, in the order of the settings t and blocks; all hold the same images. background, ignore: codes
+    in `classes`, None where there is none. test_split: the split that results are quoted on. images: ids of every
+    split, held-out validation images under `val`. shared_sources: test split -> number of its sources (patients,
+    slides) that training or validation images are of too; empty where there are none, and in runs of releases that did
+    not count them. train_images: number of training images, of which each may have several views; None in runs made
+    before it was recorded.
+    """
+
+    sources: Annotated[tuple[Source, ...], msgspec.Meta(min_length=1)]
     classes: tuple[str, ...]
     background: Code | None
     ignore: Code | None
     sampling: Sampling
-    channels: dict[int, Channels]
     test_split: str
     images: dict[str, tuple[str, ...]]
     shared_sources: dict[str, int] = field(default_factory=dict)
     train_images: int | None = None
 
     @property
+    def store(self) -> str:
+        """Path or URL of the store that images and masks were read from."""
+        return self.sources[0].store
+
+    @property
+    def digest(self) -> str:
+        """The digests of all stores, joined by `+`."""
+        return "+".join(source.digest for source in self.sources)
+
+    @property
+    def key(self) -> StoreKey:
+        """The key of the first store: data set, size and preprocessing of the images are those of all stores."""
+        return self.sources[0].key
+
+    @property
     def dataset(self) -> str:
         """Name of the data set."""
         return self.key.dataset
+
+    def channels(self, layer: Layer) -> int:
+        """Return the channels of a layer; 3 of the image itself."""
+        return 3 if layer == IMAGE else self.sources[layer.source].channels[layer.block]
 
     @property
     def size_text(self) -> str:
@@ -110,14 +141,26 @@ class RunConfig:
             if "format" not in values:
                 values = _from_format_1(values, source=source)
             form = convert_json(values, _Format, source=source).format
+            if form == 2:
+                values = _from_format_2(values, source=source)
         if form > FORMAT:
             raise ValueError(f"{source} has format {form}, this pathseg reads up to {FORMAT}; upgrade pathseg")
         with _way_out():
             file = convert_json(values, _ConfigFile, source=source)
             settings: Config = convert_json(file.settings, SETTINGS[file.kind], source=f"{source}: settings")
-            if file.kind == "head" and (lacking := sorted(set(settings.blocks) - file.data.channels.keys())):
-                raise ValueError(f"{source} is damaged: the head reads block {lacking[0]}, data has no channels of it")
+            _require_channels(settings, file.data, source=source)
         return cls(settings, file.data, file.parameters, file.versions, file.device)
+
+
+def _require_channels(settings: Config, data: RunData, *, source: str) -> None:
+    """Raise ValueError unless data has a store for each selection of the settings, with the channels of its blocks."""
+    if settings.selections and len(settings.selections) != len(data.sources):
+        raise ValueError(
+            f"{source} is damaged: the head reads {len(settings.selections)} stores, data names {len(data.sources)}"
+        )
+    for selection, of_store in zip(settings.selections, data.sources, strict=False):
+        if lacking := sorted(set(selection.blocks) - of_store.channels.keys()):
+            raise ValueError(f"{source} is damaged: the head reads block {lacking[0]}, data has no channels of it")
 
 
 class _Format(msgspec.Struct, frozen=True):
@@ -133,8 +176,19 @@ class _ConfigFile(msgspec.Struct, frozen=True):
     device: str = "not recorded"
 
 
+def _from_format_2(values: dict[str, Any], *, source: str) -> dict[str, Any]:
+    """config.json of format 2, with its only store as the list of sources."""
+    data = dict(convert_json(values, _ConfigFormat2, source=source).data)
+    only = {name: data.pop(name) for name in Source.__dataclass_fields__ if name in data}
+    return {**values, "format": FORMAT, "data": {**data, "sources": [only]}}
+
+
+class _ConfigFormat2(msgspec.Struct, frozen=True):
+    data: dict[str, Any]
+
+
 def _from_format_1(values: dict[str, Any], *, source: str) -> dict[str, Any]:
-    """config.json of 0.1.0 with the names of today."""
+    """config.json of 0.1.0 as format 2."""
     old = convert_json(values, _ConfigFormat1, source=source)
     kind: Kind = "baseline" if "weights" in old.head else "head"
     settings = {name: value for name, value in old.head.items() if name != "head"}
@@ -148,7 +202,7 @@ def _from_format_1(values: dict[str, Any], *, source: str) -> dict[str, Any]:
         "model_trained": (old.data.store_model or old.data.model).trained,
         "background": background_code(old.data.classes),
     }
-    return {**values, "format": FORMAT, "kind": kind, "settings": settings, "data": data}
+    return {**values, "format": 2, "kind": kind, "settings": settings, "data": data}
 
 
 class _ModelFormat1(msgspec.Struct, frozen=True):

@@ -16,11 +16,11 @@ from safetensors.torch import load, load_file, save
 from torch import nn
 
 from pathseg.store.errors import Damaged
-from pathseg.store.features import FeatureStore
 from pathseg.store.records import checksum, seal, unseal
 from pathseg.store.runtime.atomic_files import write_atomic
 from pathseg.store.runtime.json_records import convert_json, decode_json
-from pathseg.train.config import IMAGE, Config
+from pathseg.train.config import Config
+from pathseg.train.data.joined import JoinedStores
 from pathseg.train.heads.pixel_ensemble import PixelBuffer, PixelEnsemble
 from pathseg.train.heads.registry import BASELINES, HEADS
 from pathseg.train.runs.folder import LAST, RunFolder
@@ -73,22 +73,18 @@ class TrainingState:
         return self.failure is None and self.epoch < self.settings.epochs and patient and not stopped
 
 
-def build_head(store: FeatureStore, settings: Config) -> nn.Module:
-    """Build the network that `settings` names, for the channels of its blocks and the classes of the store."""
-    return (HEADS | BASELINES)[settings.network](input_channels(store, settings), len(store.classes))
-
-
-def input_channels(store: FeatureStore, settings: Config) -> dict[int, int]:
-    """Return the channels of each block that a network reads; 3 for the image itself."""
-    return {block: 3 if block == IMAGE else store.contents.blocks[block].channels for block in settings.blocks}
+def build_head(stores: JoinedStores, settings: Config) -> nn.Module:
+    """Build the network that `settings` names, for the channels of its layers and the classes of the stores."""
+    channels = {layer: stores.channels(layer) for layer in settings.layers}
+    return (HEADS | BASELINES)[settings.network](channels, len(stores.images.classes))
 
 
 def new_training_state(
-    store: FeatureStore, settings: Config, run: RunFolder, *, class_weights: torch.Tensor | None, device: torch.device
+    stores: JoinedStores, settings: Config, run: RunFolder, *, class_weights: torch.Tensor | None, device: torch.device
 ) -> TrainingState:
     """Initialise a head from its seed; the global random state is left as it was."""
     with seeded(torch.device("cpu"), settings.seed):
-        head = build_head(store, settings).to(device)
+        head = build_head(stores, settings).to(device)
     return TrainingState(settings, run, head, torch.optim.Adam(head.parameters(), lr=settings.lr), class_weights)
 
 

@@ -16,9 +16,9 @@ from dask.typing import Key
 from distributed import CancelledError, Client, Future, KilledWorker, Worker, as_completed, get_worker
 
 from pathseg.store.errors import StoreError
-from pathseg.store.features import FeatureStore
 from pathseg.store.runtime.dask_client import ClusterError, first_line, require_workers
 from pathseg.train.config import Config
+from pathseg.train.data.joined import JoinedStores
 from pathseg.train.runs.folder import RunFolder
 from pathseg.train.runs.record import Epoch
 from pathseg.train.training.loop import OnEpoch, versions
@@ -32,11 +32,11 @@ Task = tuple[tuple[Config, Path], ...]  # the heads of one worker and their run 
 class Job:
     """What every worker gets: how to train, and what it must find there.
 
-    open_store and device are called on the worker. digest: of the store. versions: of the driver's libraries. threads:
-    of PyTorch on a CPU, since rounding depends on their number. topic: of the events that report epochs.
+    open_stores and device are called on the worker. digest: of all stores. versions: of the driver's libraries.
+    threads: of PyTorch on a CPU, since rounding depends on their number. topic: of the events that report epochs.
     """
 
-    open_store: Callable[[], FeatureStore]
+    open_stores: Callable[[], JoinedStores]
     device: Callable[[], str]
     memory_bytes: int | None
     without: frozenset[int]
@@ -50,21 +50,21 @@ def train_on_cluster(
     client: Client,
     plan: SweepPlan,
     *,
-    open_store: Callable[[], FeatureStore],
+    open_stores: Callable[[], JoinedStores],
     device: Callable[[], str],
     memory_bytes: int | None = None,
     on_epoch: OnEpoch = lambda run, epoch: None,
 ) -> dict[str, str]:
     """Train the unfinished runs of a plan on the workers of a Dask cluster; run name -> why it was given up.
 
-    The workers must see store and run folders at the same paths. Each trains some of the heads; a task whose worker
+    The workers must see stores and run folders at the same paths. Each trains some of the heads; a task whose worker
     dies is resumed on another after the last finished epoch of its heads. memory_bytes is for each worker. Raises
     ClusterError when there is no worker or one cannot open what it needs; StoreError, OSError and ValueError as the
     workers raise them.
     """
     require_workers(client)
     job = Job(
-        open_store, device, memory_bytes, plan.left_out, plan.store.digest(), versions(), torch.get_num_threads(),
+        open_stores, device, memory_bytes, plan.left_out, plan.stores.digest, versions(), torch.get_num_threads(),
         f"pathseg-{uuid.uuid4().hex}",
     )  # fmt: skip
     waiting = [(config, run.path.absolute()) for config, run in plan.unfinished]
@@ -150,13 +150,13 @@ def _work(job: Job, task: Task) -> dict[str, str]:
     with ONE_TASK, _threads(job.threads):
         _require_driver(worker, key)
         try:
-            store, device = _open(job, task)
+            stores, device = _open(job, task)
         except Exception as e:
             raise ClusterError(f"{name} cannot take the run: {first_line(e)}") from e
         runs = [(config, RunFolder(folder)) for config, folder in task]
         try:
             return train_in_passes(
-                store, runs, device=device, memory_bytes=job.memory_bytes, without=job.without, on_epoch=report
+                stores, runs, device=device, memory_bytes=job.memory_bytes, without=job.without, on_epoch=report
             )
         except (StoreError, OSError, ValueError):
             raise
@@ -164,20 +164,19 @@ def _work(job: Job, task: Task) -> dict[str, str]:
             raise ClusterError(f"{name} failed: {first_line(e)}; what is finished is kept") from e
 
 
-def _open(job: Job, task: Task) -> tuple[FeatureStore, str]:
-    """Open store and device on a worker, once it is known to have what the driver has."""
+def _open(job: Job, task: Task) -> tuple[JoinedStores, str]:
+    """Open stores and device on a worker, once it is known to have what the driver has."""
     for name, version in versions().items():
         if version != job.versions[name]:
             raise ValueError(f"it has {name} {version}, but the sweep was started with {job.versions[name]}")
-    store = job.open_store()
+    stores = job.open_stores()
     for _, folder in task:
         if not folder.is_dir():
             raise ValueError(f"{folder} is not there; all machines must see the same workspace")
-    if store.digest() != job.digest:
-        raise StoreError(
-            f"{store.location} holds other data there; all machines must see the same folder, or take s3://"
-        )
-    return store, job.device()
+    if stores.digest != job.digest:
+        where = " or ".join(str(store.location) for store in stores.stores)
+        raise StoreError(f"{where} holds other data there; all machines must see the same folder, or take s3://")
+    return stores, job.device()
 
 
 def _require_driver(worker: Worker, key: Key) -> None:

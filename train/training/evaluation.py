@@ -60,10 +60,10 @@ def evaluate(states: Sequence[TrainingState], reader: FeatureReader, indices: Se
     for batch in reader.batches(indices, 1):
         truth = batch.masks[0].cpu().numpy()  # (H, W)
         for state in states:
-            t, blocks, precision = state.settings.t, state.settings.blocks, state.settings.precision
+            layers, precision = state.settings.layers, state.settings.precision
             found = predict(
-                state.head, batch.features[t], store.contents.grid,
-                blocks=blocks, precision=precision, ignore=store.ignore,
+                state.head, batch.features, store.contents.grid,
+                layers=layers, precision=precision, ignore=store.ignore,
             )  # fmt: skip
             loss = pixel_loss(found.scores, batch.masks, weights=state.class_weights, ignore=store.ignore)
             labels = found.labels[0].cpu().numpy()  # (H, W)

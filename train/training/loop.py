@@ -14,16 +14,16 @@ from pathseg.store.features import FeatureStore
 from pathseg.store.sampling import Sampling
 from pathseg.train.config import BATCH_PX, BaselineConfig, Config, HeadConfig
 from pathseg.train.data.augment import apply_symmetry, apply_symmetry_to_features, symmetry
-from pathseg.train.data.reader import Batch, FeatureReader, class_pixels, required_blocks
+from pathseg.train.data.joined import JoinedStores
+from pathseg.train.data.reader import Batch, FeatureReader, class_pixels, required_layers
 from pathseg.train.data.splits import Splits, draw_views, first_views, run_splits, shared_sources
 from pathseg.train.heads.baselines import VGG16FCN8, ResUNet, start_from_imagenet
 from pathseg.train.heads.inference import score
 from pathseg.train.heads.pixel_ensemble import PixelEnsemble, train_on_buffer
 from pathseg.train.runs.folder import LAST, RunFolder
-from pathseg.train.runs.record import Epoch, Metrics, RunConfig, RunData, SplitScores
+from pathseg.train.runs.record import Epoch, Metrics, RunConfig, RunData, Source, SplitScores
 from pathseg.train.training.checkpoint import (
     TrainingState,
-    input_channels,
     load_best,
     load_last,
     new_training_state,
@@ -39,7 +39,7 @@ OnEpoch = Callable[[RunFolder, Epoch], None]
 
 
 def train_heads(
-    store: FeatureStore,
+    stores: FeatureStore | JoinedStores,
     runs: Sequence[tuple[Config, RunFolder]],
     *,
     device: str = "cpu",
@@ -63,11 +63,13 @@ def train_heads(
     """
     # plan: who trains on what, and where each run goes on
     shared = _shared_settings([settings for settings, _ in runs])
+    stores = JoinedStores.of(stores)
+    store = stores.images
     splits, epoch_images = run_splits(store, shared, without=without)
     pixels = class_pixels(store, splits.train)  # (K,)
-    required = required_blocks([settings for settings, _ in runs])
-    reader = FeatureReader(store, required, device=torch.device(device), memory_bytes=memory_bytes)
-    states = [_prepare(store, settings, run, splits, pixels, torch.device(device)) for settings, run in runs]
+    required = required_layers(settings for settings, _ in runs)
+    reader = FeatureReader(stores, required, device=torch.device(device), memory_bytes=memory_bytes)
+    states = [_prepare(stores, settings, run, splits, pixels, torch.device(device)) for settings, run in runs]
 
     for epoch in range(1, max(settings.epochs for settings, _ in runs) + 1):
         training = [state for state in states if state.unfinished and state.epoch < epoch]
@@ -174,16 +176,16 @@ def _epoch_order(store: FeatureStore, splits: Splits, *, seed: int, epoch: int, 
 
 
 def _prepare(
-    store: FeatureStore, settings: Config, run: RunFolder, splits: Splits, pixels: np.ndarray, device: torch.device
+    stores: JoinedStores, settings: Config, run: RunFolder, splits: Splits, pixels: np.ndarray, device: torch.device
 ) -> TrainingState:
     """Create the training state of a run: a new head in a fresh folder, or an unfinished run after its last epoch.
 
     Raises ValueError when the folder holds an unfinished run of other settings, another store or other images.
     """
-    weights = class_weights(pixels, store.ignore).to(device) if settings.class_weights == "balanced" else None
-    state = new_training_state(store, settings, run, class_weights=weights, device=device)
+    weights = class_weights(pixels, stores.images.ignore).to(device) if settings.class_weights == "balanced" else None
+    state = new_training_state(stores, settings, run, class_weights=weights, device=device)
     parameters = sum(p.numel() for p in state.head.parameters())
-    config = run_config(store, settings, splits, parameters=parameters, device=str(device))
+    config = run_config(stores, settings, splits, parameters=parameters, device=str(device))
     if not (run.path / LAST).is_file():
         if isinstance(settings, BaselineConfig) and settings.weights == "imagenet":
             assert isinstance(state.head, ResUNet | VGG16FCN8)
@@ -192,7 +194,7 @@ def _prepare(
         return state
     begun = run.read_config()
     for differs, what in (
-        (begun.data.digest != config.data.digest, "was begun on other data than this store's"),
+        (begun.data.digest != config.data.digest, "was begun on other data than that of these stores"),
         (begun.settings != settings, "holds an unfinished run of other settings"),
         (begun.data.images != config.data.images, "was begun on other images of this store"),  # others are complete now
     ):
@@ -203,25 +205,28 @@ def _prepare(
     return state
 
 
-def run_config(store: FeatureStore, settings: Config, splits: Splits, *, parameters: int, device: str) -> RunConfig:
+def run_config(stores: JoinedStores, settings: Config, splits: Splits, *, parameters: int, device: str) -> RunConfig:
     """Return the content of config.json: the settings, the data of the run, the versions that ran."""
-    contents = store.contents
+    store, contents = stores.images, stores.images.contents
     data = RunData(
-        store=str(store.location),
-        digest=store.digest(),
-        key=contents.key,
-        model_trained=contents.model_trained,
+        sources=tuple(_source(one, settings, number) for number, one in enumerate(stores.stores)),
         classes=contents.classes,
         background=contents.background,
         ignore=contents.ignore,
         sampling=Sampling.of(contents),
-        channels={} if isinstance(settings, BaselineConfig) else input_channels(store, settings),
         test_split=contents.test_split,
         images={name: tuple(store.ids[i] for i in indices) for name, indices in splits.named().items()},
         shared_sources=shared_sources(store, splits),
         train_images=len(first_views(store, splits.train)),
     )
     return RunConfig(settings, data, parameters, versions(), device)
+
+
+def _source(store: FeatureStore, settings: Config, number: int) -> Source:
+    """Return the record of a store, the joined one of this number."""
+    contents = store.contents
+    read = {layer.block: contents.blocks[layer.block].channels for layer in settings.layers if layer.source == number}
+    return Source(str(store.location), store.digest(), contents.key, contents.model_trained, read)
 
 
 def versions() -> dict[str, str]:
@@ -232,14 +237,14 @@ def versions() -> dict[str, str]:
 def _train_step(state: TrainingState, batch: Batch, store: FeatureStore, *, epoch: int, step: int) -> None:
     """Take one step of Adam; when the loss is not finite, set `failure` and leave the head unchanged."""
     settings, grid = state.settings, store.contents.grid
-    features, masks = batch.features[settings.t], batch.masks
+    features, masks = batch.features, batch.masks
     if settings.augment == "flips":
         number = symmetry(grid, seed=settings.seed, epoch=epoch, step=step)
-        features = apply_symmetry_to_features({b: features[b] for b in settings.blocks}, grid, number)
+        features = apply_symmetry_to_features({layer: features[layer] for layer in settings.layers}, grid, number)
         masks = apply_symmetry(masks, number)
     state.head.train()
     with seeded(masks.device, seed_of([settings.seed, epoch, step])):  # dropout of the baselines
-        scores = score(state.head, features, grid, blocks=settings.blocks, precision=settings.precision)  # (N, K, H, W)
+        scores = score(state.head, features, grid, layers=settings.layers, precision=settings.precision)  # (N, K, H, W)
     loss = pixel_loss(scores, masks, weights=state.class_weights, ignore=store.ignore)
     if not torch.isfinite(loss):
         state.failure = _diverged(loss.item(), epoch)
@@ -254,7 +259,7 @@ def _pixel_step(state: TrainingState, batch: Batch, store: FeatureStore, *, epoc
     """Draw pixels for a pixel ensemble, and train it once enough are drawn."""
     settings = state.settings
     assert isinstance(settings, HeadConfig)
-    own = {block: batch.features[settings.t][block] for block in settings.blocks}
+    own = {layer: batch.features[layer] for layer in settings.layers}
     seed = [settings.seed, epoch, step]
     state.pixels.draw(own, batch.masks, store.contents.grid, count=settings.pixels, ignore=store.ignore, seed=seed)
     if state.pixels.full:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import product
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
 from pathseg.store.blocks import Selection, select_blocks
@@ -19,9 +18,10 @@ from pathseg.store.features import FeatureStore
 from pathseg.store.format.size import format_bytes
 from pathseg.store.runtime.device import device as resolve_device
 from pathseg.store.runtime.workspace import heads_path
-from pathseg.train.config import BaselineConfig, Config, HeadConfig
+from pathseg.train.config import IMAGE, BaselineConfig, Config, HeadConfig
+from pathseg.train.data.joined import JoinedStores, store_name
 from pathseg.train.data.memory import KEEP_SHARE, free_memory
-from pathseg.train.data.reader import image_bytes, keep_capacity, required_blocks
+from pathseg.train.data.reader import image_bytes, keep_capacity, required_layers
 from pathseg.train.data.splits import incomplete_images, require_stored, run_splits
 from pathseg.train.heads.baselines import choose_weights
 from pathseg.train.heads.pixel_ensemble import PixelEnsemble, buffer_bytes
@@ -39,6 +39,8 @@ except ImportError:  # Windows, where run folders are not locked
 NO_LIMIT = 2**31
 COPIES = 4  # of a head's weights in training: themselves, the gradient, Adam's two moments
 Runs = Sequence[tuple[Config, RunFolder]]
+Stores = FeatureStore | JoinedStores
+Blocks = Selection | Literal["each"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class SweepPlan:
     that lack features of any of the heads; all heads are trained without them, so that their scores compare.
     """
 
-    store: FeatureStore
+    stores: JoinedStores
     runs: tuple[tuple[Config, RunFolder], ...]
     unfinished: tuple[tuple[Config, RunFolder], ...]
     left_out: frozenset[int]
@@ -74,7 +76,7 @@ class SweepPlan:
 
 
 def train(
-    store: FeatureStore,
+    store: Stores,
     configs: Sequence[Config],
     workspace: Path | str,
     *,
@@ -96,15 +98,16 @@ def train(
     Incomplete when the store lacks features, ClusterError when the workers cannot train.
     """
     configs = [resolve_weights(config)[0] for config in configs]
-    plan = plan_sweep(store, run_folders(store, configs, heads_path(Path(workspace)), name=name), complete_only)
+    runs = run_folders(store, configs, heads_path(Path(workspace)), name=name)
+    plan = plan_sweep(store, runs, complete_only)
     return train_plan(plan, device=device, memory_bytes=memory_bytes, scheduler=scheduler, on_epoch=on_epoch)
 
 
 def expand_heads(
-    store: FeatureStore,
+    store: Stores,
     *,
-    t: Sequence[int] = (50,),
-    blocks: Selection | Literal["each"] = "all",
+    t: Sequence[int] | Mapping[str, Sequence[int]] = (50,),
+    blocks: Blocks | Mapping[str, Blocks] = "all",
     lr: Sequence[float | None] = (None,),
     seed: Sequence[int] = (0,),
     train_images: Sequence[int | Literal["all"]] = ("all",),
@@ -112,20 +115,53 @@ def expand_heads(
 ) -> list[HeadConfig]:
     """Return a HeadConfig for every combination of timesteps, blocks, learning rates, seeds and training images.
 
-    blocks: one selection, `all` or `last` of those that the store has, or `each` for every stored block alone. lr: None
-    is the head's default. settings: the other fields of HeadConfig. Raises Incomplete when the store has no features at
-    one of the timesteps.
+    blocks: one selection, `all` or `last` of those that the store has, or `each` for every stored block alone. Of
+    joined stores t and blocks hold for all, or are given by the name of each: {"A": (50, 200), "B": (50,)}. lr: None is
+    the head's default. settings: the other fields of HeadConfig. Raises Incomplete when a store has no features at one
+    of the timesteps; ValueError for names of no store and for layers that would be read twice.
     """
-    for one in t:
-        require_stored(store, one)
-    own_blocks = sorted(store.contents.blocks)
-    stored = tuple(b for b in own_blocks if all(b in store.stored_blocks(one) for one in t))
-    selections = [(block,) for block in stored] if blocks == "each" else [select_blocks(blocks, stored or own_blocks)]
+    stores = JoinedStores.of(store)
+    of_each = stores.of_each(t, flag="--t")
+    timesteps = list(product(*of_each) if isinstance(t, Mapping) else zip(*of_each, strict=True))
+    wanted: tuple[Blocks, ...] = stores.of_each(blocks, flag="--blocks")
+    if blocks == "each" and len(wanted) > 1:
+        raise ValueError(f"--blocks each is for one store; name it, as in --blocks {stores.names[0]}:each,…")
+    options = [_select(one, steps, own) for one, steps, own in zip(stores.stores, of_each, wanted, strict=True)]
     fields: list[dict[str, Any]] = [
-        {"t": one, "blocks": own, "lr": rate, "seed": s, "train_images": images}
-        for images, one, own, rate, s in product(train_images, t, selections, lr, seed)
+        {**_reads(stores, steps, own), "lr": rate, "seed": s, "train_images": images}
+        for images, steps, own, rate, s in product(train_images, timesteps, product(*options), lr, seed)
     ]
     return [HeadConfig(**own, **settings) for own in fields]
+
+
+def _select(store: FeatureStore, timesteps: Sequence[int], blocks: Blocks) -> list[tuple[int, ...]]:
+    """Return the blocks of a store that each head is to read: those of a selection, or each stored one alone."""
+    for one in timesteps:
+        require_stored(store, one)
+    own_blocks = sorted(store.contents.blocks)
+    stored = tuple(b for b in own_blocks if all(b in store.stored_blocks(one) for one in timesteps))
+    return [(block,) for block in stored] if blocks == "each" else [select_blocks(blocks, stored or own_blocks)]
+
+
+def _reads(stores: JoinedStores, timesteps: Sequence[int], blocks: Sequence[tuple[int, ...]]) -> dict[str, Any]:
+    """Return the settings t and blocks; of a store that is joined twice, the lower timestep comes first.
+
+    Raises ValueError where one store would give a layer twice.
+    """
+    if len(stores.stores) == 1:
+        return {"t": timesteps[0], "blocks": blocks[0]}
+    locations = [str(store.location) for store in stores.stores]
+    read = [(locations.index(location), t, own) for location, t, own in zip(locations, timesteps, blocks, strict=True)]
+    layers = [(store, t, block) for store, t, own in read for block in own]
+    if twice := next((one for one in layers if layers.count(one) > 1), None):
+        store, t, block = twice
+        names = " and ".join(name for name, at in zip(stores.names, locations, strict=True) if at == locations[store])
+        raise ValueError(
+            f"the stores {names} are the same, {locations[store]}, and both give block {block} at t {t}; "
+            "choose other blocks or another timestep for one of them"
+        )
+    read.sort()  # stores stay where they are, since equal ones are neighbours
+    return {"t": tuple(t for _, t, _ in read), "blocks": tuple(own for _, _, own in read)}
 
 
 def expand_baselines(
@@ -157,9 +193,9 @@ def resolve_weights(config: Config) -> tuple[Config, str | None]:
 
 
 def run_folders(
-    store: FeatureStore, configs: Sequence[Config], heads: Path, *, name: str | None = None
+    store: Stores, configs: Sequence[Config], heads: Path, *, name: str | None = None
 ) -> list[tuple[Config, RunFolder]]:
-    """Pair each configuration with its run folder in `heads`, named `name` or after the store's file and the settings.
+    """Pair each configuration with its run folder in `heads`, named `name` or after stores and settings.
 
     Raises ValueError when `name` is given for several runs or is not the name of one folder, or when two runs would
     have the same name.
@@ -168,8 +204,8 @@ def run_folders(
         raise ValueError(f"--name {name} names one run, but the settings give {len(configs)}; leave it out")
     if name is not None and (name in ("", ".", "..") or set(name) & set("/\\")):
         raise ValueError(f"--name {name!r} is no name of one folder; leave out slashes")
-    store_name = PurePath(str(store.location)).name.removesuffix(".zarr")
-    names = [name or config.run_name(store_name) for config in configs]
+    stores = "+".join(store_name(one) for one in JoinedStores.of(store).stores)
+    names = [name or config.run_name(stores) for config in configs]
     if long := next((one for one in names if len(one.encode()) > MAX_NAME_BYTES), None):
         raise ValueError(
             f"the run name {long} takes {len(long.encode())} bytes, but at most {MAX_NAME_BYTES} leave enough for the "
@@ -180,24 +216,26 @@ def run_folders(
     return [(config, RunFolder(heads / one)) for config, one in zip(configs, names, strict=True)]
 
 
-def plan_sweep(store: FeatureStore, runs: Runs, complete_only: bool = False) -> SweepPlan:
+def plan_sweep(store: Stores, runs: Runs, complete_only: bool = False) -> SweepPlan:
     """Find out which runs are not finished, and which images they do without.
 
-    Raises ValueError when a folder holds a finished run of other settings, of another store or of fewer of its images;
-    Incomplete when the store lacks features of some images and complete_only is False.
+    Raises ValueError when a folder holds a finished run of other settings, of other stores or of fewer of their images;
+    Incomplete when a store lacks features of some images and complete_only is False.
     """
-    configs = [config for config, _ in runs]
-    lacking = cache(lambda: incomplete_images_of(store, configs, allowed=True))
-    unfinished = tuple((config, run) for config, run in runs if not is_finished(store, config, run, without=lacking))
+    configs, stores = [config for config, _ in runs], JoinedStores.of(store)
+    lacking = cache(lambda: incomplete_images_of(stores, configs, allowed=True))
+    unfinished = tuple((config, run) for config, run in runs if not is_finished(stores, config, run, without=lacking))
     for _, run in runs:
         if run.path.is_dir():
             run.remove_leftovers()
-    left_out = incomplete_images_of(store, configs, allowed=complete_only) if unfinished else frozenset()
-    return SweepPlan(store, tuple(runs), unfinished, left_out)
+    left_out = incomplete_images_of(stores, configs, allowed=complete_only) if unfinished else frozenset()
+    return SweepPlan(stores, tuple(runs), unfinished, left_out)
 
 
-def is_finished(store: FeatureStore, config: Config, run: RunFolder, *, without: Callable[[], Collection[int]]) -> bool:
-    """Whether a folder holds a finished run of these settings on all images of the store but those of `without`.
+def is_finished(
+    stores: JoinedStores, config: Config, run: RunFolder, *, without: Callable[[], Collection[int]]
+) -> bool:
+    """Whether a folder holds a finished run of these settings on all images of the stores but those of `without`.
 
     A run whose weights are damaged is not finished: it is trained again. Raises ValueError, naming what differs, when
     its run was finished with other settings, data or fewer images.
@@ -205,7 +243,8 @@ def is_finished(store: FeatureStore, config: Config, run: RunFolder, *, without:
     if not run.finished:
         return False
     finished = FinishedRun.read(run)
-    wanted = {**dataclasses.asdict(config), "data": store.digest()}
+    store = stores.images
+    wanted = {**dataclasses.asdict(config), "data": stores.digest}
     found = {**dataclasses.asdict(finished.settings), "data": finished.data.digest}
     found["images"] = wanted["images"] = sum(map(len, finished.data.images.values()))
     if found["images"] < len(store):  # it did without some, which may be complete by now
@@ -220,13 +259,16 @@ def is_finished(store: FeatureStore, config: Config, run: RunFolder, *, without:
     return run.has_intact_weights(finished.metrics)
 
 
-def incomplete_images_of(store: FeatureStore, configs: Sequence[Config], *, allowed: bool) -> frozenset[int]:
+def incomplete_images_of(stores: JoinedStores, configs: Sequence[Config], *, allowed: bool) -> frozenset[int]:
     """Return the indices of images that lack features of any of these heads.
 
     Raises Incomplete when there are such images and `allowed` is False.
     """
-    wanted = {(config.t, config.blocks) for config in configs}
-    return frozenset(i for t, blocks in wanted for i in incomplete_images(store, t=t, blocks=blocks, allowed=allowed))
+    lacking = set(incomplete_images(stores.images, t=None, blocks=(), allowed=allowed))
+    for config in configs:
+        for store, t, blocks in stores.arrays(config.layers):
+            lacking |= set(incomplete_images(store, t=t, blocks=blocks, allowed=allowed))
+    return frozenset(lacking)
 
 
 def train_plan(
@@ -243,22 +285,22 @@ def train_plan(
         from pathseg.store.runtime.dask_client import scheduler_client
         from pathseg.train.training.dask_sweep import train_on_cluster
 
-        open_store = partial(FeatureStore.open, str(plan.store.location), cache=plan.store.cache)
+        open_stores = plan.stores.opener()
         choose = partial(resolve_device, device)  # each worker resolves `auto` for itself
         with scheduler_client(scheduler) as client:
             failures = train_on_cluster(
-                client, plan, open_store=open_store, device=choose, memory_bytes=memory_bytes, on_epoch=on_epoch
+                client, plan, open_stores=open_stores, device=choose, memory_bytes=memory_bytes, on_epoch=on_epoch
             )
     elif plan.unfinished:
         failures = train_in_passes(
-            plan.store, plan.unfinished, device=resolve_device(device), memory_bytes=memory_bytes,
+            plan.stores, plan.unfinished, device=resolve_device(device), memory_bytes=memory_bytes,
             without=plan.left_out, on_epoch=on_epoch,
         )  # fmt: skip
     return TrainResult(tuple(FinishedRun.read(run) for _, run in plan.runs if run.finished), failures)
 
 
 def train_in_passes(
-    store: FeatureStore,
+    stores: JoinedStores,
     runs: Runs,
     *,
     device: str,
@@ -271,27 +313,28 @@ def train_in_passes(
     Raises ValueError when another process is training one of the runs.
     """
     failures: dict[str, str] = {}
-    for group in passes(store, runs, device=torch.device(device)):
+    for group in passes(stores, runs, device=torch.device(device)):
         with ExitStack() as locks:
             for _, run in group:
                 locks.enter_context(run.lock())
             # another process may have finished some of them before they were locked
-            left = [(c, run) for c, run in group if not is_finished(store, c, run, without=lambda: without)]
+            left = [(c, run) for c, run in group if not is_finished(stores, c, run, without=lambda: without)]
             if left:
                 states = train_heads(
-                    store, left, device=device, memory_bytes=memory_bytes, without=without, on_epoch=on_epoch
+                    stores, left, device=device, memory_bytes=memory_bytes, without=without, on_epoch=on_epoch
                 )
                 failures |= {state.run.name: state.failure for state in states if state.failure}
                 del states  # the next pass needs their memory
     return failures
 
 
-def passes(store: FeatureStore, runs: Runs, *, device: torch.device) -> list[list[tuple[Config, RunFolder]]]:
+def passes(store: Stores, runs: Runs, *, device: torch.device) -> list[list[tuple[Config, RunFolder]]]:
     """Group runs that read the same images in the same order, so that the heads of each group fit into memory together.
 
     Heads may take a quarter of the free memory; one that alone takes more still gets a pass of its own. Each locked run
     folder is an open file, so a group has at most half as many heads as the process may open files.
     """
+    stores = JoinedStores.of(store)
     most = max_open_files() // 2
     limit = free_memory(device) * KEEP_SHARE / 2
     alike: dict[Any, list[tuple[Config, RunFolder]]] = {}
@@ -302,7 +345,7 @@ def passes(store: FeatureStore, runs: Runs, *, device: torch.device) -> list[lis
         groups.append([])
         taken = 0
         for config, run in members:
-            size_bytes = head_bytes(store, config)
+            size_bytes = head_bytes(stores, config)
             if groups[-1] and (taken + size_bytes > limit or len(groups[-1]) >= most):
                 groups.append([])
                 taken = 0
@@ -319,17 +362,18 @@ def max_open_files() -> int:
     return NO_LIMIT if soft == resource.RLIM_INFINITY else max(2, soft)
 
 
-def head_bytes(store: FeatureStore, config: Config) -> int:
+def head_bytes(store: Stores, config: Config) -> int:
     """Return the bytes that a head takes in training: weights, their gradient and Adam's moments, float32.
 
     A pixel ensemble also holds the pixels that it will be trained on.
     """
+    stores = JoinedStores.of(store)
     with torch.device("meta"):
-        head = build_head(store, config)
+        head = build_head(stores, config)
     weights = sum(p.numel() for p in head.parameters()) * 4 * COPIES
     if not isinstance(head, PixelEnsemble) or isinstance(config, BaselineConfig):
         return weights
-    itemsize, drawn = np.dtype(store.contents.key.dtype).itemsize, config.pixels * config.batch_size
+    itemsize, drawn = stores.dtype(config.layers).itemsize, config.pixels * config.batch_size
     return weights + buffer_bytes(sum(head.channels.values()), itemsize, drawn=drawn)
 
 
@@ -340,32 +384,34 @@ def describe_plan(
 
     With a Dask scheduler, the number of passes and the memory of the workers are not known here.
     """
-    store, runs = plan.store, plan.unfinished
+    stores, runs = plan.stores, plan.unfinished
     if not runs:
         return f"all {len(plan.runs)} runs are finished"
     heads = f"{len(runs)} {runs[0][0].network}{'s' * (len(runs) > 1)}"
-    images = len(store) - len(plan.left_out)
-    complete = f"{images} of {len(store)} images complete"
+    total = len(stores.images)
+    images = total - len(plan.left_out)
+    complete = f"{images} of {total} images complete"
+    over = "the store" if len(stores.stores) == 1 else f"{len(stores.stores)} joined stores"
     if scheduler:
-        return f"{heads} on the workers of {scheduler}, each with its own pass over the store, {complete}"
+        return f"{heads} on the workers of {scheduler}, each with its own pass over {over}, {complete}"
     target = torch.device(resolve_device(device))
-    groups = passes(store, runs, device=target)
-    line = f"{heads} in {len(groups)} pass{'es' * (len(groups) > 1)} over the store, {complete}"
+    groups = passes(stores, runs, device=target)
+    line = f"{heads} in {len(groups)} pass{'es' * (len(groups) > 1)} over {over}, {complete}"
     if not images:
         return line
     configs = [[config for config, _ in group] for group in groups]
-    largest = max(configs, key=lambda own: image_bytes(store, required_blocks(own)))
-    kept = describe_kept(store, largest, images, device=target, memory_bytes=memory_bytes)
+    largest = max(configs, key=lambda own: image_bytes(stores, required_layers(own)))
+    kept = describe_kept(stores, largest, images, device=target, memory_bytes=memory_bytes)
     return f"{line}; {'in the largest pass ' if len(groups) > 1 else ''}{kept}"
 
 
 def describe_kept(
-    store: FeatureStore, configs: Sequence[Config], images: int, *, device: torch.device, memory_bytes: int | None
+    store: Stores, configs: Sequence[Config], images: int, *, device: torch.device, memory_bytes: int | None
 ) -> str:
     """Say how much of what heads read together stays in memory, of so many images, by the FeatureReader's own rule."""
-    wanted = required_blocks(configs)
-    phrases, left, one = [], images, image_bytes(store, wanted)
-    for memory, capacity in keep_capacity(store, wanted, device=device, memory_bytes=memory_bytes).items():
+    stores, wanted = JoinedStores.of(store), required_layers(configs)
+    phrases, left, one = [], images, image_bytes(stores, wanted)
+    for memory, capacity in keep_capacity(stores, wanted, device=device, memory_bytes=memory_bytes).items():
         kept = min(left, capacity)
         left -= kept
         if kept:
@@ -374,7 +420,7 @@ def describe_kept(
     if left:
         why = "more does not fit into half of what is free" if memory_bytes is None else "--memory caps this"
         phrases.append(f"{left} of {images} images ({format_bytes(left * one)}) are read anew each epoch ({why})")
-    return f"{'pixels' if tuple(wanted) == (None,) else 'features'} of " + ", of ".join(phrases)
+    return f"{'pixels' if wanted == (IMAGE,) else 'features'} of " + ", of ".join(phrases)
 
 
 def summary(runs: Sequence[FinishedRun]) -> str:

@@ -7,20 +7,24 @@ import torch
 
 from pathseg.store.errors import Damaged
 from pathseg.store.writer import StoreWriter
-from pathseg.train.config import IMAGE, BaselineConfig, HeadConfig
+from pathseg.train.config import IMAGE, BaselineConfig, HeadConfig, Layer
 from pathseg.train.data import memory
 from pathseg.train.data import reader as reader_module
-from pathseg.train.data.reader import FeatureReader, class_pixels, required_blocks
+from pathseg.train.data.reader import FeatureReader, class_pixels, required_layers
 
 CPU = torch.device("cpu")
 
 
+def layers(*blocks, source=0, t=50):
+    return [Layer(source, t, block) for block in blocks]
+
+
 def test_batches_come_in_the_order_given_with_what_the_store_holds(toy_store):
-    reader = FeatureReader(toy_store, {50: (4, 9)}, device=CPU)
+    reader = FeatureReader(toy_store, layers(4, 9), device=CPU)
     seen = list(reader.batches([3, 0, 2], 2))
     assert [batch.indices for batch in seen] == [(3, 0), (2,)]
-    assert seen[0].features[50][4].shape == (2, 2, 6, 16, 16)
-    assert np.array_equal(seen[0].features[50][9][1].numpy(), toy_store.read(0, t=50, blocks=(9,))[9])
+    assert seen[0].features[Layer(0, 50, 4)].shape == (2, 2, 6, 16, 16)
+    assert np.array_equal(seen[0].features[Layer(0, 50, 9)][1].numpy(), toy_store.read(0, t=50, blocks=(9,))[9])
     assert np.array_equal(seen[1].masks[0].numpy(), toy_store.mask(2))
 
 
@@ -29,7 +33,7 @@ def test_an_image_is_read_once_where_it_fits_into_memory(toy_store, monkeypatch,
     monkeypatch.setattr(memory, "free_memory", lambda device: free)
     read, count = toy_store.read, []
     monkeypatch.setattr(toy_store, "read", lambda index, **kw: count.append(index) or read(index, **kw))
-    reader = FeatureReader(toy_store, {50: (4,)}, device=CPU)
+    reader = FeatureReader(toy_store, layers(4), device=CPU)
     for _ in range(3):
         assert len(list(reader.batches([0, 1], 1))) == 2
     assert len(count) == reads
@@ -43,7 +47,7 @@ def test_class_pixels_are_those_of_the_masks(toy_store):
 def test_memory_can_be_capped_and_what_was_read_is_counted(toy_store):
     # one image: block 4 of 2 patches * 6 channels * 16 * 16 cells * 2 bytes, and its mask of 256 * 512 bytes
     one = 2 * 6 * 16 * 16 * 2 + 256 * 512
-    reader = FeatureReader(toy_store, {50: (4,)}, device=CPU, memory_bytes=2 * one + 5)
+    reader = FeatureReader(toy_store, layers(4), device=CPU, memory_bytes=2 * one + 5)
     for _ in range(2):
         assert len(list(reader.batches([0, 1, 2], 1))) == 3
     assert reader.kept == 2
@@ -51,15 +55,15 @@ def test_memory_can_be_capped_and_what_was_read_is_counted(toy_store):
 
 
 def values(batch, block=4):
-    return batch.features[50][block].numpy()
+    return batch.features[Layer(0, 50, block)].numpy()
 
 
 def test_a_batch_is_whole_until_the_next_is_requested_and_its_memory_is_used_again(toy_store):
-    reader = FeatureReader(toy_store, {50: (4,)}, device=CPU, memory_bytes=0)
+    reader = FeatureReader(toy_store, layers(4), device=CPU, memory_bytes=0)
     stored, addresses = [toy_store.read(i)[4] for i in range(5)], set()
     for _ in range(4):
         for batch in reader.batches(range(5), 1):
-            addresses.add(batch.features[50][4].data_ptr())
+            addresses.add(batch.features[Layer(0, 50, 4)].data_ptr())
             time.sleep(0.01)  # so that the threads could spoil it
             assert np.array_equal(values(batch)[0], stored[batch.indices[0]])
     assert len(addresses) <= toy_store.location.concurrency + 1  # those being read, and the one in use
@@ -67,14 +71,14 @@ def test_a_batch_is_whole_until_the_next_is_requested_and_its_memory_is_used_aga
 
 def test_large_images_are_prefetched_one_at_a_time(toy_store, monkeypatch):
     monkeypatch.setattr(reader_module, "PREFETCH_BYTES", 0)
-    reader = FeatureReader(toy_store, {50: (4,)}, device=CPU, memory_bytes=0)
-    addresses = {batch.features[50][4].data_ptr() for _ in range(4) for batch in reader.batches(range(5), 1)}
+    reader = FeatureReader(toy_store, layers(4), device=CPU, memory_bytes=0)
+    addresses = {batch.features[Layer(0, 50, 4)].data_ptr() for _ in range(4) for batch in reader.batches(range(5), 1)}
     assert len(addresses) == 2
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
 def test_kept_images_have_memory_of_their_own(toy_store, batch_size):
-    reader, order = FeatureReader(toy_store, {50: (4, 9)}, device=CPU), [[0, 1, 2, 3, 4], [3, 0, 4, 1, 2]]
+    reader, order = FeatureReader(toy_store, layers(4, 9), device=CPU), [[0, 1, 2, 3, 4], [3, 0, 4, 1, 2]]
     for indices in (*order, *order):
         for batch in reader.batches(indices, batch_size):
             for n, index in enumerate(batch.indices):
@@ -85,7 +89,7 @@ def test_kept_images_have_memory_of_their_own(toy_store, batch_size):
 
 def test_a_batch_of_images_that_are_kept_and_others_is_whole(toy_store):
     one = 2 * 6 * 16 * 16 * 2 + 256 * 512
-    reader = FeatureReader(toy_store, {50: (4,)}, device=CPU, memory_bytes=2 * one)
+    reader = FeatureReader(toy_store, layers(4), device=CPU, memory_bytes=2 * one)
     list(reader.batches([0, 1], 1))
     (batch,) = reader.batches([2, 1, 3, 0], 4)
     assert all(np.array_equal(values(batch)[n], toy_store.read(i)[4]) for n, i in enumerate(batch.indices))
@@ -95,13 +99,13 @@ def test_a_batch_of_images_that_are_kept_and_others_is_whole(toy_store):
 def test_several_images_are_read_at_once(toy_store, monkeypatch):
     read, meeting = toy_store.read, threading.Barrier(4, timeout=10)  # which nobody leaves before four are there
     monkeypatch.setattr(toy_store, "read", lambda index, **kw: (index < 4 and meeting.wait(), read(index, **kw)))
-    reader = FeatureReader(toy_store, {50: (4,)}, device=CPU, memory_bytes=0)
+    reader = FeatureReader(toy_store, layers(4), device=CPU, memory_bytes=0)
     assert len(list(reader.batches(range(5), 1))) == 5
 
 
 def test_a_pass_that_is_left_early_spoils_nothing(toy_store):
     (toy_store.location.root / "t50/block04/c/3/0/0/0/0").unlink()
-    reader = FeatureReader(toy_store, {50: (4,)}, device=CPU)
+    reader = FeatureReader(toy_store, layers(4), device=CPU)
     for _ in range(3):
         for batch in reader.batches([0, 2, 3, 1], 1):  # the damaged one is prefetched and never due
             assert np.array_equal(values(batch)[0], toy_store.read(0)[4])
@@ -112,7 +116,7 @@ def test_a_pass_that_is_left_early_spoils_nothing(toy_store):
 
 def test_an_error_is_raised_at_its_turn(toy_store):
     (toy_store.location.root / "t50/block04/c/3/0/0/0/0").unlink()
-    reader = FeatureReader(toy_store, {50: (4,)}, device=CPU)
+    reader = FeatureReader(toy_store, layers(4), device=CPU)
     found = reader.batches([0, 3, 1], 1)
     assert next(found).indices == (0,)
     with pytest.raises(Damaged, match="t50/block04 of train_3"):
@@ -121,22 +125,22 @@ def test_an_error_is_raised_at_its_turn(toy_store):
 
 @pytest.mark.parametrize("memory_bytes", [0, None])
 def test_images_first_read_in_inference_mode_can_be_trained_on(toy_store, memory_bytes):
-    reader = FeatureReader(toy_store, {50: (9,)}, device=CPU, memory_bytes=memory_bytes)
+    reader = FeatureReader(toy_store, layers(9), device=CPU, memory_bytes=memory_bytes)
     with torch.inference_mode():
         list(reader.batches([0, 1], 1))
     (batch,) = reader.batches([1], 1)
     weight = torch.ones(1, requires_grad=True)
-    (batch.features[50][9] * weight).sum().backward()
+    (batch.features[Layer(0, 50, 9)] * weight).sum().backward()
     assert weight.grad.item() == pytest.approx(toy_store.read(1)[9].astype(np.float64).sum(), rel=1e-2)
 
 
 def test_images_are_read_as_patches(toy_store):
     for limit in (0, None):
-        reader = FeatureReader(toy_store, {None: (IMAGE,)}, device=CPU, memory_bytes=limit)
+        reader = FeatureReader(toy_store, [IMAGE], device=CPU, memory_bytes=limit)
         for _ in range(2):
             (batch,) = reader.batches([2, 0], 2)
-        assert batch.features[None][IMAGE].shape == (2, 2, 3, 256, 256)
-        right = batch.features[None][IMAGE][1, 1].permute(1, 2, 0).numpy()  # of image 0 the second patch
+        assert batch.features[IMAGE].shape == (2, 2, 3, 256, 256)
+        right = batch.features[IMAGE][1, 1].permute(1, 2, 0).numpy()  # of image 0 the second patch
         assert np.array_equal(right, toy_store.image(0)[:, 256:])
 
 
@@ -151,4 +155,4 @@ def test_ignored_pixels_are_of_no_class(tmp_path, toy_contents):
 
 def test_heads_and_baselines_can_read_together():
     configs = [HeadConfig(t=50, blocks=(9, 4)), BaselineConfig(), HeadConfig(t=10, blocks=(4,))]
-    assert list(required_blocks(configs).items()) == [(None, (IMAGE,)), (10, (4,)), (50, (4, 9))]
+    assert required_layers(configs) == (IMAGE, (0, 10, 4), (0, 50, 4), (0, 50, 9))

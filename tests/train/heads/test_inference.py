@@ -38,7 +38,7 @@ class Constant(nn.Module):
 @pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
 def test_a_head_gets_its_own_blocks_and_computes_in_the_precision_of_its_run(precision, dtype):
     head, maps = Constant(), {block: torch.zeros(1, 1, 2, 4, 4) for block in (4, 5, 9)}
-    scores = score(head, maps, PatchGrid(1, 1), blocks=(5, 9), precision=precision)
+    scores = score(head, maps, PatchGrid(1, 1), layers=(5, 9), precision=precision)
     assert (head.blocks, head.dtype, scores.dtype) == ([5, 9], dtype, torch.float32)
     assert scores.requires_grad
 
@@ -47,7 +47,7 @@ def test_a_prediction_holds_the_scores_of_all_classes_and_codes_without_the_igno
     maps = {4: torch.randn((1, 2, 6, 16, 16), generator=torch.Generator().manual_seed(0))}
     torch.manual_seed(0)
     head = LinearHead({4: 6}, 3).eval()
-    found = predict(head, maps, PatchGrid(1, 2), blocks=(4,), ignore=1)
+    found = predict(head, maps, PatchGrid(1, 2), layers=(4,), ignore=1)
     torch.testing.assert_close(found.scores, head(maps, (1, 2)))
     assert set(found.labels.unique().tolist()) == {0, 2}
     assert found.uncertainty is None
@@ -57,7 +57,7 @@ def test_a_prediction_holds_the_scores_of_all_classes_and_codes_without_the_igno
 def test_an_ensemble_predicts_by_its_votes_and_gives_its_uncertainty():
     maps = {4: torch.randn((1, 1, 6, 8, 8), generator=torch.Generator().manual_seed(0))}
     head = PixelEnsemble({4: 6}, 3).eval()
-    found = predict(head, maps, PatchGrid(1, 1), blocks=(4,), precision="bfloat16", ignore=1)
+    found = predict(head, maps, PatchGrid(1, 1), layers=(4,), precision="bfloat16", ignore=1)
     assert found.uncertainty.shape == (1, 256, 256)
     assert found.shares.shape == (1, 3, 256, 256)
     assert (found.shares[:, 1] == 0).all()

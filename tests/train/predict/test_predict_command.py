@@ -126,7 +126,7 @@ def test_another_model_than_the_heads_is_refused_before_anything_is_written(work
     other = tmp_path / "heads" / "head"
     shutil.copytree(work / "heads" / "head", other)
     config = json.loads((other / "config.json").read_text())
-    config["data"]["key"]["model_digest"] = "ab" * 32
+    config["data"]["sources"][0]["key"]["model_digest"] = "ab" * 32
     (other / "config.json").write_text(json.dumps(config))
     (other / "checksums.json").unlink()
     result = predict(tmp_path, tmp_path / "out", work / "images")

@@ -14,6 +14,7 @@ from PIL import Image
 from pathseg.extract.inputs.images import open_input_image
 from pathseg.store.runtime.file_lock import file_lock
 from pathseg.store.sampling import Sampling
+from pathseg.train.config import Layer
 from pathseg.train.heads.pixel_ensemble import PixelEnsemble
 from pathseg.train.metrics.object import ObjectRule
 from pathseg.train.predict.config import PredictConfig
@@ -60,7 +61,7 @@ def predictor(tmp_path, colour_head, colour_features):
     def make(out="out", formats=ALL, mask=None, head=None, features=colour_features, **settings):
         ground_truth = None if mask is None else GroundTruth("masks", mask)
         config = PredictConfig(formats=formats, **settings)
-        return Predictor(head or colour_head(), features, tmp_path / out, config, ground_truth)
+        return Predictor(head or colour_head(), (features,), tmp_path / out, config, ground_truth)
 
     return make
 
@@ -408,7 +409,9 @@ def test_features_that_overflow_are_named_with_the_way_out(predictor, image, col
         }
 
     head = colour_head()
-    head = dataclasses.replace(head, key=dataclasses.replace(head.key, dtype=dtype))
+    (source,) = head.sources
+    source = dataclasses.replace(source, key=dataclasses.replace(source.key, dtype=dtype))
+    head = dataclasses.replace(head, sources=(source,))
     with pytest.raises(
         ValueError, match=f"image has features of block 0 that {dtype} cannot hold.*--dtype float32|--precision"
     ):
@@ -470,7 +473,7 @@ def test_an_overlap_that_does_not_fit_the_head_is_refused_before_anything_runs(p
 
 
 def test_an_uncertainty_that_a_head_gives_is_written_beside_the_probabilities(predictor, slide, tmp_path, colour_head):
-    predict_one(predictor(head=colour_head(module=PixelEnsemble({0: 3}, 2)), tissue="all"), slide[0])
+    predict_one(predictor(head=colour_head(module=PixelEnsemble({Layer(0, 50, 0): 3}, 2)), tissue="all"), slide[0])
     group = zarr.open_group(tmp_path / "out" / "probabilities" / "slide.zarr", mode="r")
     unsure = np.asarray(group["uncertainty"][:])
     assert unsure.shape == group["probabilities"].shape[1:]

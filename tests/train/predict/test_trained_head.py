@@ -10,7 +10,7 @@ import torch
 from pathseg.store.features import FeatureStore
 from pathseg.store.grid import PatchGrid
 from pathseg.store.sampling import Sampling
-from pathseg.train.config import HeadConfig
+from pathseg.train.config import HeadConfig, Layer
 from pathseg.train.heads.pixel_ensemble import PixelEnsemble
 from pathseg.train.metrics.object import ObjectRule
 from pathseg.train.predict.trained_head import TrainedHead
@@ -28,14 +28,14 @@ def run(toy_store, tmp_path):
 
 def test_it_predicts_the_test_images_as_its_run_did(run, toy_store):
     head, index = TrainedHead.load(run.path), toy_store.splits.index("test")
-    features = {b: torch.from_numpy(m)[None] for b, m in toy_store.read(index, blocks=(4, 9)).items()}
+    features = {Layer(0, 50, b): torch.from_numpy(m)[None] for b, m in toy_store.read(index, blocks=(4, 9)).items()}
     codes = head.predict(features, toy_store.contents.grid)[0].argmax(0).numpy()
     np.testing.assert_array_equal(codes, run.read_prediction(toy_store.ids[index]))
 
 
 def test_it_knows_the_key_and_the_sampling_of_its_store(old_run):
     head, contents = TrainedHead.load(old_run), FeatureStore.open(HEADS_V1.parent / "glas-ramp.zarr").contents
-    assert head.key == contents.key
+    assert [source.key for source in head.sources] == [contents.key]
     assert head.sampling == Sampling.of(contents)
 
 
@@ -84,7 +84,7 @@ def test_runs_of_0_1_0_predict_their_test_images_as_they_did(name):
     assert head.sampling.resized
     for index in (i for i, split in enumerate(store.splits) if split == "testB"):
         maps = store.read(index, t=head.settings.t, blocks=head.settings.blocks)
-        features = {block: torch.from_numpy(values)[None] for block, values in maps.items()}
+        features = {Layer(0, head.settings.t, b): torch.from_numpy(values)[None] for b, values in maps.items()}
         codes = head.predict(features, store.contents.grid)[0, :2].argmax(0).numpy()
         np.testing.assert_array_equal(codes, folder.read_prediction(store.ids[index]))
 
@@ -122,7 +122,7 @@ def test_it_has_the_rule_that_the_run_chose_for_its_objects_else_that_of_its_set
 
 def test_probabilities_add_up_to_one_and_the_ignored_class_has_none(colour_head):
     head = colour_head(classes=("outside", "tumor", "stroma"), ignore=0)
-    found = head.predict({0: torch.rand(2, 1, 3, 64, 64)}, PatchGrid(1, 1))
+    found = head.predict({Layer(0, 50, 0): torch.rand(2, 1, 3, 64, 64)}, PatchGrid(1, 1))
     assert found.shape == (2, 3, 256, 256)
     assert (found[:, 0] == 0).all()
     torch.testing.assert_close(found.sum(1), torch.ones(2, 256, 256))
@@ -130,9 +130,9 @@ def test_probabilities_add_up_to_one_and_the_ignored_class_has_none(colour_head)
 
 def test_an_ensemble_adds_its_uncertainty(colour_head):
     torch.manual_seed(0)
-    head = colour_head(module=PixelEnsemble({0: 3}, 2))
+    head = colour_head(module=PixelEnsemble({Layer(0, 50, 0): 3}, 2))
     assert head.gives_uncertainty
-    features = {0: torch.rand(2, 1, 3, 64, 64)}
+    features = {Layer(0, 50, 0): torch.rand(2, 1, 3, 64, 64)}
     found = head.predict(features, PatchGrid(1, 1))
     assert found.shape == (2, 3, 256, 256)
     torch.testing.assert_close(found[:, :2].sum(1), torch.ones(2, 256, 256))

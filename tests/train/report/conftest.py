@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from pathseg.train.runs.record import (
     ObjectSplitScores,
     RunConfig,
     RunData,
+    Source,
     SplitScores,
 )
 
@@ -79,12 +81,17 @@ def run_of(
         "dtype": "float16", **(key or {}),
     }  # fmt: skip
     store_key = StoreKey.from_json(values)
-    run_data = {
+    of_source = {
         "store": "/data/my stores/glas.zarr", "digest": "cd" * 32, "key": store_key, "model_trained": trained,
+        "channels": dict.fromkeys(settings.get("blocks", BLOCKS), 8),
+    }  # fmt: skip
+    of_run = dict(data or {})
+    of_source |= {name: of_run.pop(name) for name in of_source if name in of_run}
+    run_data = {
+        "sources": (Source(**of_source),),
         "classes": tuple(classes), "background": classes.index("background") if "background" in classes else None,
         "ignore": ignore, "sampling": Sampling(tuple(store_key.size), store_key.mpp, False, (512, 512)),
-        "channels": dict.fromkeys(settings.get("blocks", BLOCKS), 8), "test_split": "testB",
-        "images": {"train": ("a", "b"), "val": ("c",), "testB": tuple(ids)}, **(data or {}),
+        "test_split": "testB", "images": {"train": ("a", "b"), "val": ("c",), "testB": tuple(ids)}, **of_run,
     }  # fmt: skip
     config = BaselineConfig(**settings) if "network" in settings else HeadConfig(**settings)
     made = splits or {"testB": split_of(dict.fromkeys(ids, matrix), classes=classes, ignore=ignore)}
@@ -99,6 +106,21 @@ def run_of(
         metrics=Metrics(**{"best_epoch": 7, "epochs": 30, "seconds": 83.0, "test_split": "testB", "splits": made,
                            **(metrics or {})}),
     )  # fmt: skip
+
+
+def joined_run_of(*parts: Mapping[str, Any], **settings: Any) -> FinishedRun:
+    """A run on joined stores: of each part its t, blocks and key."""
+    sources = []
+    for part in parts:
+        (source,) = run_of(key=part.get("key"), blocks=part["blocks"]).data.sources
+        sources.append(dataclasses.replace(source, store=f"/data/{source.key.model}.zarr"))
+    t, blocks = tuple(part.get("t", 50) for part in parts), tuple(part["blocks"] for part in parts)
+    return run_of("joined", t=t, blocks=blocks, data={"sources": tuple(sources), "channels": {}}, **settings)
+
+
+@pytest.fixture(scope="session")
+def make_joined_run():
+    return joined_run_of
 
 
 @pytest.fixture(scope="session")

@@ -314,7 +314,7 @@ def test_every_metric_is_defined_in_the_page(page):
 
 def test_the_configuration_is_in_the_page(page):
     rows = dict(page.tables["config.json of near"])
-    assert (rows["settings.blocks"], rows["data.key.preprocessing.settings.note"]) == ("4-6", "<to> 256")
+    assert (rows["settings.blocks"], rows["data.sources.1.key.preprocessing.settings.note"]) == ("4-6", "<to> 256")
 
 
 def test_commands_of_the_page_are_accepted_by_the_command_line(page):

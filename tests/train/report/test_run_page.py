@@ -58,7 +58,7 @@ def test_the_training_command_is_read_as_the_same_settings(make_run, settings):
 def test_the_training_command_names_store_run_and_workspace(make_run):
     values = parsed(make_run("my run"), 1)
     assert (values["store"], values["name"], values["workspace"]) == (
-        "/data/my stores/glas.zarr", "my run", Path("my work"),
+        ("/data/my stores/glas.zarr",), "my run", Path("my work"),
     )  # fmt: skip
 
 
@@ -140,3 +140,13 @@ def test_a_configuration_is_flattened_with_dotted_names():
         ("settings.blocks", "0,4-6"), ("settings.lr", "0.1"), ("data.key.model", "m"), ("data.ignore", "none"),
         ("ids", ""),
     )  # fmt: skip
+
+
+def test_the_commands_of_a_joined_run_make_each_store_and_join_them(make_joined_run):
+    run = make_joined_run({"blocks": (4, 5, 6)}, {"t": 200, "blocks": (0,), "key": {"model": "mini-hipt"}})
+    lines = commands(run, Path("work"))
+    assert [line.split()[1] for line in lines] == ["extract", "extract", "train-head", "report"]
+    assert [parsed(run, number)["model"] for number in (0, 1)] == ["mini", "mini-hipt"]
+    values = parsed(run, 2)
+    assert values["store"] == ("S1=/data/mini.zarr", "S2=/data/mini-hipt.zarr")
+    assert values["blocks"] == {"S1": (4, 5, 6), "S2": (0,)} and values["t"] == {"S1": (50,), "S2": (200,)}

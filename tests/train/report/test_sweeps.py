@@ -13,6 +13,7 @@ from pathseg.train.report.sweeps import (
     describe,
     distinct_settings,
     duplicates,
+    features_label,
     find_repeats,
     find_sweeps,
     seeds_label,
@@ -197,3 +198,20 @@ def test_learning_curves_of_two_heads_are_told_apart_by_what_differs(make_run):
 def test_images_cut_in_another_way_are_no_learning_curve_of_one_setting(make_run):
     few, many = of_images(make_run, 2, t=10), of_images(make_run, "all", t=50)
     assert find_sweeps([few, many]) == ()
+
+
+MINI, HIPT = {"blocks": (4, 5, 6)}, {"blocks": (4, 5, 6), "key": {"model": "mini-hipt"}}
+
+
+def test_a_joined_run_names_each_model_with_its_blocks_and_its_timestep_where_they_differ(make_joined_run):
+    assert features_label(make_joined_run(MINI, HIPT)) == "mini 4-6 + mini-hipt 4-6"
+    assert features_label(make_joined_run(MINI, MINI | {"t": 200, "blocks": (0,)})) == "mini t 50 4-6 + mini t 200 0"
+    described = describe(make_joined_run(MINI, HIPT | {"blocks": (0,)}))
+    assert described[:4] == ("model mini + mini-hipt", "condition ssl", "t = 50", "blocks 4-6 + 0")
+
+
+def test_joined_runs_make_sweeps_over_timesteps_and_blocks(make_joined_run):
+    over_t = [make_joined_run(MINI | {"t": t}, HIPT | {"t": t}) for t in (200, 50)]
+    assert values([*over_t, make_joined_run(MINI | {"t": 50}, HIPT | {"t": 200})]) == {"t": [50, 200, (50, 200)]}
+    over_blocks = [make_joined_run(MINI | {"blocks": blocks}, HIPT) for blocks in ((4, 5), (0,))]
+    assert values(over_blocks) == {"blocks": [((0,), (4, 5, 6)), ((4, 5), (4, 5, 6))]}

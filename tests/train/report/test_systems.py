@@ -79,3 +79,9 @@ def test_a_head_on_unconditional_features_names_their_condition(make_run):
 def test_a_head_names_the_model_of_its_features(make_run):
     (one,) = find_systems([make_run(trained=False)])
     assert one.weights == "mini (untrained)"
+
+
+def test_joined_stores_are_a_system_named_after_what_it_reads(make_joined_run):
+    parts = ({"blocks": (4, 5, 6)}, {"blocks": (11,), "key": {"model": "uni", "first_stage": None}})
+    assert system_name(make_joined_run(*parts)) == "mini 4-6 + uni 11"
+    assert system_name(make_joined_run(*parts, head_type="linear")) == "linear probe on mini 4-6 + uni 11"

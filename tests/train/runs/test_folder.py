@@ -246,13 +246,15 @@ def test_a_damaged_file_is_one_error_naming_it_and_the_way_out(run, name, conten
         ((), {"parameters": None}, "parameters"),
         ((), {"data": []}, "data"),
         (("data",), {"ignore": None}, "ignore"),
-        (("data", "key"), {"size": [256]}, "size"),
+        (("data", "sources", 0, "key"), {"size": [256]}, "size"),
+        (("data",), {"sources": []}, "sources"),
+        (("settings",), {"t": [50, 50], "blocks": [[4], [5]]}, "reads 2 stores, data names 1"),
         (("settings",), {"blocks": "all"}, "blocks"),
         (("settings",), {"lr": -1}, "lr"),
         (("settings",), {"head_type": "none"}, "head_type"),
         (("data",), {"classes": ["one"]}, "2 classes, config.json names 1"),
-        (("data",), {"channels": {"4": 5}}, "block 5"),
-        (("data",), {"channels": {"4": 5, "5": 10**12}}, "channels"),
+        (("data", "sources", 0), {"channels": {"4": 5}}, "block 5"),
+        (("data", "sources", 0), {"channels": {"4": 5, "5": 10**12}}, "channels"),
         (("data",), {"ignore": 300}, "ignore"),
     ],
 )
@@ -366,3 +368,12 @@ def test_a_workspace_without_heads_has_no_runs(tmp_path):
 def test_names_of_mixed_digits_and_letters_can_be_ordered():
     names = ["x10", "x2", "10", "9", "1x", "x"]
     assert sorted(names, key=natural_order) == ["1x", "9", "10", "x", "x2", "x10"]
+
+
+def test_a_configuration_of_format_2_has_its_only_store_as_the_list_of_sources(run):
+    expected = run.read_config()
+    config = json.loads((run.path / "config.json").read_text())
+    (source,) = config["data"].pop("sources")
+    config |= {"format": 2, "data": config["data"] | source}
+    (run.path / "config.json").write_text(json.dumps(config))
+    assert run.read_config() == expected

@@ -18,15 +18,20 @@ from pathseg.store.runtime.dask_client import ClusterError
 from pathseg.store.runtime.device import device
 from pathseg.store.writer import StoreWriter
 from pathseg.train.config import HeadConfig
+from pathseg.train.data.joined import JoinedStores, join_stores
 from pathseg.train.runs.folder import RunFolder
 from pathseg.train.training.dask_sweep import divide, train_on_cluster
-from pathseg.train.training.sweep import plan_sweep, train_plan
+from pathseg.train.training.sweep import expand_heads, plan_sweep, train_plan
 
 SWEEP = [
     HeadConfig(blocks=(4,), head_type="linear", lr=1e-2, epochs=3, class_weights="balanced"),
     HeadConfig(blocks=(4, 9), head_type="linear", lr=1e-2, epochs=3, augment="flips"),
     HeadConfig(blocks=(0,), head_type="linear", lr=1e-2, epochs=3, seed=5),
 ]
+
+
+def open_single(path):
+    return JoinedStores.of(FeatureStore.open(path))
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +49,9 @@ def train(toy_store, tmp_path, client):
 
     def run(configs=SWEEP, complete_only=False, **changes):
         folders = [tmp_path / "spread" / str(number) for number in range(len(configs))]
-        opener = functools.partial(FeatureStore.open, str(toy_store.location))
+        opener = changes.get("open_stores", JoinedStores.of(toy_store).opener())
         plan = plan_sweep(opener(), list(zip(configs, map(RunFolder, folders), strict=True)), complete_only)
-        options = {"open_store": opener, "device": functools.partial(str, "cpu")} | changes
+        options = {"open_stores": opener, "device": functools.partial(str, "cpu")} | changes
         return folders, train_on_cluster(client, plan, **options)
 
     return run
@@ -54,9 +59,9 @@ def train(toy_store, tmp_path, client):
 
 @pytest.fixture
 def one_process(toy_store, tmp_path):
-    def run(configs=SWEEP):
+    def run(configs=SWEEP, stores=toy_store):
         folders = [tmp_path / "here" / str(number) for number in range(len(configs))]
-        plan = plan_sweep(toy_store, list(zip(configs, map(RunFolder, folders), strict=True)))
+        plan = plan_sweep(stores, list(zip(configs, map(RunFolder, folders), strict=True)))
         assert train_plan(plan, device="cpu").failures == {}
         return folders
 
@@ -74,6 +79,14 @@ def test_the_heads_are_those_of_one_process(train, one_process):
     folders, failures = train()
     assert failures == {}
     assert results(folders) == results(one_process())
+
+
+def test_heads_on_joined_stores_are_those_of_one_process(train, one_process, toy_store, other_model_store):
+    joined = join_stores({"A": toy_store, "B": other_model_store})
+    configs = expand_heads(joined, blocks={"A": (4,), "B": (2,)}, head_type="linear", lr=(1e-2,), epochs=2, seed=(0, 1))
+    folders, failures = train(configs, open_stores=joined.opener())
+    assert failures == {}
+    assert results(folders) == results(one_process(configs, joined))
 
 
 def test_a_worker_takes_the_threads_of_the_driver(train, tmp_path):
@@ -134,35 +147,35 @@ def test_a_head_that_diverges_is_named_and_the_others_finish(train):
 
 def test_a_worker_that_does_not_see_the_store_is_one_line(train, toy_store, tmp_path):
     def opener():
-        return FeatureStore.open(here if os.getpid() == driver else tmp_path / "none.zarr")
+        return open_single(here if os.getpid() == driver else tmp_path / "none.zarr")
 
     driver, here = os.getpid(), str(toy_store.location)
     with pytest.raises(
         ClusterError, match=r"^worker \d at tcp://\S+ cannot take the run: there is no feature"
     ) as caught:
-        train(open_store=opener)
+        train(open_stores=opener)
     assert "\n" not in str(caught.value)
 
 
 def test_a_worker_that_sees_another_store_is_one_line(train, toy_store, tmp_path, toy_contents, fill_store):
     def opener():
-        return FeatureStore.open(here if os.getpid() == driver else there)
+        return open_single(here if os.getpid() == driver else there)
 
     fill_store(StoreWriter(tmp_path / "other.zarr", toy_contents()), seed=1)
     driver, here, there = os.getpid(), str(toy_store.location), str(tmp_path / "other.zarr")
     with pytest.raises(ClusterError, match="holds other data there; all machines must see the same folder"):
-        train(open_store=opener)
+        train(open_stores=opener)
 
 
 def test_a_worker_that_does_not_see_the_workspace_is_one_line(train, toy_store, tmp_path):
     def opener():  # the worker's own disk, on which the run folders are not
         if os.getpid() != driver:
             shutil.rmtree(spread, ignore_errors=True)
-        return FeatureStore.open(here)
+        return open_single(here)
 
     driver, here, spread = os.getpid(), str(toy_store.location), tmp_path / "spread"
     with pytest.raises(ClusterError, match="is not there; all machines must see the same workspace"):
-        train(open_store=opener)
+        train(open_stores=opener)
 
 
 def test_a_device_that_a_worker_lacks_is_one_line(train):

@@ -11,7 +11,7 @@ from pathseg.store.contents import ImageEntry
 from pathseg.store.errors import Incomplete
 from pathseg.store.features import FeatureStore
 from pathseg.store.writer import StoreWriter
-from pathseg.train.config import BaselineConfig, HeadConfig
+from pathseg.train.config import BaselineConfig, HeadConfig, Layer
 from pathseg.train.data import memory
 from pathseg.train.data.reader import FeatureReader
 from pathseg.train.runs.finished_run import FinishedRun
@@ -346,7 +346,7 @@ def test_the_plan_says_how_much_is_kept_in_memory(toy_store, tmp_path, memory_by
     config = dataclasses.replace(QUICK, blocks=(4, 9))
     line = line_of(toy_store, [config], [tmp_path / "run"], memory_bytes=memory_bytes)
     assert line == f"1 linear in 1 pass over the store, 5 of 5 images complete; {kept}"
-    reader = FeatureReader(toy_store, {50: (4, 9)}, device=CPU, memory_bytes=memory_bytes)
+    reader = FeatureReader(toy_store, [Layer(0, 50, 4), Layer(0, 50, 9)], device=CPU, memory_bytes=memory_bytes)
     list(reader.batches(range(5), 1))
     assert reader.kept == memory_bytes // ONE
 
