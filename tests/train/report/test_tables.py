@@ -246,7 +246,7 @@ def test_a_data_set_that_the_paper_does_not_use_has_no_reported_rows(make_run):
 def test_settings_that_were_not_considered_are_counted_in_the_note(make_run):
     runs = [make_run(lr=1e-4), make_run(lr=1e-4, seed=1), make_run(lr=1e-3, val=0.9)]
     note = systems_table(find_systems(runs), "testB", title="t").notes[0]
-    assert "(1 with fewer test images or seeds left aside)" in note
+    assert "(1 with fewer images or seeds left aside)" in note
 
 
 def test_a_system_says_how_many_settings_it_was_chosen_from_and_on_how_many_images(make_run):
