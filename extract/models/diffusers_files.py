@@ -65,12 +65,12 @@ def read_diffusers_folder(folder: Path) -> DiffusersFiles:
     index = read_json_object(folder / INDEX, "that names the parts of a pipeline")
     classes = {name: _class_of(part) for name, part in index.items()}
     if not classes.get(UNET):
-        others = [f"{name} ({class_name})" for name, class_name in classes.items() if class_name]
+        others = [f"{name} ({class_name})" for name, class_name in classes.items() if class_name][:4]
         raise ValueError(
             f"{folder} is a {index.get('_class_name')!s:.80} without a unet, but with {', '.join(others) or 'nothing'}"
             "; pathseg reads pipelines whose denoiser is a UNet2DModel or UNet2DConditionModel"
         )
-    config = folder / SCHEDULER / "scheduler_config.json"
+    config = _folder_of(folder, SCHEDULER) / "scheduler_config.json"
     if not config.is_file():
         raise FileNotFoundError(f"folder {folder} has no {SCHEDULER}/{config.name}; a pipeline has {DIFFUSERS_LAYOUT}")
     schedule = read_json_object(config, "that describes a scheduler")
@@ -79,11 +79,16 @@ def read_diffusers_folder(folder: Path) -> DiffusersFiles:
     return DiffusersFiles(
         name=folder.resolve().name,
         source=str(folder),
-        unet=_read_network(folder / UNET, classes[UNET], notes),
-        first_stage=None if encoder is None else _read_network(folder / encoder, classes[encoder], notes),
+        unet=_read_network(_folder_of(folder, UNET), classes[UNET], notes),
+        first_stage=None if encoder is None else _read_network(_folder_of(folder, encoder), classes[encoder], notes),
         scheduler=(str(schedule.get("_class_name", classes.get(SCHEDULER))), schedule),
         notes=tuple(notes),
     )
+
+
+def _folder_of(folder: Path, part: str) -> Path:
+    """Return where a part lies: in a folder of its name or, as in the first releases of DDPM, beside the index."""
+    return folder / part if (folder / part).is_dir() else folder
 
 
 def _class_of(part: Any) -> str:

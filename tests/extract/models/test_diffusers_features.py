@@ -240,6 +240,16 @@ def test_a_model_of_pixels_has_the_blocks_up_to_the_grid_of_the_heads(tmp_path, 
     assert_equal_features(model, hooked(unet, THREE_LEVELS[:2], ddpm(), pixels(), eps), eps)
 
 
+def test_a_unet_beside_the_index_is_read_as_in_the_first_releases_of_ddpm(tmp_path):
+    DDPMPipeline(randomised(unconditional(block_out_channels=(4, 8, 8))), ddpm()).save_pretrained(tmp_path / "pixels")
+    digest = load_model(tmp_path / "pixels").digest
+    for part in ("unet", "scheduler"):
+        for path in (tmp_path / "pixels" / part).iterdir():
+            path.rename(tmp_path / "pixels" / path.name)
+        (tmp_path / "pixels" / part).rmdir()
+    assert load_model(tmp_path / "pixels").digest == digest
+
+
 def test_layers_that_resample_by_residual_layers_are_numbered_alike(tmp_path, two_threads):
     options = {
         "down_block_types": ("ResnetDownsampleBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
