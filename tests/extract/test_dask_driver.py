@@ -237,7 +237,9 @@ def test_a_worker_that_is_killed_costs_only_time(run, client, one_process, tmp_p
     assert tree(tmp_path / "store.zarr") == one_process
 
 
-@pytest.mark.parametrize("retries", [0, pytest.param(RETRIES, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "retries", [pytest.param(0, marks=pytest.mark.soak), pytest.param(RETRIES, marks=pytest.mark.slow)]
+)
 def test_a_unit_that_kills_its_workers_is_set_aside_and_the_rest_finishes(
     retries, run, client, traps, tmp_path, monkeypatch
 ):
@@ -247,7 +249,7 @@ def test_a_unit_that_kills_its_workers_is_set_aside_and_the_rest_finishes(
     assert lacking(tmp_path / "store.zarr") == ["tissue_2"]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_run_in_which_every_unit_kills_its_worker_ends(run, traps, monkeypatch):
     monkeypatch.setattr("pathseg.extract.dask_driver.MAX_LOST_UNITS", 2)
     everything = partial(traps.deadly, IMAGES, tuple(f"tissue_{i}" for i in range(IMAGES)))
@@ -255,7 +257,7 @@ def test_a_run_in_which_every_unit_kills_its_worker_ends(run, traps, monkeypatch
         run(open_dataset=everything)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_cluster_without_workers_is_named_and_one_that_joins_late_does_the_work(
     run, one_process, tmp_path, monkeypatch
 ):
@@ -335,7 +337,7 @@ def seconds_until_gone(pids):
     return time.monotonic() - start
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_workers_go_with_a_driver_that_is_killed_and_the_next_run_goes_on(driver, run, one_process, tmp_path):
     process, pids = driver
     process.kill()
@@ -346,7 +348,7 @@ def test_the_workers_go_with_a_driver_that_is_killed_and_the_next_run_goes_on(dr
     assert tree(tmp_path / "store.zarr") == one_process
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_ctrl_c_ends_driver_and_workers(driver):
     process, pids = driver
     os.killpg(process.pid, signal.SIGINT)

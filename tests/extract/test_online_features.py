@@ -36,6 +36,7 @@ def test_features_are_those_of_the_store_to_the_bit(model, config, dataset, tmp_
         np.testing.assert_array_equal(found[block], maps)
 
 
+@pytest.mark.usefixtures("two_networks")
 @pytest.mark.parametrize("layout", ["native", "grid", "image"])
 def test_a_head_gets_the_same_from_the_store_and_online_in_every_layout(model, layout, tmp_path):
     blocks = (1, 5, 12)

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import os
 import random
 import re
 import subprocess
@@ -87,9 +88,11 @@ class Requests(logging.Handler):
 class Writers:
     """A process that starts writers of the toy store and kills them after a given time."""
 
-    def __init__(self):
+    def __init__(self, environment):
         command = [sys.executable, "-c", WRITER, str(Path(__file__).parents[2])]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
 
     def run(self, url, *, writers=1, seconds=0.0):
         """Exit codes of the writers; -9 for a killed one."""
@@ -123,14 +126,25 @@ def ask(url, path, *, method, data=None):
         return answer.read()
 
 
+FOREIGN = ("AWS_SESSION_TOKEN", "AWS_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_SKIP_SIGNATURE", "AWS_PROFILE")
+
+
+def settings(server):
+    """The environment variables by which a client finds the server and may use it."""
+    return {
+        "AWS_ENDPOINT_URL": server.url,
+        "AWS_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": "id",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+    }
+
+
 @pytest.fixture(autouse=True)
 def environment(server, monkeypatch):
-    for name in ("AWS_SESSION_TOKEN", "AWS_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_SKIP_SIGNATURE", "AWS_PROFILE"):
+    for name in FOREIGN:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    for name, value in settings(server).items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture
@@ -189,9 +203,10 @@ def meeting(between):
     return meet
 
 
-@pytest.fixture
-def writers():
-    writers = Writers()
+@pytest.fixture(scope="module")
+def writers(server):
+    usual = {name: value for name, value in os.environ.items() if name not in FOREIGN}
+    writers = Writers(usual | settings(server))
     yield writers
     writers.close()
 

@@ -472,9 +472,10 @@ def test_an_overlap_that_does_not_fit_the_head_is_refused_before_anything_runs(p
         predictor(overlap=100)
 
 
-def test_an_uncertainty_that_a_head_gives_is_written_beside_the_probabilities(predictor, slide, tmp_path, colour_head):
-    predict_one(predictor(head=colour_head(module=PixelEnsemble({Layer(0, 50, 0): 3}, 2)), tissue="all"), slide[0])
-    group = zarr.open_group(tmp_path / "out" / "probabilities" / "slide.zarr", mode="r")
+@pytest.mark.usefixtures("two_networks")
+def test_an_uncertainty_that_a_head_gives_is_written_beside_the_probabilities(predictor, image, tmp_path, colour_head):
+    predict_one(predictor(head=colour_head(module=PixelEnsemble({Layer(0, 50, 0): 3}, 2)), tissue="all"), image[0])
+    group = zarr.open_group(tmp_path / "out" / "probabilities" / "image.zarr", mode="r")
     unsure = np.asarray(group["uncertainty"][:])
     assert unsure.shape == group["probabilities"].shape[1:]
     assert 0 <= unsure.min() <= unsure.max() <= np.log(2)  # of two classes

@@ -44,12 +44,12 @@ def client():
 
 
 @pytest.fixture
-def train(toy_store, tmp_path, client):
+def train(one_patch_store, tmp_path, client):
     """A sweep on the cluster; its run folders and what was given up."""
 
     def run(configs=SWEEP, complete_only=False, **changes):
         folders = [tmp_path / "spread" / str(number) for number in range(len(configs))]
-        opener = changes.get("open_stores", JoinedStores.of(toy_store).opener())
+        opener = changes.get("open_stores", JoinedStores.of(one_patch_store).opener())
         plan = plan_sweep(opener(), list(zip(configs, map(RunFolder, folders), strict=True)), complete_only)
         options = {"open_stores": opener, "device": functools.partial(str, "cpu")} | changes
         return folders, train_on_cluster(client, plan, **options)
@@ -58,8 +58,8 @@ def train(toy_store, tmp_path, client):
 
 
 @pytest.fixture
-def one_process(toy_store, tmp_path):
-    def run(configs=SWEEP, stores=toy_store):
+def one_process(one_patch_store, tmp_path):
+    def run(configs=SWEEP, stores=one_patch_store):
         folders = [tmp_path / "here" / str(number) for number in range(len(configs))]
         plan = plan_sweep(stores, list(zip(configs, map(RunFolder, folders), strict=True)))
         assert train_plan(plan, device="cpu").failures == {}
@@ -145,11 +145,11 @@ def test_a_head_that_diverges_is_named_and_the_others_finish(train):
     assert [RunFolder(folder).finished for folder in folders] == [False, True, True]
 
 
-def test_a_worker_that_does_not_see_the_store_is_one_line(train, toy_store, tmp_path):
+def test_a_worker_that_does_not_see_the_store_is_one_line(train, one_patch_store, tmp_path):
     def opener():
         return open_single(here if os.getpid() == driver else tmp_path / "none.zarr")
 
-    driver, here = os.getpid(), str(toy_store.location)
+    driver, here = os.getpid(), str(one_patch_store.location)
     with pytest.raises(
         ClusterError, match=r"^worker \d at tcp://\S+ cannot take the run: there is no feature"
     ) as caught:
@@ -157,23 +157,23 @@ def test_a_worker_that_does_not_see_the_store_is_one_line(train, toy_store, tmp_
     assert "\n" not in str(caught.value)
 
 
-def test_a_worker_that_sees_another_store_is_one_line(train, toy_store, tmp_path, toy_contents, fill_store):
+def test_a_worker_that_sees_another_store_is_one_line(train, one_patch_store, tmp_path, toy_contents, fill_store):
     def opener():
         return open_single(here if os.getpid() == driver else there)
 
     fill_store(StoreWriter(tmp_path / "other.zarr", toy_contents()), seed=1)
-    driver, here, there = os.getpid(), str(toy_store.location), str(tmp_path / "other.zarr")
+    driver, here, there = os.getpid(), str(one_patch_store.location), str(tmp_path / "other.zarr")
     with pytest.raises(ClusterError, match="holds other data there; all machines must see the same folder"):
         train(open_stores=opener)
 
 
-def test_a_worker_that_does_not_see_the_workspace_is_one_line(train, toy_store, tmp_path):
+def test_a_worker_that_does_not_see_the_workspace_is_one_line(train, one_patch_store, tmp_path):
     def opener():  # the worker's own disk, on which the run folders are not
         if os.getpid() != driver:
             shutil.rmtree(spread, ignore_errors=True)
         return open_single(here)
 
-    driver, here, spread = os.getpid(), str(toy_store.location), tmp_path / "spread"
+    driver, here, spread = os.getpid(), str(one_patch_store.location), tmp_path / "spread"
     with pytest.raises(ClusterError, match="is not there; all machines must see the same workspace"):
         train(open_stores=opener)
 
@@ -183,8 +183,8 @@ def test_a_device_that_a_worker_lacks_is_one_line(train):
         train(device=functools.partial(device, "cuda:77"))
 
 
-def test_a_store_that_lacks_features_is_refused_before_anything_is_sent(train, toy_store, tmp_path):
-    next((tmp_path / "toy.zarr/_done/t50").rglob("000001.json")).unlink()
+def test_a_store_that_lacks_features_is_refused_before_anything_is_sent(train, one_patch_store, tmp_path):
+    next((tmp_path / "one-patch.zarr/_done/t50").rglob("000001.json")).unlink()
     with pytest.raises(Incomplete, match="--complete-only"):
         train()
     folders, failures = train(complete_only=True)
