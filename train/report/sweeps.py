@@ -58,6 +58,12 @@ class Repeats:
         """Return mean and deviation of `scores`, None where no run has one."""
         return Spread.of(self.scores(images, metric))
 
+    @property
+    def mean_validation_dice(self) -> float:
+        """The mean validation Dice, by which settings are chosen; -1 where no run has one."""
+        spread = self.spread("val", "dice")
+        return -1.0 if spread is None else spread.mean
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -264,7 +270,7 @@ def _identity(run: FinishedRun, varying: Sequence[str]) -> bytes:
 def _trained_on(run: FinishedRun) -> Any:
     """The data of a run without the stores' addresses, and without what follows from the blocks and the images."""
     sources = tuple(dataclasses.replace(source, store="", channels={}) for source in run.data.sources)
-    return dataclasses.replace(run.data, sources=sources, train_images=None, shared_sources={})
+    return dataclasses.replace(run.data, sources=sources, train_images=None, shared_sources={}, patch_bytes=None)
 
 
 def _several_data(runs: Sequence[FinishedRun]) -> bool:

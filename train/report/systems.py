@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -87,20 +88,24 @@ def is_unconditional(run: FinishedRun) -> bool:
 def find_systems(runs: Sequence[FinishedRun]) -> tuple[System, ...]:
     """Return the systems among the runs of one data set, PathSegDiff first.
 
-    Of several settings of a system, those with the highest mean validation Dice stand for it, not those with the best
+    The same head on the features of several models is a system for each, with the model's name. Of several settings of
+    a system, those with the highest mean validation Dice stand for it, not those with the best
     test scores. They are chosen among the settings with the most quoted test images, of these among those that were
     trained on all images, and of these among those with the most seeds.
     """
-    tried: dict[str, list[tuple[tuple[str, ...], Repeats]]] = {}
+    tried: dict[tuple[str, str], list[tuple[tuple[str, ...], Repeats]]] = {}
     for settings, repeats in find_repeats(runs, at_least=1):
-        tried.setdefault(system_name(repeats.runs[0]), []).append((settings, repeats))
+        first = repeats.runs[0]
+        tried.setdefault((system_name(first), model_label(first)), []).append((settings, repeats))
+    models = Counter(name for name, _ in tried)
     found = []
-    for name, pairs in tried.items():
+    for (system, model), pairs in tried.items():
+        name = system if models[system] == 1 or system == model else f"{system} on {model}"
         most = max(_images_and_seeds(repeats) for _, repeats in pairs)
         candidates = [pair for pair in pairs if _images_and_seeds(pair[1]) == most]
-        settings, repeats = max(candidates, key=lambda pair: _mean_validation_dice(pair[1]))
+        settings, repeats = max(candidates, key=lambda pair: pair[1].mean_validation_dice)
         found.append(System(name, repeats, settings, len(candidates), len(pairs) - len(candidates)))
-    return tuple(sorted(found, key=lambda one: (ORDER.index(one.name) if one.name in ORDER else len(ORDER), one.name)))
+    return tuple(sorted(found, key=_order))
 
 
 def _images_and_seeds(repeats: Repeats) -> tuple[int, bool, int]:
@@ -109,6 +114,7 @@ def _images_and_seeds(repeats: Repeats) -> tuple[int, bool, int]:
     return first.test_scores.images, first.settings.train_images == "all", len(repeats.runs)
 
 
-def _mean_validation_dice(repeats: Repeats) -> float:
-    spread = repeats.spread("val", "dice")
-    return -1.0 if spread is None else spread.mean
+def _order(system: System) -> tuple[int, str]:
+    """The place of a system in the table: those of the paper in its order, then the others by name."""
+    own = system_name(system.run)
+    return ORDER.index(own) if own in ORDER else len(ORDER), system.name

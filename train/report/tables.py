@@ -61,6 +61,7 @@ SYSTEM_COLUMNS = (
     words("system"), words("weights"), Column("n (seeds)", str), Column("settings tried", count),
     Column("val. images", count),
 )  # fmt: skip
+COST_COLUMNS = (Column("parameters", count), Column("features a patch", format_bytes))  # of what is trained, is read
 UNKNOWN_CHOICE = (None,) * 3  # seeds, settings and validation images of reported rows
 OBJECT_SCORES: dict[str, Callable[[float], str]] = {
     "F1": "{:.3f}".format, "Dice": "{:.3f}".format, "Hausdorff, px": "{:.1f}".format,
@@ -250,13 +251,13 @@ def systems_table(systems: Sequence[System], split: str, *, title: str) -> Table
             whole = all(found.pooled_tuned_objects for found in splits)  # else the mean would be over fewer seeds
             spread = _spread(splits, partial(_pooled_tuned_score, name=name))
             values.append(spread if whole and same_rules else None)
-        rows.append(Row("run", (*_system(one), *values)))
+        rows.append(Row("run", (*_system(one), *values, one.run.config.parameters, one.run.data.patch_bytes)))
     first = systems[0].run
     paper = paper_scores(first.data.dataset, split, quoted=first.metrics.test_split)
     for row in paper:
-        scores = (row.accuracy, row.dice, row.miou, row.f1, *((None,) * len(object_columns)))
+        scores = (row.accuracy, row.dice, row.miou, row.f1, *((None,) * len((*object_columns, *COST_COLUMNS))))
         rows.append(Row("paper", (row.method, _source(row.table), *UNKNOWN_CHOICE, *scores)))
-    columns = (*SYSTEM_COLUMNS, *SCORES, *object_columns)
+    columns = (*SYSTEM_COLUMNS, *SCORES, *object_columns, *COST_COLUMNS)
     like = f" (as the paper's Table {paper[0].table})" if paper else ""
     notes = (
         _choice_note(scored), *_size_notes(scored, split),
@@ -346,9 +347,10 @@ def seeds_table(runs: Sequence[FinishedRun], *, title: str) -> Table | None:
 def interval_tables(
     runs: Sequence[FinishedRun], split: str, *, title: str, systems: Sequence[System] = ()
 ) -> tuple[Table, ...]:
-    """Bootstrap intervals of the runs on a test split, differences from the best run, and from the first system.
+    """Bootstrap intervals of the runs on a test split, differences from the best run, and from the best system.
 
-    A system is compared by the run that stands for it. Differences need two runs or two systems.
+    The best system is that with the highest mean validation Dice, so that test images do not choose it. A system is
+    compared by the run that stands for it. Differences need two runs or two systems.
     """
     ranked = by_dice(runs, split)
     if not ranked:
@@ -368,7 +370,8 @@ def interval_tables(
                 on_p="; the run it is compared with was chosen on these images, which makes p too small",
             )
         )
-    named = [(one.name, one.run) for one in systems if one.run.name in samples]
+    ordered = sorted(systems, key=lambda one: -one.repeats.mean_validation_dice)
+    named = [(one.name, one.run) for one in ordered if one.run.name in samples]
     if len(named) > 1:
         first, _ = named[0]
         table = _differences(

@@ -68,8 +68,9 @@ class RunData:
     in `classes`, None where there is none. test_split: the split that results are quoted on. images: ids of every
     split, held-out validation images under `val`. shared_sources: test split -> number of its sources (patients,
     slides) that training or validation images are of too; empty where there are none, and in runs of releases that did
-    not count them. train_images: number of training images, of which each may have several views; None in runs made
-    before it was recorded.
+    not count them. train_images: number of training images, of which each may have several views. patch_bytes: of the
+    features that the head reads of one patch, as they are in memory; of a baseline 0. Both None in runs made before
+    they were recorded.
     """
 
     sources: Annotated[tuple[Source, ...], msgspec.Meta(min_length=1)]
@@ -81,6 +82,7 @@ class RunData:
     images: dict[str, tuple[str, ...]]
     shared_sources: dict[str, int] = field(default_factory=dict)
     train_images: int | None = None
+    patch_bytes: int | None = None
 
     @property
     def store(self) -> str:

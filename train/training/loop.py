@@ -12,7 +12,7 @@ import torch
 
 from pathseg.store.features import FeatureStore
 from pathseg.store.sampling import Sampling
-from pathseg.train.config import BATCH_PX, BaselineConfig, Config, HeadConfig
+from pathseg.train.config import BATCH_PX, IMAGE, BaselineConfig, Config, HeadConfig
 from pathseg.train.data.augment import apply_symmetry, apply_symmetry_to_features, symmetry
 from pathseg.train.data.joined import JoinedStores
 from pathseg.train.data.reader import Batch, FeatureReader, class_pixels, required_layers
@@ -218,6 +218,7 @@ def run_config(stores: JoinedStores, settings: Config, splits: Splits, *, parame
         images={name: tuple(store.ids[i] for i in indices) for name, indices in splits.named().items()},
         shared_sources=shared_sources(store, splits),
         train_images=len(first_views(store, splits.train)),
+        patch_bytes=stores.image_bytes(layer for layer in settings.layers if layer != IMAGE) // contents.grid.patches,
     )
     return RunConfig(settings, data, parameters, versions(), device)
 

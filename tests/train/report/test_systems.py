@@ -85,3 +85,14 @@ def test_joined_stores_are_a_system_named_after_what_it_reads(make_joined_run):
     parts = ({"blocks": (4, 5, 6)}, {"blocks": (11,), "key": {"model": "uni", "first_stage": None}})
     assert system_name(make_joined_run(*parts)) == "mini 4-6 + uni 11"
     assert system_name(make_joined_run(*parts, head_type="linear")) == "linear probe on mini 4-6 + uni 11"
+
+
+def test_the_same_head_on_features_of_several_models_is_a_system_for_each(make_run):
+    runs = [make_run(f"{model}{head}", key={"model": model}, head_type=head, lr=1e-3, epochs=9)
+            for model in ("mini", "brca-hipt-20x") for head in ("fcn", "linear")]  # fmt: skip
+    assert [one.name for one in find_systems(runs)] == [
+        "PathSegDiff on brca-hipt-20x", "PathSegDiff on mini", "linear probe on brca-hipt-20x", "linear probe on mini",
+    ]  # fmt: skip
+    wide = {"surroundings": {"times": 2, "beyond": "mirrored"}}
+    both = find_systems([make_run(), make_run("wide", key=wide)])
+    assert [one.name for one in both] == ["PathSegDiff on mini", "PathSegDiff on mini (2x surroundings)"]

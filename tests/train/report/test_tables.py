@@ -234,8 +234,20 @@ def test_systems_stand_above_what_the_paper_reports(make_run):
     assert [row[0] for row in rows(table)] == ["PathSegDiff"]
     paper = rows(table, "paper")
     assert (len(paper), paper[0][0], paper[-1][0]) == (8, "HIPT", "PathSegDiff")
-    assert ("CIMD", "reported, Table 4", *[DASH] * 5, "0.569", "0.692") in paper
+    assert ("CIMD", "reported, Table 4", *[DASH] * 5, "0.569", "0.692", DASH, DASH) in paper
     assert "Table 4" in table.caption and "all 20 images of this split, ours on 2" in table.notes[1]
+
+
+def test_a_system_says_what_its_head_costs(make_run):
+    row = cells(systems_table(find_systems([make_run(data={"patch_bytes": 6_800_000})]), "testB", title="t"), 0)
+    assert (row["parameters"], row["features a patch"]) == ("2,654,274", "6.8 MB")
+
+
+def test_systems_are_compared_with_the_one_that_is_best_on_validation_images(make_run):
+    runs = [make_run("mini", val=0.5), make_run("probe", head_type="linear", val=0.9, matrix=FAIR)]
+    table = interval_tables(runs, "testB", title="t", systems=find_systems(runs))[-1]
+    assert "Each system against linear probe" in table.caption
+    assert [row[0] for row in rows(table)] == ["PathSegDiff"]
 
 
 def test_a_data_set_that_the_paper_does_not_use_has_no_reported_rows(make_run):
@@ -281,8 +293,8 @@ def counted(make_run, make_split, connectivity: str, **settings):
 
 def test_systems_have_object_scores_and_the_rules_by_which_objects_were_counted(make_run, make_split):
     table = systems_table(find_systems([counted(make_run, make_split, "8")]), "testB", title="t")
-    assert table.header[-3:] == ("object F1", "object Dice", "object Hausdorff, px")
-    assert rows(table)[0][-3:] == ("1.000", "0.500", "3.0") and rows(table, "paper")[0][-3:] == (DASH,) * 3
+    assert table.header[-5:-2] == ("object F1", "object Dice", "object Hausdorff, px")
+    assert rows(table)[0][-5:-2] == ("1.000", "0.500", "3.0") and rows(table, "paper")[0][-5:-2] == (DASH,) * 3
     assert any("8-connected, of any size." in note for note in table.notes)
 
 
@@ -306,7 +318,7 @@ def test_objects_counted_in_two_ways_have_no_mean(make_run, make_split):
         runs[1].config, settings=dataclasses.replace(runs[1].settings, seed=1)))  # fmt: skip
     runs.append(counted(make_run, make_split, "8", head_type="linear"))
     table = systems_table(find_systems(runs), "testB", title="t")
-    assert [row[-3] for row in rows(table)] == [DASH, "1.000"]
+    assert [row[-5] for row in rows(table)] == [DASH, "1.000"]
     assert any("8-connected, of any size (PathSegDiff, linear probe); 4-connected" in note for note in table.notes)
 
 

@@ -7,6 +7,7 @@ import pytest
 from pathseg.store.contents import ImageEntry
 from pathseg.store.writer import StoreWriter
 from pathseg.train.config import HeadConfig
+from pathseg.train.data.joined import JoinedStores
 from pathseg.train.data.splits import training_subset
 from pathseg.train.runs.finished_run import FinishedRun
 from pathseg.train.training.sweep import expand_heads, is_finished, run_folders, train
@@ -76,4 +77,4 @@ def test_a_finished_run_on_a_subset_is_not_trained_again(toy_store, tmp_path):
     config = HeadConfig(blocks=(4,), head_type="linear", epochs=1, train_images=2, val_fraction=0.3)
     train(toy_store, [config], tmp_path)
     ((_, run),) = run_folders(toy_store, [config], tmp_path / "heads")
-    assert is_finished(toy_store, config, run, without=lambda: ())
+    assert is_finished(JoinedStores.of(toy_store), config, run, without=lambda: ())
