@@ -16,6 +16,8 @@ def surroundings_of(dataset: Dataset, times: int) -> Surroundings | None:
     """Return how a data set shows its images in their surroundings, None for 1: the patches alone."""
     if times == 1:
         return None
+    if dataset.preprocessing.padded:
+        raise ValueError("--surroundings does not go with --keep-aspect, which pads with white; leave one of them out")
     return Surroundings(times, "mirrored" if dataset.load_surroundings is None else "region")
 
 

@@ -13,7 +13,7 @@ from pathseg.store.blocks import MAX_BLOCK
 from pathseg.store.classes import background_code
 from pathseg.store.errors import Damaged, KeyMismatch, StoreError
 from pathseg.store.format.size import BlockShape
-from pathseg.store.grid import PatchGrid
+from pathseg.store.grid import PatchGrid, fitted_size
 from pathseg.store.key import StoreKey
 from pathseg.store.runtime.json_records import decode_json
 
@@ -75,6 +75,11 @@ class Contents:
     def grid(self) -> PatchGrid:
         """Rows and columns of patches of an image, the same for all images."""
         return PatchGrid.of(*self.key.size)
+
+    def content_px(self, index: int) -> tuple[int, int]:
+        """Return the height and width in px that an image fills, from the upper left: all of its size but padding."""
+        image, key = self.images[index], self.key
+        return fitted_size((image.height, image.width), key.size) if key.preprocessing.padded else key.size
 
     def to_attributes(self) -> dict[str, Any]:
         """Return plain JSON values, one attribute per field; sources, groups and views only where there are any."""

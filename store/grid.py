@@ -15,6 +15,13 @@ def margin_px(field_patches: int) -> int:
     return PATCH_PX * (field_patches - 1) // 2
 
 
+def fitted_size(file_px: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """Return the largest (h, w) in px of the file's aspect ratio, up to rounding, that fits into `size`."""
+    factor = min(side / own for side, own in zip(size, file_px, strict=True))
+    height, width = (min(side, max(1, round(own * factor))) for side, own in zip(size, file_px, strict=True))
+    return height, width
+
+
 @dataclass(frozen=True)
 class PatchGrid:
     """Rows and columns of 256 px patches that tile an image without overlap, numbered row by row."""

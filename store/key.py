@@ -33,16 +33,23 @@ Setting = str | int | float | tuple[str | int | float, ...]
 class Preprocessing:
     """What a data set does to the pixels before a model sees them.
 
-    resized: whole images were brought to the store's size (images bicubic, masks nearest), aspect ratio not kept.
+    resized: whole images were brought to the store's size (images bicubic, masks nearest), aspect ratio not kept unless
+    `padded`.
     settings: every other setting that changes a pixel or a mask code, by name: numbers, text or tuples of them.
     """
 
     resized: bool = False
     settings: Mapping[str, Setting] = field(default_factory=dict)
 
+    @property
+    def padded(self) -> bool:
+        """Whether images keep their aspect ratio in the upper left of the store's images; the rest is ignored."""
+        return "padded" in self.settings
+
     def __str__(self) -> str:
         """One line for people: `resized, aspect ratio not kept; stride_px 600; views 2`."""
-        items = ["resized (images bicubic, masks nearest), aspect ratio not kept"] if self.resized else []
+        aspect = "kept" if self.padded else "not kept"
+        items = [f"resized (images bicubic, masks nearest), aspect ratio {aspect}"] if self.resized else []
         for name, value in self.settings.items():
             items.append(f"{name} {', '.join(map(str, value)) if isinstance(value, tuple | list) else value}")
         return "; ".join(items) or "none"

@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from pathseg.store.contents import Contents
+from pathseg.store.grid import fitted_size
 
 
 @dataclass(frozen=True)
@@ -18,28 +19,30 @@ class Sampling:
     """Size and resolution of the images that a head is trained on.
 
     size: height and width in px, as the head sees them. mpp: um/px at that size, None where it is unknown. resized:
-    whether whole images were resized to that size, aspect ratio not kept. original_px: median height and width of the
-    image files in px.
+    whether whole images were resized to that size, aspect ratio not kept unless they are padded. original_px: median
+    height and width of the image files in px. padded: whether images fill the upper left of that size.
     """
 
     size: tuple[int, int]
     mpp: float | None
     resized: bool
     original_px: tuple[int, int]
+    padded: bool = False
 
     @classmethod
     def of(cls, contents: Contents) -> Sampling:
         """Derive the sampling from a store's contents. After a resize, mpp is the geometric mean of both axes."""
         original = _median([image.height for image in contents.images]), _median([i.width for i in contents.images])
         size, mpp, resized = contents.key.size, contents.key.mpp, contents.key.preprocessing.resized
+        padded = contents.key.preprocessing.padded
         if resized and mpp is not None:
-            mpp *= math.sqrt(math.prod(original) / math.prod(size))
-        return cls(size, mpp, resized, original)
+            mpp *= math.sqrt(math.prod(original) / math.prod(fitted_size(original, size) if padded else size))
+        return cls(size, mpp, resized, original, padded)
 
     @property
     def stretch(self) -> float:
         """How much longer a length becomes along the height than along the width; 1 where the aspect ratio is kept."""
-        if not self.resized:
+        if not self.resized or self.padded:
             return 1.0
         return (self.size[0] / self.original_px[0]) / (self.size[1] / self.original_px[1])
 
@@ -48,7 +51,8 @@ class Sampling:
         """um/px of the image files, None where it is unknown; the geometric mean of both axes as `mpp`."""
         if self.mpp is None or not self.resized:
             return self.mpp
-        return self.mpp * math.sqrt(math.prod(self.size) / math.prod(self.original_px))
+        filled = fitted_size(self.original_px, self.size) if self.padded else self.size
+        return self.mpp * math.sqrt(math.prod(filled) / math.prod(self.original_px))
 
     @property
     def mpp_axes(self) -> tuple[float, float] | None:

@@ -28,12 +28,14 @@ from pathseg.extract.datasets.registry import (
     limit_samples,
     missing_data,
 )
+from pathseg.store.grid import fitted_size
 from pathseg.store.key import Preprocessing
 
 SPLITS = {"train": 85, "testA": 60, "testB": 20}  # images of the official release
 MPP = 0.62  # um/px of the release, 20x
 SIDE_PX = 768  # what the paper resizes to
 MASK_FOLDER = re.compile(r"(?:.*[ _-])?(?:masks?|anno|annotations?|labels?|labelcol|gt)", re.IGNORECASE)
+PADDING = 2  # code of the pixels that images do not fill with --keep-aspect
 NAME = re.compile(r"(train|testA|testB)_0*([1-9][0-9]*)(_anno)?", re.IGNORECASE)
 NUMBER = re.compile(r"0*([1-9][0-9]*)(_anno|_mask)?", re.IGNORECASE)  # of re-uploads, which name the split as a folder
 SPLIT_FOLDER = re.compile(r"(train|test[ _-]?A|test[ _-]?B|test)(?:ing)?(?:[ _-].*)?", re.IGNORECASE)
@@ -55,7 +57,8 @@ def open_glas(options: DatasetOptions) -> Dataset:
     A mask is a file whose name ends in `_anno`, or any file in a folder called masks, labels or the like;
     names are matched without regard to case. Numbers will do as names below a folder called train, testA, testB or
     test; `test` is then a split of its own. The patients of Grade.csv, where it is there, are the sources. Images are
-    resized to `options.resize` px, 768 by default as in the paper.
+    resized to `options.resize` px, 768 by default as in the paper; with `options.keep_aspect` they keep their aspect
+    ratio, and what they do not fill is white and of the ignored class padding.
 
     Raises FileNotFoundError where there is no image at all, DatasetError as `open_dataset`.
     """
@@ -77,13 +80,16 @@ def open_glas(options: DatasetOptions) -> Dataset:
     return Dataset(
         name="glas",
         samples=limit_samples(samples, options.limit, test_split=test_split),
-        load=partial(_load, images, masks, side),
+        load=partial(_load_padded if options.keep_aspect else _load, images, masks, side),
         files=partial(files_of, images, masks),
-        classes=("background", "gland"),
+        classes=("background", "gland", "padding") if options.keep_aspect else ("background", "gland"),
         size=(side, side),
         test_split=test_split,
-        preprocessing=Preprocessing(resized=True),
+        preprocessing=Preprocessing(
+            resized=True, settings={"padded": "right and below"} if options.keep_aspect else {}
+        ),
         background=0,
+        ignore=PADDING if options.keep_aspect else None,
         mpp=MPP,
         has_instances=True,
         warnings=_patient_warnings(samples) if patients else (NO_PATIENTS,),
@@ -208,5 +214,18 @@ def _load(images: Files, masks: Files, side: int, sample: Sample) -> Pixels:
     return Pixels(
         image=resize_image(read_image(images[sample.id]), (side, side)),
         mask=resize_mask((ids > 0).astype(np.uint8), (side, side)),
+        instances=ids,
+    )
+
+
+def _load_padded(images: Files, masks: Files, side: int, sample: Sample) -> Pixels:
+    """Decode one sample and place it in the upper left; the rest is white, as beyond the edges in `predict`."""
+    ids, image = read_instances(masks[sample.id]), read_image(images[sample.id])
+    height, width = fitted_size((sample.height, sample.width), (side, side))
+    missing = ((0, side - height), (0, side - width))
+    mask = resize_mask((ids > 0).astype(np.uint8), (height, width))
+    return Pixels(
+        image=np.pad(resize_image(image, (height, width)), (*missing, (0, 0)), constant_values=255),
+        mask=np.pad(mask, missing, constant_values=PADDING),
         instances=ids,
     )

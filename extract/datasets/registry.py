@@ -105,6 +105,10 @@ class DatasetOptions:
     root: Path | None = None
     limit: int | None = _flag(None, "Take this many images, in proportion to the splits.")
     resize: int | None = _flag(None, "Side in px, a multiple of 256, that images are brought to.")
+    keep_aspect: bool = _flag(
+        False,
+        "Keep the aspect ratio of glas and pad to the side; what is added counts nowhere. The paper stretches.",
+    )
     classes: tuple[str, ...] = _flag((), "Class names in code order, for --dataset folder or slides.")
     instances: bool = _flag(False, "Masks of --dataset folder number objects of one class: 1, 2, ...; 0 = background.")
     mpp: float | None = _flag(None, "um/px of the files, where the data set does not say or says it wrongly.")
@@ -194,7 +198,7 @@ DATASETS: dict[str, DatasetEntry] = {
             "  Grade.csv     optional: columns name, patient ID; keeps the images of a patient together"
         ),
         licence="research use only, no commercial use; cite Sirinukunwattana et al. 2017",
-        options=("root", "resize", "views"),
+        options=("root", "resize", "keep_aspect", "views"),
     ),
     "bcss": DatasetEntry(
         summary="BCSS (TCGA breast cancer): 151 regions, 106 train, 45 test of six held-out institutes, five classes",

@@ -24,6 +24,7 @@ from pathseg.extract.datasets.image_files import (
     resize_image,
     stated_mpp,
 )
+from pathseg.store.grid import fitted_size
 from pathseg.store.resolution import require_plausible_mpp
 from pathseg.store.sampling import InputImage, Sampling
 
@@ -59,8 +60,10 @@ class ImageFile:
             self.size = _divided(self.file_px, _trained_mpp(sampling, path) / file_mpp)
         elif sampling.resized:
             _require_similar_size(path, self.file_px, sampling)
-            self.size = sampling.size
-            if self.mpp is not None:  # files are assumed to share one resolution, so a larger one is shrunk more
+            self.size = fitted_size(self.file_px, sampling.size) if sampling.padded else sampling.size
+            if sampling.padded and sampling.file_mpp is not None:
+                self.mpp = sampling.file_mpp * math.sqrt(math.prod(self.file_px) / math.prod(self.size))
+            elif self.mpp is not None:  # files are assumed to share one resolution, so a larger one is shrunk more
                 self.mpp *= math.sqrt(math.prod(self.file_px) / math.prod(sampling.original_px))
         else:
             self.size = self.file_px

@@ -17,6 +17,7 @@ from pathseg.extract.surroundings import load_field
 from pathseg.store.errors import KeyMismatch
 from pathseg.store.features import FeatureStore
 from pathseg.store.grid import PatchGrid, margin_px
+from pathseg.store.key import Preprocessing
 
 GRID = PatchGrid(1, 2)
 
@@ -113,6 +114,13 @@ def test_a_width_that_leaves_no_whole_cells_on_the_patch_names_block_and_sides(t
     with pytest.raises(ValueError, match=rf"maps of \d+x\d+ cells.*--surroundings {times}"):
         extract(toy_dataset("a", "b"), toy_model, tmp_path / "wide.zarr", config(times))
     assert not (tmp_path / "wide.zarr").exists()
+
+
+def test_images_that_are_padded_have_no_surroundings(toy_dataset, toy_model, tmp_path):
+    padded = Preprocessing(resized=True, settings={"padded": "right and below"})
+    dataset = dataclasses.replace(toy_dataset("a", "b"), preprocessing=padded)
+    with pytest.raises(ValueError, match=r"--surroundings does not go with --keep-aspect.*leave one of them out"):
+        plan_extraction(dataset, toy_model, tmp_path / "a.zarr", ExtractConfig(surroundings=2))
 
 
 def test_a_width_below_one_patch_is_refused():

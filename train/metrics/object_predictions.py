@@ -74,7 +74,8 @@ def _original_size(store: FeatureStore, index: int, predicted: np.ndarray) -> tu
         raise ValueError(f"{store.location} has no single class of objects beside background, or no instances of it")
     ground_truth = store.instances(index)  # (h0, w0)
     height, width = ground_truth.shape
-    codes = np.asarray(Image.fromarray(predicted).resize((width, height), Image.Resampling.NEAREST))
+    filled = tuple(slice(side) for side in store.contents.content_px(index))  # without padding
+    codes = np.asarray(Image.fromarray(predicted[filled]).resize((width, height), Image.Resampling.NEAREST))
     return codes == code, ground_truth
 
 

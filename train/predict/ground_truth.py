@@ -29,13 +29,15 @@ class GroundTruth:
     def class_codes(self, image_id: str, head: TrainedHead) -> np.ndarray | None:
         """Return the class codes of an image's mask, at the mask's own size; None without a mask.
 
-        With two classes of which the first is the background, every code above 0 is the second class, so that masks of
-        0 and 255 and masks of numbered objects can be used as they are. Raises ValueError for a code without a class.
+        With two classes (and padding) of which the first is the background, every code above 0 is the second class, so
+        that masks of 0 and 255 and masks of numbered objects can be used as they are. Raises ValueError for a code
+        without a class.
         """
         mask = self.read_mask(image_id)
         if mask is None:
             return None
-        if len(head.classes) == 2 and head.background == 0 and head.ignore is None:
+        counted = [code for code in range(len(head.classes)) if code != head.ignore]
+        if counted == [0, 1] and head.background == 0 and (head.ignore is None or head.sampling.padded):
             return (mask > 0).astype(np.uint8)
         unknown = (mask < 0) | (mask >= len(head.classes))
         if head.ignore is not None:

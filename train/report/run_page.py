@@ -216,6 +216,7 @@ def _preprocessing_flags(data: RunData) -> list[str]:
     settings = data.key.preprocessing.settings
     flags = [word for name, flag in PREPROCESSING_FLAGS.items() if name in settings
              for word in (flag, str(settings[name]))]  # fmt: skip
+    flags += ["--keep-aspect"] if data.key.preprocessing.padded else []
     return [*flags, "--instances"] if settings.get("masks") == "instance ids" else flags
 
 

@@ -129,6 +129,7 @@ def score_split(
 def _record_image(store: FeatureStore, result: ImageResult, rule: ObjectRule | None) -> ImageScores:
     """Write the prediction (and the uncertainty) of a test image to the run folder; return its scores."""
     run, entry = result.state.run, store.contents.images[result.index]
+    height, width = store.contents.content_px(result.index)
     run.write_prediction(entry.id, result.labels)
     if result.uncertainty is not None:
         most = math.log(max(2, len(store.classes)))  # nats, when the members of an ensemble disagree entirely
@@ -145,7 +146,7 @@ def _record_image(store: FeatureStore, result: ImageResult, rule: ObjectRule | N
         confusion=_rows(result.confusion),
         source=entry.source,
         objects=objects,
-        uncertainty=None if result.uncertainty is None else image_uncertainty(result.uncertainty),
+        uncertainty=None if result.uncertainty is None else image_uncertainty(result.uncertainty[:height, :width]),
         tuned_objects=tuned_objects,
     )
 

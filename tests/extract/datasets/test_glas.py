@@ -72,6 +72,26 @@ def test_patients_of_the_train_split_that_are_in_a_test_split_too_are_counted_in
     assert "1 of 1 in testA" in warning and "testB" not in warning and "not those of unseen patients" in warning
 
 
+def test_with_keep_aspect_images_keep_their_shape_and_the_rest_is_white_and_ignored(tmp_path):
+    wide = np.random.default_rng(0).integers(0, 200, (128, 256, 3), np.uint8)
+    for name in ("train_1", "testB_1"):
+        add(tmp_path, name)
+        Image.fromarray(wide).save(tmp_path / f"{name}.bmp")
+        Image.fromarray(np.ones((128, 256), np.uint8)).save(tmp_path / f"{name}_anno.bmp")
+    dataset = listed(tmp_path, resize=256, keep_aspect=True)
+    pixels = dataset.load(dataset.samples[0])
+    assert (dataset.classes[dataset.ignore], dataset.size, dataset.preprocessing.padded) == (
+        "padding",
+        (256, 256),
+        True,
+    )
+    np.testing.assert_array_equal(pixels.image[:128], wide)  # at the size of the file, so nothing is interpolated
+    assert (pixels.image[128:] == 255).all()
+    assert (pixels.mask[:128] == 1).all() and (pixels.mask[128:] == dataset.ignore).all()
+    assert pixels.instances.shape == (128, 256)
+    assert listed(tmp_path, resize=256).preprocessing != dataset.preprocessing  # which is part of the key
+
+
 @pytest.mark.parametrize("text", [None, "name,patient ID,grade\n"])
 def test_without_patients_there_are_no_sources_but_a_warning(release, text):
     grades(release).unlink() if text is None else grades(release).write_text(text)

@@ -116,7 +116,8 @@ def test_the_extraction_command_has_the_size_where_it_is_not_the_data_sets_own(
             {"views": 3, "stride_px": 400, "target_mpp": 0.25, "image_folder": "images", "view_seed": 0},
             {"views": 3, "stride": 400, "target_mpp": 0.25, "image_folder": "images"},
         ),
-        ({}, {"views": None, "instances": False, "stride": None}),
+        ({"padded": "right and below"}, {"keep_aspect": True, "views": None}),
+        ({}, {"keep_aspect": False, "views": None, "instances": False, "stride": None}),
     ],
 )
 def test_the_extraction_command_has_the_recorded_settings_of_the_data_set(make_run, settings, flags):
