@@ -75,6 +75,14 @@ FILES = runpy.run_path(Path(__file__).parent / "golden/files.py")
 SEED = int(os.environ.get("FUZZ_SEED", "0"))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def libtiff_is_silenced(tmp_path_factory):
+    """Once in each process a library is opened for this, which is forbidden while a mutated file is read."""
+    path = tmp_path_factory.mktemp("image") / "a.png"
+    Image.new("RGB", (1, 1)).save(path)
+    read_image(path)
+
+
 def cases(default, slow):
     """Parametrise the number of cases: of the default run and of the slow one, which begins after it."""
     return pytest.mark.parametrize(
@@ -523,7 +531,9 @@ def write_runs(folder, names=RUNS):
     for name in names:
         old = RunFolder(shutil.copytree(FIXTURES / "workspace-v1/heads" / name, folder / "heads" / f"old-{name}"))
         run, new = FinishedRun.read(old), RunFolder(shutil.copytree(old.path, folder / "heads" / name))
-        data = dataclasses.replace(run.data, store=str(folder / f"{run.name.split('-t50')[0].split('-res')[0]}.zarr"))
+        store = str(folder / f"{run.name.split('-t50')[0].split('-res')[0]}.zarr")
+        sources = tuple(dataclasses.replace(source, store=store) for source in run.data.sources)
+        data = dataclasses.replace(run.data, sources=sources)
         new.begin(dataclasses.replace(run.config, data=data))
         for epoch in run.history:
             new.append_history(epoch)
