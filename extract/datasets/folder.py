@@ -245,10 +245,17 @@ def _common_size(sizes: dict[str, tuple[int, int]], images: Files, problems: lis
     return usual
 
 
-def read_splits(path: Path, ids: list[str], problems: list[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the split of each id, from the csv file if it exists, else by a hash of the id; and the named sources."""
+def read_splits(
+    path: Path, ids: list[str], problems: list[str], *, needed: tuple[str, ...] = ("train", "test")
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the split of each id, from the csv file if it exists, else by a hash of the id; and the named sources.
+
+    Adds lines to `problems`, one for each of the `needed` splits that has no image. Where only `train` is needed, a
+    single id is a training image.
+    """
     if not path.is_file():
-        return _hash_splits(ids, problems), {}
+        alone = needed == ("train",) and len(ids) == 1
+        return ({ids[0]: "train"} if alone else _hash_splits(ids, problems)), {}
     splits: dict[str, str] = {}
     sources: dict[str, str] = {}
     try:
@@ -271,9 +278,9 @@ def read_splits(path: Path, ids: list[str], problems: list[str]) -> tuple[dict[s
         if source := row.get("source"):
             sources[id_] = source
     problems += [f"{path}: no row for the image {id_!r}; add one" for id_ in ids if id_ not in splits]
-    for needed in ("train", "test"):
-        if not any(split.startswith(needed) for split in splits.values()):
-            problems.append(f"{path}: no image is in a {needed} split; put at least one there")
+    for kind in needed:
+        if not any(split.startswith(kind) for split in splits.values()):
+            problems.append(f"{path}: no image is in a {kind} split; put at least one there")
     return splits, sources
 
 

@@ -163,7 +163,7 @@ def open_slides(options: DatasetOptions) -> Dataset:
         name: _annotated(slides[name], labels[name], shapes[name], own, codes, region_class, problems)
         for name, own in outlines.items()
     }
-    splits, sources = read_splits(root / "splits.csv", list(labels), problems)
+    splits, sources = read_splits(root / "splits.csv", list(labels), problems, needed=("train",))
     if problems:
         raise DatasetError("slides", root, problems=problems)
     side = options.window_px or WINDOW_PX

@@ -33,7 +33,8 @@ def split_images(store: FeatureStore, *, val_fraction: float, seed: int, without
     Images whose indices are in `without` are left out. Test splits are those whose names start with `test`. Whole
     sources (slides or regions) are held out, so that no tissue is on both sides; an image without a source is held out
     with its views alone. Validation and test splits hold the first view of each patch: its centre, or the image as in
-    the file. Raises ValueError when there is no training, validation or test image.
+    the file. There is no validation where all training images are of one source, as of a single slide, and there are no
+    tests where the store has no test split. Raises ValueError when there is no training image.
     """
     by_split: dict[str, list[int]] = {}
     for index, split in enumerate(store.splits):
@@ -42,17 +43,9 @@ def split_images(store: FeatureStore, *, val_fraction: float, seed: int, without
         by_split.setdefault(split, []).append(index)
     train, val = by_split.get("train", []), by_split.get("val", [])
     tests = {name: first_views(store, indices) for name, indices in sorted(by_split.items()) if name.startswith("test")}
-    if not tests:
-        raise ValueError(f"{store.location} has no test split, only {', '.join(sorted(by_split))}; metrics need one")
-    if not val:
-        sources = [_indivisible(store, index) for index in train]
-        several = list(dict.fromkeys(sources))
-        if len(several) < 2:
-            alike = " of a single region" if len(train) > len(several) else ""
-            raise ValueError(
-                f"{store.location} has {len(train)} training images{alike} and no val split; at least 2 are needed, "
-                f"one of them to choose the best epoch on; extract more images"
-            )
+    sources = [_indivisible(store, index) for index in train]
+    several = list(dict.fromkeys(sources))
+    if not val and len(several) > 1:
         order = np.random.default_rng(seed).permutation(len(several))
         held = {several[i] for i in order[: max(1, round(len(several) * val_fraction))]}
         val = [index for index, source in zip(train, sources, strict=True) if source in held]

@@ -79,7 +79,7 @@ class TrainedHead:
             classes=data.classes,
             background=data.background,
             ignore=data.ignore,
-            constant_class=run.test_scores.constant.class_name,
+            constant_class=run.constant_class,
             weights_digest=hashlib.sha256(weights).hexdigest(),
             device=torch.device(device),
             object_rule=ObjectRule(settings.min_object_px) if tuning is None else tuning.rule,

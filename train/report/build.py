@@ -47,12 +47,13 @@ OWNED = (*(f"{name}-*.png" for name in FIGURES), *TABLES, "tables.md", "index.ht
 
 @dataclass(frozen=True)
 class Page:
-    """The content of index.html. warning: on untrained models, may be empty. unfinished, damaged: a line per run."""
+    """The content of index.html. warning: on untrained models, may be empty. Others: a line for each run not shown."""
 
     workspace: str
     sections: tuple[Section, ...]
     warning: str
     unfinished: tuple[str, ...]
+    unscored: tuple[str, ...]
     damaged: tuple[str, ...]
 
     @property
@@ -79,7 +80,7 @@ def build_report(workspace: Path | str) -> Report:
 
     The same runs give the same bytes. A damaged run is named in the page and in `damaged`, an unfinished one in the
     page; pictures need the stores, all else does not. An older report stays as it is until the new one is whole.
-    Raises ValueError when no run is finished.
+    Raises ValueError when no run is finished and scored.
     """
     workspace = Path(workspace)
     page = collect_page(workspace)
@@ -104,8 +105,15 @@ def build_report(workspace: Path | str) -> Report:
 
 
 def collect_page(workspace: Path) -> Page:
-    """Read all runs of a workspace, draw their figures and fill the tables. Raises ValueError without finished runs."""
-    finished, unfinished, damaged = _read_runs(workspace)
+    """Read all runs of a workspace, draw their figures and fill the tables. Raises ValueError without scored runs."""
+    runs, unfinished, damaged = _read_runs(workspace)
+    finished = [run for run in runs if run.scored]
+    unscored = tuple(f"{run.name}: its store has no test split" for run in runs if not run.scored)
+    if unscored and not finished:
+        raise ValueError(
+            f"no run under {workspace / 'heads'} was scored, because the stores have no test images ({unscored[0]}); "
+            "put some into a test split"
+        )
     if not finished:
         why = f" ({damaged[0]})" if damaged else f" ({len(unfinished)} unfinished)" if unfinished else ""
         raise ValueError(f"no finished run under {workspace / 'heads'}{why}; run pathseg train-head first")
@@ -114,7 +122,7 @@ def collect_page(workspace: Path) -> Page:
     sections = tuple(
         section(group, stores, order=order, rows=rows, workspace=workspace) for order, group in enumerate(groups, 1)
     )
-    return Page(str(workspace), sections, untrained_warning(finished), unfinished, damaged)
+    return Page(str(workspace), sections, untrained_warning(finished), unfinished, unscored, damaged)
 
 
 def html(page: Page) -> str:
@@ -140,7 +148,10 @@ def markdown(page: Page) -> str:
             markdown_text(one.summary),
             *(table.markdown() for table in one.tables),
         ]
-    for name, lines in (("Unfinished runs", page.unfinished), ("Damaged runs", page.damaged)):
+    listed = {
+        "Unfinished runs": page.unfinished, "Runs without test images": page.unscored, "Damaged runs": page.damaged,
+    }  # fmt: skip
+    for name, lines in listed.items():
         blocks += [f"## {name}", "\n".join(f"* {markdown_text(line)}" for line in lines)] if lines else []
     for name, definitions in (("Metrics", DEFINITIONS), ("Object metrics", OBJECT_DEFINITIONS)):
         blocks += [f"## {name}", "\n".join(f"* **{term}**: {text}" for term, text in definitions.items())]

@@ -58,8 +58,18 @@ class FinishedRun:
         return self.config.kind == "baseline"
 
     @property
+    def scored(self) -> bool:
+        """Whether there were test images to score it on."""
+        return bool(self.metrics.splits)
+
+    @property
+    def constant_class(self) -> str:
+        """The most frequent class in the training pixels, which the constant prediction gives everywhere."""
+        return self.metrics.constant_class or self.test_scores.constant.class_name
+
+    @property
     def test_scores(self) -> SplitScores:
-        """The scores of the test split that results are quoted on."""
+        """The scores of the test split that results are quoted on; of a run that is `scored`."""
         return self.metrics.splits[self.metrics.test_split]
 
     @property
@@ -70,7 +80,8 @@ class FinishedRun:
     @property
     def still_improving(self) -> bool:
         """Whether the epoch with the best validation Dice is the last one, so that further ones may be better."""
-        return self.settings.keep == "best" and self.metrics.best_epoch == self.metrics.epochs
+        chosen = self.settings.keep == "best" and bool(self.data.images.get("val"))
+        return chosen and self.metrics.best_epoch == self.metrics.epochs
 
     @property
     def steps(self) -> int | None:
@@ -81,7 +92,7 @@ class FinishedRun:
     @property
     def why_objects_untuned(self) -> str | None:
         """Why no post-processing of objects was chosen on validation images; None where one was, or without objects."""
-        if self.metrics.object_tuning is not None or self.test_scores.objects is None:
+        if self.metrics.object_tuning is not None or not self.scored or self.test_scores.objects is None:
             return None
         if self.settings.min_object_px:
             return f"--min-object-px {self.settings.min_object_px} was passed"

@@ -416,7 +416,8 @@ class Metrics(msgspec.Struct, frozen=True, omit_defaults=True):
 
     seconds: of training steps. bytes_read: from the store, by the pass over it that heads_from_one_read heads shared.
     These three alone may differ after an interruption. sha256: hex SHA-256 of each file of weights by its name, empty
-    in runs of 0.1.0. object_tuning: None where no post-processing of objects was chosen.
+    in runs of 0.1.0. object_tuning: None where no post-processing of objects was chosen. constant_class: the most
+    frequent class in the training pixels, None in runs that did not record it. splits: empty without test images.
     """
 
     best_epoch: int
@@ -428,6 +429,7 @@ class Metrics(msgspec.Struct, frozen=True, omit_defaults=True):
     heads_from_one_read: int | None = None
     sha256: dict[str, str] = {}
     object_tuning: ObjectTuning | None = None
+    constant_class: str | None = None
 
     def to_json(self) -> bytes:
         """The content of metrics.json."""
@@ -449,7 +451,12 @@ class Metrics(msgspec.Struct, frozen=True, omit_defaults=True):
         return metrics
 
     def require_classes(self, classes: Sequence[str], *, source: str) -> None:
-        """Raise ValueError unless the quoted split is there and every score and matrix is of so many classes."""
+        """Raise ValueError unless the quoted split is there and every score and matrix is of so many classes.
+
+        Without any split the run was not scored. Then its most frequent class must be one of the classes.
+        """
+        if not self.splits and self.constant_class in classes:
+            return
         if self.test_split not in self.splits:
             raise ValueError(
                 f"{source} has scores of {', '.join(self.splits) or 'no split'} but none of its "

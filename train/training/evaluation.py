@@ -75,13 +75,16 @@ def evaluate(states: Sequence[TrainingState], reader: FeatureReader, indices: Se
 def validate(
     states: Sequence[TrainingState], reader: FeatureReader, indices: Sequence[int]
 ) -> list[tuple[float, Scores]]:
-    """Return for each head its mean loss and its scores over all pixels of these images."""
+    """Return for each head its mean loss, NaN without images, and its scores over all pixels of these images."""
     losses: list[list[float]] = [[] for _ in states]
     matrices = [np.zeros((len(reader.store.classes),) * 2, np.int64) for _ in states]
     for number, result in enumerate(evaluate(states, reader, indices)):
         losses[number % len(states)].append(result.loss)
         matrices[number % len(states)] += result.confusion
-    return [(float(np.mean(own)), Scores.of(m, reader.store.ignore)) for own, m in zip(losses, matrices, strict=True)]
+    return [
+        (float(np.mean(own)) if own else math.nan, Scores.of(matrix, reader.store.ignore))
+        for own, matrix in zip(losses, matrices, strict=True)
+    ]
 
 
 def tune_objects(

@@ -51,9 +51,10 @@ def train_heads(
 
     Every image is read once per epoch, whatever the number of heads, and each head comes out as if it had been trained
     alone. Pixel-wise cross-entropy, Adam, constant learning rate (section 4 of the paper). The epoch with the best
-    validation Dice is kept, of a pixel ensemble the last. Of a patch with several views each epoch draws one, the same
-    for all heads; class weights count all views. An interrupted run resumes after its last finished epoch with the
-    same result. A head whose loss is not finite is given up (`failure` says why), the others go on.
+    validation Dice is kept, of a pixel ensemble and without validation images the last. Of a patch with several views
+    each epoch draws one, the same for all heads; class weights count all views. An interrupted run resumes after its
+    last finished epoch with the same result. A head whose loss is not finite is given up (`failure` says why), the
+    others go on.
 
     memory_bytes: limit for features kept in memory, None for half of the free memory. without: indices of images that
     are left out. on_epoch: called with each run and each line of its history.jsonl.
@@ -102,7 +103,8 @@ def train_heads(
 
         # evaluate on the validation images, and record the epoch
         for state, (val_loss, scores) in zip(training, validate(training, reader, splits.val), strict=True):
-            if not np.isfinite(val_loss) and not isinstance(state.head, PixelEnsemble):  # its log of 0 is no failure
+            # the log of 0 of an ensemble is no failure
+            if splits.val and not np.isfinite(val_loss) and not isinstance(state.head, PixelEnsemble):
                 state.failure = _diverged(val_loss, epoch)
                 continue
             line = Epoch(
@@ -112,7 +114,7 @@ def train_heads(
             )  # fmt: skip
             state.epoch = epoch
             dice = scores.dice or 0.0  # None where every validation pixel is ignored
-            if state.settings.keep == "last" or dice > state.best:
+            if state.settings.keep == "last" or not splits.val or dice > state.best:
                 state.best, state.best_epoch = dice, epoch
                 save_best(state)
             state.run.append_history(line)
@@ -137,6 +139,7 @@ def train_heads(
             Metrics(
                 best_epoch=state.best_epoch, epochs=state.epoch, seconds=state.seconds, bytes_read=reader.bytes_read,
                 heads_from_one_read=len(finished), test_split=store.contents.test_split, splits=own,
+                constant_class=store.classes[int(pixels.argmax())],
                 sha256=state.run.weights_digests(), object_tuning=tuning,
             )
         )  # fmt: skip

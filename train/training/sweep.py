@@ -402,7 +402,19 @@ def describe_plan(
     configs = [[config for config, _ in group] for group in groups]
     largest = max(configs, key=lambda own: image_bytes(stores, required_layers(own)))
     kept = describe_kept(stores, largest, images, device=target, memory_bytes=memory_bytes)
-    return f"{line}; {'in the largest pass ' if len(groups) > 1 else ''}{kept}"
+    return f"{line}; {'in the largest pass ' if len(groups) > 1 else ''}{kept}{_without_images(plan)}"
+
+
+def _without_images(plan: SweepPlan) -> str:
+    """Warn where there are no images to choose the epoch on, or to score on."""
+    config, _ = plan.unfinished[0]
+    splits, _ = run_splits(plan.stores.images, config, without=plan.left_out)
+    lines = []
+    if not splits.val:
+        lines.append("no validation images, as all training images are of one source: the last epoch is kept")
+    if not splits.tests:
+        lines.append("no test images: heads are not scored")
+    return "".join(f"\nwarning: {line}" for line in lines)
 
 
 def describe_kept(

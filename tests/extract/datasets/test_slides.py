@@ -233,3 +233,10 @@ def test_a_folder_without_slides_or_outlines_shows_the_layout(tmp_path):
 def test_an_option_out_of_range_is_named(root, option, value):
     with pytest.raises(ValueError, match=f"--{option.replace('_', '-')} must be .*{value}"):
         listed(root, **{option: value})
+
+
+def test_a_single_slide_is_for_training(root):
+    (root / "splits.csv").unlink()
+    for name in "bc":
+        (root / f"{name}.geojson").unlink()
+    assert {sample.split for sample in listed(root).samples} == {"train"}

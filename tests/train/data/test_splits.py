@@ -38,7 +38,7 @@ def test_a_val_split_of_the_data_set_is_taken_as_it_is(splits_of):
 
 @pytest.mark.parametrize(
     ("splits", "words"),
-    [(("train", "train"), "no test split"), (("train", "test"), "at least 2"), (("val", "test"), "no training images")],
+    [(("val", "test"), "no training images"), (("test", "test"), "no training images")],
 )
 def test_splits_that_cannot_be_used_say_why(splits_of, splits, words):
     with pytest.raises(ValueError, match=words):
@@ -108,11 +108,16 @@ def test_sources_of_a_test_split_with_training_or_validation_images_are_counted(
     assert shared_sources(store, split_images(store, val_fraction=0.5, seed=0)) == {"testA": 2}
 
 
-def test_one_region_cannot_be_split(tmp_path, toy_contents):
+def test_one_region_is_trained_on_without_validation(tmp_path, toy_contents):
     images = (*(ImageEntry(f"v{v}", "train", 9, 9, "r", "p", v) for v in (0, 1)), ImageEntry("t", "test", 9, 9))
     store = StoreWriter(tmp_path / "a.zarr", toy_contents(images=images)).store
-    with pytest.raises(ValueError, match="2 training images of a single region and no val split"):
-        split_images(store, val_fraction=0.5, seed=0)
+    found = split_images(store, val_fraction=0.5, seed=0)
+    assert (found.train, found.val, found.tests) == ((0, 1), (), {"test": (2,)})
+
+
+def test_a_store_without_a_test_split_has_no_tests(splits_of):
+    found = splits_of(("train",) * 4)
+    assert found.tests == {} and len(found.train) + len(found.val) == 4 and found.val
 
 
 def test_views_of_an_image_without_source_are_on_one_side(tmp_path, toy_contents):
