@@ -9,7 +9,8 @@ full   More images, all of that network, and a million simulated patches; an hou
 
 Downloads nothing. Writes benchmarks/results/<machine>.json (figures of both sizes, versions, hardware), and from it
 benchmarks/pictures/<machine>.png. When a benchmark fails, its finished sections are kept, the others still run, and the
-exit code is 1. Not included, because they need images: mini/train.py, mini/value.py and train/comparison.py.
+exit code is 1. Not included, because they need images: mini/train.py, mini/value.py and train/comparison.py; nor
+train/mixing.py, which measures no speed.
 """
 
 from __future__ import annotations

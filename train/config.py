@@ -48,9 +48,12 @@ class HeadDefaults:
 
 HEAD_DEFAULTS: dict[str, HeadDefaults] = {
     "fcn": HeadDefaults(lr=1e-4, epochs=20, unused=("pixels",)),  # the rate of the paper
-    "linear": HeadDefaults(lr=1e-4, epochs=20, unused=("pixels",)),
+    "scalar-mix": HeadDefaults(lr=1e-4, epochs=20, unused=("pixels",)),
+    "linear": HeadDefaults(lr=1e-4, epochs=20, unused=("pixels", "image_in_head")),
     # DDPMSeg's; it knows no validation images and stops by a rule of its own
-    "pixel-ensemble": HeadDefaults(1e-3, epochs=100, keep="last", unused=("patience", "augment", "precision")),
+    "pixel-ensemble": HeadDefaults(
+        1e-3, epochs=100, keep="last", unused=("patience", "augment", "precision", "image_in_head")
+    ),
 }
 
 
@@ -122,9 +125,10 @@ class HeadConfig:
         flag_default="all",
         by_store=True,
     )
-    head_type: Literal["fcn", "linear", "pixel-ensemble"] = _flag(
+    head_type: Literal["fcn", "scalar-mix", "linear", "pixel-ensemble"] = _flag(
         "fcn",
-        "fcn: the paper's head; linear: a probe, one 1x1 convolution; pixel-ensemble: DDPMSeg's ten networks.",
+        "fcn: the paper's head; scalar-mix: learns a weight for each block, then fcn's later layers; linear: a probe, "
+        "one 1x1 convolution; pixel-ensemble: DDPMSeg's ten networks.",
         flag="--head",
     )
     lr: float = _sweep(
@@ -148,6 +152,11 @@ class HeadConfig:
         "none",
         "flips: random flips and quarter turns of features and mask. This is not image augmentation: the features of a "
         "flipped image are others than the flipped features; extract --views flips stores those.",
+    )
+    image_in_head: bool = _flag(
+        False,
+        "The last layer of the head also reads the stored image at full resolution, by eight channels of a 3x3 "
+        "convolution; for borders finer than the features. Of fcn and scalar-mix.",
     )
     class_weights: Literal["none", "balanced"] = _shared("class_weights")
     precision: Literal["float32", "bfloat16"] = _flag("float32", "Arithmetic of the head; bfloat16 is mixed precision.")
@@ -194,8 +203,9 @@ class HeadConfig:
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        """The layers that it reads, ascending."""
-        return tuple(sorted(Layer(i, t, b) for i, (t, blocks) in enumerate(self.selections) for b in blocks))
+        """The layers that it reads, ascending; the image itself comes first where the head sees it."""
+        stored = sorted(Layer(i, t, b) for i, (t, blocks) in enumerate(self.selections) for b in blocks)
+        return (IMAGE, *stored) if self.image_in_head else tuple(stored)
 
     def run_name(self, store: str) -> str:
         """A name that tells runs of one workspace apart: the store's name and every setting that is not the default."""
@@ -280,5 +290,9 @@ def _require(config: Config, more: dict[str, tuple[bool, str]]) -> None:
 def _name(config: Config, parts: list[str], *, said: tuple[str, ...]) -> str:
     """`parts`, then every other setting that is not the default, then the seed."""
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    odd = [f"{n.replace('_', '')}{v}" for n, v in values.items() if n not in said and v != config.default(n)]
+    odd = [
+        n.replace("_", "") + ("" if v is True else str(v))
+        for n, v in values.items()
+        if n not in said and v != config.default(n)
+    ]
     return "-".join([*parts, *odd, f"s{config.seed}"])

@@ -52,7 +52,8 @@ def test_an_extraction_that_cannot_be_is_refused(wrong):
 
 
 @pytest.mark.parametrize(
-    ("head_type", "lr", "epochs"), [("fcn", 1e-4, 20), ("linear", 1e-4, 20), ("pixel-ensemble", 1e-3, 100)]
+    ("head_type", "lr", "epochs"),
+    [("fcn", 1e-4, 20), ("scalar-mix", 1e-4, 20), ("linear", 1e-4, 20), ("pixel-ensemble", 1e-3, 100)],
 )
 def test_each_head_has_its_own_rate_and_epochs(head_type, lr, epochs):
     # the paper's rate for its head, DDPMSeg's for its networks
@@ -75,6 +76,7 @@ def test_every_head_says_how_it_learns():
         {"head_type": "pixel-ensemble", "augment": "flips"},
         {"head_type": "pixel-ensemble", "patience": 3},
         {"head_type": "pixel-ensemble", "precision": "bfloat16"},
+        {"head_type": "linear", "image_in_head": True},
     ],
 )
 def test_a_setting_that_means_nothing_to_a_head_is_refused(wrong):

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from pathseg.store.format.layout import resample
 from pathseg.store.grid import HEAD_CELLS, PATCH_PX, PatchGrid
+from pathseg.train.config import IMAGE
 
 # Key of a map -> (N, P, C, h, w), patches row by row. Heads need keys that can be ordered, and stack maps in ascending
 # order: numbers of blocks, or `train.config.Layer` where timesteps and stores matter too.
 Features = Mapping[Any, torch.Tensor]
+Value = TypeVar("Value")
 Channels = Mapping[Any, int]  # the same keys -> C
+
+
+def stored_layers(values: Mapping[Any, Value]) -> dict[Any, Value]:
+    """Return the values of all layers but the image itself."""
+    return {layer: value for layer, value in values.items() if layer != IMAGE}
 
 
 def stack_blocks(features: Features, grid: PatchGrid) -> torch.Tensor:

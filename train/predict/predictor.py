@@ -19,7 +19,7 @@ from pathseg.store.runtime.atomic_files import write_atomic
 from pathseg.store.runtime.file_lock import file_lock
 from pathseg.store.runtime.prefetch import prefetch_map
 from pathseg.store.sampling import InputImage, Sampling
-from pathseg.train.config import Layer
+from pathseg.train.config import IMAGE, Layer
 from pathseg.train.metrics.object import ObjectRule
 from pathseg.train.predict.config import PredictConfig
 from pathseg.train.predict.ground_truth import GroundTruth, mask_digest, mosaic_confusion, prediction_metrics
@@ -279,6 +279,9 @@ class Predictor:
         """
         indices = [number * grid.patches + patch for number in numbers for patch in range(grid.patches)]
         features: dict[Layer, torch.Tensor] = {}
+        if IMAGE in self.head.settings.layers:
+            patches = np.stack([grid.cut(window) for window in pixels]).transpose(0, 1, 4, 2, 3)
+            features[IMAGE] = torch.from_numpy(np.ascontiguousarray(patches))  # (N, P, 3, 256, 256)
         for number, (source, compute) in enumerate(zip(self.head.sources, self.features, strict=True)):
             t = self.head.settings.selections[number].t
             patches = np.concatenate([grid.cut(window, source.key.field_patches) for window in pixels])

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 IMAGES_PER_RUN = 12  # test images shown of one run
 IMAGES_PER_PAGE = 48  # of all runs together: at some 0.2 MB each the page stays near 10 MB
 # files of a report: what an earlier report wrote and this one does not is removed
-FIGURES = ("curves", "images", "comparison", "sidebyside", *(stem for _, stem in SWEEP_GROUPS.values()))
+FIGURES = ("curves", "images", "comparison", "sidebyside", "mixing", *(stem for _, stem in SWEEP_GROUPS.values()))
 TABLES = ("table-*.csv", "table-*.tex", "images-*.csv", "images-*.tex")
 OWNED = (*(f"{name}-*.png" for name in FIGURES), *TABLES, "tables.md", "index.html")
 

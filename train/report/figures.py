@@ -17,6 +17,7 @@ from PIL import Image
 from pathseg.store.runtime.printable import printable
 from pathseg.train.colours import PALETTE
 from pathseg.train.report.sweeps import METRICS, Images, Metric, Sweep, seeds_label, value_label
+from pathseg.train.report.table_formats import Spread
 from pathseg.train.runs.record import Epoch
 
 INK, QUIET = "#1d2733", "#5c6773"
@@ -207,6 +208,25 @@ def _by_block(sweep: Sweep, title: str) -> bytes:
         numbering = "0 = middle, then upsampling in order"
     plots[1].set_xlabel(kinds or f"block alone ({numbering})  |  groups of blocks")
     _sweep_title(figure, plots[0], sweep, f"Accuracy and Dice by block, {title}")
+    return _png(figure)
+
+
+def mixing_figure(weights: Sequence[tuple[str, Spread]], title: str) -> bytes:
+    """Draw the weight of each layer of a scalar mix as a bar, mean ± deviation over seeds; equal weights as a line."""
+    figure = _new_figure(9.0, 3.6)
+    axes = figure.subplots()
+    deviations = [0.0 if spread.deviation is None else spread.deviation for _, spread in weights]
+    positions = range(len(weights))
+    axes.bar(positions, [spread.mean for _, spread in weights], yerr=deviations, color=PALETTE[2], capsize=3)
+    axes.axhline(1 / len(weights), color=QUIET, linestyle=":", label="equal weights")
+    labels = [_shortened(label, 40) for label, _ in weights]
+    turned = {"rotation": 30, "ha": "right"} if max(map(len, labels)) > 4 else {}
+    axes.set_xticks(positions, labels, **turned)
+    axes.set(xlabel="layer", ylabel="learned weight")
+    _light_grid(axes)
+    axes.grid(axis="x", visible=False)
+    figure.legend(loc="outside lower left", frameon=False)
+    _title(figure, f"Learned weights of the layers, {title}")
     return _png(figure)
 
 

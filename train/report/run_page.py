@@ -155,7 +155,11 @@ def commands(run: FinishedRun, workspace: Path) -> tuple[str, ...]:
         train += ["--store", f"{names[number]}={source.store}" if names else source.store]
     for field in dataclasses.fields(settings):
         flag = field.metadata.get("flag") or f"--{field.name.replace('_', '-')}"
-        texts = of_stores.get(field.name, [str(getattr(settings, field.name))])
+        value = getattr(settings, field.name)
+        if isinstance(value, bool):
+            train += [flag] * value
+            continue
+        texts = of_stores.get(field.name, [str(value)])
         train += [flag, ",".join(map("{}:{}".format, names, texts)) if names and field.name in of_stores else texts[0]]
     lines = (*extract, [*train, "--name", run.name], ["report", *common])
     return tuple(f"pathseg {shlex.join(line)}" for line in lines)

@@ -22,6 +22,7 @@ from pathseg.train.report.sweeps import (
     Sweep,
     distinct_settings,
     features_label,
+    find_repeats,
     find_sweeps,
     is_untrained,
     seeds_label,
@@ -36,6 +37,8 @@ from pathseg.train.report.tables import (
     confusion_table,
     cost_table,
     interval_tables,
+    layer_weight_spreads,
+    mixing_table,
     object_table,
     paper_rates_table,
     results_table,
@@ -187,7 +190,7 @@ def section(group: ComparableRuns, stores: Stores, *, order: int, rows: Mapping[
             table for split in group.splits for table in interval_tables(runs, split, title=title, systems=systems)
         ),
         seeds=seeds_table(runs, title=title),
-        sweeps=_sweep_groups(swept, title, stem),
+        sweeps=_sweep_groups(swept, _mixing_group(runs, title, stem), title, stem),
         classes=tuple(class_table(runs, split, title=title) for split in group.splits),
         confusions=tuple(table for table in confusions if table is not None),
         paper_rates=None if rates_shown else paper_rates_table(group.dataset),
@@ -322,11 +325,14 @@ def _side_by_side(systems: Sequence[System], stores: Stores, title: str, stem: s
     return Figure(f"sidebyside-{stem}.png", png, alt, caption)
 
 
-def _sweep_groups(sweeps: Sequence[Sweep], title: str, stem: str) -> tuple[SweepGroup, ...]:
-    groups = []
+def _sweep_groups(
+    sweeps: Sequence[Sweep], mixing: Sequence[SweepGroup], title: str, stem: str
+) -> tuple[SweepGroup, ...]:
+    groups: list[SweepGroup] = []
     for axis, (heading, name) in SWEEP_GROUPS.items():
         found = [sweep for sweep in sweeps if sweep.axis == axis]
         if not found:
+            groups += mixing if axis == "blocks" else []
             continue
         tables = [sweep_table(sweep, name=f"{name}-{number}", title=title) for number, sweep in enumerate(found, 1)]
         if axis == "train_images":  # one figure for all: few images are where models and heads differ most
@@ -341,7 +347,30 @@ def _sweep_groups(sweeps: Sequence[Sweep], title: str, stem: str) -> tuple[Sweep
             for sweep, table, figure in zip(found[:SWEEPS_SHOWN], tables, drawn, strict=False)
         )
         groups.append(SweepGroup(heading, AXES[axis], shown, tuple(tables[SWEEPS_SHOWN:])))
+        if axis == "blocks":
+            groups += mixing
     return tuple(groups)
+
+
+def _mixing_group(runs: Sequence[FinishedRun], title: str, stem: str) -> list[SweepGroup]:
+    """The learned weights of the scalar mixes, to be shown beside the scores of single blocks; empty without any."""
+    tables: list[Table] = []
+    shown: list[SweepView] = []
+    for settings, repeats in find_repeats(runs, at_least=1):
+        if not repeats.runs[0].metrics.layer_weights:
+            continue
+        number, images = len(tables) + 1, len(repeats.runs[0].data.images.get("train", ()))
+        table = mixing_table(repeats, settings, name=f"mixing-{number}", title=title)
+        tables.append(table)
+        if number <= SWEEPS_SHOWN:
+            png = figures.mixing_figure(layer_weight_spreads(repeats), title)
+            several = len(repeats.runs) > 1
+            bars = f"mean ± one sample standard deviation over {seeds_label([repeats])}" if several else "one seed"
+            caption = f"{title}: weights of a softmax over the layers, learned on {images} training images; {bars}."
+            figure = Figure(f"mixing-{stem}-{number}.png", png, f"{title}: learned weights; numbers below", caption)
+            shown.append(SweepView(", ".join(settings), table, figure))
+    more = tuple(tables[SWEEPS_SHOWN:])
+    return [SweepGroup("Learned mixing (beside Figure 5)", "learned weights", tuple(shown), more)] if shown else []
 
 
 def _sweep_figure(sweep: Sweep, title: str, file: str) -> Figure | None:

@@ -15,7 +15,7 @@ from pathseg.train.config import HeadConfig, per_store_text
 from pathseg.train.report.table_formats import Spread
 from pathseg.train.runs.finished_run import FinishedRun
 from pathseg.train.runs.folder import natural_order
-from pathseg.train.runs.record import Source
+from pathseg.train.runs.record import LayerWeight, Source
 
 Axis = Literal["t", "blocks", "lr", "train_images"]
 Images = Literal["val", "test"]
@@ -148,7 +148,7 @@ def describe(run: FinishedRun, *, leave_out: Sequence[str] = (), store: bool = F
     for name, default in fields.items():
         value = getattr(run.settings, name)
         if name not in (*ALWAYS_DESCRIBED, *OBJECT_SETTINGS, *leave_out, "seed") and value != default:
-            described.append(f"{name.replace('_', ' ')} {value}")
+            described.append(name.replace("_", " ") + ("" if value is True else f" {value}"))
     if store:
         images = training_images(run)
         noun = f"training image{'' if images == 1 else 's'}"
@@ -205,6 +205,13 @@ def features_label(run: FinishedRun) -> str:
         at = f" t {t}" if len({one.t for one in selections}) > 1 else ""
         parts.append(f"{source_label(source)}{at} {block_label(blocks, source.key)}")
     return " + ".join(parts)
+
+
+def layer_label(run: FinishedRun, layer: LayerWeight) -> str:
+    """Return the block of a layer, with its model where several are joined and its timestep where they differ."""
+    several, timesteps = len(run.data.sources) > 1, {t for t, _ in run.settings.selections}
+    model = f"{source_label(run.data.sources[layer.source])} " if several else ""
+    return f"{model}{f't {layer.t} ' if len(timesteps) > 1 else ''}{layer.block}"
 
 
 def joined_label(values: Iterable[Any]) -> str:

@@ -15,6 +15,7 @@ SYSTEMS = {
     "fcn": "PathSegDiff",
     "res-unet": "Res-UNet",
     "vgg16-fcn8": "VGG16-FCN8",
+    "scalar-mix": "scalar mix",
     "pixel-ensemble": "DDPMSeg (pixel ensemble)",
     "linear": "linear probe",
 }
@@ -66,6 +67,11 @@ def system_name(run: FinishedRun) -> str:
 
     A head on joined stores is named after what it reads, `mini 4-6 + mini-hipt 4-6`: each choice is a system.
     """
+    name = _without_image(run)
+    return f"{name}, image in head" if getattr(run.settings, "image_in_head", False) else name
+
+
+def _without_image(run: FinishedRun) -> str:
     network, key = run.settings.network, run.data.key
     if len(run.data.sources) > 1:
         joined = features_label(run)

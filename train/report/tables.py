@@ -28,6 +28,7 @@ from pathseg.train.report.sweeps import (
     duplicates,
     find_repeats,
     joined_label,
+    layer_label,
     model_label,
     t_label,
     value_label,
@@ -320,6 +321,30 @@ def sweep_table(sweep: Sweep, *, name: str, title: str) -> Table:
     measures = _measure_columns(SWEEP_SCORES, sweep.runs[0].metrics.test_split)
     columns = (words(AXES[sweep.axis]), Column("n (seeds)", str), *measures)
     return Table(name, caption, columns, tuple(rows), tuple(notes))
+
+
+def mixing_table(repeats: Repeats, settings: Sequence[str], *, name: str, title: str) -> Table:
+    """A row for each layer of a scalar mix, in the order of the layers: mean ± deviation of its weight over seeds."""
+    spreads = layer_weight_spreads(repeats)
+    largest = max(spread.mean for _, spread in spreads)
+    rows = tuple(Row("run", (label, _seeds(repeats), spread), spread.mean == largest) for label, spread in spreads)
+    note = (
+        "The weights of a head add up to 1. They say how much a layer counts beside the others, not how well it does "
+        f"alone. The largest is marked. All rows: {', '.join(settings)}."
+    )
+    columns = (words("layer"), Column("n (seeds)", str), Column("weight"))
+    return Table(name, f"Learned weights of the layers, {title}", columns, rows, (note,))
+
+
+def layer_weight_spreads(repeats: Repeats) -> list[tuple[str, Spread]]:
+    """Return label and spread over seeds of the weight of each layer of a scalar mix."""
+    first = repeats.runs[0]
+    found = []
+    for number, layer in enumerate(first.metrics.layer_weights):
+        spread = Spread.of(run.metrics.layer_weights[number].weight for run in repeats.runs)
+        assert spread is not None
+        found.append((layer_label(first, layer), spread))
+    return found
 
 
 def seeds_table(runs: Sequence[FinishedRun], *, title: str) -> Table | None:

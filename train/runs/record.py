@@ -411,13 +411,26 @@ class SplitScores(msgspec.Struct, frozen=True, omit_defaults=True, dict=True):
         return len(self.groups) < len(self.per_image)
 
 
+class LayerWeight(msgspec.Struct, frozen=True):
+    """The weight that a scalar mix learned for one layer; those of a head add up to 1.
+
+    source: position of the store in `RunData.sources`.
+    """
+
+    source: int
+    t: int
+    block: int
+    weight: float
+
+
 class Metrics(msgspec.Struct, frozen=True, omit_defaults=True):
     """metrics.json: how training ended and the scores of every test split. Written last: it finishes a run.
 
     seconds: of training steps. bytes_read: from the store, by the pass over it that heads_from_one_read heads shared.
     These three alone may differ after an interruption. sha256: hex SHA-256 of each file of weights by its name, empty
     in runs of 0.1.0. object_tuning: None where no post-processing of objects was chosen. constant_class: the most
-    frequent class in the training pixels, None in runs that did not record it. splits: empty without test images.
+    frequent class in the training pixels, None in runs that did not record it. layer_weights: of a scalar mix, in the
+    order of its layers. splits: empty without test images.
     """
 
     best_epoch: int
@@ -430,6 +443,7 @@ class Metrics(msgspec.Struct, frozen=True, omit_defaults=True):
     sha256: dict[str, str] = {}
     object_tuning: ObjectTuning | None = None
     constant_class: str | None = None
+    layer_weights: tuple[LayerWeight, ...] = ()
 
     def to_json(self) -> bytes:
         """The content of metrics.json."""

@@ -20,8 +20,9 @@ from pathseg.train.data.splits import Splits, draw_views, first_views, run_split
 from pathseg.train.heads.baselines import VGG16FCN8, ResUNet, start_from_imagenet
 from pathseg.train.heads.inference import score
 from pathseg.train.heads.pixel_ensemble import PixelEnsemble, train_on_buffer
+from pathseg.train.heads.scalar_mix import ScalarMixHead
 from pathseg.train.runs.folder import LAST, RunFolder
-from pathseg.train.runs.record import Epoch, Metrics, RunConfig, RunData, Source, SplitScores
+from pathseg.train.runs.record import Epoch, LayerWeight, Metrics, RunConfig, RunData, Source, SplitScores
 from pathseg.train.training.checkpoint import (
     TrainingState,
     load_best,
@@ -139,7 +140,7 @@ def train_heads(
             Metrics(
                 best_epoch=state.best_epoch, epochs=state.epoch, seconds=state.seconds, bytes_read=reader.bytes_read,
                 heads_from_one_read=len(finished), test_split=store.contents.test_split, splits=own,
-                constant_class=store.classes[int(pixels.argmax())],
+                constant_class=store.classes[int(pixels.argmax())], layer_weights=_layer_weights(state),
                 sha256=state.run.weights_digests(), object_tuning=tuning,
             )
         )  # fmt: skip
@@ -151,6 +152,14 @@ def shared_settings(config: Config) -> dict[str, Any]:
     """Return the settings that decide which images are read and in which order: the same for heads trained together."""
     shared = {name: getattr(config, name) for name in ("batch_size", "val_fraction", "split_seed", "train_images")}
     return shared if config.train_images == "all" else {**shared, "seed": config.seed}  # draws the subset of images
+
+
+def _layer_weights(state: TrainingState) -> tuple[LayerWeight, ...]:
+    """Return the weights that a scalar mix learned; empty for other heads."""
+    if not isinstance(state.head, ScalarMixHead):
+        return ()
+    weights = state.head.layer_weights().items()
+    return tuple(LayerWeight(layer.source, layer.t, layer.block, weight) for layer, weight in weights)
 
 
 def _shared_settings(configs: Sequence[Config]) -> Config:

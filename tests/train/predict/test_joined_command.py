@@ -58,6 +58,28 @@ def test_predict_gives_what_store_and_head_give(work, tmp_path):
     assert "mini t 50 0-1" in tables and "mini t 200 1" in tables and "mini-hipt t 50" in tables
 
 
+def test_predict_shows_a_head_the_image_as_training_did(work, tmp_path):
+    mini, hipt = stores_of(work)
+    trained = run("train-head", "--store", mini, "--store", hipt, "--head", "scalar-mix", "--image-in-head", "--blocks",
+                  "last", "--lr", "1e-3", "--epochs", 1, "--name", "seeing", "--workspace", work)  # fmt: skip
+    assert trained.exit_code == 0, trained.output
+    weights = json.loads((work / "heads/seeing/metrics.json").read_text())["layer_weights"]
+    assert [layer["source"] for layer in weights] == [0, 1]
+    assert sum(layer["weight"] for layer in weights) == pytest.approx(1)
+    store = FeatureStore.open(mini)
+    (path,) = (work / "heads/seeing/predictions").iterdir()
+    Image.fromarray(store.image(store.ids.index(path.stem))).save(tmp_path / path.name)
+    result = run("predict", tmp_path / path.name, "--run", "seeing", "--out", tmp_path / "out", "--workspace", work,
+                 "--format", "mask")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    predicted = np.asarray(Image.open(tmp_path / "out/mask" / path.name))
+    np.testing.assert_array_equal(predicted, np.asarray(Image.open(path)))
+    report = run("report", "--workspace", work)
+    assert report.exit_code == 0, report.output
+    assert "Learned weights of the layers" in (work / "report/tables.md").read_text()
+    assert list((work / "report").glob("mixing-*.png"))
+
+
 def test_a_model_of_no_name_of_the_head_is_a_usage_error(work, tmp_path):
     mini, hipt = stores_of(work)
     trained = run("train-head", "--store", mini, "--store", hipt, "--head", "linear", "--blocks", "last", "--epochs", 1,

@@ -44,7 +44,9 @@ def test_the_odd_settings_have_no_default_value():
     assert usual == set(HEAD_DEFAULTS[odd.network].unused)
 
 
-@pytest.mark.parametrize("settings", [ODD, {}, {"blocks": (7,), "lr": 1e-5, "epochs": 1}, BASELINE])
+@pytest.mark.parametrize(
+    "settings", [ODD, {}, {"blocks": (7,), "image_in_head": True, "head_type": "scalar-mix", "epochs": 1}, BASELINE]
+)
 def test_the_training_command_is_read_as_the_same_settings(make_run, settings):
     run = make_run(**settings)
     kind = BaselineConfig if run.is_baseline else HeadConfig

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pathseg.train.metrics.object import ObjectRule, ObjectSums
-from pathseg.train.report.sweeps import Repeats, find_sweeps
+from pathseg.train.report.sweeps import Repeats, find_repeats, find_sweeps
 from pathseg.train.report.systems import System, find_systems
 from pathseg.train.report.table_formats import DASH, Table
 from pathseg.train.report.tables import (
@@ -17,6 +17,7 @@ from pathseg.train.report.tables import (
     cost_table,
     image_table,
     interval_tables,
+    mixing_table,
     object_table,
     paper_rates_table,
     results_table,
@@ -25,7 +26,7 @@ from pathseg.train.report.tables import (
     systems_table,
     tissue_table,
 )
-from pathseg.train.runs.record import ObjectTuning
+from pathseg.train.runs.record import LayerWeight, ObjectTuning
 
 GOOD, FAIR = np.array([[50, 10], [20, 20]]), np.array([[40, 20], [20, 20]])
 DICE_GOOD, DICE_FAIR = (100 / 130 + 40 / 70) / 2, (80 / 120 + 40 / 80) / 2
@@ -475,3 +476,16 @@ def test_the_notes_name_what_was_resampled(make_run, make_split):
     assert "over the test regions," in intervals.notes[0]
     assert differences.header[-1] == "regions" and rows(differences)[0][-1] == "1"
     assert "each of the regions" in differences.notes[0]
+
+
+def test_learned_weights_are_shown_by_layer_over_seeds_in_the_order_of_the_layers(make_run):
+    def mixed(seed, *weights):
+        layers = tuple(LayerWeight(0, 50, block, weight) for block, weight in zip((4, 5), weights, strict=True))
+        return make_run(head_type="scalar-mix", blocks=(4, 5), seed=seed, metrics={"layer_weights": layers})
+
+    ((settings, repeats),) = find_repeats([mixed(0, 0.2, 0.8), mixed(1, 0.4, 0.6)])
+    table = mixing_table(repeats, settings, name="mixing-1", title="t")
+    # means by hand: 0.3 and 0.7, sample deviation of both 0.1414
+    assert [(row[0], row[1], row[2]) for row in rows(table)] == [
+        ("4", "2 (0, 1)", "0.300 ± 0.141"), ("5", "2 (0, 1)", "0.700 ± 0.141"),
+    ]  # fmt: skip
