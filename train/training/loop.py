@@ -109,9 +109,9 @@ def train_heads(
                 state.failure = _diverged(val_loss, epoch)
                 continue
             line = Epoch(
-                epoch=epoch, train_loss=float(np.mean(state.losses)), val_loss=val_loss, val_accuracy=scores.accuracy,
-                val_dice=scores.dice, val_miou=scores.miou, val_f1=scores.f1, seconds=state.seconds,
-                steps=len(state.losses),
+                epoch=epoch, train_loss=float(np.mean(state.losses)),
+                val_loss=val_loss if splits.val else None, val_accuracy=scores.accuracy, val_dice=scores.dice,
+                val_miou=scores.miou, val_f1=scores.f1, seconds=state.seconds, steps=len(state.losses),
             )  # fmt: skip
             state.epoch = epoch
             dice = scores.dice or 0.0  # None where every validation pixel is ignored
