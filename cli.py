@@ -255,8 +255,9 @@ def extract_command(**flags: Any) -> None:
         else:
             result = extract(dataset, model, path, config, progress=bar.update)
     store = result.store
-    show(f"{store.location}: {result.complete} of {len(store)} images at t {','.join(map(str, config.t))}")
-    require_all([f"{failure.id}: {failure.reason}" for failure in result.failures], len(store))
+    images = len(store.listed)
+    show(f"{store.location}: {result.complete} of {images} images at t {','.join(map(str, config.t))}")
+    require_all([f"{failure.id}: {failure.reason}" for failure in result.failures], images)
 
 
 def local_workers(flags: dict[str, Any]) -> int | None:

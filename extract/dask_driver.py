@@ -65,8 +65,8 @@ def extract_on_workers(
     location, digest = extraction.writer.store.location, extraction.writer.store.contents.key.model_digest
     job = ExtractionJob(str(location), open_dataset, load_model, config, digest, device)
     with extraction.writer.lock(), _installed_plugin(client, job) as plugin:
-        failures, units = _run_units(extraction, client, plugin, progress)
-    return _checked_result(extraction, failures, units)
+        failures, computed = _run_units(extraction, client, plugin, progress)
+    return _checked_result(extraction, failures, computed)
 
 
 def worker_client(*, workers: int | None, scheduler: str | None) -> AbstractContextManager[Client]:
@@ -119,10 +119,11 @@ class IgnoreInterrupts(WorkerPlugin):
 
 def _run_units(
     extraction: Extraction, client: Client, plugin: str, progress: Callable[[int], object]
-) -> tuple[list[Failure], list[int]]:
-    """Run the unfinished units on the workers; return the failures and the units that were worked on."""
+) -> tuple[list[Failure], int]:
+    """Run the unfinished units on the workers; return the failures and the number of images that were worked on."""
     failures: list[Failure] = []
     finished: list[int] = []
+    images, patches = extraction.unfinished_units(), extraction.writer.store.contents.grid.patches
 
     def run(units: Iterable[int], max_queued: int) -> list[int]:
         """Run units; return those that ended with their worker."""
@@ -133,7 +134,7 @@ def _run_units(
             else:
                 failures.extend(result)
                 finished.append(unit)
-                progress(extraction.patches(unit))
+                progress(images[unit] * patches)
             if len(lost) >= MAX_LOST_UNITS and not finished:
                 raise ClusterError(
                     f"{len(lost)} units ended with the death of their worker and none was finished; run without "
@@ -141,26 +142,24 @@ def _run_units(
                 )
         return lost
 
-    killers = run(run(extraction.unfinished_units(), MAX_QUEUED_UNITS), 1)  # the lost ones again, one at a time
+    killers = run(run(images, MAX_QUEUED_UNITS), 1)  # the lost ones again, one at a time
     for unit in killers:
-        failures += [Failure(id_, "its worker died, each time it was tried") for id_ in extraction.ids(unit)]
-        progress(extraction.patches(unit))
-    return failures, finished + killers
+        lost = [extraction.writer.store.ids[index] for index in extraction.missing(unit)]
+        failures += [Failure(id_, "its worker died, each time it was tried") for id_ in lost]
+        progress(images[unit] * patches)
+    return failures, sum(images[unit] for unit in finished + killers)
 
 
-def _checked_result(extraction: Extraction, failures: list[Failure], units: list[int]) -> ExtractResult:
+def _checked_result(extraction: Extraction, failures: list[Failure], computed: int) -> ExtractResult:
     """Return the result of a run after reading the store's records: what is not complete is a failure."""
     config, blocks = extraction.config, extraction.blocks
     store = FeatureStore.open(extraction.writer.store.location)
     reported = {failure.id for failure in failures}
     for unit in range(store.contents.units):
-        if not missing_work(store, unit, config.t, blocks):
-            continue
-        for index in store.contents.unit_images(unit):
-            if store.ids[index] not in reported and not store.complete(index, config.t, blocks):
+        for index in missing_work(store, unit, config.t, blocks):
+            if store.ids[index] not in reported:
                 reason = "not in the store, though its worker reported it; run again"
                 failures.append(Failure(store.ids[index], reason))
-    computed = sum(len(store.contents.unit_images(unit)) for unit in units)
     return ExtractResult(store, in_store_order(failures, store), computed)
 
 

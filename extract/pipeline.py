@@ -12,14 +12,18 @@ from itertools import islice
 
 import torch
 
+from pathseg.extract.changes import apply_changes, find_changes, record_touched
 from pathseg.extract.config import ExtractConfig
 from pathseg.extract.datasets.registry import Dataset
 from pathseg.extract.models.feature_model import FeatureModel
 from pathseg.extract.plan import contents_of, plan_for, wanted_blocks
-from pathseg.extract.unit import Extraction, Failure, LoadedUnit, require_unchanged_sources
+from pathseg.extract.unit import Extraction, Failure, LoadedUnit
+from pathseg.store.contents import Contents
+from pathseg.store.errors import StoreError
 from pathseg.store.features import FeatureStore
 from pathseg.store.format.names import MANIFEST
-from pathseg.store.location.location import open_location
+from pathseg.store.growth import finish_growth
+from pathseg.store.location.location import Location, open_location
 from pathseg.store.writer import StoreWriter
 
 QUEUED_UNITS = 2  # units that wait for the forward pass, and as many that wait to be written
@@ -39,8 +43,8 @@ class ExtractResult:
 
     @property
     def complete(self) -> int:
-        """Number of images that were not set aside."""
-        return len(self.store) - len(self.failures)
+        """Number of images of the data set that were not set aside."""
+        return len(self.store.listed) - len(self.failures)
 
 
 def extract(
@@ -53,13 +57,17 @@ def extract(
 ) -> ExtractResult:
     """Compute the features that a store lacks and write them; the store is created if there is none.
 
+    An existing store follows its data set: new images are added at its end, changed masks are written again, and images
+    that are no longer listed count nowhere.
+
     store: a path or `s3://bucket/prefix`. progress: called with the number of patches of each unit of work once it is
     computed, in total `ExtractPlan.missing_patches`. Images that cannot be read are set aside and returned as failures.
     What is complete is not computed again, so an interrupted run is continued by the same call.
 
     Raises StoreError before anything is written when the missing features do not fit into the free space, KeyMismatch
-    when the store has features that were made in another way, StoreError when images or masks have changed, ValueError
-    for a block or a timestep that the model does not have.
+    when the store has features that were made in another way, StoreError when images have changed, or when the store is
+    to follow its data set while another run writes to it, ValueError for a block or a timestep that the model does not
+    have.
     """
     return run_extraction(open_extraction(dataset, model, store, config), progress=progress)
 
@@ -67,18 +75,42 @@ def extract(
 def open_extraction(
     dataset: Dataset, model: FeatureModel, store: str | os.PathLike[str], config: ExtractConfig
 ) -> Extraction:
-    """Check the free space, create or open the store, and create the arrays that it lacks. Raises as `extract`."""
+    """Check the free space, create the store or let it follow the data set, and create the arrays that it lacks.
+
+    Raises as `extract`.
+    """
     location, contents, blocks = open_location(store), contents_of(dataset, model, config), wanted_blocks(model, config)
-    writer = StoreWriter(location, contents) if location.exists(MANIFEST) else None
-    existing = None if writer is None else writer.store
-    plan_for(dataset, model, config, location, existing).require_space()
-    if writer is None:
-        writer = StoreWriter(location, contents)
+    if location.exists(MANIFEST):
+        _follow(dataset, model, config, location, contents)
     else:
-        with writer.lock():
-            require_unchanged_sources(dataset, writer)
+        plan_for(dataset, model, config, location, None).require_space()
+    writer = StoreWriter(location, contents)
     writer.add_arrays(config.t, blocks)
     return Extraction(dataset, model, writer, config, blocks)
+
+
+def _follow(
+    dataset: Dataset, model: FeatureModel, config: ExtractConfig, location: Location, contents: Contents
+) -> None:
+    """Let a store follow its data set while no other run writes to it."""
+    with location.writer_lock(exclusive=True) as alone:
+        if alone:
+            with location.metadata_lock():
+                finish_growth(location)
+            store = FeatureStore.open(location)
+            changes = find_changes(dataset, store, contents)
+            plan_for(dataset, model, config, location, store, changes).require_space()
+            apply_changes(store, changes)
+            return
+    with location.writer_lock():  # after a repair or a growth, beside a run that writes
+        store = FeatureStore.open(location)
+        changes = find_changes(dataset, store, contents)
+        plan_for(dataset, model, config, location, store, changes).require_space()
+        if changes:
+            raise StoreError(
+                f"another run is writing to {location}, which is to get {changes}; run again when it has ended"
+            )
+        record_touched(store, changes)
 
 
 def run_extraction(
@@ -96,7 +128,7 @@ def run_extraction(
         ThreadPoolExecutor(1) as loader,
         _single_threaded_writer() as writer,
     ):
-        units = extraction.unfinished_units()
+        units, grid = extraction.unfinished_units(), extraction.writer.store.contents.grid
         writing: deque[Future[None]] = deque()
         for loaded in _load_ahead(loader, extraction, units if is_first else reversed(units)):
             if loaded.missing:
@@ -105,8 +137,8 @@ def run_extraction(
                     writing.popleft().result()
                 writing.append(writer.submit(extraction.write, computed))
                 failures.extend(loaded.failures)
-                computed_images += len(loaded.images)
-            progress(extraction.patches(loaded.unit))
+                computed_images += len(loaded.missing)
+            progress(units[loaded.unit] * grid.patches)
         for written in writing:
             written.result()
     return ExtractResult(store, in_store_order(failures, store), computed_images)

@@ -9,11 +9,12 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pathseg.extract.changes import Changes, find_changes
 from pathseg.extract.config import ExtractConfig
 from pathseg.extract.datasets.registry import Dataset
 from pathseg.extract.models.feature_model import FeatureModel
 from pathseg.extract.surroundings import centre_side, require_centre, surroundings_of
-from pathseg.extract.unit import MissingWork, missing_work
+from pathseg.extract.unit import MissingWork, missing_of_image
 from pathseg.store.blocks import format_blocks, select_blocks
 from pathseg.store.contents import Contents, ImageEntry
 from pathseg.store.errors import StoreError
@@ -33,11 +34,11 @@ class ExtractPlan:
     """Sizes of a run of stage one, before it starts; `str()` is a table for people.
 
     splits: images per split. size: height and width of an image in px. shapes: of the blocks that are stored.
-    exists: whether the store is there already. missing_images: images of the units of which anything is missing.
-    missing_maps: block -> patches that lack it, summed over timesteps. missing_pixels: images without pixels.
-    free_bytes: at the store's location, None where no limit is known. views: training images that are further crops of
-    a tile, or an image turned or flipped. left_out, masks_per_class, warnings: see
-    `Dataset`. notes: see `FeatureModel`.
+    exists: whether the store is there already. changes: what it follows in the data set, None in a new one.
+    missing_images: images of which anything is missing, be it the mask alone. missing_maps: block -> patches that lack
+    it, summed over timesteps. missing_pixels: images without pixels. free_bytes: at the store's location, None where no
+    limit is known. views: training images that are further crops of a tile, or an image turned or flipped. left_out,
+    masks_per_class, warnings: see `Dataset`. notes: see `FeatureModel`.
     """
 
     store: str
@@ -56,6 +57,7 @@ class ExtractPlan:
     missing_maps: Mapping[int, int]
     missing_pixels: int
     free_bytes: int | None
+    changes: Changes | None = None
     views: int = 0
     left_out: str = ""
     masks_per_class: Mapping[str, int] = dataclasses.field(default_factory=dict)
@@ -137,6 +139,8 @@ class ExtractPlan:
             rows["field"] = str(self.surroundings)
         if self.views:
             rows["views"] = f"{self.views} of these images are views of others to train on, each epoch takes one"
+        if self.changes is not None and str(self.changes):
+            rows["changes"] = str(self.changes)
         if self.exists:
             rows["missing"] = f"{sized(self.missing_bytes)} in {self.missing_images} of {self.images} images"
         free = "no limit known" if self.free_bytes is None else format_bytes(self.free_bytes)
@@ -166,26 +170,30 @@ def plan_extraction(
     """Return the sizes of a run that computes what is missing in the store at this path or s3 URL; nothing is written.
 
     Raises ValueError for a block or a timestep that the model does not have, KeyMismatch when the store has features
-    that were made in another way.
+    that were made in another way, StoreError when images have changed.
     """
     location = open_location(store)
     existing = FeatureStore.open(location) if location.exists(MANIFEST) else None
-    if existing is not None:
-        existing.contents.require(contents_of(dataset, model, config), store=str(location))
-    return plan_for(dataset, model, config, location, existing)
+    changes = None if existing is None else find_changes(dataset, existing, contents_of(dataset, model, config))
+    return plan_for(dataset, model, config, location, existing, changes)
 
 
 def plan_for(
-    dataset: Dataset, model: FeatureModel, config: ExtractConfig, location: Location, existing: FeatureStore | None
+    dataset: Dataset,
+    model: FeatureModel,
+    config: ExtractConfig,
+    location: Location,
+    existing: FeatureStore | None,
+    changes: Changes | None = None,
 ) -> ExtractPlan:
     """Return the sizes of a run into an opened store, or into a new one where `existing` is None."""
     blocks = wanted_blocks(model, config)
     patches = PatchGrid.of(*dataset.size).patches
-    missing = _missing_in(existing, dataset, config, blocks)
+    missing = _missing_in(existing, changes, dataset, config, blocks)
     maps: Counter[int] = Counter()
-    for images, work in missing:
+    for work in missing:
         for blocks_at_t in work.blocks.values():
-            maps.update(dict.fromkeys(blocks_at_t, images * patches))
+            maps.update(dict.fromkeys(blocks_at_t, patches))
     return ExtractPlan(
         store=str(location),
         dataset=dataset.name,
@@ -199,14 +207,15 @@ def plan_for(
         timesteps=config.t,
         shapes={block: shape for block, shape in block_shapes(model, config).items() if block in blocks},
         exists=existing is not None,
-        missing_images=sum(images for images, _ in missing),
+        missing_images=len(missing),
         missing_maps=maps,
-        missing_pixels=sum(images for images, work in missing if work.pixels),
+        missing_pixels=sum(work.pixels for work in missing),
         free_bytes=location.free_bytes(),
+        changes=changes,
         views=_count_views(dataset),
         left_out=dataset.left_out,
         masks_per_class=dataset.masks_per_class,
-        warnings=(*dataset.warnings, *_source_warnings(existing, dataset)),
+        warnings=dataset.warnings,
         surroundings=surroundings_of(dataset, config.surroundings),
         notes=model.notes,
     )
@@ -216,17 +225,6 @@ def _count_views(dataset: Dataset) -> int:
     """Return the number of samples beyond the first of each group."""
     groups = Counter(sample.group for sample in dataset.samples if sample.group is not None)
     return groups.total() - len(groups)
-
-
-def _source_warnings(existing: FeatureStore | None, dataset: Dataset) -> list[str]:
-    """Return a line where a store was made before the data set named its sources, or with other ones."""
-    named = [sample.source for sample in dataset.samples]
-    if existing is None or named == [image.source for image in existing.contents.images]:
-        return []
-    return [
-        f"{existing.location} was made with other sources (patients or slides), or without any; training keeps to "
-        "its own, so images of one source may be on both sides of its validation split; pass --store for a new store"
-    ]
 
 
 def contents_of(dataset: Dataset, model: FeatureModel, config: ExtractConfig) -> Contents:
@@ -298,11 +296,24 @@ def wanted_blocks(model: FeatureModel, config: ExtractConfig) -> tuple[int, ...]
 
 
 def _missing_in(
-    existing: FeatureStore | None, dataset: Dataset, config: ExtractConfig, blocks: tuple[int, ...]
-) -> list[tuple[int, MissingWork]]:
-    """Return number of images and missing work of each unfinished unit; all images as one unit without a store."""
-    if existing is None:
-        return [(len(dataset.samples), MissingWork(pixels=True, blocks=dict.fromkeys(config.t, blocks)))]
-    contents = existing.contents
-    found = ((unit, missing_work(existing, unit, config.t, blocks)) for unit in range(contents.units))
-    return [(len(contents.unit_images(unit)), work) for unit, work in found if work]
+    existing: FeatureStore | None,
+    changes: Changes | None,
+    dataset: Dataset,
+    config: ExtractConfig,
+    blocks: tuple[int, ...],
+) -> list[MissingWork]:
+    """Return what is missing of each image of the data set that lacks anything."""
+    everything = MissingWork(pixels=True, blocks=dict.fromkeys(config.t, blocks))
+    index_of = {} if existing is None else {id_: index for index, id_ in enumerate(existing.ids)}
+    found = []
+    for sample in dataset.samples:
+        index = index_of.get(sample.id)
+        if existing is None or index is None:
+            found.append(everything)
+            continue
+        work = missing_of_image(existing, index, config.t, blocks)
+        if changes is not None and index in changes.relabelled:
+            work = dataclasses.replace(work, pixels=True)
+        if work:
+            found.append(work)
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,15 +10,16 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from pathseg.extract.changes import load_pixels, require_same_image, source_state
 from pathseg.extract.config import ExtractConfig
 from pathseg.extract.datasets.registry import Dataset, Pixels, Sample
 from pathseg.extract.models.feature_model import FeatureModel
 from pathseg.extract.models.noise import patch_noise
 from pathseg.extract.surroundings import centre, load_field
-from pathseg.store.errors import StoreError
+from pathseg.store.contents import UNLISTED
 from pathseg.store.features import FeatureStore
 from pathseg.store.format.layout import to_layout
-from pathseg.store.records import PIXELS, ArraySet, checksum
+from pathseg.store.records import PIXELS, ArraySet
 from pathseg.store.writer import StoreWriter
 
 TimestepBlocks = dict[int, tuple[int, ...]]  # timestep -> blocks
@@ -35,7 +36,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class MissingWork:
-    """What the store lacks of a unit: the pixels, and blocks at timesteps. False when the unit is complete."""
+    """What the store lacks of an image: pixels or mask, and blocks at timesteps. False when it is complete."""
 
     pixels: bool
     blocks: TimestepBlocks
@@ -44,16 +45,21 @@ class MissingWork:
         return self.pixels or bool(self.blocks)
 
 
+UnitWork = dict[
+    int, MissingWork
+]  # index of an image of a unit -> what it lacks; complete and unlisted ones are not in it
+
+
 @dataclass(frozen=True)
 class LoadedUnit:
-    """The decoded images of a unit, None where one was set aside; no images when nothing is missing.
+    """The decoded images of a unit, None where one was set aside or lacks nothing; no images when nothing is missing.
 
     patches: of each image what the model sees of them, (P, 256, 256, 3) uint8, where features are missing. sources: of
     each image `source_state` before it was read.
     """
 
     unit: int
-    missing: MissingWork
+    missing: UnitWork
     images: tuple[Pixels | None, ...] = ()
     patches: tuple[np.ndarray | None, ...] = ()
     failures: tuple[Failure, ...] = ()
@@ -88,19 +94,20 @@ class Extraction:
 
     def ids(self, unit: int) -> list[str]:
         """Return the ids of a unit's images."""
-        return [self.dataset.samples[index].id for index in self.writer.images(unit)]
+        return [self.writer.store.ids[index] for index in self.writer.images(unit)]
 
-    def patches(self, unit: int) -> int:
-        """Return the number of patches of a unit."""
-        return len(self.writer.images(unit)) * self.writer.store.contents.grid.patches
-
-    def missing(self, unit: int) -> MissingWork:
+    def missing(self, unit: int) -> UnitWork:
         """Return what the store lacks of a unit, as far as its records were read."""
         return missing_work(self.writer.store, unit, self.config.t, self.blocks)
 
-    def unfinished_units(self) -> list[int]:
-        """Return the units of which something is missing, as far as the records were read."""
-        return [unit for unit in range(self.writer.store.contents.units) if self.missing(unit)]
+    def unfinished_units(self) -> dict[int, int]:
+        """Return the units of which something is missing, as far as the records were read: unit -> number of images."""
+        work = ((unit, len(self.missing(unit))) for unit in range(self.writer.store.contents.units))
+        return {unit: images for unit, images in work if images}
+
+    @cached_property
+    def _samples(self) -> dict[str, Sample]:
+        return {sample.id: sample for sample in self.dataset.samples}
 
     def load(self, unit: int) -> LoadedUnit:
         """Decode the images of a unit, unless another run has completed it meanwhile; unreadable ones are set aside.
@@ -111,21 +118,25 @@ class Extraction:
         images: list[Pixels | None] = []
         patches: list[np.ndarray | None] = []
         failures, sources = [], []
+        store = self.writer.store
         for index in self.writer.images(unit) if missing else ():
-            sample = self.dataset.samples[index]
-            sources.append(source_state(self.dataset, sample))
-            try:
-                pixels = self.dataset.load(sample)
-                cut = self._patches_of(sample, pixels.image) if missing.blocks else None
-            except (ValueError, OSError) as e:
-                failures.append(Failure(sample.id, str(e)))
-                images.append(None)
-                patches.append(None)
-            else:
-                if self.writer.store.records.done(PIXELS, index) and (arrays := _changed(self.writer, index, pixels)):
-                    raise StoreError(_changed_message(self.writer.store, {sample.id: arrays}))
-                images.append(pixels)
-                patches.append(cut)
+            work, loaded, cut, state = missing.get(index), None, None, None
+            if work is not None:
+                sample = self._samples[store.ids[index]]
+                state = source_state(self.dataset, sample)
+                try:
+                    pixels = (
+                        self.dataset.load(sample) if work.blocks else load_pixels(self.dataset, sample, store, index)
+                    )
+                    cut = self._patches_of(sample, pixels.image) if work.blocks else None
+                except (ValueError, OSError) as e:
+                    failures.append(Failure(sample.id, str(e)))
+                else:
+                    require_same_image(store, index, pixels)
+                    loaded = pixels
+            images.append(loaded)
+            patches.append(cut)
+            sources.append(state)
         return LoadedUnit(unit, missing, tuple(images), tuple(patches), tuple(failures), tuple(sources))
 
     def compute(self, loaded: LoadedUnit) -> ComputedUnit:
@@ -134,15 +145,19 @@ class Extraction:
         A batch holds patches of one image only, from its first patch on, so that the numbers do not depend on where a
         run was interrupted.
         """
-        wanted = loaded.missing.blocks
-        maps: dict[int, BlockMaps] = {t: {block: [] for block in blocks} for t, blocks in wanted.items()}
-        for image_id, patches in zip(self.ids(loaded.unit), loaded.patches, strict=True):
-            batches = {}
-            if patches is not None:
-                batches = compute_patches(self.model, patches, range(len(patches)), image_id, wanted, self.config)
-            for t, blocks in maps.items():
-                for block, images in blocks.items():
-                    images.append(torch.cat(batches[t][block]) if batches else None)
+        none: list[torch.Tensor | None] = [None] * len(loaded.images)
+        maps: dict[int, BlockMaps] = {
+            t: {block: none.copy() for block in blocks} for t, blocks in _blocks_of_unit(loaded.missing).items()
+        }
+        indices = self.writer.images(loaded.unit)
+        for position, (index, patches) in enumerate(zip(indices, loaded.patches, strict=True)):
+            if patches is None:
+                continue
+            wanted, image_id = loaded.missing[index].blocks, self.writer.store.ids[index]
+            batches = compute_patches(self.model, patches, range(len(patches)), image_id, wanted, self.config)
+            for t, blocks in wanted.items():
+                for block in blocks:
+                    maps[t][block][position] = torch.cat(batches[t][block])
         computed = None
         if self.model.device.type == "cuda":
             computed = torch.cuda.Event()
@@ -158,7 +173,7 @@ class Extraction:
         loaded = unit.loaded
         if not any(loaded.images):
             return
-        if loaded.missing.pixels:
+        if any(work.pixels for work in loaded.missing.values()):
             pixels = [None if image is None else (image.image, image.mask, image.instances) for image in loaded.images]
             self.writer.write_pixels(loaded.unit, pixels, sources=loaded.sources)
         with torch.cuda.stream(self._copy_stream):  # None: no effect
@@ -177,22 +192,37 @@ class Extraction:
     def _copy_stream(self) -> torch.cuda.Stream | None:
         return torch.cuda.Stream(self.model.device) if self.model.device.type == "cuda" else None
 
-    def _missing_now(self, unit: int) -> MissingWork:
+    def _missing_now(self, unit: int) -> UnitWork:
         """Return what is missing after looking for records that other runs have written since the store was opened."""
         missing, records = self.missing(unit), self.writer.store.records
-        for arrays in (PIXELS, *(ArraySet(t, blocks) for t, blocks in missing.blocks.items())):
+        for arrays in (PIXELS, *(ArraySet(t, blocks) for t, blocks in _blocks_of_unit(missing).items())):
             records.refresh(arrays, unit)
         return self.missing(unit) if missing else missing
 
 
-def missing_work(store: FeatureStore, unit: int, timesteps: Iterable[int], blocks: Iterable[int]) -> MissingWork:
-    """Return what the store lacks of a unit: pixels and blocks that at least one of its images lacks."""
-    records, images, blocks = store.records, store.contents.unit_images(unit), tuple(blocks)
-    by_timestep = {t: {block for index in images for block in records.missing(t, blocks, index)} for t in timesteps}
+def missing_work(store: FeatureStore, unit: int, timesteps: Iterable[int], blocks: Iterable[int]) -> UnitWork:
+    """Return what the store lacks of the listed images of a unit."""
+    timesteps, blocks, images = tuple(timesteps), tuple(blocks), store.contents.images
+    listed = (index for index in store.contents.unit_images(unit) if images[index].split != UNLISTED)
+    work = ((index, missing_of_image(store, index, timesteps, blocks)) for index in listed)
+    return {index: missing for index, missing in work if missing}
+
+
+def missing_of_image(store: FeatureStore, index: int, timesteps: Iterable[int], blocks: tuple[int, ...]) -> MissingWork:
+    """Return what the store lacks of an image."""
+    by_timestep = ((t, tuple(sorted(store.records.missing(t, blocks, index)))) for t in timesteps)
     return MissingWork(
-        pixels=not all(records.done(PIXELS, index) for index in images),
-        blocks={t: tuple(sorted(missing)) for t, missing in by_timestep.items() if missing},
+        pixels=not store.records.done(PIXELS, index), blocks={t: missing for t, missing in by_timestep if missing}
     )
+
+
+def _blocks_of_unit(missing: UnitWork) -> TimestepBlocks:
+    """Return the blocks at each timestep that at least one image of a unit lacks."""
+    by_timestep: dict[int, set[int]] = {}
+    for work in missing.values():
+        for t, blocks in work.blocks.items():
+            by_timestep.setdefault(t, set()).update(blocks)
+    return {t: tuple(sorted(blocks)) for t, blocks in by_timestep.items()}
 
 
 def compute_patches(
@@ -252,64 +282,3 @@ def _stored_map(maps: torch.Tensor, config: ExtractConfig) -> np.ndarray:
     host.copy_(stored, non_blocking=True)
     stream.synchronize()
     return host.numpy()
-
-
-def source_state(dataset: Dataset, sample: Sample) -> str | None:
-    """Return size and times of a sample's files: equal ones have not changed. None for a sample without files.
-
-    Times of change (ctime) are in it, because a copy can keep the time of modification.
-    """
-    try:
-        states = [path.stat() for path in dataset.files(sample)]
-    except OSError as e:
-        return f"unreadable: {e.strerror}"
-    return " ".join(f"{file.st_size}:{file.st_mtime_ns}:{file.st_ctime_ns}" for file in states) or None
-
-
-def require_unchanged_sources(dataset: Dataset, writer: StoreWriter) -> None:
-    """Raise StoreError, naming them, where images or masks are no longer those that the store was made of.
-
-    Files whose size and times are the recorded ones are not read. Others are compared by their decoded pixels, so that
-    a touched or copied file is no change; its new times are recorded.
-    """
-    store, changed = writer.store, dict[str, str]()
-    for unit in range(store.contents.units):
-        done = [index for index in writer.images(unit) if store.records.done(PIXELS, index)]
-        states = [source_state(dataset, dataset.samples[index]) for index in writer.images(unit)]
-        if not done or not any(states):
-            continue
-        record = store.records.read(PIXELS, unit)
-        known = record.sources or (None,) * len(states)
-        for index in done:
-            position = index - writer.images(unit)[0]
-            if states[position] == known[position]:
-                continue
-            sample = dataset.samples[index]
-            try:
-                arrays = _changed(writer, index, dataset.load(sample))
-            except (ValueError, OSError) as e:
-                arrays = f"it cannot be read: {e}"
-            if arrays:
-                changed[sample.id] = arrays
-        if tuple(states) != record.sources and not changed:
-            store.records.write(PIXELS, unit, record.checksums, sources=states)
-    if changed:
-        raise StoreError(_changed_message(store, changed))
-
-
-def _changed(writer: StoreWriter, index: int, pixels: Pixels) -> str:
-    """Return which arrays of an image differ from the stored ones: `masks differ`; empty when none does."""
-    arrays = writer.pixel_arrays((pixels.image, pixels.mask, pixels.instances)).items()
-    records = writer.store.records
-    differing = [name for name, values in arrays if records.checksum_of(PIXELS, name, index) != checksum(values)]
-    return f"{' and '.join(differing)} differ" if differing else ""
-
-
-def _changed_message(store: FeatureStore, changed: Mapping[str, str]) -> str:
-    (id_, arrays), *others = changed.items()
-    more = f", nor are {', '.join(id_ for id_, _ in others[:10])}" if others else ""
-    more += f" and {len(others) - 10} more" if len(others) > 10 else ""
-    return (
-        f"{id_} is not the same in the data set as in {store.location} ({arrays}){more}; "
-        f"bring the old files back, or pass --store for a new store"
-    )

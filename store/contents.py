@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Annotated, Any
 
 import msgspec
@@ -14,10 +15,11 @@ from pathseg.store.classes import background_code
 from pathseg.store.errors import Damaged, KeyMismatch, StoreError
 from pathseg.store.format.size import BlockShape
 from pathseg.store.grid import PatchGrid, fitted_size
-from pathseg.store.key import StoreKey
+from pathseg.store.key import LABEL_SETTINGS, StoreKey
 from pathseg.store.runtime.json_records import decode_json
 
 FORMAT = 2  # raised when a reader of this release could not read the store rightly; format 1 is still read
+UNLISTED = "unlisted"  # split of an image that the data set no longer lists: it stays on disk and counts nowhere
 MAX_SIDE_PX, MAX_BLOCK_BYTES = 1_000_000, 2**40  # of an image: beyond them, a description is taken for damaged
 
 
@@ -25,6 +27,7 @@ MAX_SIDE_PX, MAX_BLOCK_BYTES = 1_000_000, 2**40  # of an image: beyond them, a d
 class ImageEntry:
     """One image: id, split, and its original height and width in px.
 
+    split: `UNLISTED` of an image that the data set no longer lists.
     source: the slide or region that it was cut from, where several images share one. group: the patch that it is a crop
     of, or the image that it is a turned or flipped one of. view: number of the view, 0 = the centre, or as in the file;
     training draws one view of a group in each epoch.
@@ -65,6 +68,16 @@ class Contents:
     def units(self) -> int:
         """Number of units of work."""
         return -(-len(self.images) // self.images_per_unit)
+
+    @cached_property
+    def listed(self) -> tuple[int, ...]:
+        """Indices of the images that the data set lists; no other counts anywhere."""
+        return tuple(index for index, image in enumerate(self.images) if image.split != UNLISTED)
+
+    @property
+    def padded_px(self) -> tuple[int, int]:
+        """Height and width that object ids are padded to: of the largest original image."""
+        return max(image.height for image in self.images), max(image.width for image in self.images)
 
     def unit_images(self, unit: int) -> range:
         """Return the indices of a unit's images."""
@@ -130,6 +143,8 @@ class Contents:
             background = background_code(found.classes) if version == 1 else found.background
             if background is not None and background >= len(found.classes):
                 raise ValueError(f"background is {background}, but there are {len(found.classes)} classes")
+            if all(image.split == UNLISTED for image in images):
+                raise ValueError("splits lists no image")
         except (msgspec.ValidationError, ValueError, RecursionError) as e:
             raise Damaged(f"the attributes of {store} are damaged: {e}; run pathseg verify --repair") from e
         try:
@@ -153,17 +168,56 @@ class Contents:
             images_per_unit=found.images_per_unit,
         )
 
-    def require(self, wanted: Contents, *, store: str) -> None:
-        """Raise KeyMismatch unless `wanted` describes the same features of the same images."""
+    def grown(self, wanted: Contents, *, store: str) -> Contents:
+        """Return the description of this store once it has followed a data set, which `wanted` describes.
+
+        Images keep their index. Those that `wanted` does not list get the split `UNLISTED`; those that are not in the
+        store yet follow at the end. Splits, sources, classes and the settings of masks are those of `wanted`. Raises
+        KeyMismatch when the features were made in another way, or when the store holds none of the images.
+        """
         self.key.require(wanted.key, store=store)
+        new_store = "pass --store or --workspace for a new store"
+        if self.has_instances != wanted.has_instances:
+            kinds = "has masks of objects" if self.has_instances else "has no masks of objects"
+            raise KeyMismatch(f"{store} {kinds}, other than the data set; {new_store}")
+        listed, here = {image.id: image for image in wanted.images}, {image.id for image in self.images}
+        if here.isdisjoint(listed):
+            raise KeyMismatch(f"{store} holds none of the images of the data set (its first is {self.images[0].id}, "
+                              f"theirs {wanted.images[0].id}); {new_store}")  # fmt: skip
+        kept = (listed.get(image.id, replace(image, split=UNLISTED)) for image in self.images)
+        added = (image for image in wanted.images if image.id not in here)
+        return replace(
+            self,
+            key=wanted.key,
+            images=(*kept, *added),
+            classes=wanted.classes,
+            background=wanted.background,
+            ignore=wanted.ignore,
+            test_split=wanted.test_split,
+        )
+
+    def require(self, wanted: Contents, *, store: str) -> None:
+        """Raise KeyMismatch unless this is the description of a store that has followed `wanted`."""
+        if self.grown(wanted, store=store) == self:
+            return
         here, there = self.to_attributes(), wanted.to_attributes()
-        for name in ("ids", "splits", "sizes", "classes", "background", "ignore", "test_split", "has_instances"):
+        for name in ("ids", "splits", "sizes", "classes", "background", "ignore", "test_split"):
             if here[name] != there[name]:
                 of_images = here["ids"] if name in ("splits", "sizes") else None
-                raise KeyMismatch(
-                    f"{store} was made for other {name}: {_difference(here[name], there[name], of_images)}; "
-                    f"pass --store or --workspace for a new store"
-                )
+                what = f"{name}: {_difference(here[name], there[name], of_images)}"
+                break
+        else:
+            what = "sources or settings of masks"
+        raise KeyMismatch(f"{store} was made for other {what}; pass --store or --workspace for a new store")
+
+    def same_labels(self, other: Contents) -> bool:
+        """Return whether equal files have equal mask codes under both descriptions."""
+        own, others = (
+            {name: value for name, value in one.key.preprocessing.settings.items() if name in LABEL_SETTINGS}
+            for one in (self, other)
+        )
+        same_codes = (self.classes, self.background, self.ignore) == (other.classes, other.background, other.ignore)
+        return same_codes and own == others
 
 
 def read_attributes(text: bytes | str, *, source: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ def describe(store: FeatureStore) -> str:
     splits = ", ".join(f"{name} {count}" for name, count in Counter(store.splits).items())
     rows = {
         "store": f"{store.location} ({format_bytes(sum(store.location.sizes().values()))}, key {key.digest[:12]})",
-        "images": f"{len(store)} of {key.dataset} ({splits}), {key.size[1]}x{key.size[0]} px, "
+        "images": f"{len(store.listed)} of {key.dataset} ({splits}), {key.size[1]}x{key.size[0]} px, "
         f"{contents.grid.rows}x{contents.grid.cols} patches, {Sampling.of(contents).mpp_text()}",
         "pixels": str(key.preprocessing),
         "classes": ", ".join(contents.classes)
@@ -38,7 +38,7 @@ def _completeness(store: FeatureStore) -> list[str]:
     for t in store.timesteps():
         stored = store.stored_blocks(t)
         unfinished = store.unfinished(t=t, blocks=stored)
-        state = "complete" if not unfinished else f"{len(store) - len(unfinished)} of {len(store)} images"
+        state = "complete" if not unfinished else f"{len(store.listed) - len(unfinished)} of {len(store.listed)} images"
         lines.append(f"{f't {t}':>8}  blocks {format_blocks(stored)}: {state}")
     all_stored = sorted({block for t in store.timesteps() for block in store.stored_blocks(t)})
     per_block = patch_bytes({b: blocks[b] for b in all_stored}, layout=key.layout, dtype=key.dtype, packing=key.packing)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -18,8 +19,8 @@ from pathseg.store.contents import Contents, read_attributes
 from pathseg.store.errors import Damaged, Incomplete, StoreError, unreadable_as_damage
 from pathseg.store.format.arrays import chunk_names, open_array
 from pathseg.store.format.chunks import is_uncompressed, is_uncompressed_shards, read_chunks, read_from_shard
-from pathseg.store.format.manifest import Manifest, read_manifest
-from pathseg.store.format.names import MANIFEST, ROOT
+from pathseg.store.format.manifest import Manifest, read_description, read_growth, read_manifest
+from pathseg.store.format.names import FOLDER, MANIFEST, ROOT
 from pathseg.store.format.size import patch_bytes
 from pathseg.store.location.cache import ReadCache
 from pathseg.store.location.location import Location, open_location
@@ -30,7 +31,7 @@ class FeatureStore:
     """Images, masks and cached features of a data set, read-only; `writer.StoreWriter` creates and fills a store.
 
     Reading something with a completion record returns what was written or raises Damaged; without one it raises
-    Incomplete.
+    Incomplete. A store that grows meanwhile reads as it was when it was opened.
     """
 
     def __init__(
@@ -46,7 +47,9 @@ class FeatureStore:
         self.manifest = manifest
         self.reload_records()
         self._attributes = attributes
-        self.cache, self._cache_folder = cache, hashlib.sha256(manifest.texts.get(ROOT, "").encode()).hexdigest()[:16]
+        # not of the whole description, so that features that were read before a store grew are found again
+        made = json.dumps([str(location), self.contents.key.of_features.to_json()], sort_keys=True)
+        self.cache, self._cache_folder = cache, hashlib.sha256(made.encode()).hexdigest()[:16]
         self._zarr = location.zarr(read_only=True)
         self._arrays: dict[str, zarr.Array] = {}
         self._codecs: dict[str, str] = {}
@@ -67,9 +70,7 @@ class FeatureStore:
             if location.exists(MANIFEST):
                 raise Damaged(f"{location}/{ROOT} has gone; run pathseg verify --repair")
             raise StoreError(f"there is no feature store at {location}; make one with pathseg extract")
-        manifest, text = read_manifest(location), location.read(ROOT)
-        if manifest:
-            manifest.require_intact(ROOT, text, store=str(location))
+        manifest, text = read_description(location)
         try:
             attributes = read_attributes(text, source=f"{location}/{ROOT}")
         except ValueError as e:
@@ -95,6 +96,11 @@ class FeatureStore:
     def ignore(self) -> int | None:
         """The mask code that counts in no loss or metric, None where there is none."""
         return self.contents.ignore
+
+    @property
+    def listed(self) -> tuple[int, ...]:
+        """Indices of the images that the data set lists; the others stay on disk and count nowhere."""
+        return self.contents.listed
 
     def __len__(self) -> int:
         return len(self.contents.images)
@@ -165,13 +171,17 @@ class FeatureStore:
         """
         attributes = {name: value for name, value in self._attributes.items() if name != "made_by"}
         units = [unit for arrays, unit in self.records.committed() if arrays == PIXELS]
-        checksums = [self.records.read(PIXELS, unit).checksums for unit in units]
+        checksums = []
+        for unit in units:
+            images = len(self.contents.unit_images(unit))  # a record lists more while images are being added
+            recorded = self.records.read(PIXELS, unit).checksums
+            checksums.append({name: sums[:images] for name, sums in recorded.items()})
         return hashlib.sha256(json.dumps([attributes, checksums], sort_keys=True).encode()).hexdigest()
 
     def unfinished(self, *, t: int, blocks: Iterable[int]) -> tuple[int, ...]:
-        """Return the indices of the images of which the pixels or one of these blocks are not stored."""
+        """Return the indices of the listed images of which the pixels or one of these blocks are not stored."""
         blocks = tuple(blocks)
-        return tuple(i for i in range(len(self)) if not self.complete(i, (t,), blocks))
+        return tuple(i for i in self.listed if not self.complete(i, (t,), blocks))
 
     def timesteps(self) -> tuple[int, ...]:
         """Return the timesteps at which features of at least one image are stored, ascending."""
@@ -189,9 +199,24 @@ class FeatureStore:
                 text = self.location.read(file)
             except FileNotFoundError:
                 text = None
-            self.manifest.require_intact(file, text, store=str(self.location))
-            self._arrays[name] = open_array(self._zarr, self.contents, name, text or b"", location=str(self.location))
+            grown = text is None or text.decode(errors="replace") != self.manifest.texts.get(file)
+            if grown:  # since the description was read, or the file is damaged
+                growth = read_growth(self.location)  # before the manifest, which is written before this file is removed
+                manifest = read_manifest(self.location)
+                if text is None or growth.get(file) != text.decode(errors="replace"):
+                    manifest.require_intact(file, text, store=str(self.location))
+            self._arrays[name] = open_array(
+                self._zarr, self.contents, name, text or b"", location=str(self.location), grown=grown
+            )
         return self._arrays[name]
+
+    def stored(self, name: str, index: int, arrays: ArraySet) -> tuple[int | None, np.ndarray | None]:
+        """Return the recorded CRC-32C of an image of an array and what is stored, (None, None) where nothing is.
+
+        Also of an image of which other arrays are not there. Raises Damaged.
+        """
+        crc = self.records.recorded_checksum(arrays, name, index)
+        return (None, None) if crc is None else (crc, self._checked(name, index, crc, None))
 
     @cached_property
     def _threads(self) -> ThreadPoolExecutor:
@@ -203,7 +228,42 @@ class FeatureStore:
             raise IndexError(f"image {index} is not within 0..{len(self) - 1}")
         if not self.records.done(arrays, index):
             raise Incomplete(f"{self.location} has no {name} of {self.ids[index]} yet; run pathseg extract again")
-        stored, array = self.records.checksum_of(arrays, name, index), self.array(name)
+        stored = self.records.checksum_of(arrays, name, index)
+        try:
+            return self._checked(name, index, stored, out)
+        except Damaged as e:
+            if arrays == PIXELS and name != "images":
+                if (replaced := self._replaced(name, index, stored)) is not None:
+                    return replaced
+                if self._rewritten(index):
+                    raise StoreError(
+                        f"the mask of {self.ids[index]} in {self.location} has changed since this process opened the "
+                        "store; run the command again"
+                    ) from e
+            raise
+
+    def _replaced(self, name: str, index: int, crc: int) -> np.ndarray | None:
+        """Read the copy of a replaced mask with this CRC-32C, None where there is none."""
+        contents = self.contents
+        shape, dtype = (contents.key.size, np.uint8) if name == "masks" else (contents.padded_px, np.uint16)
+        try:
+            data = zlib.decompress(self.location.read(replaced_file(name, index, crc)))
+            values = np.frombuffer(data, np.dtype(dtype).newbyteorder("<")).reshape(shape)
+        except (FileNotFoundError, Damaged, zlib.error, ValueError):
+            return None
+        return values.copy() if checksum(values) == crc else None
+
+    def _rewritten(self, index: int) -> bool:
+        """Return whether the record of an image's pixels is another one than when it was read."""
+        unit = index // self.contents.images_per_unit
+        try:
+            return self.records.read_again(PIXELS, unit) != self.records.read(PIXELS, unit)
+        except Damaged:
+            return False
+
+    def _checked(self, name: str, index: int, stored: int, out: np.ndarray | None) -> np.ndarray:
+        """Read one image of an array, or take it from the cache. Raises Damaged unless its CRC-32C is `stored`."""
+        array = self.array(name)
         if out is not None and (out.shape, out.dtype, out.flags.c_contiguous) != (array.shape[1:], array.dtype, True):
             raise ValueError(f"{name} is {array.dtype} {array.shape[1:]} an image, but out is {out.dtype} {out.shape}")
         if self.cache is not None:
@@ -243,6 +303,11 @@ class FeatureStore:
             f"{name} of {self.ids[index]} in {self.location} is damaged: {why}; "
             f"pathseg verify --repair drops it, pathseg extract makes it again"
         )
+
+
+def replaced_file(name: str, index: int, crc: int) -> str:
+    """Return the name of the copy of a mask that was replaced: its bytes (C order, little endian) in zlib's format."""
+    return f"{FOLDER}/replaced/{name}/{index:06d}-{crc:08x}"
 
 
 def _copied(values: np.ndarray, out: np.ndarray) -> np.ndarray:

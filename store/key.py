@@ -27,6 +27,8 @@ BATCH_SIZE = 9  # patches per forward pass unless set otherwise, and of every st
 NOISE_RULE = "sha256(seed/image/patch/t)"  # the rule that INTERFACE fixes; its name changes if the rule ever does
 
 Setting = str | int | float | tuple[str | int | float, ...]
+# settings of `Preprocessing` that change mask codes alone: a store follows them without computing features again
+LABEL_SETTINGS = frozenset({"mask_codes", "masks", "brush_um", "region_class"})
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,9 @@ LATER_FIELDS: dict[str, Any] = {"vit": ViTSettings, "surroundings": Surroundings
 class StoreKey:
     """What made the features. Timesteps and blocks are not in it: a store can gain more of both later.
 
+    The settings of `preprocessing` in LABEL_SETTINGS say how the masks were made; keys that differ in these alone are
+    of the same features.
+
     size: height and width of an image in px. mpp: um/px. model_digest: SHA-256 over all weights in use. first_stage:
     `vq-f4`, `kl-f8`, None where the model has none. condition: `ssl` or `none`. seed: of the noise. precision:
     arithmetic of the forward pass. packing: a name in `format.packing.PACKINGS`; rounding changes numbers. batch_size:
@@ -226,6 +231,12 @@ class StoreKey:
         return key
 
     @property
+    def of_features(self) -> StoreKey:
+        """This key without the settings that change mask codes alone."""
+        settings = {name: value for name, value in self.preprocessing.settings.items() if name not in LABEL_SETTINGS}
+        return dataclasses.replace(self, preprocessing=dataclasses.replace(self.preprocessing, settings=settings))
+
+    @property
     def condition_text(self) -> str:
         """The condition for people: `ssl`, `none`, or what the denoiser of a diffusers pipeline got."""
         return self.condition if self.diffusers is None else str(self.diffusers)
@@ -245,10 +256,10 @@ class StoreKey:
         return f"{features} has infinite values or NaN from the model in float32; check image and weights"
 
     def require(self, wanted: StoreKey, *, store: str) -> None:
-        """Raise KeyMismatch, naming both values of each differing field, unless `wanted` is this key."""
+        """Raise KeyMismatch, naming both values of each differing field, unless `wanted` is of the same features."""
         differing = [
             f"{name} is {_shown(here)} there, {_shown(requested)} asked for"
-            for name, here, requested in _flat_pairs(self, wanted)
+            for name, here, requested in _flat_pairs(self.of_features, wanted.of_features)
             if here != requested
         ]
         if differing:

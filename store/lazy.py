@@ -20,4 +20,4 @@ def open_lazy(path: str | os.PathLike[str] | Location) -> dict[str, dask.array.A
     store = FeatureStore.open(path)
     array_sets = [PIXELS, *(ArraySet(t, store.stored_blocks(t)) for t in store.timesteps())]
     names = [name for arrays in array_sets for name in arrays.arrays(has_instances=store.contents.has_instances)]
-    return {name: dask.array.from_zarr(store.array(name)) for name in names}
+    return {name: dask.array.from_zarr(store.array(name))[: len(store)] for name in names}

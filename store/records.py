@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Annotated, Any, TypeVar
@@ -82,8 +82,9 @@ def parse_record_file(name: str) -> tuple[ArraySet, int, bool] | None:
 
 @dataclass(frozen=True)
 class CompletionRecord:
-    """The content of a record: the CRC-32C of each array for each image of a unit, None for an image set aside.
+    """The content of a record: the CRC-32C of each array for each image of a unit, None for what is not there.
 
+    That is an image set aside, one that joined the unit later, or a mask that is to be written again.
     sources: of pixels, the size and times of the files that each image was read from, None for one without files.
     """
 
@@ -94,8 +95,9 @@ class CompletionRecord:
 
     @property
     def written(self) -> frozenset[int]:
-        """Positions in the unit of the images that were written."""
-        return frozenset(i for sums in self.checksums.values() for i, crc in enumerate(sums) if crc is not None)
+        """Positions in the unit of the images of which all arrays were written."""
+        images = zip(*self.checksums.values(), strict=True)
+        return frozenset(i for i, checksums in enumerate(images) if None not in checksums)
 
     @property
     def complete(self) -> bool:
@@ -186,6 +188,28 @@ class Records:
             self._complete[arrays].add(unit)
         return unit in self._complete.get(arrays, ())
 
+    def withdraw(self, arrays: ArraySet, unit: int, withdrawn: Mapping[int, Collection[str]], *, images: int) -> bool:
+        """Take back that arrays of images (position in the unit -> names) are written, and count `images` in the unit.
+
+        The record without them is written before the one that vouches for them is removed. Returns whether there was
+        anything to take back.
+        """
+        if (record := self.known(arrays, unit)) is None:
+            return False
+        joined = [None] * max(0, images - len(next(iter(record.checksums.values()))))
+        checksums = {
+            name: [None if name in withdrawn.get(i, ()) else crc for i, crc in enumerate([*sums, *joined])]
+            for name, sums in record.checksums.items()
+        }
+        if checksums == {name: list(sums) for name, sums in record.checksums.items()}:
+            return False
+        self.write(arrays, unit, checksums, sources=[*record.sources, *joined] if record.sources else ())
+        name = arrays.record_file(unit)
+        self._location.remove(name)
+        self._cache.pop(name, None)
+        self._complete[arrays].discard(unit)
+        return True
+
     def drop(self, arrays: ArraySet, unit: int) -> None:
         """Delete the record of a unit, so that the next run writes the unit again."""
         for complete in (True, False):
@@ -208,16 +232,40 @@ class Records:
         name = arrays.record_file(unit, complete=unit in self._complete.get(arrays, ()))
         record = self._cache.get(name)  # once: another thread may clear the cache
         if record is None:
-            try:
-                record = CompletionRecord.from_json(self._location.read(name), source=f"{self._location}/{name}")
-            except FileNotFoundError as e:
-                raise Damaged(f"{self._location}/{name} has gone") from e
-            if (record.arrays, record.unit) != (arrays, unit):
-                raise Damaged(f"{self._location}/{name} is the record of {record.arrays.name}, unit {record.unit}")
+            record = self.read_again(arrays, unit)
             if len(self._cache) * self._per_unit >= CACHED_IMAGES:
                 self._cache.clear()
             self._cache[name] = record
         return record
+
+    def read_again(self, arrays: ArraySet, unit: int) -> CompletionRecord:
+        """Read the record of a unit as it is now, complete or not. Raises as `read`."""
+        complete = unit in self._complete.get(arrays, ())
+        for name in (arrays.record_file(unit, complete=complete), arrays.record_file(unit, complete=not complete)):
+            try:
+                record = CompletionRecord.from_json(self._location.read(name), source=f"{self._location}/{name}")
+            except FileNotFoundError:
+                continue
+            if (record.arrays, record.unit) != (arrays, unit):
+                raise Damaged(f"{self._location}/{name} is the record of {record.arrays.name}, unit {record.unit}")
+            return record
+        raise Damaged(f"{self._location}/{arrays.record_file(unit, complete=complete)} has gone")
+
+    def known(self, arrays: ArraySet, unit: int) -> CompletionRecord | None:
+        """Read the record of a unit, None where there is none or an incomplete one is damaged. Raises as `read`."""
+        if unit in self._complete.get(arrays, ()):
+            return self.read(arrays, unit)
+        try:
+            return self.read(arrays, unit) if unit in self._incomplete.get(arrays, ()) else None
+        except Damaged:  # the unit is written again
+            return None
+
+    def recorded_checksum(self, arrays: ArraySet, array: str, index: int) -> int | None:
+        """Return the recorded CRC-32C of one image of an array, None where it is not written. Raises as `read`."""
+        unit, position = divmod(index, self._per_unit)
+        record = self.known(arrays, unit)
+        sums = () if record is None else record.checksums.get(array, ())
+        return sums[position] if position < len(sums) else None
 
     def done(self, arrays: ArraySet, index: int) -> bool:
         """Return whether these arrays of an image are written and recorded."""

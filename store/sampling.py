@@ -32,7 +32,8 @@ class Sampling:
     @classmethod
     def of(cls, contents: Contents) -> Sampling:
         """Derive the sampling from a store's contents. After a resize, mpp is the geometric mean of both axes."""
-        original = _median([image.height for image in contents.images]), _median([i.width for i in contents.images])
+        listed = [contents.images[index] for index in contents.listed]
+        original = _median([image.height for image in listed]), _median([image.width for image in listed])
         size, mpp, resized = contents.key.size, contents.key.mpp, contents.key.preprocessing.resized
         padded = contents.key.preprocessing.padded
         if resized and mpp is not None:

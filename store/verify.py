@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,8 +19,9 @@ from pathseg.store.blocks import array_name
 from pathseg.store.contents import FORMAT, Contents, read_attributes
 from pathseg.store.errors import Damaged, StoreError
 from pathseg.store.format.arrays import chunk_names, open_array, same_metadata, zarr_metadata
-from pathseg.store.format.manifest import Manifest, read_manifest
-from pathseg.store.format.names import CHUNK, FEATURE_NODE, HALF_WRITTEN, MANIFEST, ROOT
+from pathseg.store.format.manifest import Manifest, read_growth, read_manifest
+from pathseg.store.format.names import CHUNK, FEATURE_NODE, GROWTH, HALF_WRITTEN, MANIFEST, REPLACED, ROOT
+from pathseg.store.growth import finish_growth
 from pathseg.store.location.location import Location, open_location
 from pathseg.store.records import PIXELS, ArraySet, Records, checksum, parse_record_file
 from pathseg.store.runtime.prefetch import prefetch_map
@@ -79,10 +82,11 @@ class Verification:
         self._memory: dict[str, Buffer] = {}  # files for Zarr: descriptions, and the chunks of a unit
         self._zarr = MemoryStore(self._memory, read_only=True)
         self._opened: dict[str, zarr.Array] = {}
+        self.growth = self._growth()
         self.manifest, self.contents = self._described()
         units = self.contents.units
         self.records = Records(self.location, images_per_unit=self.contents.images_per_unit, units=units)
-        self._known = {MANIFEST, *self.manifest.texts}
+        self._known = {MANIFEST, GROWTH, *self.manifest.texts}
 
     def run(self, on_unit: Callable[[], None] = lambda: None) -> list[Finding]:
         """Check descriptions, records, chunks and file names; `on_unit` is called after each recorded unit."""
@@ -98,6 +102,7 @@ class Verification:
                 self._check_unit(arrays, unit, chunks)
             on_unit()
         self._check_completeness()
+        self._check_replaced()
         for name in sorted(self.files - self._known):
             if self._left_by_killed_run(name):
                 self._find("stray", name, "no completion record lists it")
@@ -115,6 +120,8 @@ class Verification:
             if not alone:
                 raise StoreError(f"another run is writing to {self.location}; repair when it has ended")
             with self.location.metadata_lock():  # a run that starts waits, and then sees what was dropped
+                with suppress(Damaged):  # restored below, or dropped
+                    finish_growth(self.location)
                 again = Verification(self.location)
                 again.run()
                 again._repair()
@@ -164,7 +171,7 @@ class Verification:
 
     def _left_by_killed_run(self, name: str) -> bool:
         """Return whether pathseg has written a file that nothing lists: only such files are removed."""
-        if HALF_WRITTEN.fullmatch(name) or parse_record_file(name) is not None:
+        if HALF_WRITTEN.fullmatch(name) or REPLACED.fullmatch(name) or parse_record_file(name) is not None:
             return True
         if match := CHUNK.fullmatch(name):
             if not self.manifest.has_array(match["array"]):
@@ -186,10 +193,34 @@ class Verification:
         except (FileNotFoundError, Damaged):
             return b""
 
+    def _growth(self) -> Mapping[str, str]:
+        """Return the descriptions of a growth that was cut off."""
+        if GROWTH not in self.files:
+            return {}
+        try:
+            growth = read_growth(self.location)
+        except Damaged as e:
+            self._find("stray", GROWTH, f"the descriptions of a growth that was cut off: {e}")
+            return {}
+        self._find("missing", GROWTH, "a run was killed while it enlarged the store; pathseg extract goes on")
+        return growth
+
+    def _check_replaced(self) -> None:
+        """Account for the copies of masks that were replaced; one that is not whole is dropped by a repair."""
+        for name in self.files:
+            if match := REPLACED.fullmatch(name):
+                data = b""
+                with suppress(zlib.error):
+                    data = zlib.decompress(self._text(name))
+                if data and checksum(np.frombuffer(data, np.uint8)) == int(match["crc"], 16):
+                    self._known.add(name)
+
     def _described(self) -> tuple[Manifest, Contents]:
         """Return manifest and contents; the manifest is rebuilt where it is missing or does not describe this store."""
         try:
             if manifest := read_manifest(self.location):
+                if self.growth and self._text(ROOT).decode(errors="replace") == self.growth.get(ROOT):
+                    manifest = manifest.changed(self.growth)
                 try:
                     return manifest, self._checked(manifest)
                 except (ValueError, StoreError) as e:
@@ -208,7 +239,7 @@ class Verification:
         self._opened.clear()
         self._memory.clear()
         self._memory.update({name: _buffer(text.encode()) for name, text in manifest.texts.items()})
-        self._known = {MANIFEST, *manifest.texts}
+        self._known = {MANIFEST, GROWTH, *manifest.texts}
         array_sets = [PIXELS, *manifest.array_sets()]
         for name in [name for arrays in array_sets for name in self._arrays(arrays)]:
             if not manifest.has_array(name):
@@ -240,7 +271,7 @@ class Verification:
         for name, text in self.manifest.texts.items():
             if name not in self.files:
                 self._find("missing", name, "a description in the store")
-            elif next(texts).decode(errors="replace") != text:
+            elif (found := next(texts).decode(errors="replace")) != text and found != self.growth.get(name):
                 self._find("damaged", name, "a description in the store")
 
     def _check_unit(self, arrays: ArraySet, unit: int, chunks: Iterator[dict[str, bytes | Damaged]]) -> None:
@@ -249,14 +280,17 @@ class Verification:
         checksums: Mapping[str, Sequence[int | None]] = {}
         try:
             checksums = self.records.read(arrays, unit).checksums
-            if {array: len(sums) for array, sums in checksums.items()} != dict.fromkeys(
-                self._arrays(arrays), len(self._ids(unit))
-            ):
+            images = len(self._ids(unit))
+            beyond = {crc for sums in checksums.values() for crc in sums[images:]}  # images that are being added: None
+            shortest = min(map(len, checksums.values()))
+            if checksums.keys() != set(self._arrays(arrays)) or shortest < images or beyond - {None}:
                 raise Damaged(f"{self.location}/{name} does not list every array and image of its unit")
         except Damaged as e:  # the chunks still have checksums of their own
             self._find("damaged", name, str(e), arrays, unit)
+        # positions of which other arrays are there: masks that are to be written again, and may be half way
+        rewritten = {i for sums in checksums.values() for i, crc in enumerate(sums) if crc is not None}
         for array in self._arrays(arrays):
-            self._check_array(array, arrays, unit, checksums.get(array), next(chunks))
+            self._check_array(array, arrays, unit, checksums.get(array), next(chunks), rewritten)
 
     def _unit_bytes(self, piece: tuple[int, str]) -> int:
         array = self._array(piece[1])
@@ -280,6 +314,7 @@ class Verification:
         unit: int,
         checksums: Sequence[int | None] | None,
         data: dict[str, bytes | Damaged],
+        rewritten: Collection[int],
     ) -> None:
         array, first = self._array(name), unit * self.contents.images_per_unit
         chunks = self._chunk_files(name, unit)
@@ -297,6 +332,8 @@ class Verification:
         self._memory.update(read)
         for position, image_id in enumerate(self._ids(unit)):
             stored = checksums[position] if checksums and position < len(checksums) else None
+            if stored is None and position in rewritten:
+                continue
             # also of an image that was set aside: its chunk of fill values has a checksum
             if error := _array_error(array, first + position, stored):
                 self._find("damaged", chunks[0], f"{image_id}: {error}", arrays, unit)
@@ -304,7 +341,8 @@ class Verification:
             del self._memory[chunk]
 
     def _check_completeness(self) -> None:
-        for index, image in enumerate(self.contents.images):
+        for index in self.contents.listed:
+            image = self.contents.images[index]
             if not self.records.done(PIXELS, index):
                 self._find("missing", "images", f"{image.id} was not extracted")
             for t in self.records.timesteps():

@@ -18,6 +18,7 @@ from pathseg.store.format.chunks import all_finite, is_uncompressed, is_uncompre
 from pathseg.store.format.manifest import extend_manifest, read_manifest
 from pathseg.store.format.names import HALF_WRITTEN, MANIFEST, METADATA, ROOT
 from pathseg.store.format.packing import PACKINGS
+from pathseg.store.growth import finish_growth
 from pathseg.store.location.location import Location, open_location
 from pathseg.store.records import PIXELS, ArraySet, Checksums, checksum
 from pathseg.store.runtime.prefetch import prefetch_map
@@ -33,16 +34,18 @@ class StoreWriter:
     """
 
     def __init__(self, path: str | os.PathLike[str] | Location, contents: Contents) -> None:
-        """Create a store, or open an existing one after checking that it holds the same features of the same images.
+        """Create a store, or open an existing one after checking that it has followed this description.
 
-        Raises KeyMismatch when it holds others, StoreError when there are other files, Damaged when its description is
-        not what was written.
+        A growth that was cut off is finished first; `growth.grow` lets a store follow another description. Raises
+        KeyMismatch when it holds other features or images, StoreError when there are other files, Damaged when its
+        description is not what was written.
         """
         location = open_location(path)
         with location.metadata_lock():
             if not read_manifest(location):
                 _require_no_other_files(location)
                 _write_metadata(location, contents)
+            finish_growth(location)
             self.store = FeatureStore.open(location)
         self.store.contents.require(contents, store=str(location))
         self._zarr = location.zarr(read_only=False)
@@ -77,20 +80,39 @@ class StoreWriter:
     def write_pixels(
         self, unit: int, images: Sequence[ImagePixels | None], *, sources: Sequence[str | None] = ()
     ) -> None:
-        """Write and record the pixels of a unit; None for an image that is set aside.
+        """Write and record the pixels of a unit; None for an image that is set aside, or stays as it is stored.
 
-        sources: of each image the size and times of its files, by which a later run sees whether to read them again.
+        Arrays that are stored with these values already are not written again: of new masks the masks alone are.
+        sources: of each image the size and times of its files, by which a later run sees whether to read them again;
+        of an image that stays as it is they are kept.
         """
-        stored = [None if image is None else self.pixel_arrays(image) for image in images]
+        stored = [None if image is None else pixel_arrays(image, self.store.contents) for image in images]
         arrays = {name: [None if image is None else image[name] for image in stored] for name in self._pixel_names}
         with self._lost_store_named():
-            self._commit(PIXELS, unit, self._write_all(unit, arrays.items()), sources=sources)
+            record = self.store.records.known(PIXELS, unit)
+            recorded = {} if record is None else {name: list(sums) for name, sums in record.checksums.items()}
+            complete = {name: self._with_stored(name, unit, PIXELS, values) for name, values in arrays.items()}
+            same = {
+                name for name, values in complete.items()
+                if recorded.get(name) == [None if value is None else checksum(value) for value in values]
+            }  # fmt: skip
+            written = self._write_all(unit, ((name, values) for name, values in complete.items() if name not in same))
+            checksums = {name: recorded[name] if name in same else written[name] for name in complete}
+            if record is not None and record.sources and sources:
+                before = [*record.sources, *[None] * len(images)]
+                pairs = zip(sources, before, images, strict=False)
+                sources = [old if image is None and new is None else new for new, old, image in pairs]
+            self._commit(PIXELS, unit, checksums, sources=sources)
 
-    def pixel_arrays(self, image: ImagePixels) -> dict[str, np.ndarray]:
-        """Return the pixels of an image by array, as they are stored."""
-        pixels, mask, instances = image
-        arrays = {"images": pixels, "masks": mask}
-        return arrays | ({"instances": self._padded(instances)} if "instances" in self._pixel_names else {})
+    def _with_stored(
+        self, name: str, unit: int, arrays: ArraySet, images: Sequence[np.ndarray | None]
+    ) -> list[np.ndarray | None]:
+        """Return the images of an array with those that are None replaced by what is stored, if anything is."""
+        indices = self.images(unit)
+        return [
+            self.store.stored(name, index, arrays)[1] if image is None else image
+            for index, image in zip(indices, images, strict=True)
+        ]
 
     @property
     def _pixel_names(self) -> tuple[str, ...]:
@@ -100,14 +122,26 @@ class StoreWriter:
         """Write and record blocks of a unit: pairs of block and, per image, (P, C, h, w) in the store's layout.
 
         Pairs are taken one at a time, and few of them are held until they are written, so that a generator need not
-        keep all blocks upsampled in memory. None stands for an image that is set aside. Raises StoreError for values
-        that the store's dtype cannot hold.
+        keep all blocks upsampled in memory. None stands for an image that is set aside, or stays as it is stored.
+        Raises StoreError for values that the store's dtype cannot hold.
         """
         numbers = {array_name(t, block): block for block in self.store.contents.blocks}
         with self._lost_store_named():
-            checksums = self._write_all(unit, ((array_name(t, block), maps) for block, maps in features))
+            checksums = self._write_all(
+                unit, ((array_name(t, block), self._with_stored_maps(t, block, unit, maps)) for block, maps in features)
+            )
             blocks = tuple(sorted(numbers[name] for name in checksums))
             self._commit(ArraySet(t, blocks), unit, checksums)
+
+    def _with_stored_maps(
+        self, t: int, block: int, unit: int, maps: Sequence[np.ndarray | None]
+    ) -> list[np.ndarray | None]:
+        """Return the maps of a unit with those that are None replaced by what is stored, if anything is."""
+        stored = list(maps)
+        for position, index in enumerate(self.images(unit)):
+            if stored[position] is None and (arrays := self.store.records.arrays_with(t, block, index)) is not None:
+                stored[position] = self.store.stored(array_name(t, block), index, arrays)[1]
+        return stored
 
     def _commit(self, arrays: ArraySet, unit: int, checksums: Checksums, *, sources: Sequence[str | None] = ()) -> None:
         """Write the record, unless the mount that held the store is lost and its chunks were written below it."""
@@ -186,12 +220,20 @@ class StoreWriter:
             self._arrays[name] = array.with_config({"write_empty_chunks": True, "order": "C"})  # no file holds these
         return self._arrays[name]
 
-    def _padded(self, instances: np.ndarray | None) -> np.ndarray:
-        if instances is None:
-            raise ValueError("an image has no instance ids, but its store has an array of them")
-        padded = np.zeros(self._array("instances").shape[1:], np.uint16)
-        padded[: instances.shape[0], : instances.shape[1]] = instances
-        return padded
+
+def pixel_arrays(image: ImagePixels, contents: Contents) -> dict[str, np.ndarray]:
+    """Return the pixels of an image by array, as a store with these contents holds them."""
+    pixels, mask, instances = image
+    arrays = {"images": pixels, "masks": mask}
+    return arrays | ({"instances": _padded(instances, contents)} if contents.has_instances else {})
+
+
+def _padded(instances: np.ndarray | None, contents: Contents) -> np.ndarray:
+    if instances is None:
+        raise ValueError("an image has no instance ids, but its store has an array of them")
+    padded = np.zeros(contents.padded_px, np.uint16)
+    padded[: instances.shape[0], : instances.shape[1]] = instances
+    return padded
 
 
 def _require_no_other_files(location: Location) -> None:

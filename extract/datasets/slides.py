@@ -193,6 +193,7 @@ def open_slides(options: DatasetOptions) -> Dataset:
         samples=limit_samples(tuple(samples), options.limit, test_split=test_split),
         load=partial(_load, reader, annotated, windows, side, background),
         load_surroundings=partial(_load_surroundings, reader, annotated, windows, side),
+        load_mask=partial(_load_mask, annotated, windows, side, background),
         files=partial(_files_of, annotated, windows),
         classes=classes,
         size=(side, side),
@@ -319,8 +320,13 @@ def _load(
     reader: SlideReader, slides: Slides, windows: Windows, side: int, background: int | None, sample: Sample
 ) -> Pixels:
     name, y, x = windows[sample.id]
-    slide = slides[name]
-    return Pixels(reader.read(slide.image, y, x, side, side), slide.mask(y, x, side, background=background))
+    image = reader.read(slides[name].image, y, x, side, side)
+    return Pixels(image, _load_mask(slides, windows, side, background, sample))
+
+
+def _load_mask(slides: Slides, windows: Windows, side: int, background: int | None, sample: Sample) -> np.ndarray:
+    name, y, x = windows[sample.id]
+    return slides[name].mask(y, x, side, background=background)
 
 
 def _load_surroundings(

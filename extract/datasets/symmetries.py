@@ -35,6 +35,7 @@ def with_symmetries(dataset: Dataset) -> Dataset:
         samples=tuple(samples),
         load=partial(_load, dataset.load),
         files=partial(_files, dataset.files),
+        load_mask=None if dataset.load_mask is None else partial(_load_mask, dataset.load_mask),
         preprocessing=dataclasses.replace(dataset.preprocessing, settings=settings),
     )
 
@@ -69,6 +70,10 @@ def _load(load: Callable[[Sample], Pixels], sample: Sample) -> Pixels:
         mask=turned(pixels.mask, sample.view),
         instances=None if pixels.instances is None else turned(pixels.instances, sample.view),
     )
+
+
+def _load_mask(load_mask: Callable[[Sample], np.ndarray], sample: Sample) -> np.ndarray:
+    return turned(load_mask(_original(sample)), sample.view)
 
 
 def _files(files: Callable[[Sample], tuple[Path, ...]], sample: Sample) -> tuple[Path, ...]:

@@ -65,9 +65,7 @@ def _create_pixel_array(group: zarr.Group, contents: Contents, name: str) -> Non
         "masks": ((n, height, width), "uint8", ("image", "row", "column")),
     }
     if contents.has_instances:
-        tallest = max(image.height for image in contents.images)
-        widest = max(image.width for image in contents.images)
-        arrays["instances"] = ((n, tallest, widest), "uint16", ("image", "original_row", "original_column"))
+        arrays["instances"] = ((n, *contents.padded_px), "uint16", ("image", "original_row", "original_column"))
     if name not in arrays:
         raise ValueError(f"there is no array {name} in a store")
     shape, dtype, dimension_names = arrays[name]
@@ -112,17 +110,21 @@ def _create(group: zarr.Group, name: str, shape: tuple[int, ...], **settings: An
     group.create_array(name, shape=shape, overwrite=True, **settings)
 
 
-def open_array(store: Store, contents: Contents, name: str, text: str | bytes, *, location: str) -> zarr.Array:
+def open_array(
+    store: Store, contents: Contents, name: str, text: str | bytes, *, location: str, grown: bool = False
+) -> zarr.Array:
     """Open an array for reading, after checking that its zarr.json describes the array that the contents ask for.
 
-    text: of its zarr.json. location: of the store, for messages. Raises Damaged, so that sizes that somebody else wrote
-    into a zarr.json are never allocated.
+    text: of its zarr.json. location: of the store, for messages. grown: it may hold more images. Raises Damaged, so
+    that sizes that somebody else wrote into a zarr.json are never allocated.
     """
     try:
         memory: dict = {}
         group = zarr.create_group(MemoryStore(memory), zarr_format=3)
         _create_array(group, contents, name)
         wanted, found = json.loads(memory[f"{name}/zarr.json"].to_bytes()), json.loads(text)
+        if grown and found["shape"][0] > wanted["shape"][0]:
+            wanted["shape"][0] = found["shape"][0]
         for field in ("zarr_format", "node_type", "shape", "data_type", "chunk_grid"):
             if found.get(field) != wanted[field]:
                 raise ValueError(f"{field} is {found.get(field)!r:.200}, but has to be {wanted[field]!r}")

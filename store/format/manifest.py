@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from pathseg.store.errors import Damaged
-from pathseg.store.format.names import FEATURE_NODE, MANIFEST, METADATA
+from pathseg.store.format.names import FEATURE_NODE, GROWTH, MANIFEST, METADATA, ROOT
 from pathseg.store.location.location import Location
 from pathseg.store.records import ArraySet, seal, unseal
 
@@ -34,6 +34,10 @@ class Manifest:
         if text is None or text.decode(errors="replace") != self.texts.get(name):
             raise Damaged(f"{store}/{name} is not what was written; run pathseg verify --repair")
 
+    def changed(self, texts: Mapping[str, str]) -> Manifest:
+        """Return the manifest with these texts in place of its own."""
+        return Manifest({**self.texts, **texts})
+
     def to_json(self) -> bytes:
         """Return the content of the manifest's file."""
         return seal(dict(self.texts))
@@ -56,6 +60,41 @@ def read_manifest(location: Location) -> Manifest:
         return Manifest.from_json(location.read(MANIFEST), source=f"{location}/{MANIFEST}")
     except FileNotFoundError:
         return Manifest()
+
+
+def read_growth(location: Location) -> Mapping[str, str]:
+    """Read the text that each zarr.json is getting while a store grows; none when it does not. Raises Damaged."""
+    try:
+        return Manifest.from_json(location.read(GROWTH), source=f"{location}/{GROWTH}").texts
+    except FileNotFoundError:
+        return {}
+
+
+def read_description(location: Location) -> tuple[Manifest, bytes]:
+    """Read the manifest and the root zarr.json, as they were before or after a growth that is under way.
+
+    Raises Damaged unless they fit each other, FileNotFoundError when there is no root zarr.json.
+    """
+    manifest, text = read_manifest(location), location.read(ROOT)
+    if manifest and manifest.texts.get(ROOT) != text.decode(errors="replace"):
+        growth = read_growth(location)  # before the manifest, which is written before this file is removed
+        manifest = read_manifest(location)
+        if growth.get(ROOT) == text.decode(errors="replace"):
+            manifest = manifest.changed(growth)
+        manifest.require_intact(ROOT, text, store=str(location))
+    return manifest, text
+
+
+def replace_in_manifest(location: Location, texts: Mapping[str, str]) -> None:
+    """Put these texts of zarr.json files into the manifest. Raises Damaged where there is none."""
+
+    def replaced(data: bytes | None) -> bytes:
+        source = f"{location}/{MANIFEST}"
+        if data is None:
+            raise Damaged(f"{source} has gone; run pathseg verify --repair")
+        return Manifest.from_json(data, source=source).changed(texts).to_json()
+
+    location.update(MANIFEST, replaced)
 
 
 def extend_manifest(location: Location, names: Iterable[str]) -> None:

@@ -143,14 +143,13 @@ def drawn(tmp_path):
     return partial(open_dataset, "folder", DatasetOptions(root=tmp_path / "data"))
 
 
-@pytest.mark.parametrize("file", ["masks/east.png", "images/west.png"])
-def test_a_file_that_changes_after_its_store_is_finished_is_named(drawn, toy_model, tmp_path, file):
-    config, path = ExtractConfig(layout="native", blocks=(0,)), tmp_path / "data" / file
+def test_an_image_that_changes_after_its_store_is_finished_is_named(drawn, toy_model, tmp_path):
+    config, path = ExtractConfig(layout="native", blocks=(0,)), tmp_path / "data/images/west.png"
     extract(drawn(), toy_model, tmp_path / "store.zarr", config)
     times = path.stat()
     Image.fromarray(np.asarray(Image.open(path))[::-1].copy()).save(path)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # as `cp -p` and rsync keep them
-    with pytest.raises(StoreError, match=rf"{path.stem} .*store\.zarr \({path.parent.name} differ\).*--store"):
+    with pytest.raises(StoreError, match=r"west .*store\.zarr \(images differ\).*--store"):
         extract(drawn(), toy_model, tmp_path / "store.zarr", config)
 
 

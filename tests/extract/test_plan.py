@@ -154,10 +154,11 @@ def test_blocks_and_timesteps_that_the_model_lacks_are_named(dataset, toy_model,
         plan_extraction(dataset, toy_model, store, ExtractConfig(**config))
 
 
-def test_a_store_made_without_the_sources_of_the_data_set_is_a_warning(toy_dataset, toy_model, tmp_path):
+def test_sources_that_the_data_set_names_later_are_followed(toy_dataset, toy_model, tmp_path):
     dataset, config = toy_dataset("a", "b", "c"), ExtractConfig(t=(50,), blocks=(0,))
     extract(dataset, toy_model, tmp_path / "s.zarr", config)
-    assert not plan_extraction(dataset, toy_model, tmp_path / "s.zarr", config).warnings
     samples = tuple(dataclasses.replace(sample, source="p1") for sample in dataset.samples)
-    plan = plan_extraction(dataclasses.replace(dataset, samples=samples), toy_model, tmp_path / "s.zarr", config)
-    assert "s.zarr" in plan.warnings[0] and "--store" in str(plan)
+    named = dataclasses.replace(dataset, samples=samples)
+    assert "other sources" in str(plan_extraction(named, toy_model, tmp_path / "s.zarr", config))
+    store = extract(named, toy_model, tmp_path / "s.zarr", config).store
+    assert {image.source for image in store.contents.images} == {"p1"}
