@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pathseg.extract.datasets.registry import Dataset, Pixels, Sample
-from pathseg.store.contents import Contents
+from pathseg.store.contents import UNLISTED, Contents
 from pathseg.store.errors import StoreError
 from pathseg.store.features import FeatureStore
 from pathseg.store.growth import grow
@@ -72,7 +72,8 @@ def find_changes(dataset: Dataset, store: FeatureStore, wanted: Contents) -> Cha
             if sample is None or record.checksums["images"][position] is None:
                 continue
             states[position] = source_state(dataset, sample)
-            if states[position] == known[position] and same_labels:
+            listed = here.images[index].split != UNLISTED  # others did not follow the last changes of the classes
+            if states[position] == known[position] and same_labels and listed:
                 continue
             try:
                 pixels = load_pixels(dataset, sample, store, index)

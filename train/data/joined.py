@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from pathseg.store.contents import UNLISTED
 from pathseg.store.features import FeatureStore
 from pathseg.store.location.cache import ReadCache
 from pathseg.store.records import PIXELS
@@ -168,7 +169,7 @@ def _require_same_images(name: str, store: FeatureStore, other_name: str, other:
                     f"image {index} of the stores {name} and {other_name} differs in its {fact}: "
                     f"{getattr(image, fact)} in {name}, {getattr(theirs, fact)} in {other_name}; {SAME_STORES}"
                 )
-        if not (store.records.done(PIXELS, index) and other.records.done(PIXELS, index)):
+        if image.split == UNLISTED or not (store.records.done(PIXELS, index) and other.records.done(PIXELS, index)):
             continue  # an incomplete image is found, or left out, when heads are planned
         for array in PIXELS.arrays(has_instances=store.contents.has_instances):
             crc, theirs_crc = (one.records.checksum_of(PIXELS, array, index) for one in (store, other))

@@ -151,7 +151,7 @@ def incomplete_images(
     if unfinished and not allowed:
         names = ", ".join(store.ids[i] for i in unfinished[:3]) + (", …" if len(unfinished) > 3 else "")
         raise Incomplete(
-            f"{store.location} lacks features of {len(unfinished)} of {len(store)} images ({names}); "
+            f"{store.location} lacks features of {len(unfinished)} of {len(store.listed)} images ({names}); "
             f"run pathseg extract again to finish it, or pass --complete-only to do without them"
         )
     return unfinished

@@ -167,6 +167,7 @@ def error_shares(true: np.ndarray, predicted: np.ndarray, data: RunData) -> tupl
 def _read_test_image(run: FinishedRun, store: FeatureStore, index: int) -> TestImage:
     name = store.ids[index]
     true, predicted = store.mask(index), run.folder.read_prediction(name)
+    _require_same_ground_truth(run, store, name, true)
     shown = panels(store.image(index), true, predicted, run.data)
     kinds = zip(Legend.of(run.data).errors, error_shares(true, predicted, run.data), strict=True)
     errors = ", ".join(f"{100 * share:.1f} % {kind}" for (kind, _), share in kinds)
@@ -175,6 +176,19 @@ def _read_test_image(run: FinishedRun, store: FeatureStore, index: int) -> TestI
     if image.uncertainty is not None:
         scores += f" · uncertainty {score(image.uncertainty)} nats"
     return TestImage(name, scores, errors, shown, None if uncertainty is None else _as_panel(uncertainty, shown[0]))
+
+
+def _require_same_ground_truth(run: FinishedRun, store: FeatureStore, name: str, true: np.ndarray) -> None:
+    """Raise ValueError where a mask is no longer the one that the run was scored against."""
+    data, contents = run.data, store.contents
+    if (data.classes, data.background, data.ignore) != (contents.classes, contents.background, contents.ignore):
+        raise ValueError(f"the classes of {store.location} have changed since the run; train again for pictures")
+    pixels = np.bincount(true.ravel(), minlength=256)
+    if data.ignore is not None:
+        pixels[data.ignore] = 0
+    matrix = run.test_scores.matrices[name]
+    if not np.array_equal(pixels[: len(matrix)], matrix.sum(axis=1)) or pixels[len(matrix) :].any():
+        raise ValueError(f"its mask in {store.location} has changed since the run; train again for pictures")
 
 
 def _images_by_id(run: FinishedRun, ids: Sequence[str], stores: Stores) -> dict[str, TestImage]:

@@ -27,7 +27,7 @@ from pathseg.train.heads.baselines import choose_weights
 from pathseg.train.heads.pixel_ensemble import PixelEnsemble, buffer_bytes
 from pathseg.train.runs.finished_run import BEST_IS_LAST, FinishedRun, sources_text
 from pathseg.train.runs.folder import MAX_NAME_BYTES, RunFolder
-from pathseg.train.runs.record import ObjectSplitScores
+from pathseg.train.runs.record import ObjectSplitScores, RunData
 from pathseg.train.training.checkpoint import build_head
 from pathseg.train.training.loop import OnEpoch, shared_settings, train_heads
 
@@ -244,10 +244,15 @@ def is_finished(
         return False
     finished = FinishedRun.read(run)
     store = stores.images
-    wanted = {**dataclasses.asdict(config), "data": stores.digest}
-    found = {**dataclasses.asdict(finished.settings), "data": finished.data.digest}
+    wanted, found = dataclasses.asdict(config), dataclasses.asdict(finished.settings)
+    if wanted == found and finished.data.digest != stores.digest:
+        what = _changed_data(stores, config, finished.data, without=without())
+        raise ValueError(
+            f"{run.path} holds a finished run of other data than {store.location} has now ({what}); "
+            "pass --name for a new run, or another --workspace"
+        )
     found["images"] = wanted["images"] = sum(map(len, finished.data.images.values()))
-    if found["images"] < len(store):  # it did without some, which may be complete by now
+    if found["images"] < len(store.listed):  # it did without some, which may be complete by now
         splits, _ = run_splits(store, config, without=without())
         wanted["images"] = max(found["images"], sum(map(len, splits.named().values())))
     differing = [f"{key} is {found.get(key)}, not {value}" for key, value in wanted.items() if found.get(key) != value]
@@ -257,6 +262,25 @@ def is_finished(
             "pass --name or another --workspace"
         )
     return run.has_intact_weights(finished.metrics)
+
+
+def _changed_data(stores: JoinedStores, config: Config, before: RunData, *, without: Collection[int]) -> str:
+    """Say how the data that a run would get now differ from those of a finished run."""
+    store = stores.images
+    if [source.key.of_features for source in before.sources] != [s.contents.key.of_features for s in stores.stores]:
+        return "the features were made in another way"
+    splits, _ = run_splits(store, config, without=without)
+    now = {store.ids[index]: name for name, indices in splits.named().items() for index in indices}
+    then = {id_: name for name, ids in before.images.items() for id_ in ids}
+    counts = {
+        "images were added": len(now.keys() - then.keys()),
+        "are no longer there": len(then.keys() - now.keys()),
+        "are in another split": sum(now[id_] != then[id_] for id_ in now.keys() & then.keys()),
+    }
+    parts = [f"{count} {what}" for what, count in counts.items() if count]
+    if (before.classes, before.background, before.ignore) != (store.classes, store.contents.background, store.ignore):
+        parts.append("the classes are others")
+    return ", ".join(parts) or "masks or sources are others"
 
 
 def incomplete_images_of(stores: JoinedStores, configs: Sequence[Config], *, allowed: bool) -> frozenset[int]:
@@ -388,7 +412,7 @@ def describe_plan(
     if not runs:
         return f"all {len(plan.runs)} runs are finished"
     heads = f"{len(runs)} {runs[0][0].network}{'s' * (len(runs) > 1)}"
-    total = len(stores.images)
+    total = len(stores.images.listed)
     images = total - len(plan.left_out)
     complete = f"{images} of {total} images complete"
     over = "the store" if len(stores.stores) == 1 else f"{len(stores.stores)} joined stores"

@@ -10,6 +10,7 @@ import pytest
 from pathseg.store.contents import Contents, ImageEntry
 from pathseg.store.features import FeatureStore
 from pathseg.store.format.size import BlockShape
+from pathseg.store.growth import grow
 from pathseg.store.key import StoreKey
 from pathseg.store.writer import StoreWriter
 from pathseg.train.colours import NEUTRAL, PALETTE
@@ -70,6 +71,22 @@ def run(tmp_path, store, make_run, make_split):
         matrices[name] = confusion_matrix(store.mask(index), predicted, classes=2)
     splits = {"testB": make_split(matrices, uncertainty={"test_1": 0.6931})}
     return make_run("one", folder=folder, splits=splits, data={"store": str(store.location)})
+
+
+def test_an_image_whose_mask_has_changed_since_is_named_and_the_others_are_shown(run, store):
+    image, pixels = ImageEntry("new", "test", SIDE, SIDE), store.image(1)
+    grow(store, dataclasses.replace(store.contents, images=(*store.contents.images, image)), {1: ["masks"]})
+    writer = StoreWriter(store.location, FeatureStore.open(store.location).contents)
+    writer.write_pixels(1, [(pixels, np.ones((SIDE, SIDE), np.uint8), None)])
+    first, second, third = read_test_images(run, IDS, FeatureStore.open(store.location))
+    assert isinstance(first, TestImage) and isinstance(third, TestImage)
+    assert isinstance(second, MissingImage) and "its mask" in second.reason and "since the run" in second.reason
+
+
+def test_pictures_of_a_store_with_other_classes_are_named(run, store):
+    grow(store, dataclasses.replace(store.contents, classes=("background", "fat", "gland")), {})
+    found = list(read_test_images(run, IDS, FeatureStore.open(store.location)))
+    assert all(isinstance(image, MissingImage) and "the classes of" in image.reason for image in found)
 
 
 @pytest.fixture

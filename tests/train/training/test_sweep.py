@@ -7,9 +7,10 @@ import msgspec
 import pytest
 import torch
 
-from pathseg.store.contents import ImageEntry
+from pathseg.store.contents import UNLISTED, ImageEntry
 from pathseg.store.errors import Incomplete
 from pathseg.store.features import FeatureStore
+from pathseg.store.growth import grow
 from pathseg.store.writer import StoreWriter
 from pathseg.train.config import BaselineConfig, HeadConfig, Layer
 from pathseg.train.data import memory
@@ -219,15 +220,37 @@ def test_a_finished_run_of_other_settings_is_not_overwritten(toy_store, tmp_path
         train_into(toy_store, [other], [tmp_path / "run"])
 
 
-@pytest.mark.parametrize("change", ["masks", "images"])
-def test_a_finished_run_on_other_data_is_not_taken_for_this_one(tmp_path, toy_contents, fill_store, change):
+@pytest.mark.parametrize(
+    ("change", "words"), [("masks", "masks or sources are others"), ("images", "1 images were added, 2 are no longer")]
+)
+def test_a_finished_run_on_other_data_is_not_taken_for_this_one(tmp_path, toy_contents, fill_store, change, words):
     first = fill_store(StoreWriter(tmp_path / "a.zarr", toy_contents()))
     splits = toy_contents().images if change == "masks" else toy_contents().images[1:]
     other = fill_store(StoreWriter(tmp_path / "b.zarr", toy_contents(splits=[i.split for i in splits])), seed=1)
     assert first.contents.key == other.contents.key
     train_into(first, [QUICK], [tmp_path / "run"])
-    with pytest.raises(ValueError, match=r"data is \w+, not \w+"):
+    with pytest.raises(ValueError, match=rf"run holds a finished run of other data .*b\.zarr.*{words}.*pass --name"):
         train_into(other, [QUICK], [tmp_path / "run"])
+
+
+def test_a_run_of_a_store_that_has_grown_since_stays_and_says_what_has_changed(
+    toy_store, tmp_path, toy_contents, fill_store
+):
+    train_into(toy_store, [QUICK], [tmp_path / "run"])
+    weights = (tmp_path / "run" / "head.safetensors").read_bytes()
+    old, later = toy_store.contents.images, toy_contents(splits=["train"] * 7).images[5:]
+    added = (*old, *(dataclasses.replace(image, height=old[0].height) for image in later))
+    unlisted = dataclasses.replace(added[0], split=UNLISTED)
+    grow(toy_store, dataclasses.replace(toy_store.contents, images=(unlisted, *added[1:])), {})
+    store = FeatureStore.open(toy_store.location)
+    assert store.unfinished(t=50, blocks=(4,)) == (5, 6)
+    store = fill_store(StoreWriter(toy_store.location, store.contents))
+    with pytest.raises(ValueError, match=r"run holds a finished run of other data .*\(2 images were added, 1 are no l"):
+        train_into(store, [QUICK], [tmp_path / "run"])
+    assert (tmp_path / "run" / "head.safetensors").read_bytes() == weights
+    assert train_into(store, [QUICK], [tmp_path / "other"]) == {}
+    images = RunFolder(tmp_path / "other").read_config().data.images
+    assert {id_ for ids in images.values() for id_ in ids} == {image.id for image in added[1:]}
 
 
 def test_an_unfinished_run_on_other_data_is_not_taken_up(toy_store, tmp_path, toy_contents, fill_store):
