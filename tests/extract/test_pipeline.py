@@ -153,6 +153,24 @@ def test_an_image_that_changes_after_its_store_is_finished_is_named(drawn, toy_m
         extract(drawn(), toy_model, tmp_path / "store.zarr", config)
 
 
+def test_a_mask_that_changes_in_a_folder_is_written_again_and_a_new_code_moves_the_others(drawn, toy_model, tmp_path):
+    store, config, path = tmp_path / "store.zarr", ExtractConfig(layout="native", blocks=(0,)), tmp_path / "data/masks"
+    extract(drawn(), toy_model, store, config)
+    features = {name: data for name, data in tree(store).items() if name.startswith(("t50", "images"))}
+    mask = np.asarray(Image.open(path / "east.png"))
+    Image.fromarray(mask * 2).save(path / "east.png")  # codes 0 and 2, beside 0 and 1 of the others
+    Image.fromarray(np.asarray(Image.open(path / "west.png")) * 2).save(path / "west.png")
+    result = extract(drawn(), toy_model, store, config)
+    assert result.store.classes == ("code 0", "code 1", "code 2")
+    assert np.array_equal(result.store.mask(0), mask * 2)
+    Image.fromarray(np.asarray(Image.open(path / "north.png")) * 2).save(path / "north.png")
+    Image.fromarray(np.asarray(Image.open(path / "south.png")) * 2).save(path / "south.png")
+    result = extract(drawn(), toy_model, store, config)  # no mask has the code 1 any more
+    assert result.store.classes == ("code 0", "code 2") and np.array_equal(result.store.mask(0), mask)
+    assert {name: data for name, data in tree(store).items() if name in features} == features
+    assert verify(store) == ()
+
+
 def test_touched_files_are_no_change_and_read_once_more_only(drawn, toy_model, tmp_path):
     store, config = tmp_path / "store.zarr", ExtractConfig(layout="native", blocks=(0,))
     extract(drawn(), toy_model, store, config)

@@ -1,5 +1,6 @@
 """Stores that an earlier release wrote (0.1.0, format 1) and every later one reads. They are never written again."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathseg.store.describe import describe
 from pathseg.store.errors import KeyMismatch
 from pathseg.store.features import FeatureStore
 from pathseg.store.format.names import MANIFEST
+from pathseg.store.growth import grow
 from pathseg.store.key import Preprocessing, StoreKey
 from pathseg.store.lazy import open_lazy
 from pathseg.store.verify import verify
@@ -145,6 +147,29 @@ def test_another_timestep_joins_a_store_of_format_1_and_changes_no_file(any_path
     assert verify(folder) == ()
     changed = {name for name, data in before.items() if files_of(folder)[name] != data}
     assert changed == {MANIFEST}
+
+
+def test_a_store_of_format_1_grows_and_keeps_its_pixels_and_features(any_path, tmp_path):
+    folder = shutil.copytree(any_path, tmp_path / "a.zarr")
+    before, old, chunks = FeatureStore.open(folder), FeatureStore.open(any_path), files_of(folder)
+    t, images = before.timesteps()[0], before.contents.images
+    added = dataclasses.replace(images[0], id="new")
+    grow(before, dataclasses.replace(before.contents, images=(*images, added)), {0: ["masks"]})
+    writer = StoreWriter(folder, FeatureStore.open(folder).contents)
+    for index, mask in ((0, 1 - old.mask(0)), (len(images), old.mask(0))):
+        unit, position = divmod(index, writer.store.contents.images_per_unit)
+        units = [None] * len(writer.images(unit))
+        units[position] = (old.image(0), mask, old.instances(0) if old.contents.has_instances else None)
+        writer.write_pixels(unit, units)
+    store = FeatureStore.open(folder)
+    assert store.ids == (*old.ids, "new") and np.array_equal(store.mask(0), 1 - old.mask(0))
+    for index in range(len(images)):
+        assert np.array_equal(store.image(index), old.image(index))
+        for block, maps in old.read(index, t=t).items():
+            assert np.array_equal(store.read(index, t=t)[block], maps)
+    assert {finding.kind for finding in verify(folder)} == {"missing"}  # the features of the new image
+    features = {name for name in chunks if name.startswith("t") and "/c/" in name}
+    assert all(files_of(folder)[name] == chunks[name] for name in features)
 
 
 def test_another_key_is_refused_by_a_store_of_format_1(path, tmp_path, toy_contents):

@@ -24,6 +24,7 @@ from obstore.store import from_url
 from pathseg.store.describe import describe
 from pathseg.store.errors import Damaged, KeyMismatch, StoreError
 from pathseg.store.features import FeatureStore
+from pathseg.store.growth import grow
 from pathseg.store.location.cache import ReadCache
 from pathseg.store.location.location import open_location
 from pathseg.store.location.s3 import S3Prefix
@@ -255,6 +256,24 @@ def test_images_read_from_s3_as_they_were_written(s3_store, toy_store, url):
 def test_a_store_in_s3_is_described_with_its_address_and_size(s3_store, toy_store, url):
     described, there = describe(FeatureStore.open(url)), describe(toy_store)
     assert described == there.replace(str(toy_store.location), url)
+
+
+def test_a_grown_store_in_s3_reads_new_masks_and_finds_its_features_in_the_cache(small_store, server, url, tmp_path):
+    old = FeatureStore.open(url, cache=ReadCache(tmp_path / "cache"))
+    masks, maps = [old.mask(index) for index in range(3)], old.read(1, t=50)
+    pixels = old.image(1), 1 - masks[1], old.instances(1)
+    contents = old.contents
+    added = replace(contents.images[0], id="new")
+    grow(FeatureStore.open(url), replace(contents, images=(*contents.images, added)), {1: ["masks"]})
+    writer = StoreWriter(url, FeatureStore.open(url).contents)
+    writer.write_pixels(1, [pixels])
+    store = FeatureStore.open(url, cache=ReadCache(tmp_path / "cache"))
+    assert store.ids[-1] == "new" and not np.array_equal(store.mask(1), masks[1])
+    assert np.array_equal(store.mask(0), masks[0]) and np.array_equal(old.mask(1), masks[1])
+    server.requests.seen.clear()
+    assert all(np.array_equal(values, maps[block]) for block, values in store.read(1, t=50).items())
+    assert not [name for _, name in server.requests.seen if "block" in name and "/c/" in name]
+    assert {finding.kind for finding in Verification(url).run()} == {"missing"}  # the new image
 
 
 def test_another_key_is_refused_in_s3(small_store, url, toy_key):
