@@ -248,8 +248,8 @@ def test_a_single_slide_is_for_training(root):
     assert {sample.split for sample in listed(root).samples} == {"train"}
 
 
-def test_new_outlines_rewrite_masks_and_add_windows_without_computing_features(root, tmp_path):
-    store, config = tmp_path / "slides.zarr", ExtractConfig(layout="native", blocks=(4,))
+def test_new_outlines_rewrite_masks_and_add_windows_without_computing_features(root, tmp_path_factory):
+    store, config = tmp_path_factory.mktemp("made") / "slides.zarr", ExtractConfig(layout="native", blocks=(4,))
     model = load_model("mini")
     extract(listed(root), model, store, config)
     before = FeatureStore.open(store)
