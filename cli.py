@@ -278,9 +278,9 @@ def local_workers(flags: dict[str, Any]) -> int | None:
 def train_command(**flags: Any) -> None:
     """Stage two: train heads on cached features and score them on the test images.
 
-    Comma lists of --t, --lr, --seed and --train-images and --blocks each train every combination, each image being
-    read once an epoch for all of them. A finished run is not trained again; one that was cut off goes on after its
-    last epoch. Results lie in <workspace>/heads/<run>/.
+    Comma lists of --t, --lr, --seed and --train-images and --blocks each train every combination. Each image is read
+    once an epoch for all heads that are trained on the same images. A finished run is not trained again; one that was
+    cut off goes on after its last epoch. Results lie in <workspace>/heads/<run>/.
 
     Stores of the same images can be joined: --store A.zarr --store B.zarr --blocks A:4-6,B:last --t A:50,B:200.
     """

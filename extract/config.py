@@ -55,8 +55,8 @@ class ExtractConfig:
     )
 
     def __post_init__(self) -> None:
-        if self.surroundings < 1:
-            raise ValueError(f"surroundings must be 1 (the patch alone) or more patches wide, got {self.surroundings}")
+        if self.surroundings not in (1, 2, 4):
+            raise ValueError(f"surroundings must be 1 (the patch alone), 2 or 4 patches wide, got {self.surroundings}")
         if not self.t or len(set(self.t)) != len(self.t):
             raise ValueError(f"timesteps must be one or more different numbers, got {self.t}")
         if self.seed < 0 or min(self.t) < 0:

@@ -268,11 +268,15 @@ def contents_of(dataset: Dataset, model: FeatureModel, config: ExtractConfig) ->
 
 
 def block_shapes(model: FeatureModel, config: ExtractConfig) -> dict[int, BlockShape]:
-    """Return the shape of the maps that are kept of a patch, by block of the model: of a wider field its centre."""
-    return {
+    """Return the shape of the maps that are kept of a patch, by block of the model: of a wider field its centre.
+
+    Blocks whose map is too coarse to have a centre are left out.
+    """
+    shapes = {
         block: BlockShape(channels, centre_side(side, config.surroundings))
         for block, (channels, side) in model.blocks.items()
     }
+    return {block: shape for block, shape in shapes.items() if shape.side}
 
 
 def wanted_blocks(model: FeatureModel, config: ExtractConfig) -> tuple[int, ...]:

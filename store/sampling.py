@@ -103,5 +103,18 @@ class InputImage(Protocol):
         """Close the file."""
 
 
+def read_field(image: InputImage, y: int, x: int, height: int, width: int, *, margin: int) -> np.ndarray:
+    """Return a region of an image as a model sees it with its surroundings, (height + 2m, width + 2m, 3) uint8 RGB.
+
+    The region itself is white beyond the edges of the image; in the margin an image goes on mirrored there.
+    """
+    region = image.read(y, x, height, width)
+    if not margin:
+        return region
+    field = image.read(y - margin, x - margin, height + 2 * margin, width + 2 * margin, mirrored=True).copy()
+    field[margin:-margin, margin:-margin] = region
+    return field
+
+
 def _median(values: list[int]) -> int:
     return int(statistics.median(values))

@@ -88,9 +88,9 @@ SHARED: dict[str, tuple[Any, str]] = {
 
 
 TRAIN_IMAGES = (
-    "Train on so many of the training images, or on all; a comma list gives a learning curve. The subsets of one "
-    "--seed are nested and take whole patients or slides where these are known. Each is repeated within an epoch until "
-    "the head has taken as many steps as on all images."
+    "Train on so many of the training images (of slides and regions: windows), or on all; a comma list gives a "
+    "learning curve. The subsets of one --seed are nested and take one patient or slide after the other, where these "
+    "are known. Each is repeated within an epoch until the head has taken as many steps as on all images."
 )
 
 

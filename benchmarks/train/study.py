@@ -93,8 +93,9 @@ def rank_correlation(runs: list[FinishedRun]) -> dict[str, object]:
     mixed = [run.metrics.layer_weights for run in runs if run.metrics.layer_weights]
     alone: dict[int, list[FinishedRun]] = {}
     for run in runs:
-        layers = [] if run.is_baseline else run.settings.layers
-        if len(layers) == 1 and run.settings.network == "linear":
+        key, layers = run.data.key, run.settings.layers
+        of_mini = key.model == "mini" and key.surroundings is None
+        if of_mini and len(layers) == 1 and run.settings.network == "linear":
             alone.setdefault(layers[0].block, []).append(run)
     if not mixed or len(alone) < 3:
         return {}

@@ -28,7 +28,7 @@ from pathseg.extract.inputs.images import list_input_images, open_input_image
 from pathseg.extract.inputs.outlines import OUTLINE_SUFFIXES, UNCLASSIFIED, Outlines, rasterise, read_outlines
 from pathseg.store.classes import background_code
 from pathseg.store.key import Preprocessing
-from pathseg.store.sampling import InputImage, Sampling
+from pathseg.store.sampling import InputImage, Sampling, read_field
 
 if TYPE_CHECKING:
     from shapely import Geometry
@@ -123,10 +123,10 @@ class SlideReader:
             self._last = image
         return self._last
 
-    def read(self, path: Path, y: int, x: int, height: int, width: int) -> np.ndarray:
-        """Return a region, (height, width, 3) uint8 RGB: beyond a slide white, beyond an image mirrored."""
+    def read(self, path: Path, y: int, x: int, side: int, *, margin: int = 0) -> np.ndarray:
+        """Return a window with a margin, (side + 2m, side + 2m, 3) uint8 RGB, as `read_field` gives it."""
         with self._lock:
-            return self.open(path).read(y, x, height, width, mirrored=True)
+            return read_field(self.open(path), y, x, side, side, margin=margin)
 
 
 def open_slides(options: DatasetOptions) -> Dataset:
@@ -320,7 +320,7 @@ def _load(
     reader: SlideReader, slides: Slides, windows: Windows, side: int, background: int | None, sample: Sample
 ) -> Pixels:
     name, y, x = windows[sample.id]
-    image = reader.read(slides[name].image, y, x, side, side)
+    image = reader.read(slides[name].image, y, x, side)
     return Pixels(image, _load_mask(slides, windows, side, background, sample))
 
 
@@ -333,7 +333,7 @@ def _load_surroundings(
     reader: SlideReader, slides: Slides, windows: Windows, side: int, sample: Sample, margin: int
 ) -> np.ndarray:
     name, y, x = windows[sample.id]
-    return reader.read(slides[name].image, y - margin, x - margin, side + 2 * margin, side + 2 * margin)
+    return reader.read(slides[name].image, y, x, side, margin=margin)
 
 
 def _files_of(slides: Slides, windows: Windows, sample: Sample) -> tuple[Path, ...]:

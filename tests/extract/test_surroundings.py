@@ -17,7 +17,7 @@ from pathseg.extract.surroundings import load_field
 from pathseg.store.errors import KeyMismatch
 from pathseg.store.features import FeatureStore
 from pathseg.store.grid import PatchGrid, margin_px
-from pathseg.store.key import Preprocessing
+from pathseg.store.sampling import read_field
 
 GRID = PatchGrid(1, 2)
 
@@ -109,23 +109,28 @@ def test_a_reopened_store_knows_its_surroundings(toy_dataset, toy_model, tmp_pat
     assert FeatureStore.open(tmp_path / "alone.zarr").contents.key.field_patches == 1
 
 
-@pytest.mark.parametrize("times", [3, 16, 128])
-def test_a_width_that_leaves_no_whole_cells_on_the_patch_names_block_and_sides(toy_dataset, toy_model, tmp_path, times):
-    with pytest.raises(ValueError, match=rf"maps of \d+x\d+ cells.*--surroundings {times}"):
-        extract(toy_dataset("a", "b"), toy_model, tmp_path / "wide.zarr", config(times))
+@pytest.fixture
+def coarse_model(toy_model, monkeypatch):
+    """A toy model with blocks of 2x2 and 1x1 cells too."""
+    monkeypatch.setattr(toy_model, "blocks", {0: (8, 1), 2: (8, 2), 4: (4, 16), 9: (2, 64)}, raising=False)
+    return toy_model
+
+
+def test_a_block_without_whole_cells_on_the_patch_is_refused_by_name_and_sides(toy_dataset, coarse_model, tmp_path):
+    with pytest.raises(ValueError, match=r"block 2 .*maps of 2x2 cells.*--surroundings 4"):
+        extract(toy_dataset("a", "b"), coarse_model, tmp_path / "wide.zarr", config(4, blocks=(2, 4)))
     assert not (tmp_path / "wide.zarr").exists()
 
 
-def test_images_that_are_padded_have_no_surroundings(toy_dataset, toy_model, tmp_path):
-    padded = Preprocessing(resized=True, settings={"padded": "right and below"})
-    dataset = dataclasses.replace(toy_dataset("a", "b"), preprocessing=padded)
-    with pytest.raises(ValueError, match=r"--surroundings does not go with --keep-aspect.*leave one of them out"):
-        plan_extraction(dataset, toy_model, tmp_path / "a.zarr", ExtractConfig(surroundings=2))
+def test_blocks_too_coarse_for_a_centre_are_not_in_the_description(toy_dataset, coarse_model, tmp_path):
+    made = extract(toy_dataset("a", "b"), coarse_model, tmp_path / "wide.zarr", config(4, blocks=(4, 9))).store
+    assert sorted(FeatureStore.open(made.location.root).contents.blocks) == [4, 9]
 
 
-def test_a_width_below_one_patch_is_refused():
-    with pytest.raises(ValueError, match=r"surroundings must be 1 .* got 0"):
-        config(0)
+@pytest.mark.parametrize("times", [0, 3, 8])
+def test_other_widths_than_1_2_and_4_are_refused(times):
+    with pytest.raises(ValueError, match=rf"surroundings must be 1 .* 2 or 4 .* got {times}"):
+        config(times)
 
 
 def test_bcss_shows_the_tissue_of_the_region_around_a_view(drawn_regions):
@@ -140,3 +145,23 @@ def test_bcss_shows_the_tissue_of_the_region_around_a_view(drawn_regions):
     np.testing.assert_array_equal(field[margin:-margin, margin:-margin], image)
     mirrored = load_field(dataclasses.replace(dataset, load_surroundings=None), sample, image, 2)
     assert (load_field(dataset, sample, image, 2) != mirrored).any()  # the view is not at all four edges of its region
+
+
+class SmallImage:
+    """An image of 3x4 px as `predict` reads it."""
+
+    pixels = np.arange(36, dtype=np.uint8).reshape(3, 4, 3)
+
+    def read(self, y, x, height, width, *, mirrored=False):
+        if mirrored:
+            return mirrored_region(self.pixels, y, x, height, width)
+        inside = self.pixels[y : y + height, x : x + width]
+        missing = ((0, height - inside.shape[0]), (0, width - inside.shape[1]), (0, 0))
+        return np.pad(inside, missing, constant_values=255)
+
+
+def test_a_window_beyond_an_image_is_white_whatever_its_margin():
+    alone = read_field(SmallImage(), 0, 0, 6, 6, margin=0)
+    field = read_field(SmallImage(), 0, 0, 6, 6, margin=2)
+    np.testing.assert_array_equal(field[2:-2, 2:-2], alone)
+    assert (alone[3:] == 255).all() and (field[0] != 255).all()

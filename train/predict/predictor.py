@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from pathseg.store.key import StoreKey
 from pathseg.store.runtime.atomic_files import write_atomic
 from pathseg.store.runtime.file_lock import file_lock
 from pathseg.store.runtime.prefetch import prefetch_map
-from pathseg.store.sampling import InputImage, Sampling
+from pathseg.store.sampling import InputImage, Sampling, read_field
 from pathseg.train.config import IMAGE, Layer
 from pathseg.train.metrics.object import ObjectRule
 from pathseg.train.predict.config import PredictConfig
@@ -255,14 +254,13 @@ class Predictor:
         on_window(image.id, completed, total)
 
         margin = margin_px(max(source.key.field_patches for source in self.head.sources))  # seen around a window
-        whole = height + 2 * margin, width + 2 * margin
 
         def read(batch: range) -> np.ndarray:
             corners = [windows.corner(windows.selected[index]) for index in batch]
-            return np.stack([image.read(y - margin, x - margin, *whole, mirrored=margin > 0) for y, x in corners])
+            return np.stack([read_field(image, y, x, height, width, margin=margin) for y, x in corners])
 
         def size_bytes(batch: range) -> int:
-            return len(batch) * math.prod(whole) * 3
+            return len(batch) * (height + 2 * margin) * (width + 2 * margin) * 3
 
         # closed at the end, so that after an error no thread reads the image while its caller closes it
         with closing(prefetch_map(read, missing, threads=READ_THREADS, size_bytes=size_bytes)) as batches_read:

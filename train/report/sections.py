@@ -27,6 +27,7 @@ from pathseg.train.report.sweeps import (
     is_untrained,
     seeds_label,
     t_label,
+    training_images,
     untrained_models,
 )
 from pathseg.train.report.systems import System, find_systems
@@ -271,7 +272,9 @@ def sweep_caption(sweep: Sweep, title: str) -> str:
     sentences = [
         f"{title}: scores on {images} validation image{'' if images == 1 else 's'} and on the test split "
         f"{first.metrics.test_split} ({tested} images).", bars,
-        "Each head kept its best epoch on the validation images, which flatters validation scores a little.",
+        "Each head kept its best epoch on the validation images, which flatters validation scores a little."
+        if images
+        else "Without validation images each head kept its last epoch.",
         f"All else equal: {sweep.fixed}.",
     ]  # fmt: skip
     if sweep.untrained:
@@ -359,7 +362,7 @@ def _mixing_group(runs: Sequence[FinishedRun], title: str, stem: str) -> list[Sw
     for settings, repeats in find_repeats(runs, at_least=1):
         if not repeats.runs[0].metrics.layer_weights:
             continue
-        number, images = len(tables) + 1, len(repeats.runs[0].data.images.get("train", ()))
+        number, images = len(tables) + 1, training_images(repeats.runs[0])
         table = mixing_table(repeats, settings, name=f"mixing-{number}", title=title)
         tables.append(table)
         if number <= SWEEPS_SHOWN:
@@ -389,7 +392,7 @@ def _images_figure(sweeps: Sequence[Sweep], title: str, file: str) -> Figure:
     caption = (
         f"{title}: Dice on {split} over the number of training images, on a logarithmic scale. "
         + (f"Marks are means over {seeds}, bars ± one sample standard deviation. " if several else "One seed each. ")
-        + "The subsets of a seed are nested, and all heads of a line took the same number of steps. "
+        + "The subsets of a seed are nested, and an epoch has as many steps whatever their size. "
         f"The epoch was chosen on {images} validation image{'' if images == 1 else 's'}, "
         "which are annotated too and are not counted."
     )

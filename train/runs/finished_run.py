@@ -59,8 +59,8 @@ class FinishedRun:
 
     @property
     def scored(self) -> bool:
-        """Whether there were test images to score it on."""
-        return bool(self.metrics.splits)
+        """Whether there were images of the quoted test split to score it on."""
+        return self.metrics.test_split in self.metrics.splits
 
     @property
     def constant_class(self) -> str:

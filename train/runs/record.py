@@ -467,11 +467,9 @@ class Metrics(msgspec.Struct, frozen=True, omit_defaults=True):
     def require_classes(self, classes: Sequence[str], *, source: str) -> None:
         """Raise ValueError unless the quoted split is there and every score and matrix is of so many classes.
 
-        Without any split the run was not scored. Then its most frequent class must be one of the classes.
+        A run without images of that split was not scored on it; then it names its most frequent class.
         """
-        if not self.splits and self.constant_class in classes:
-            return
-        if self.test_split not in self.splits:
+        if self.test_split not in self.splits and self.constant_class not in classes:
             raise ValueError(
                 f"{source} has scores of {', '.join(self.splits) or 'no split'} but none of its "
                 f"test split {self.test_split!r}; {TRAIN_AGAIN}"

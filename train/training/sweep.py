@@ -219,7 +219,8 @@ def run_folders(
 def plan_sweep(store: Stores, runs: Runs, complete_only: bool = False) -> SweepPlan:
     """Find out which runs are not finished, and which images they do without.
 
-    Raises ValueError when a folder holds a finished run of other settings, of other stores or of fewer of their images;
+    Raises ValueError when a folder holds a finished run of other settings, of other stores or of fewer of their images,
+    and when the images cannot be split as a run needs;
     Incomplete when a store lacks features of some images and complete_only is False.
     """
     configs, stores = [config for config, _ in runs], JoinedStores.of(store)
@@ -229,6 +230,8 @@ def plan_sweep(store: Stores, runs: Runs, complete_only: bool = False) -> SweepP
         if run.path.is_dir():
             run.remove_leftovers()
     left_out = incomplete_images_of(stores, configs, allowed=complete_only) if unfinished else frozenset()
+    for config, _ in unfinished:
+        run_splits(stores.images, config, without=left_out)  # raises before anything is trained
     return SweepPlan(stores, tuple(runs), unfinished, left_out)
 
 
@@ -255,7 +258,14 @@ def is_finished(
     if found["images"] < len(store.listed):  # it did without some, which may be complete by now
         splits, _ = run_splits(store, config, without=without())
         wanted["images"] = max(found["images"], sum(map(len, splits.named().values())))
-    differing = [f"{key} is {found.get(key)}, not {value}" for key, value in wanted.items() if found.get(key) != value]
+        if config.train_images != "all":  # complete images change what is drawn, at equal numbers too
+            found["drawn images"] = finished.data.images
+            wanted["drawn images"] = {name: tuple(store.ids[i] for i in own) for name, own in splits.named().items()}
+    differing = [
+        f"{key} is {found.get(key)}, not {value}" if key != "drawn images" else "other images were drawn"
+        for key, value in wanted.items()
+        if found.get(key) != value
+    ]
     if differing:
         raise ValueError(
             f"{run.path} holds a finished run of other settings: {'; '.join(differing)}; "
@@ -417,12 +427,13 @@ def describe_plan(
     complete = f"{images} of {total} images complete"
     over = "the store" if len(stores.stores) == 1 else f"{len(stores.stores)} joined stores"
     if scheduler:
-        return f"{heads} on the workers of {scheduler}, each with its own pass over {over}, {complete}"
+        on_workers = f"{heads} on the workers of {scheduler}, each with its own pass over {over}, {complete}"
+        return on_workers + _without_images(plan)
     target = torch.device(resolve_device(device))
     groups = passes(stores, runs, device=target)
     line = f"{heads} in {len(groups)} pass{'es' * (len(groups) > 1)} over {over}, {complete}"
     if not images:
-        return line
+        return line + _without_images(plan)
     configs = [[config for config, _ in group] for group in groups]
     largest = max(configs, key=lambda own: image_bytes(stores, required_layers(own)))
     kept = describe_kept(stores, largest, images, device=target, memory_bytes=memory_bytes)

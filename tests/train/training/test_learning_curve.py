@@ -5,6 +5,7 @@ from itertools import pairwise
 import pytest
 
 from pathseg.store.contents import ImageEntry
+from pathseg.store.features import FeatureStore
 from pathseg.store.writer import StoreWriter
 from pathseg.train.config import HeadConfig
 from pathseg.train.data.joined import JoinedStores
@@ -78,3 +79,23 @@ def test_a_finished_run_on_a_subset_is_not_trained_again(toy_store, tmp_path):
     train(toy_store, [config], tmp_path)
     ((_, run),) = run_folders(toy_store, [config], tmp_path / "heads")
     assert is_finished(JoinedStores.of(toy_store), config, run, without=lambda: ())
+
+
+def test_too_many_images_are_refused_before_anything_is_trained(toy_store, tmp_path):
+    configs = expand_heads(toy_store, blocks=(4,), head_type="linear", epochs=1, train_images=(1, 9))
+    with pytest.raises(ValueError, match="train_images 9"):
+        train(toy_store, configs, tmp_path)
+    assert not list((tmp_path / "heads").glob("*/*"))
+
+
+def test_a_run_on_a_subset_that_is_drawn_otherwise_by_now_is_no_finished_one(toy_store, tmp_path):
+    config = HeadConfig(blocks=(4,), head_type="linear", epochs=1, train_images=1, val_fraction=0.3)
+    (record,) = toy_store.location.root.glob("_done/t50/*/000003.json")
+    content = record.read_bytes()
+    record.unlink()
+    train(FeatureStore.open(toy_store.location.root), [config], tmp_path, complete_only=True)
+    record.write_bytes(content)
+    whole = FeatureStore.open(toy_store.location.root)
+    ((_, run),) = run_folders(whole, [config], tmp_path / "heads")
+    with pytest.raises(ValueError, match="finished run of other settings"):
+        is_finished(JoinedStores.of(whole), config, run, without=lambda: ())
