@@ -21,7 +21,7 @@ from pathseg.store.errors import StoreError
 from pathseg.store.features import FeatureStore
 from pathseg.store.format.names import MANIFEST
 from pathseg.store.format.size import BlockShape, fitting_layouts, format_bytes, images_per_unit, patch_bytes
-from pathseg.store.grid import PATCH_PX, PatchGrid
+from pathseg.store.grid import HEAD_CELLS, PATCH_PX, PatchGrid
 from pathseg.store.key import BATCH_SIZE, StoreKey, Surroundings
 from pathseg.store.location.location import Location, open_location
 
@@ -169,8 +169,8 @@ def plan_extraction(
 ) -> ExtractPlan:
     """Return the sizes of a run that computes what is missing in the store at this path or s3 URL; nothing is written.
 
-    Raises ValueError for a block or a timestep that the model does not have, KeyMismatch when the store has features
-    that were made in another way, StoreError when images have changed.
+    Raises ValueError for a block or a timestep that the model does not have and for another timestep of a model without
+    noise, KeyMismatch when the store has features that were made in another way, StoreError when images have changed.
     """
     location = open_location(store)
     existing = FeatureStore.open(location) if location.exists(MANIFEST) else None
@@ -188,6 +188,12 @@ def plan_for(
 ) -> ExtractPlan:
     """Return the sizes of a run into an opened store, or into a new one where `existing` is None."""
     blocks = wanted_blocks(model, config)
+    stored = () if existing is None or model.timesteps is not None else existing.timesteps()
+    if stored and config.t[0] not in stored:
+        raise ValueError(
+            f"model {model.name} has no noise, so its features at t {config.t[0]} would equal those that "
+            f"{location} has at t {stored[0]}; pass --t {stored[0]}"
+        )
     patches = PatchGrid.of(*dataset.size).patches
     missing = _missing_in(existing, changes, dataset, config, blocks)
     maps: Counter[int] = Counter()
@@ -282,8 +288,8 @@ def block_shapes(model: FeatureModel, config: ExtractConfig) -> dict[int, BlockS
 def wanted_blocks(model: FeatureModel, config: ExtractConfig) -> tuple[int, ...]:
     """Return the configured blocks, by default the model's `default_blocks`.
 
-    Raises ValueError for a block or a timestep that the model does not have, and for surroundings in which no whole
-    cells of a block lie on the patch.
+    Raises ValueError for a block or a timestep that the model does not have, for surroundings in which no whole cells
+    of a block lie on the patch, and for layout `image` where the heads' cells are not fractions of a block's.
     """
     if model.timesteps is not None and (unknown_t := [t for t in config.t if not 0 <= t < model.timesteps]):
         raise ValueError(f"t {unknown_t[0]} is not within 0-{model.timesteps - 1}, the timesteps of model {model.name}")
@@ -296,6 +302,15 @@ def wanted_blocks(model: FeatureModel, config: ExtractConfig) -> tuple[int, ...]
     if unknown := [block for block in blocks if block not in model.blocks]:
         raise ValueError(f"model {model.name} has blocks {format_blocks(model.blocks)}, not {format_blocks(unknown)}")
     require_centre(model, blocks, config.surroundings)
+    shapes = block_shapes(model, config)
+    # `train.heads.stack.to_head_grid` recovers the native values from maps of pixel size only then
+    if config.layout == "image" and (uneven := [block for block in blocks if HEAD_CELLS % shapes[block].side]):
+        side = shapes[uneven[0]].side
+        raise ValueError(
+            f"block {uneven[0]} of model {model.name} has maps of {side}x{side} cells, but --layout image takes sides "
+            f"that divide {HEAD_CELLS}; pass --layout native or grid, or for a timm model of 14 px patches "
+            "--input-px 224"
+        )
     return blocks
 
 

@@ -14,6 +14,16 @@ from pathseg.extract.models.json_file import read_json_object
 
 INDEX, UNET, SCHEDULER = "model_index.json", "unet", "scheduler"
 FIRST_STAGES = ("vae", "vqvae")  # folders of the image encoder, by the pipeline's name for it; none in pixel space
+# parts that do not change the features of an image with a given context: text, its tokens, pictures as prompts, filters
+UNREAD = {
+    "text_encoder",
+    "text_encoder_2",
+    "bert",
+    "tokenizer",
+    "tokenizer_2",
+    "image_encoder",
+    "feature_extractor",
+} | {"safety_checker"}
 WEIGHTS = "diffusion_pytorch_model"
 SUFFIXES = (".safetensors", ".bin")
 DIFFUSERS_LAYOUT = f"{INDEX}, unet/, scheduler/ and, of a latent diffusion model, vae/ or vqvae/"
@@ -57,8 +67,8 @@ def is_diffusers_folder(folder: Path) -> bool:
 def read_diffusers_folder(folder: Path) -> DiffusersFiles:
     """Read configs and weights of a pipeline's folder without executing anything from it.
 
-    Raises FileNotFoundError where a file is missing; ValueError for a pipeline without a UNet, a config that is none,
-    and weights that are sharded or unreadable.
+    Raises FileNotFoundError where a file is missing; ValueError for a pipeline without a UNet or with a part of an
+    unknown name, which may be an image encoder, for a config that is none, and weights that are sharded or unreadable.
     """
     if not (folder / INDEX).is_file():
         raise FileNotFoundError(f"folder {folder} has no {INDEX}; a pipeline of diffusers has {DIFFUSERS_LAYOUT}")
@@ -70,24 +80,33 @@ def read_diffusers_folder(folder: Path) -> DiffusersFiles:
             f"{folder} is a {index.get('_class_name')!s:.80} without a unet, but with {', '.join(others) or 'nothing'}"
             "; pathseg reads pipelines whose denoiser is a UNet2DModel or UNet2DConditionModel"
         )
+    known = {UNET, SCHEDULER, *FIRST_STAGES, *UNREAD}
+    if unknown := [name for name, class_name in classes.items() if class_name and name not in known]:
+        raise ValueError(
+            f"{folder} is a {index.get('_class_name')!s:.80} with the part {unknown[0]!s:.80} "
+            f"({classes[unknown[0]]:.80}), which pathseg does not know; if it is the image encoder, name its folder "
+            f"and its entry in {INDEX} {' or '.join(FIRST_STAGES)}"
+        )
     config = _folder_of(folder, SCHEDULER) / "scheduler_config.json"
     if not config.is_file():
         raise FileNotFoundError(f"folder {folder} has no {SCHEDULER}/{config.name}; a pipeline has {DIFFUSERS_LAYOUT}")
     schedule = read_json_object(config, "that describes a scheduler")
     notes: list[str] = []
     encoder = next((name for name in FIRST_STAGES if classes.get(name)), None)
+    if encoder is None:
+        notes.append("no image encoder: a model of pixels")
     return DiffusersFiles(
         name=folder.resolve().name,
         source=str(folder),
-        unet=_read_network(_folder_of(folder, UNET), classes[UNET], notes),
-        first_stage=None if encoder is None else _read_network(_folder_of(folder, encoder), classes[encoder], notes),
+        unet=_read_network(_folder_of(folder, UNET), UNET, classes[UNET], notes),
+        first_stage=None if encoder is None else _read_network(folder / encoder, encoder, classes[encoder], notes),
         scheduler=(str(schedule.get("_class_name", classes.get(SCHEDULER))), schedule),
         notes=tuple(notes),
     )
 
 
 def _folder_of(folder: Path, part: str) -> Path:
-    """Return where a part lies: in a folder of its name or, as in the first releases of DDPM, beside the index."""
+    """X"""
     return folder / part if (folder / part).is_dir() else folder
 
 
@@ -97,10 +116,13 @@ def _class_of(part: Any) -> str:
     return part[1] if named else ""
 
 
-def _read_network(folder: Path, class_name: str, notes: list[str]) -> Network:
+def _read_network(folder: Path, part: str, class_name: str, notes: list[str]) -> Network:
     config = folder / "config.json"
     if not config.is_file():
-        raise FileNotFoundError(f"folder {folder} has no config.json; a pipeline has {DIFFUSERS_LAYOUT}")
+        raise FileNotFoundError(
+            f"folder {folder} has no config.json of the part {part} ({class_name:.80}) that {INDEX} names; a pipeline "
+            f"has {DIFFUSERS_LAYOUT}"
+        )
     options = read_json_object(config, "that describes a network")
     weights = _find_weights(folder, notes)
     return Network(

@@ -154,6 +154,23 @@ def test_blocks_and_timesteps_that_the_model_lacks_are_named(dataset, toy_model,
         plan_extraction(dataset, toy_model, store, ExtractConfig(**config))
 
 
+def test_another_timestep_of_a_model_without_noise_is_refused_naming_the_stored_one(dataset, toy_model, store):
+    extract(dataset, toy_model, store, NATIVE)
+    toy_model.timesteps = None
+    assert plan_extraction(dataset, toy_model, store, NATIVE).missing_bytes == 0
+    for run in (extract, plan_extraction):
+        with pytest.raises(ValueError, match=r"toy has no noise.* t 60 .*store\.zarr has at t 50; pass --t 50"):
+            run(dataset, toy_model, store, ExtractConfig(layout="native", t=(60,)))
+
+
+def test_layout_image_is_refused_for_maps_whose_values_heads_cannot_recover(dataset, toy_model, store):
+    toy_model.blocks = {0: (8, 8), 4: (4, 18), 9: (2, 64)}
+    with pytest.raises(ValueError, match=r"block 4 of model toy has maps of 18x18 .*divide 64.*--layout native"):
+        plan_extraction(dataset, toy_model, store, ExtractConfig(layout="image"))
+    assert plan_extraction(dataset, toy_model, store, ExtractConfig(layout="image", blocks=(0, 9))).missing_images == 3
+    assert plan_extraction(dataset, toy_model, store, NATIVE).missing_images == 3
+
+
 def test_sources_that_the_data_set_names_later_are_followed(toy_dataset, toy_model, tmp_path):
     dataset, config = toy_dataset("a", "b", "c"), ExtractConfig(t=(50,), blocks=(0,))
     extract(dataset, toy_model, tmp_path / "s.zarr", config)

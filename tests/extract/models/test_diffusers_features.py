@@ -247,7 +247,8 @@ def test_a_unet_beside_the_index_is_read_as_in_the_first_releases_of_ddpm(tmp_pa
         for path in (tmp_path / "pixels" / part).iterdir():
             path.rename(tmp_path / "pixels" / path.name)
         (tmp_path / "pixels" / part).rmdir()
-    assert load_model(tmp_path / "pixels").digest == digest
+    model = load_model(tmp_path / "pixels")
+    assert model.digest == digest and "no image encoder: a model of pixels" in model.notes
 
 
 def test_layers_that_resample_by_residual_layers_are_numbered_alike(tmp_path, two_threads):
@@ -378,6 +379,16 @@ def inpainting(folder):
     randomised(text_conditioned(in_channels=9)).save_pretrained(folder / "unet")
 
 
+def renamed_encoder(folder):
+    (folder / "vae").rename(folder / "movq")
+    change_config("model_index.json", vae=[None, None], movq=["diffusers", "VQModel"])(folder)
+
+
+def encoder_beside_the_index(folder):
+    for path in (folder / "vae").iterdir():
+        path.rename(folder / path.name)
+
+
 def gone(file):
     return lambda folder: (folder / file).unlink()
 
@@ -414,6 +425,11 @@ WRONG = {
     "no weights": (gone(f"unet/{WEIGHTS}"), f"has no {WEIGHTS} and no diffusion_pytorch_model.bin"),
     "truncated weights": (lambda folder: (folder / "vae" / WEIGHTS).write_bytes(b"abc"), "truncated"),
     "no config": (gone(UNET), "unet has no config.json"),
+    "an encoder under another name": (renamed_encoder, r"the part movq \(VQModel\), which .* vae or vqvae"),
+    "an encoder that is missing": (
+        encoder_beside_the_index,
+        "vae has no config.json of the part vae",
+    ),
     "no index": (gone("model_index.json"), "has no model_index.json"),
     "no scheduler": (gone(SCHEDULER), "has no scheduler/scheduler_config.json"),
     "an index that is a list": (lambda folder: (folder / "model_index.json").write_text("[]"), "must be a JSON object"),
