@@ -167,9 +167,9 @@ def test_killed_at_random_moments_a_store_ends_as_if_nothing_had_happened(runs, 
     assert kill_runs(runs, order, whole_files, wanted=4, seed=0) >= 4
 
 
-@pytest.mark.soak
-def test_a_hundred_kills_leave_no_trace(runs, order, whole_files):
-    assert kill_runs(runs, order, whole_files, wanted=100, seed=1) >= 100
+@pytest.mark.parametrize("kills", [pytest.param(20, marks=pytest.mark.soak), pytest.param(100, marks=pytest.mark.slow)])
+def test_many_kills_leave_no_trace(runs, order, whole_files, kills):
+    assert kill_runs(runs, order, whole_files, wanted=kills, seed=1) >= kills
 
 
 def test_an_interrupted_run_fails_and_the_next_goes_on(runs, order, whole_files):
