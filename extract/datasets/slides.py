@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from pathseg.extract.datasets.registry import (
 from pathseg.extract.inputs.images import list_input_images, open_input_image
 from pathseg.extract.inputs.outlines import OUTLINE_SUFFIXES, UNCLASSIFIED, Outlines, rasterise, read_outlines
 from pathseg.store.classes import background_code
-from pathseg.store.key import Preprocessing
+from pathseg.store.key import Preprocessing, Setting
 from pathseg.store.sampling import InputImage, Sampling, read_field
 
 if TYPE_CHECKING:
@@ -167,6 +167,9 @@ def open_slides(options: DatasetOptions) -> Dataset:
     if problems:
         raise DatasetError("slides", root, problems=problems)
     side = options.window_px or WINDOW_PX
+    settings: dict[str, Setting] = {"target_mpp": target, "brush_um": brush_um, "region_class": region_class}
+    if options.mpp is not None:
+        settings["file_mpp"] = options.mpp
     least = options.min_labelled_px or MIN_LABELLED_PX
     samples, windows, counts, poor = [], {}, Counter[int](), 0
     for name, slide in annotated.items():
@@ -198,15 +201,13 @@ def open_slides(options: DatasetOptions) -> Dataset:
         classes=classes,
         size=(side, side),
         test_split=test_split,
-        preprocessing=Preprocessing(
-            settings={"target_mpp": target, "brush_um": brush_um, "region_class": region_class}
-        ),
+        preprocessing=Preprocessing(settings=settings),
         background=background,
         ignore=UNLABELLED,
         mpp=target,
         left_out="; ".join(left_out),
         masks_per_class={name: counts[code] for code, name in enumerate(classes)},
-        warnings=(*_outline_warnings(outlines.values()), *slide_warnings(tuple(samples))),
+        warnings=(*_outline_warnings(labels, outlines), *slide_warnings(tuple(samples))),
     )
 
 
@@ -304,14 +305,16 @@ def _candidates(slide: AnnotatedSlide, side: int) -> Iterator[tuple[int, int]]:
                 yield y, x
 
 
-def _outline_warnings(every: Iterable[Outlines]) -> tuple[str, ...]:
-    found = list(every)
-    unclassified = sum(one.class_name is UNCLASSIFIED for outlines in found for one in outlines.outlines)
-    mended, others = sum(outlines.mended for outlines in found), sum(outlines.left_out for outlines in found)
+def _outline_warnings(labels: Files, outlines: dict[str, Outlines]) -> tuple[str, ...]:
+    found = list(outlines.values())
+    flat = [f"{labels[name]}: object {number}" for name, own in outlines.items() for number in own.flat]
+    unclassified = sum(one.class_name is UNCLASSIFIED for own in found for one in own.outlines)
+    mended, others = sum(own.mended for own in found), sum(own.left_out for own in found)
     lines = {
         f"{unclassified} annotations without a class are not used; set a class in QuPath": unclassified,
         f"{mended} outlines cross themselves; their parts were taken as areas": mended,
         f"{others} objects are detections, cells or tiles; annotations alone are used": others,
+        f"{len(flat)} outlines have no area and are not used, the first is {''.join(flat[:1])}; remove them": len(flat),
     }
     return tuple(line for line, count in lines.items() if count)
 

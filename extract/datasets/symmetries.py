@@ -34,6 +34,7 @@ def with_symmetries(dataset: Dataset) -> Dataset:
         dataset,
         samples=tuple(samples),
         load=partial(_load, dataset.load),
+        load_surroundings=dataset.load_surroundings and partial(_load_surroundings, dataset.load_surroundings),
         files=partial(_files, dataset.files),
         load_mask=None if dataset.load_mask is None else partial(_load_mask, dataset.load_mask),
         preprocessing=dataclasses.replace(dataset.preprocessing, settings=settings),
@@ -74,6 +75,10 @@ def _load(load: Callable[[Sample], Pixels], sample: Sample) -> Pixels:
 
 def _load_mask(load_mask: Callable[[Sample], np.ndarray], sample: Sample) -> np.ndarray:
     return turned(load_mask(_original(sample)), sample.view)
+
+
+def _load_surroundings(load: Callable[[Sample, int], np.ndarray], sample: Sample, margin: int) -> np.ndarray:
+    return turned(load(_original(sample), margin), sample.view)
 
 
 def _files(files: Callable[[Sample], tuple[Path, ...]], sample: Sample) -> tuple[Path, ...]:

@@ -25,6 +25,10 @@ GEOMETRIES = (
     "Point", "MultiPoint", "LineString", "MultiLineString", "Polygon", "MultiPolygon", "GeometryCollection",
 )  # fmt: skip
 UNCLASSIFIED = None
+# ids by which older exports tell objects that are no annotations, in place of `objectType`
+OTHER_OBJECTS = frozenset(
+    {"PathDetectionObject", "PathCellObject", "PathTileObject", "PathRootObject", "TMACoreObject"}
+)
 
 
 @dataclass(frozen=True)
@@ -40,33 +44,39 @@ class Outlines:
     """The annotations of one file.
 
     colours: hex colour of each class that states one. left_out: number of objects that are no annotations (detections,
-    cells, tiles). mended: number of outlines that crossed themselves.
+    cells, tiles). mended: number of outlines that crossed themselves. flat: numbers, from 1, of the objects that were
+    left out because they have no area.
     """
 
     outlines: tuple[Outline, ...]
     colours: Mapping[str, str]
     left_out: int
     mended: int
+    flat: tuple[int, ...] = ()
 
 
 def read_outlines(path: Path, *, brush_px: float) -> Outlines:
     """Read the annotations of a GeoJSON file as QuPath exports it: a FeatureCollection, an array, or one Feature.
 
     Also gzipped. Points and lines become areas `brush_px` px of the image file wide. An outline that crosses itself is
-    mended (`shapely.make_valid`). Raises ValueError naming the file, and the object by its number: no GeoJSON, a
-    geometry that cannot be read, coordinates that are not finite.
+    mended (`shapely.make_valid`). Derived classes are named as QuPath shows them, `Tumor: Positive`. Raises ValueError
+    naming the file, and the object by its number: no GeoJSON, no geometry or one that cannot be read, coordinates that
+    are not finite.
     """
     import shapely
 
     outlines: list[Outline] = []
     colours: dict[str, str] = {}
+    flat: list[int] = []
     left_out = mended = 0
     for number, feature in enumerate(_features(path), 1):
-        properties = feature.properties or _Properties()
-        if properties.object_type not in (None, "annotation"):
+        if not feature.is_annotation:
             left_out += 1
             continue
+        classification = None if feature.properties is None else feature.properties.classification
         try:
+            if feature.geometry is None:
+                raise ValueError("it has no geometry")
             geometry = _geometry(feature.geometry)
             if geometry.is_empty:
                 raise ValueError("it has no coordinates")
@@ -75,12 +85,15 @@ def read_outlines(path: Path, *, brush_px: float) -> Outlines:
         except (ValueError, TypeError, AttributeError, LookupError, shapely.errors.ShapelyError) as e:
             raise ValueError(f"{path}: object {number} is no outline: {_first_line(e)}; remove it") from e
         area = shapely.union_all([_areal(one, brush_px) for one in _single_geometries(geometry)])
+        if not area.area:
+            flat.append(number)
+            continue
         mended += not all(one.is_valid for one in _single_geometries(geometry))
-        name = None if properties.classification is None else properties.classification.name
-        if name and (colour := _hex_colour(properties.classification)):
+        name = None if classification is None else classification.name or ": ".join(classification.names)
+        if name and (colour := _hex_colour(classification)):
             colours.setdefault(name, colour)
         outlines.append(Outline(name or UNCLASSIFIED, area))
-    return Outlines(tuple(outlines), colours, left_out, mended)
+    return Outlines(tuple(outlines), colours, left_out, mended, tuple(flat))
 
 
 def rasterise(
@@ -110,18 +123,28 @@ def rasterise(
 
 class _Classification(msgspec.Struct, frozen=True):
     name: str | None = None
+    names: tuple[str, ...] = ()  # of a derived class, in place of `name`
     color: tuple[int, int, int] | None = None
     colorRGB: int | None = None  # of older exports, ARGB as a signed number
 
 
-class _Properties(msgspec.Struct, frozen=True, rename="camel"):
-    object_type: str | None = None
+class _Properties(msgspec.Struct, frozen=True):
+    objectType: str | None = None
+    object_type: str | None = None  # of older exports
     classification: _Classification | None = None
 
 
 class _Feature(msgspec.Struct, frozen=True, tag_field="type", tag="Feature"):
-    geometry: dict[str, Any]
+    id: Any = None
+    geometry: dict[str, Any] | None = None
     properties: _Properties | None = None
+
+    @property
+    def is_annotation(self) -> bool:
+        """Return whether the object is an annotation, as one that does not say what it is."""
+        properties = self.properties or _Properties()
+        kind = properties.objectType or properties.object_type
+        return self.id not in OTHER_OBJECTS if kind is None else kind == "annotation"
 
 
 class _FeatureCollection(msgspec.Struct, frozen=True, tag_field="type", tag="FeatureCollection"):

@@ -143,6 +143,28 @@ def test_the_surroundings_are_the_slides_tissue(root):
     assert (field[:120] == 255).all()  # above the slide, but for the reach of the resampling filter
 
 
+def test_the_surroundings_of_a_turned_window_are_turned_alike(root):
+    dataset = listed(root, views="flips")
+    assert {one.view for one in dataset.samples} == set(range(8))
+    for sample in dataset.samples[:8]:
+        field = dataset.load_surroundings(sample, 64)
+        np.testing.assert_array_equal(field[64:-64, 64:-64], dataset.load(sample).image)
+
+
+def test_the_scale_given_for_the_files_is_in_the_key(root):
+    assert "file_mpp" not in listed(root).preprocessing.settings
+    assert listed(root, mpp=0.3).preprocessing.settings["file_mpp"] == 0.3
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_region_without_an_area_is_named_in_a_warning(root):
+    collapsed = box(100, 100, 100, 100, "Region*")
+    write_outlines(root / "a.geojson", box(100, 100, 300, 200), collapsed)
+    dataset = listed(root)
+    dataset.load(dataset.samples[0])
+    assert any("a.geojson: object 2" in line for line in dataset.warnings)
+
+
 def test_a_data_set_can_be_sent_to_workers(root):
     dataset = listed(root)
     sent = pickle.loads(pickle.dumps(dataset))

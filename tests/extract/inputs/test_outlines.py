@@ -80,6 +80,37 @@ def test_detections_cells_and_tiles_are_counted_and_left_out(read):
     assert (len(found.outlines), found.left_out) == (1, 3)
 
 
+def test_objects_of_older_exports_say_what_they_are_in_their_id_or_in_snake_case(read):
+    ids = ("PathDetectionObject", "PathCellObject", "PathTileObject", "PathRootObject", "PathAnnotationObject")
+    older = [{**feature(objectType=None), "id": name} for name in ids]
+    snake = [feature(objectType=None, object_type=kind) for kind in ("detection", "annotation")]
+    found = read([*older, *snake])
+    assert (len(found.outlines), found.left_out) == (2, 5)
+
+
+def test_an_id_does_not_outweigh_the_type(read):
+    found = read([{**feature(), "id": "PathDetectionObject"}, {**feature(), "id": 7}])
+    assert (len(found.outlines), found.left_out) == (2, 0)
+
+
+def test_a_derived_class_is_named_as_qupath_shows_it(read):
+    derived = feature(classification={"names": ["Tumor", "Positive"], "color": [200, 0, 0]})
+    found = read([derived])
+    assert found.outlines[0].class_name == "Tumor: Positive" and found.colours == {"Tumor: Positive": "#c80000"}
+
+
+def test_an_outline_without_an_area_is_left_out_by_its_number(read):
+    collapsed = {"type": "Polygon", "coordinates": [[[5, 5], [9, 9], [5, 5], [5, 5]]]}
+    found = read([feature(), feature(collapsed)])
+    assert (len(found.outlines), found.flat) == (1, (2,))
+
+
+@pytest.mark.parametrize("without", [{"type": "Feature", "geometry": None}, {"type": "Feature"}])
+def test_an_object_without_a_geometry_is_named_by_its_number(read, without):
+    with pytest.raises(ValueError, match=r"a\.geojson: object 2 .*no geometry; remove it"):
+        read([feature(), without])
+
+
 def test_a_missing_class_is_none_and_colours_come_from_either_form(read):
     old = feature(name=None)
     old["properties"]["classification"] = {"name": "Stroma", "colorRGB": -3670016}  # ARGB ffc80000
