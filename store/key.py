@@ -126,8 +126,8 @@ class ViTSettings:
 class Surroundings:
     """The wider field in which a model saw each patch, shrunk to a patch; only the cells on the patch are kept.
 
-    times: width of the field, in patches. beyond: what lay beyond an image's edges, the tissue of its `region` (and
-    beyond that the region mirrored) or the `mirrored` image.
+    times: width of the field, in patches. beyond: what lay beyond an image's edges, `region` for the tissue around it
+    in its slide (white beyond the slide) or its region (mirrored beyond the region), or the `mirrored` image.
     """
 
     times: Annotated[int, msgspec.Meta(ge=2)]
@@ -135,7 +135,7 @@ class Surroundings:
 
     def __str__(self) -> str:
         """One line for people."""
-        beyond = "the region's tissue" if self.beyond == "region" else "the image mirrored"
+        beyond = "the tissue around it" if self.beyond == "region" else "the image mirrored"
         return f"{self.times} patches wide around each patch, shrunk {self.times}-fold; beyond the image {beyond}"
 
 

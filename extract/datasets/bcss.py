@@ -34,7 +34,7 @@ from pathseg.extract.datasets.registry import (
     Pixels,
     Sample,
     dataset_root,
-    limit_samples,
+    limit_over_sources,
     missing_data,
 )
 from pathseg.store.key import Preprocessing, Setting
@@ -102,7 +102,7 @@ def open_bcss(options: DatasetOptions) -> Dataset:
     reader = RegionReader(partial(_decode, files))
     return Dataset(
         name="bcss",
-        samples=_limit_over_regions(samples, options.limit),
+        samples=limit_over_sources(samples, options.limit, test_split="test"),
         load=partial(_load, reader, windows),
         load_surroundings=partial(_load_surroundings, reader, windows),
         files=partial(_files_of, files),
@@ -244,17 +244,6 @@ def _views(
 def _view_count(options: DatasetOptions) -> int:
     """Return the number of views of a training tile."""
     return options.views if isinstance(options.views, int) else VIEWS
-
-
-def _limit_over_regions(samples: list[Sample], limit: int | None) -> tuple[Sample, ...]:
-    """Limit the samples, taking one of each region before a second of any; their order is kept."""
-    seen: Counter[str | None] = Counter()
-    ranks = {}
-    for sample in samples:
-        ranks[sample] = seen[sample.source]
-        seen[sample.source] += 1
-    kept = set(limit_samples(tuple(sorted(samples, key=ranks.__getitem__)), limit, test_split="test"))
-    return tuple(sample for sample in samples if sample in kept)
 
 
 def _preprocessing(folder: str, files: dict[str, RegionFile], options: DatasetOptions) -> Preprocessing:

@@ -246,12 +246,17 @@ def _common_size(sizes: dict[str, tuple[int, int]], images: Files, problems: lis
 
 
 def read_splits(
-    path: Path, ids: list[str], problems: list[str], *, needed: tuple[str, ...] = ("train", "test")
+    path: Path,
+    ids: list[str],
+    problems: list[str],
+    *,
+    needed: tuple[str, ...] = ("train", "test"),
+    optional: Collection[str] = (),
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Return the split of each id, from the csv file if it exists, else by a hash of the id; and the named sources.
 
     Adds lines to `problems`, one for each of the `needed` splits that has no image. Where only `train` is needed, a
-    single id is a training image.
+    single id is a training image. The csv file may have rows for the `optional` ids too.
     """
     if not path.is_file():
         alone = needed == ("train",) and len(ids) == 1
@@ -263,12 +268,12 @@ def read_splits(
     except ValueError as e:
         problems.append(str(e))
         return {}, {}
-    by_name = {_composed(id_): id_ for id_ in ids}
+    by_name = {_composed(id_): id_ for id_ in [*ids, *optional]}
     for line, row in rows:
         id_, split = by_name.get(_composed(row["id"]), row["id"]), row["split"]
         if id_ in splits:
             problems.append(f"{path}: line {line}: a second row for {shown(id_)}; keep one of the two")
-        elif id_ not in ids:
+        elif id_ not in by_name.values():
             problems.append(f"{path}: line {line}: no image has the id {shown(id_)}; remove the row or add the image")
         elif split not in ("train", "val") and not split.startswith("test"):
             problems.append(
@@ -279,7 +284,7 @@ def read_splits(
             sources[id_] = source
     problems += [f"{path}: no row for the image {id_!r}; add one" for id_ in ids if id_ not in splits]
     for kind in needed:
-        if not any(split.startswith(kind) for split in splits.values()):
+        if not any(split.startswith(kind) for id_, split in splits.items() if id_ not in optional):
             problems.append(f"{path}: no image is in a {kind} split; put at least one there")
     return splits, sources
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -366,3 +367,14 @@ def limit_samples(samples: tuple[Sample, ...], limit: int | None, *, test_split:
         taken[split] += 1
     kept = sorted(index for split, listed in indices.items() for index in listed[: taken[split]])
     return tuple(samples[index] for index in kept)
+
+
+def limit_over_sources(samples: Sequence[Sample], limit: int | None, *, test_split: str) -> tuple[Sample, ...]:
+    """Limit as `limit_samples`, taking one sample of each source before a second of any; their order is kept."""
+    seen: Counter[str | None] = Counter()
+    ranks = {}
+    for sample in samples:
+        ranks[sample] = seen[sample.source]
+        seen[sample.source] += 1
+    kept = set(limit_samples(tuple(sorted(samples, key=ranks.__getitem__)), limit, test_split=test_split))
+    return tuple(sample for sample in samples if sample in kept)

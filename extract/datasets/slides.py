@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from pathseg.extract.datasets.folder import read_splits, slide_warnings, test_order
-from pathseg.extract.datasets.image_files import list_files, stated_mpp
+from pathseg.extract.datasets.image_files import IMAGE_SUFFIXES, list_files, stated_mpp
 from pathseg.extract.datasets.registry import (
     Dataset,
     DatasetError,
@@ -21,10 +21,10 @@ from pathseg.extract.datasets.registry import (
     Pixels,
     Sample,
     dataset_root,
-    limit_samples,
+    limit_over_sources,
     missing_data,
 )
-from pathseg.extract.inputs.images import list_input_images, open_input_image
+from pathseg.extract.inputs.images import SLIDE_SUFFIXES, one_per_series, open_input_image
 from pathseg.extract.inputs.outlines import OUTLINE_SUFFIXES, UNCLASSIFIED, Outlines, rasterise, read_outlines
 from pathseg.store.classes import background_code
 from pathseg.store.key import Preprocessing, Setting
@@ -142,7 +142,7 @@ def open_slides(options: DatasetOptions) -> Dataset:
     Raises FileNotFoundError where there is no slide or no outline, DatasetError as `open_dataset`.
     """
     root = dataset_root("slides", options)
-    slides, labels, problems = _pair_files(root)
+    slides, labels, foreign, problems = _pair_files(root)
     target = options.target_mpp or TARGET_MPP
     reader = SlideReader(target, options.mpp)
     outlines: dict[str, Outlines] = {}
@@ -163,7 +163,8 @@ def open_slides(options: DatasetOptions) -> Dataset:
         name: _annotated(slides[name], labels[name], shapes[name], own, codes, region_class, problems)
         for name, own in outlines.items()
     }
-    splits, sources = read_splits(root / "splits.csv", list(labels), problems, needed=("train",))
+    bare = [name for name in slides if name not in labels]
+    splits, sources = read_splits(root / "splits.csv", list(labels), problems, needed=("train",), optional=bare)
     if problems:
         raise DatasetError("slides", root, problems=problems)
     side = options.window_px or WINDOW_PX
@@ -182,18 +183,22 @@ def open_slides(options: DatasetOptions) -> Dataset:
             samples.append(sample)
             windows[sample.id] = name, y, x
             counts.update(np.unique(mask).tolist())
-    if not samples:
-        few = f"no window of {side}x{side} px has {least} labelled px; outline more or pass a lower --min-labelled-px"
+    if not any(sample.split == "train" for sample in samples):
+        of_train = " of the training slides" if samples else ""
+        few = (
+            f"no window of {side}x{side} px{of_train} has {least} labelled px; outline more or pass a lower "
+            "--min-labelled-px"
+        )
         raise DatasetError("slides", root, problems=[few])
     test_split = max(
         (sample.split for sample in samples if sample.split.startswith("test")), key=test_order, default="test"
     )
-    bare = len(slides) - len(labels)
-    left_out = [f"{bare} slides without outlines"] * bool(bare)
+    left_out = [f"{len(bare)} slides without outlines"] * bool(bare)
+    left_out += [f"{foreign} .json files that are named after no slide"] * bool(foreign)
     left_out += [f"{poor} windows with fewer than {least} labelled px"] * bool(poor)
     return Dataset(
         name="slides",
-        samples=limit_samples(tuple(samples), options.limit, test_split=test_split),
+        samples=limit_over_sources(samples, options.limit, test_split=test_split),
         load=partial(_load, reader, annotated, windows, side, background),
         load_surroundings=partial(_load_surroundings, reader, annotated, windows, side),
         load_mask=partial(_load_mask, annotated, windows, side, background),
@@ -211,23 +216,29 @@ def open_slides(options: DatasetOptions) -> Dataset:
     )
 
 
-def _pair_files(root: Path) -> tuple[Files, Files, list[str]]:
-    """Return all slides by name, the outlines of those that have some, and a line for each file that fits no slide."""
+def _pair_files(root: Path) -> tuple[Files, Files, int, list[str]]:
+    """Return all slides by name, the outlines of those that have some, the number of other JSON files, and problems.
+
+    Problems are lines: a GeoJSON file that fits no slide, two files of outlines of one slide, two slides of one name.
+    """
     problems: list[str] = []
-    try:
-        slides = {path.stem: path for path in list_input_images([str(root)])}
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            missing_data("slides", f"no slides data set: there is no slide or image in {root}")
-        ) from None
+    slides: Files = {}
+    for path in one_per_series(list_files(root, suffixes=IMAGE_SUFFIXES | SLIDE_SUFFIXES)):
+        if (other := slides.setdefault(path.stem, path)) != path:
+            problems.append(f"{path}: {other} is called {path.stem} too, but slides must differ in name; rename one")
+    if not slides:
+        raise FileNotFoundError(missing_data("slides", f"no slides data set: there is no slide or image in {root}"))
     by_name = {**{path.name: name for name, path in slides.items()}, **{name: name for name in slides}}
     labels: Files = {}
+    foreign = 0
     for path in list_files(root, suffixes=(".geojson", ".json", ".gz")):
         ending = next((ending for ending in OUTLINE_SUFFIXES if path.name.lower().endswith(ending)), None)
         if ending is None:
             continue
         name = by_name.get(path.name[: -len(ending)])
-        if name is None:
+        if name is None and ending.startswith(".json"):  # a QuPath project has some of its own
+            foreign += 1
+        elif name is None:
             problems.append(
                 f"{path}: no slide or image is called {path.name[: -len(ending)]}; rename it or add the slide"
             )
@@ -237,7 +248,7 @@ def _pair_files(root: Path) -> tuple[Files, Files, list[str]]:
             labels[name] = path
     if not labels and not problems:
         raise FileNotFoundError(missing_data("slides", f"no slides data set: no slide in {root} has outlines"))
-    return slides, {name: labels[name] for name in slides if name in labels}, problems
+    return slides, {name: labels[name] for name in slides if name in labels}, foreign, problems
 
 
 def _classes(

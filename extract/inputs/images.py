@@ -127,7 +127,7 @@ def list_input_images(arguments: Sequence[str]) -> list[Path]:
                 f"{argument}: there is no image or slide of this name; give files, folders or globs"
             )
         found |= dict.fromkeys(paths)
-    files = _one_per_series(found)
+    files = one_per_series(found)
     by_id: dict[str, Path] = {}
     for path in files:
         if (other := by_id.setdefault(path.stem, path)) != path:
@@ -135,8 +135,8 @@ def list_input_images(arguments: Sequence[str]) -> list[Path]:
     return files
 
 
-def _one_per_series(paths: Iterable[Path]) -> list[Path]:
-    """Leave out further files of a DICOM series in one folder, which OpenSlide reads as one slide."""
+def one_per_series(paths: Iterable[Path]) -> list[Path]:
+    """Return the files without further ones of a DICOM series in one folder, which OpenSlide reads as one slide."""
     from pathseg.extract.inputs.slides import dicom_series
 
     kept, series = [], set[tuple[Path, str]]()

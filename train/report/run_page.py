@@ -36,10 +36,11 @@ from pathseg.train.runs.record import RunData, Source
 
 SHEET_ROWS = 4  # of the sheet of a run, from its worst image to its best
 SIDES_PX = {"glas": 768, "synthetic": 512}  # that extract brings a data set to without --resize
-NOT_RECORDED = "--root, --limit, --classes, --mpp, --val-institutes, --hipt, --context"  # flags of extract
-# settings of a data set's preprocessing that are flags of extract
+NOT_RECORDED = "--root, --limit, --classes, --mpp, --min-labelled-px, --val-institutes, --hipt, --context"  # of extract
+# settings of a data set's preprocessing that are flags of extract; a tuple (BCSS: of the files' names) is none
 PREPROCESSING_FLAGS = {
     "image_folder": "--image-folder", "target_mpp": "--target-mpp", "stride_px": "--stride", "views": "--views",
+    "brush_um": "--brush-um", "region_class": "--region-class", "file_mpp": "--mpp",
 }  # fmt: skip
 # fields of a store's key that are flags of extract
 KEY_FLAGS = ("layout", "dtype", "packing", "precision", "batch_size", "seed")
@@ -169,7 +170,8 @@ def _extract(data: RunData, source: Source, selection: Selection | None, common:
     """The command that makes a store, with what a head reads of it; of a baseline with the default features."""
     key, features = source.key, []
     if selection is not None:
-        blocks = "all" if key.vit is None else format_blocks(selection.blocks)
+        any_block = key.vit is None and key.surroundings is None  # else the model may lack some, or refuse some
+        blocks = "all" if any_block else format_blocks(selection.blocks)
         features = ["--t", str(selection.t), "--blocks", blocks, *_model_flags(key)]
     return [
         "extract", *common, "--dataset", key.dataset, "--model", key.model, "--condition", key.condition,
@@ -210,15 +212,18 @@ def _model_flags(key: StoreKey) -> list[str]:
 
 
 def _resize_flag(data: RunData) -> list[str]:
-    """The flag that gives the images their size, nothing where it is the data set's own."""
+    """The flag that gives the images their size, of slides the windows; nothing where it is the data set's own."""
     height, width = data.key.size
+    if data.dataset == "slides":
+        return ["--window-px", str(height)]
     own = SIDES_PX.get(data.dataset, None if data.key.preprocessing.resized else height)
     return [] if height != width or height == own else ["--resize", str(height)]
 
 
 def _preprocessing_flags(data: RunData) -> list[str]:
     settings = data.key.preprocessing.settings
-    flags = [word for name, flag in PREPROCESSING_FLAGS.items() if name in settings
+    flags = [word for name, flag in PREPROCESSING_FLAGS.items()
+             if isinstance(settings.get(name), str | int | float)
              for word in (flag, str(settings[name]))]  # fmt: skip
     flags += ["--keep-aspect"] if data.key.preprocessing.padded else []
     return [*flags, "--instances"] if settings.get("masks") == "instance ids" else flags

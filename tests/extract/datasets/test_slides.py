@@ -210,6 +210,20 @@ def spoil_no_scale(root):
     write_outlines(root / "d.geojson", box(10, 10, 60, 60))
 
 
+def spoil_two_slides(root):
+    write_slide(root / "a.tiff")
+
+
+def spoil_training_labels(root):
+    for name in "ab":
+        write_outlines(root / f"{name}.geojson", box(100, 100, 104, 104))
+
+
+def spoil_training_slides(root):
+    (root / "splits.csv").write_text("id,split\na,test\nb,test\nc,test\nbare,train\n")
+    write_slide(root / "bare.tif")
+
+
 def spoil_damaged(root):
     (root / "a.tif").write_bytes(b"no TIFF")
 
@@ -236,12 +250,32 @@ def spoil_splits(root):
         (spoil_no_scale, r"d\.png: the image does not say its um/px; pass --mpp"),
         (spoil_damaged, r"a\.tif: "),
         (spoil_splits, r"no row for the image 'c'"),
+        (spoil_two_slides, r"a\.tiff: .*a\.tif is called a too.*rename"),
+        (spoil_training_labels, r"no window of 256x256 px of the training slides has 100 labelled px"),
+        (spoil_training_slides, r"no image is in a train split"),
     ],
 )
 def test_a_fault_gets_one_line_with_the_file_and_the_way_out(root, spoil, words):
     spoil(root)
     with pytest.raises(DatasetError, match=words):
         listed(root)
+
+
+def test_json_files_of_others_are_counted(root):
+    (root / "classifiers").mkdir()
+    (root / "classifiers/classes.json").write_text('{"pathClasses": []}')
+    assert "1 .json files" in listed(root).left_out
+
+
+def test_a_slide_to_be_outlined_later_can_have_its_split_already(root):
+    write_slide(root / "later.tif")
+    (root / "splits.csv").write_text("id,split\na,train\nb,train\nc,test\nlater,test\n")
+    assert "1 slides without outlines" in listed(root).left_out
+
+
+def test_a_limit_takes_a_window_of_each_slide_first(root):
+    kept = listed(root, limit=3).samples
+    assert sorted(sample.source for sample in kept) == ["a", "b", "c"]
 
 
 def test_labels_too_small_for_any_window_say_so(root):

@@ -127,6 +127,28 @@ def test_the_extraction_command_has_the_recorded_settings_of_the_data_set(make_r
     assert found == found | flags
 
 
+def test_the_extraction_command_of_slides_has_their_windows_and_what_draws_the_masks(make_run):
+    settings = {"target_mpp": 0.5, "brush_um": 5.0, "region_class": "Region*", "file_mpp": 0.25}
+    key = {"dataset": "slides", "size": (768, 768), "mpp": 0.5, "preprocessing": {"settings": settings}}
+    found = parsed(make_run(key=key), 0)
+    expected = {
+        "window_px": 768, "resize": None, "target_mpp": 0.5, "brush_um": 5.0, "region_class": "Region*", "mpp": 0.25,
+    }  # fmt: skip
+    assert found == found | expected
+
+
+def test_the_scales_in_the_names_of_bcss_are_no_flag(make_run):
+    settings = {"file_mpp": (0.25, 0.5), "target_mpp": 0.5}
+    key = {"dataset": "bcss", "size": (768, 768), "preprocessing": {"settings": settings}}
+    assert parsed(make_run(key=key), 0)["mpp"] is None
+
+
+def test_the_extraction_command_with_surroundings_names_the_blocks_of_the_head(make_run):
+    run = make_run(key={"surroundings": {"times": 4, "beyond": "region"}}, blocks=(4, 5))
+    found = parsed(run, 0)
+    assert (found["surroundings"], found["blocks"]) == (4, (4, 5))
+
+
 def test_the_sizes_without_a_flag_are_those_of_the_data_sets():
     assert SIDES_PX == {"glas": glas.SIDE_PX, "synthetic": synthetic.SIDE_PX}
 
