@@ -287,7 +287,7 @@ def train_command(**flags: Any) -> None:
     from pathseg.train.data.joined import open_joined
     from pathseg.train.training import sweep
 
-    given = flags["store"] or [str(paths.only_store(flags["workspace"]))]
+    given = flags["store"] or [str(paths.only_store(flags["workspace"]).absolute())]  # a path, never NAME=PATH
     stores = open_joined(given, open_store=partial(open_store, flags))
     with wrong_flags():
         configs = sweep.expand_heads(stores, **{name: flags[name] for name in HeadConfig.__dataclass_fields__})
@@ -397,7 +397,11 @@ def predict_command(images: tuple[str, ...], **flags: Any) -> None:
         config = PredictConfig(**{name: flags[name] for name in PredictConfig.__dataclass_fields__})
     files, run = list_input_images(images), paths.run_path(flags["workspace"], flags["run"])
     masks, device_name = flags["truth"], device(flags["device"])
-    names = list(dict.fromkeys(source.key.model for source in RunFolder(run).read_config().data.sources))
+    keys = [source.key for source in RunFolder(run).read_config().data.sources]
+    names, with_context = (
+        list(dict.fromkeys(key.model for key in keys)),
+        {key.model for key in keys if _has_context(key)},
+    )
     folders = of_each_model(flags["model"], names, flag="--model")
     weights, contexts = (
         {
@@ -412,7 +416,7 @@ def predict_command(images: tuple[str, ...], **flags: Any) -> None:
         made_by = key.model_digest, key.condition, None if key.diffusers is None else key.diffusers.class_label
         if made_by not in loaded:
             named = folders.get(key.model) or (f"timm:{key.model}" if key.model in weights else key.model)
-            if key.diffusers is not None and key.diffusers.context == "file" and key.model not in contexts:
+            if _has_context(key) and key.model not in contexts:
                 raise ValueError(
                     f"the head was trained on features of {key.model} with a stored context; pass it as --context FILE"
                 )
@@ -423,7 +427,7 @@ def predict_command(images: tuple[str, ...], **flags: Any) -> None:
                 device=device_name,
                 weights=weights.get(key.model),
                 vit=None if key.vit is None else ViTConfig.from_settings(key.vit),
-                context=contexts.get(key.model),
+                context=contexts.get(key.model) if _has_context(key) or key.model not in with_context else None,
                 class_label=made_by[-1],
             )
         return online_features(loaded[made_by], key, t, blocks, batch_size=batch_size)
@@ -445,18 +449,26 @@ def predict_command(images: tuple[str, ...], **flags: Any) -> None:
     require_all([str(failure) for failure in result.failures], len(files))
 
 
+def _has_context(key: Any) -> bool:
+    """Whether features with this key were made with a stored context."""
+    return key.diffusers is not None and key.diffusers.context == "file"
+
+
 def of_each_model(values: Sequence[str], models: Sequence[str], *, flag: str) -> dict[str, str]:
     """Return the values of a flag by model: each `NAME=VALUE`, or a single `VALUE` where there is one model."""
-    found = {}
+    found: dict[str, str] = {}
     for text in values:
         name, equals, value = text.partition("=")
-        if equals and name in models:
-            found[name] = value
-        elif len(models) == 1:
-            found[models[0]] = text
-        else:
-            raise click.UsageError(f"{flag} {text!r} names none of the head's models {', '.join(models)}; write "
-                                   f"{flag} {models[0]}=…")  # fmt: skip
+        if not equals or name not in models:
+            if len(models) > 1:
+                raise click.UsageError(f"{flag} {text!r} names none of the head's models {', '.join(models)}; write "
+                                       f"{flag} {models[0]}=…")  # fmt: skip
+            name, value = models[0], text
+        if name in found:
+            raise click.UsageError(
+                f"{flag} is given twice for the model {name}: {found[name]} and {value}; leave one out"
+            )
+        found[name] = value
     return found
 
 

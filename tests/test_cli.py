@@ -5,12 +5,13 @@ import sys
 import time
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from pathseg.cli import error_line, main
+from pathseg.cli import error_line, main, of_each_model
 from pathseg.store.features import FeatureStore
 from pathseg.store.grid import PatchGrid
 from pathseg.store.runtime.workspace import store_path
@@ -365,3 +366,10 @@ def test_without_a_home_folder_the_way_out_is_named(monkeypatch):
 
 def test_pytorch_without_memory_names_the_batch_size():
     assert "--batch-size" in error_line(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"))
+
+
+def test_a_value_given_twice_for_a_model_is_refused():
+    assert of_each_model(["a=x", "b=y=z"], ["a", "b"], flag="--model") == {"a": "x", "b": "y=z"}
+    for values, models in ((["a=x", "a=y"], ["a", "b"]), (["x", "a=y"], ["a"])):
+        with pytest.raises(click.UsageError, match="--model is given twice for the model a: x and y"):
+            of_each_model(values, models, flag="--model")

@@ -221,12 +221,12 @@ def _check_zip(path: Path) -> _Pickle:
             )
         if f"{root}/constants.pkl" in sizes:
             raise _Refused(f"asks to run a TorchScript program when read; {WAY_OUT}")
+        _check_crcs(path)  # before a record is read, which compares its CRC-32 too, and says less
         pickle = _follow(io.BytesIO(archive.read(f"{root}/data.pkl")))
     _check_calls(pickle)
     for key, needed in pickle.storages.items():
         if (held := sizes.get(f"{root}/data/{key}", 0)) < needed:
             raise _Refused(f"is damaged: storage {key} has {held} of {needed} bytes; get it again")
-    _check_crcs(path)
     return pickle
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
 import numpy as np
@@ -109,12 +109,14 @@ def join_stores(stores: Mapping[str, FeatureStore]) -> JoinedStores:
 def open_joined(stores: Sequence[str], *, open_store: Callable[[str], FeatureStore]) -> JoinedStores:
     """Open stores given as `PATH` or `NAME=PATH` and join them; without a name, a store has that of its folder.
 
-    Raises ValueError where two have the same name, and as `join_stores` and opening a store do.
+    A text with = that is an existing path is taken as one. Raises ValueError where two have the same name, where a
+    model of one name and settings has other weights in two stores, and as `join_stores` and opening a store do.
     """
     named: dict[str, FeatureStore] = {}
     for text in stores:
         before, equals, after = text.partition("=")
-        given = bool(equals) and not set(before) & set("/\\:")  # else a path or URL with = in it
+        # else a path or URL with = in it
+        given = bool(equals) and not set(before) & set("/\\:") and not Path(text).exists()
         store = open_store(after if given else text)
         name = before if given else store_name(store)
         if not name or "," in name:
@@ -127,7 +129,23 @@ def open_joined(stores: Sequence[str], *, open_store: Callable[[str], FeatureSto
                 "--store NAME=PATH"
             )
         named[name] = store
+    _require_one_model_per_name(named)
     return join_stores(named)
+
+
+def _require_one_model_per_name(stores: Mapping[str, FeatureStore]) -> None:
+    """Raise ValueError, naming both digests, for two models that predict could not tell apart: by name and settings."""
+    found: dict[tuple[str, ...], tuple[str, str]] = {}
+    for name, store in stores.items():
+        key = store.contents.key
+        model = key.model, key.condition, repr(key.vit), repr(key.diffusers)
+        other, digest = found.setdefault(model, (name, key.model_digest))
+        if digest != key.model_digest:
+            raise ValueError(
+                f"the stores {other} and {name} are both of a model {key.model}, but of other weights or contexts "
+                f"({digest[:8]} and {key.model_digest[:8]}), which predict tells apart by name; give the models' "
+                "folders different names and extract again"
+            )
 
 
 def store_name(store: FeatureStore) -> str:

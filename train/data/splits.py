@@ -162,7 +162,10 @@ def require_stored(store: FeatureStore, t: int, blocks: tuple[int, ...] = ()) ->
     stored = store.stored_blocks(t)
     if not stored:
         steps = ", ".join(map(str, store.timesteps())) or "none"
-        raise Incomplete(f"{store.location} has no features at t {t}, only at t {steps}; run pathseg extract --t {t}")
+        raise Incomplete(
+            f"{store.location} has no features at t {t}, only at t {steps}; run pathseg extract --t {t}, or give each "
+            "of several joined stores its own, --t A:100,B:50"
+        )
     if lacking := [block for block in blocks if block not in stored]:
         raise Incomplete(
             f"{store.location} has blocks {list(stored)} at t {t}, not {lacking}; choose others with --blocks"

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import nn
 
+from pathseg.store.classes import object_class
 from pathseg.store.grid import PatchGrid
 from pathseg.store.sampling import Sampling
 from pathseg.train.config import HeadConfig, Layer
@@ -33,8 +34,8 @@ class TrainedHead:
     name: of the run. sources: the stores that it was trained from. sampling: of their images. background, ignore: codes
     in `classes`, None where there is none. constant_class: the most frequent class in the training pixels, whose
     constant prediction scores are compared to. weights_digest: hex SHA-256 of head.safetensors. object_rule: the
-    post-processing of objects that the run chose on its validation images, else that of its settings; sizes in px of
-    the training files.
+    post-processing of objects that the run chose on its validation images, else that of its settings; none without
+    a single class of objects; sizes in px of the training files.
     """
 
     name: str
@@ -82,7 +83,11 @@ class TrainedHead:
             constant_class=run.constant_class,
             weights_digest=hashlib.sha256(weights).hexdigest(),
             device=torch.device(device),
-            object_rule=ObjectRule(settings.min_object_px) if tuning is None else tuning.rule,
+            object_rule=ObjectRule()
+            if object_class(data.classes, background=data.background, ignore=data.ignore) is None
+            else ObjectRule(settings.min_object_px)
+            if tuning is None
+            else tuning.rule,
         )
 
     @property

@@ -209,11 +209,16 @@ def run_folders(
     if long := next((one for one in names if len(one.encode()) > MAX_NAME_BYTES), None):
         raise ValueError(
             f"the run name {long} takes {len(long.encode())} bytes, but at most {MAX_NAME_BYTES} leave enough for the "
-            "names of its files; pass a shorter --name"
+            f"names of its files; {_shorter(stores, several=len(configs) > 1)}"
         )
     if twice := next((one for one in names if names.count(one) > 1), None):
         raise ValueError(f"two of the runs would be named {twice}; use values that differ in six digits")
     return [(config, RunFolder(heads / one)) for config, one in zip(configs, names, strict=True)]
+
+
+def _shorter(stores: str, *, several: bool) -> str:
+    """Return the way out where a run's name is too long; --name names a single run."""
+    return f"give the folders of the stores {stores} shorter names" if several else "pass a shorter --name"
 
 
 def plan_sweep(store: Stores, runs: Runs, complete_only: bool = False) -> SweepPlan:

@@ -366,3 +366,13 @@ def test_another_pickle_protocol_is_refused_with_the_way_out(tmp_path):
     torch.save({"w": torch.ones(2)}, tmp_path / "a.ckpt", pickle_protocol=4)
     message = refusal(tmp_path / "a.ckpt")
     assert "protocol 4" in message and "re-save" in message
+
+
+def test_a_file_saved_without_checksums_is_told_how_to_be_saved_again(tmp_path):
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        save({"a": torch.ones(3)}, tmp_path / "a.pt")
+    finally:
+        torch.serialization.set_crc32_options(before)
+    assert "set_crc32_options), save it again with them" in refusal(tmp_path / "a.pt")

@@ -1,5 +1,7 @@
 """Joined stores: what must be equal in them, their order, and what is read of them."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -82,6 +84,20 @@ def test_two_stores_of_one_name_are_refused_with_both_paths(toy_store):
     path = str(toy_store.location)
     with pytest.raises(ValueError, match=r"two stores are named toy: .*toy\.zarr and .*--store NAME=PATH"):
         open_joined([path, path], open_store=FeatureStore.open)
+
+
+def test_an_existing_path_with_an_equals_sign_is_no_name(toy_store, tmp_path, monkeypatch):
+    shutil.copytree(str(toy_store.location), tmp_path / "lr=1" / "x.zarr")
+    monkeypatch.chdir(tmp_path)
+    (store,) = open_joined(["lr=1/x.zarr"], open_store=FeatureStore.open).stores
+    assert store.digest() == toy_store.digest()
+
+
+def test_one_model_name_with_two_weights_is_refused_with_both_digests(toy_contents, toy_key, tmp_path):
+    for name, digest in (("a", "ab" * 32), ("b", "cd" * 32)):
+        StoreWriter(tmp_path / name, toy_contents(key=toy_key(model_digest=digest)))
+    with pytest.raises(ValueError, match=r"a and b are both of a model .*abababab and cdcdcdcd.*different names"):
+        open_joined([str(tmp_path / name) for name in "ab"], open_store=FeatureStore.open)
 
 
 def test_a_single_store_is_joined_with_nothing(toy_store):
