@@ -165,7 +165,9 @@ def _read_runs(workspace: Path) -> tuple[list[FinishedRun], tuple[str, ...], tup
     for folder in list_runs(workspace):
         try:
             if folder.finished:
-                finished.append(FinishedRun.read(folder))
+                run = FinishedRun.read(folder)
+                folder.require_unchanged(folder.weights.name, folder.last_weights.name)
+                finished.append(run)
             else:
                 epochs = folder.read_config().settings.epochs
                 unfinished.append(f"{folder.name}: {len(folder.read_history())} of {epochs} epochs")

@@ -161,15 +161,22 @@ class RunFolder:
     def require_unchanged(self, *names: str) -> None:
         """Compare files of a finished run with checksums.json, if it has one and lists them.
 
-        names: paths in the folder. Raises ValueError, naming the file and the way out, where one has changed.
+        names: paths in the folder. Raises ValueError, naming the file and the way out, where one is changed or missing.
         """
         path = self.path / CHECKSUMS
         if not path.is_file():
             return
-        expected = decode_json(path.read_bytes(), dict[str, str], source=str(path))
+        try:
+            expected = decode_json(path.read_bytes(), dict[str, str], source=str(path))
+        except ValueError as e:
+            raise ValueError(
+                f"{e}; delete this file, and the run's files are no longer compared, or {TRAIN_AGAIN}"
+            ) from e
         for name in names:
             file = self.path / name
-            if name in expected and file.is_file() and _sha256(file.read_bytes()) != expected[name]:
+            if name in expected and not file.is_file():
+                raise ValueError(f"{file} is missing, but {CHECKSUMS} lists it; {TRAIN_AGAIN}")
+            if name in expected and _sha256(file.read_bytes()) != expected[name]:
                 raise ValueError(f"{file} is damaged: its SHA-256 is not that in {CHECKSUMS}; {TRAIN_AGAIN}")
 
     def read_metrics(self) -> Metrics:
@@ -198,23 +205,23 @@ class RunFolder:
 
     def read_prediction(self, image_id: str) -> np.ndarray:
         """(H, W) uint8 class codes. Raises FileNotFoundError or, for a damaged picture, ValueError."""
-        path = self.prediction_path(image_id)
-        if not path.is_file():
+        picture = self._read_picture(self.prediction_path(image_id))
+        if picture is None:
+            path = self.prediction_path(image_id)
             raise FileNotFoundError(f"{path} is not there: run {self.name} has no prediction for {image_id}")
-        return self._read_picture(path)
+        return picture
 
     def read_uncertainty(self, image_id: str) -> np.ndarray | None:
         """(H, W) uint8 as `write_uncertainty` made it; None where there is none. ValueError for a damaged picture."""
-        path = self._uncertainty_path(self.prediction_path(image_id))
-        return self._read_picture(path) if path.is_file() else None
+        return self._read_picture(self._uncertainty_path(self.prediction_path(image_id)))
 
     def _uncertainty_path(self, prediction: Path) -> Path:
         return self.path / "uncertainty" / prediction.name
 
-    def _read_picture(self, path: Path) -> np.ndarray:
-        """(H, W) uint8. Raises ValueError for one that is no longer as it was written."""
+    def _read_picture(self, path: Path) -> np.ndarray | None:
+        """(H, W) uint8; None where there never was one. Raises ValueError for one that is not as it was written."""
         self.require_unchanged(path.relative_to(self.path).as_posix())
-        return _read_picture(path)
+        return _read_picture(path) if path.is_file() else None
 
 
 def _sha256(content: bytes) -> str:

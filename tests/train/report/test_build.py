@@ -516,7 +516,8 @@ def test_data_sets_have_their_own_sections(trained, write_run):
 
 
 def test_a_run_without_history_has_no_curves_and_says_so(trained):
-    (trained / "heads" / "one" / "history.jsonl").unlink()
+    for name in ("history.jsonl", "checksums.json"):
+        (trained / "heads" / "one" / name).unlink()
     assert "no learning curves" in Page(build_report(trained).path).text
 
 
@@ -538,6 +539,22 @@ def test_a_run_with_a_changed_digit_is_named_and_the_rest_goes_on(trained):
     report = build_report(trained)
     assert len(report.damaged) == 1 and f"{odd / 'metrics.json'} is damaged: its SHA-256" in report.damaged[0]
     assert "one" in report.table
+
+
+@pytest.mark.parametrize("name", ["head.safetensors", "head-last.safetensors", "history.jsonl"])
+@pytest.mark.parametrize("content", [b"other", None])
+def test_a_run_with_a_changed_or_missing_file_is_named_and_the_rest_goes_on(trained, name, content):
+    odd = shutil.copytree(trained / "heads" / "one", trained / "heads" / "odd")
+    run = RunFolder(odd)
+    for weights in (run.weights, run.last_weights):
+        weights.write_bytes(b"weights")
+    run.write_metrics(run.read_metrics())
+    if content is None:
+        (odd / name).unlink()
+    else:
+        (odd / name).write_bytes(content)
+    report = build_report(trained)
+    assert len(report.damaged) == 1 and str(odd / name) in report.damaged[0]
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"format": 2}', '{"head": [1]}'])

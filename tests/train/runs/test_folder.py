@@ -207,6 +207,36 @@ def test_a_picture_that_is_whole_but_not_the_runs_is_noticed(run):
         run.read_prediction(TEST_IMAGE)
 
 
+@pytest.mark.parametrize("kind", ["prediction", "uncertainty"])
+def test_a_picture_that_is_missing_is_damage(run, kind):
+    run.write_prediction(TEST_IMAGE, np.zeros((2, 2), np.uint8))
+    run.write_uncertainty(TEST_IMAGE, np.zeros((2, 2)))
+    run.write_metrics(METRICS)
+    read = getattr(run, f"read_{kind}")
+    read(TEST_IMAGE)
+    (path,) = run.path.glob(f"{kind}*/*.png")
+    path.unlink()
+    with pytest.raises(ValueError, match=r"\.png is missing, but checksums\.json lists it; .*train it again"):
+        read(TEST_IMAGE)
+
+
+def test_a_history_that_is_missing_is_damage(run):
+    run.append_history(Epoch(epoch=1))
+    run.write_metrics(METRICS)
+    (run.path / "history.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"history\.jsonl is missing, but checksums\.json lists it"):
+        FinishedRun.read(run)
+
+
+def test_damaged_checksums_have_a_way_out_that_works(run):
+    run.write_metrics(METRICS)
+    (run.path / "checksums.json").write_bytes(b"{")
+    with pytest.raises(ValueError, match=r"checksums\.json is damaged: .*; delete this file"):
+        FinishedRun.read(run)
+    (run.path / "checksums.json").unlink()
+    assert FinishedRun.read(run).metrics == METRICS
+
+
 def test_every_file_of_a_run_has_a_checksum_that_sha256_gives(run):
     run.append_history(Epoch(epoch=1))
     run.write_prediction(TEST_IMAGE, np.zeros((2, 2), np.uint8))
