@@ -46,7 +46,7 @@ def test_a_resolution_that_is_passed_replaces_the_runs(old_run):
 
 
 def test_a_baseline_is_refused_with_the_heads_there_are():
-    with pytest.raises(ValueError, match=r"res-unet takes images.*fcn, linear"):
+    with pytest.raises(ValueError, match=r"res-unet takes images.*fcn, scalar-mix, linear"):
         TrainedHead.load(HEADS_V1 / "glas-ramp-res-unet-none-lr0.0001-epochs1-s0")
 
 
