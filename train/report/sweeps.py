@@ -172,7 +172,11 @@ def model_label(run: FinishedRun) -> str:
     """Return the models whose features a run learned from, with the surroundings they saw; `images` for a baseline."""
     if run.is_baseline:
         return "images"
-    return " + ".join(source_label(one) + ("" if one.model_trained else " (untrained)") for one in run.data.sources)
+    sources = run.data.sources
+    return " + ".join(
+        label + ("" if source.model_trained else " (untrained)")
+        for label, source in zip(source_labels(sources), sources, strict=True)
+    )
 
 
 def block_label(blocks: Sequence[int], key: StoreKey) -> str:
@@ -187,10 +191,23 @@ def blocks_label(blocks: Sequence[Any], sources: Sequence[Source]) -> str:
     return joined_label(block_label(own, source.key) for own, source in zip(of_stores, sources, strict=True))
 
 
-def source_label(source: Source) -> str:
-    """Return the model of a store, with the surroundings of a patch that it saw."""
-    key = source.key
-    return key.model + ("" if key.surroundings is None else f" ({key.field_patches}x surroundings)")
+def source_labels(sources: Sequence[Source]) -> tuple[str, ...]:
+    """Return the model of each joined store, with the surroundings of a patch that it saw.
+
+    Where several would be called the same, the condition and the seed of the noise follow, if they differ.
+    """
+    keys = [source.key for source in sources]
+    names = [key.model + ("" if key.surroundings is None else f" ({key.field_patches}x surroundings)") for key in keys]
+    labels = []
+    for name, key in zip(names, keys, strict=True):
+        alike = [other for other, own in zip(keys, names, strict=True) if own == name]
+        details = []
+        if len({other.condition_text for other in alike}) > 1:
+            details.append(f"condition {key.condition_text}")
+        if len({other.seed for other in alike}) > 1:
+            details.append(f"seed {key.seed}")
+        labels.append(f"{name} ({', '.join(details)})" if details else name)
+    return tuple(labels)
 
 
 def condition_label(run: FinishedRun) -> str:
@@ -201,16 +218,17 @@ def condition_label(run: FinishedRun) -> str:
 def features_label(run: FinishedRun) -> str:
     """Return models, blocks and, where they differ, timesteps that a head reads: `mini 4-6 + mini-hipt 4-6`."""
     selections, parts = run.settings.selections, []
-    for source, (t, blocks) in zip(run.data.sources, selections, strict=True):
+    sources = run.data.sources
+    for label, source, (t, blocks) in zip(source_labels(sources), sources, selections, strict=True):
         at = f" t {t}" if len({one.t for one in selections}) > 1 else ""
-        parts.append(f"{source_label(source)}{at} {block_label(blocks, source.key)}")
+        parts.append(f"{label}{at} {block_label(blocks, source.key)}")
     return " + ".join(parts)
 
 
 def layer_label(run: FinishedRun, layer: LayerWeight) -> str:
     """Return the block of a layer, with its model where several are joined and its timestep where they differ."""
     several, timesteps = len(run.data.sources) > 1, {t for t, _ in run.settings.selections}
-    model = f"{source_label(run.data.sources[layer.source])} " if several else ""
+    model = f"{source_labels(run.data.sources)[layer.source]} " if several else ""
     return f"{model}{f't {layer.t} ' if len(timesteps) > 1 else ''}{layer.block}"
 
 

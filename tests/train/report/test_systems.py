@@ -96,3 +96,12 @@ def test_the_same_head_on_features_of_several_models_is_a_system_for_each(make_r
     wide = {"surroundings": {"times": 2, "beyond": "mirrored"}}
     both = find_systems([make_run(), make_run("wide", key=wide)])
     assert [one.name for one in both] == ["PathSegDiff on mini", "PathSegDiff on mini (2x surroundings)"]
+
+
+def test_joined_stores_of_one_model_are_told_apart_by_condition_and_seed(make_joined_run):
+    def name(**other):
+        return system_name(make_joined_run({"blocks": (4,)}, {"blocks": (4,), "key": other}))
+
+    assert name(seed=1) == "mini (seed 0) 4 + mini (seed 1) 4"
+    assert name(condition="none") == "mini (condition ssl) 4 + mini (condition none) 4"
+    assert name(model="uni") == "mini 4 + uni 4"
