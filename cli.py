@@ -204,7 +204,8 @@ def extract_command(**flags: Any) -> None:
     """Stage one: run the frozen model once per patch and keep its features.
 
     Prints the size first and refuses what does not fit. Run it again after an interruption: finished images are
-    kept. Later runs with other --t or --blocks add to the same store.
+    kept. Later runs with other --t or --blocks add to the same store. It follows the data set: new images join,
+    changed masks are written again, features are never computed twice.
     """
     from pathseg.extract.models.load import load_model
     from pathseg.extract.pipeline import extract
