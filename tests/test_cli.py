@@ -202,9 +202,6 @@ WRONG = {
     "other key": (
         ["extract", "--dataset", "synthetic", "--model", "mini", "--store", "{store}", "--resize", "256",
          "--limit", "4", "--seed", "7"], 1, "seed is 0 there, 7 asked for"),
-    "other images": (
-        ["extract", "--dataset", "synthetic", "--model", "mini", "--store", "{store}", "--resize", "256",
-         "--limit", "3"], 1, "4 there, 3 asked for"),
     "no store": (["train-head"], 1, "run pathseg extract first"),
     "store missing": (["train-head", "--store", "{empty}/a.zarr"], 1, "make one with pathseg extract"),
     "train t not there": (["train-head", "--store", "{store}", "--t", "10"], 1, "run pathseg extract --t 10"),
