@@ -249,7 +249,7 @@ def test_a_unit_that_kills_its_workers_is_set_aside_and_the_rest_finishes(
     assert lacking(tmp_path / "store.zarr") == ["tissue_2"]
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 def test_a_run_in_which_every_unit_kills_its_worker_ends(run, traps, monkeypatch):
     monkeypatch.setattr("pathseg.extract.dask_driver.MAX_LOST_UNITS", 2)
     everything = partial(traps.deadly, IMAGES, tuple(f"tissue_{i}" for i in range(IMAGES)))
@@ -257,7 +257,7 @@ def test_a_run_in_which_every_unit_kills_its_worker_ends(run, traps, monkeypatch
         run(open_dataset=everything)
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 def test_a_cluster_without_workers_is_named_and_one_that_joins_late_does_the_work(
     run, one_process, tmp_path, monkeypatch
 ):
