@@ -12,7 +12,7 @@ from pathseg.extract.datasets.image_files import mirrored_region
 from pathseg.extract.datasets.registry import DatasetOptions, open_dataset
 from pathseg.extract.online_features import online_features
 from pathseg.extract.pipeline import extract
-from pathseg.extract.plan import plan_extraction
+from pathseg.extract.plan import plan_extraction, wanted_blocks
 from pathseg.extract.surroundings import load_field
 from pathseg.store.errors import KeyMismatch
 from pathseg.store.features import FeatureStore
@@ -120,6 +120,13 @@ def test_a_block_without_whole_cells_on_the_patch_is_refused_by_name_and_sides(t
     with pytest.raises(ValueError, match=r"block 2 .*maps of 2x2 cells.*--surroundings 4"):
         extract(toy_dataset("a", "b"), coarse_model, tmp_path / "wide.zarr", config(4, blocks=(2, 4)))
     assert not (tmp_path / "wide.zarr").exists()
+
+
+def test_18_cells_have_no_centre_of_9_and_16_have_one_of_8(toy_model, monkeypatch):
+    monkeypatch.setattr(toy_model, "blocks", {4: (4, 18), 9: (4, 16)}, raising=False)
+    assert wanted_blocks(toy_model, config(2, blocks=(9,))) == (9,)
+    with pytest.raises(ValueError, match=r"maps of 18x18 cells.*--input-px"):
+        wanted_blocks(toy_model, config(2, blocks=(4,)))
 
 
 def test_blocks_too_coarse_for_a_centre_are_not_in_the_description(toy_dataset, coarse_model, tmp_path):
