@@ -43,13 +43,11 @@ class Outline:
 class Outlines:
     """The annotations of one file.
 
-    colours: hex colour of each class that states one. left_out: number of objects that are no annotations (detections,
-    cells, tiles). mended: number of outlines that crossed themselves. flat: numbers, from 1, of the objects that were
-    left out because they have no area.
+    left_out: number of objects that are no annotations (detections, cells, tiles). mended: number of outlines that
+    crossed themselves. flat: numbers, from 1, of the objects that were left out because they have no area.
     """
 
     outlines: tuple[Outline, ...]
-    colours: Mapping[str, str]
     left_out: int
     mended: int
     flat: tuple[int, ...] = ()
@@ -66,7 +64,6 @@ def read_outlines(path: Path, *, brush_px: float) -> Outlines:
     import shapely
 
     outlines: list[Outline] = []
-    colours: dict[str, str] = {}
     flat: list[int] = []
     left_out = mended = 0
     for number, feature in enumerate(_features(path), 1):
@@ -90,10 +87,8 @@ def read_outlines(path: Path, *, brush_px: float) -> Outlines:
             continue
         mended += not all(one.is_valid for one in _single_geometries(geometry))
         name = None if classification is None else classification.name or ": ".join(classification.names)
-        if name and (colour := _hex_colour(classification)):
-            colours.setdefault(name, colour)
         outlines.append(Outline(name or UNCLASSIFIED, area))
-    return Outlines(tuple(outlines), colours, left_out, mended, tuple(flat))
+    return Outlines(tuple(outlines), left_out, mended, tuple(flat))
 
 
 def rasterise(
@@ -124,8 +119,6 @@ def rasterise(
 class _Classification(msgspec.Struct, frozen=True):
     name: str | None = None
     names: tuple[str, ...] = ()  # of a derived class, in place of `name`
-    color: tuple[int, int, int] | None = None
-    colorRGB: int | None = None  # of older exports, ARGB as a signed number
 
 
 class _Properties(msgspec.Struct, frozen=True):
@@ -202,16 +195,6 @@ def _areal(geometry: Geometry, brush_px: float) -> Geometry:
         return geometry
     parts = [one for one in _single_geometries(shapely.make_valid(geometry)) if one.geom_type == "Polygon"]
     return shapely.union_all(parts)
-
-
-def _hex_colour(classification: _Classification | None) -> str | None:
-    if classification is None:
-        return None
-    if classification.color is not None and all(0 <= value <= 255 for value in classification.color):
-        return "#{:02x}{:02x}{:02x}".format(*classification.color)
-    if classification.colorRGB is not None:
-        return f"#{classification.colorRGB & 0xFFFFFF:06x}"
-    return None
 
 
 def _first_line(error: BaseException) -> str:

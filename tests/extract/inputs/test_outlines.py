@@ -96,7 +96,7 @@ def test_an_id_does_not_outweigh_the_type(read):
 def test_a_derived_class_is_named_as_qupath_shows_it(read):
     derived = feature(classification={"names": ["Tumor", "Positive"], "color": [200, 0, 0]})
     found = read([derived])
-    assert found.outlines[0].class_name == "Tumor: Positive" and found.colours == {"Tumor: Positive": "#c80000"}
+    assert found.outlines[0].class_name == "Tumor: Positive"
 
 
 def test_an_outline_without_an_area_is_left_out_by_its_number(read):
@@ -111,12 +111,11 @@ def test_an_object_without_a_geometry_is_named_by_its_number(read, without):
         read([feature(), without])
 
 
-def test_a_missing_class_is_none_and_colours_come_from_either_form(read):
+def test_a_missing_class_is_none_and_old_exports_name_theirs_alike(read):
     old = feature(name=None)
     old["properties"]["classification"] = {"name": "Stroma", "colorRGB": -3670016}  # ARGB ffc80000
     found = read([feature(name=None), feature(), old])
     assert [one.class_name for one in found.outlines] == [None, "Tumor", "Stroma"]
-    assert found.colours == {"Tumor": "#c80000", "Stroma": "#c80000"}
 
 
 @pytest.mark.parametrize(
