@@ -276,6 +276,7 @@ def local_workers(flags: dict[str, Any]) -> int | None:
 
 @main.command("train-head")
 @training_flags(HeadConfig, joined=True)
+@click.option("--from", "initial_weights", help="Start from the weights of a run; classes are matched by their names.")
 def train_command(**flags: Any) -> None:
     """Stage two: train heads on cached features and score them on the test images.
 
@@ -287,9 +288,12 @@ def train_command(**flags: Any) -> None:
     """
     from pathseg.train.data.joined import open_joined
     from pathseg.train.training import sweep
+    from pathseg.train.training.initial_weights import initial_weights
 
     given = flags["store"] or [str(paths.only_store(flags["workspace"]).absolute())]  # a path, never NAME=PATH
     stores = open_joined(given, open_store=partial(open_store, flags))
+    if (start := flags["initial_weights"]) is not None:
+        flags["initial_weights"] = initial_weights(paths.run_path(flags["workspace"], start, flag="--from"))
     with wrong_flags():
         configs = sweep.expand_heads(stores, **{name: flags[name] for name in HeadConfig.__dataclass_fields__})
     train(stores, configs, flags)

@@ -26,6 +26,21 @@ class Layer(NamedTuple):
 IMAGE = Layer(-1, -1, -1)  # stands for the image itself among the layers
 
 
+@dataclass(frozen=True)
+class InitialWeights:
+    """The weights of a finished run that a head starts from.
+
+    sha256: hex digest of the run's head.safetensors. run: path of its folder, which may be another one at another time:
+    equal weights are equal settings.
+    """
+
+    sha256: str
+    run: str = dataclasses.field(compare=False)
+
+    def __str__(self) -> str:
+        return self.sha256[:8]
+
+
 class Selection(NamedTuple):
     """What a head reads of one store: a timestep and blocks."""
 
@@ -52,7 +67,7 @@ HEAD_DEFAULTS: dict[str, HeadDefaults] = {
     "linear": HeadDefaults(lr=1e-4, epochs=20, unused=("pixels", "image_in_head")),
     # DDPMSeg's; it knows no validation images and stops by a rule of its own
     "pixel-ensemble": HeadDefaults(
-        1e-3, epochs=100, keep="last", unused=("patience", "augment", "precision", "image_in_head")
+        1e-3, epochs=100, keep="last", unused=("patience", "augment", "precision", "image_in_head", "initial_weights")
     ),
 }
 
@@ -166,6 +181,7 @@ class HeadConfig:
     split_seed: int = _shared("split_seed")
     connectivity: Literal["8", "4"] = _shared("connectivity")
     min_object_px: int = _shared("min_object_px")
+    initial_weights: InitialWeights | None = dataclasses.field(default=None, metadata={"flag": "--from"})  # of a run
 
     def __post_init__(self) -> None:
         defaults = HEAD_DEFAULTS[self.head_type]

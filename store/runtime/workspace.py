@@ -46,10 +46,10 @@ def only_store(workspace: Path) -> Path:
     return stores[0]
 
 
-def run_path(workspace: Path, run: str) -> Path:
-    """Return the folder of a run, given by name or path. Raises FileNotFoundError naming both paths tried."""
+def run_path(workspace: Path, run: str, *, flag: str = "--run") -> Path:
+    """Return the folder of a run, given to a flag by name or path. Raises FileNotFoundError naming both paths tried."""
     named, given = heads_path(workspace) / run, Path(run).expanduser().absolute()
     for path in (named, given):
         if (path / "config.json").is_file():
             return path
-    raise FileNotFoundError(f"there is no run {run}, neither at {named} nor at {given}; pass --run")
+    raise FileNotFoundError(f"there is no run {run}, neither at {named} nor at {given}; pass another {flag}")

@@ -19,7 +19,7 @@ from pathseg.train.metrics.object import OBJECT_DEFINITIONS
 from pathseg.train.metrics.pixel import DEFINITIONS
 from pathseg.train.report.paper_scores import PAPER, PAPER_LINK
 from pathseg.train.report.prediction_images import Stores
-from pathseg.train.report.run_page import NOT_RECORDED, SHEET_ROWS
+from pathseg.train.report.run_page import SHEET_ROWS
 from pathseg.train.report.sections import (
     SWEEP_GROUPS,
     ComparableRuns,
@@ -31,6 +31,7 @@ from pathseg.train.report.sections import (
 from pathseg.train.report.staged_folder import StagedFolder
 from pathseg.train.report.table_formats import markdown_text
 from pathseg.train.report.tables import SETTINGS
+from pathseg.train.runs.commands import NOT_RECORDED
 from pathseg.train.runs.finished_run import FinishedRun
 from pathseg.train.runs.folder import list_runs
 

@@ -11,7 +11,7 @@ import msgspec
 
 from pathseg.store.blocks import BLOCKS, format_blocks
 from pathseg.store.key import StoreKey
-from pathseg.train.config import HeadConfig, per_store_text
+from pathseg.train.config import HeadConfig, InitialWeights, per_store_text
 from pathseg.train.report.table_formats import Spread
 from pathseg.train.runs.finished_run import FinishedRun
 from pathseg.train.runs.folder import natural_order
@@ -266,7 +266,8 @@ def _setting(run: FinishedRun, name: str) -> Any:
     if name == "blocks":
         chosen = tuple(tuple(sorted(blocks)) for _, blocks in run.settings.selections)
         return chosen[0] if len(chosen) == 1 else chosen
-    return getattr(run.settings, name)
+    value = getattr(run.settings, name)
+    return value.sha256 if isinstance(value, InitialWeights) else value
 
 
 def training_images(run: FinishedRun) -> int:

@@ -35,6 +35,7 @@ from pathseg.train.training.checkpoint import (
     seeded,
 )
 from pathseg.train.training.evaluation import pixel_loss, score_split, tune_objects, validate
+from pathseg.train.training.initial_weights import load_initial_weights
 
 OnEpoch = Callable[[RunFolder, Epoch], None]
 
@@ -202,6 +203,8 @@ def _prepare(
         if isinstance(settings, BaselineConfig) and settings.weights == "imagenet":
             assert isinstance(state.head, ResUNet | VGG16FCN8)
             start_from_imagenet(state.head, settings.network)
+        if isinstance(settings, HeadConfig) and settings.initial_weights is not None:
+            load_initial_weights(state.head, stores, settings)
         run.begin(config)
         return state
     begun = run.read_config()

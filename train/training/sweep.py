@@ -29,6 +29,7 @@ from pathseg.train.runs.finished_run import BEST_IS_LAST, FinishedRun, sources_t
 from pathseg.train.runs.folder import MAX_NAME_BYTES, RunFolder
 from pathseg.train.runs.record import ObjectSplitScores, RunData
 from pathseg.train.training.checkpoint import build_head
+from pathseg.train.training.initial_weights import require_initial_run
 from pathseg.train.training.loop import OnEpoch, shared_settings, train_heads
 
 try:
@@ -225,7 +226,7 @@ def plan_sweep(store: Stores, runs: Runs, complete_only: bool = False) -> SweepP
     """Find out which runs are not finished, and which images they do without.
 
     Raises ValueError when a folder holds a finished run of other settings, of other stores or of fewer of their images,
-    and when the images cannot be split as a run needs;
+    when the images cannot be split as a run needs, and for initial weights that do not fit;
     Incomplete when a store lacks features of some images and complete_only is False.
     """
     configs, stores = [config for config, _ in runs], JoinedStores.of(store)
@@ -237,6 +238,7 @@ def plan_sweep(store: Stores, runs: Runs, complete_only: bool = False) -> SweepP
     left_out = incomplete_images_of(stores, configs, allowed=complete_only) if unfinished else frozenset()
     for config, _ in unfinished:
         run_splits(stores.images, config, without=left_out)  # raises before anything is trained
+        require_initial_run(stores, config)
     return SweepPlan(stores, tuple(runs), unfinished, left_out)
 
 
@@ -252,7 +254,7 @@ def is_finished(
         return False
     finished = FinishedRun.read(run)
     store = stores.images
-    wanted, found = dataclasses.asdict(config), dataclasses.asdict(finished.settings)
+    wanted, found = _values(config), _values(finished.settings)
     if wanted == found and finished.data.digest != stores.digest:
         what = _changed_data(stores, config, finished.data, without=without())
         raise ValueError(
@@ -277,6 +279,10 @@ def is_finished(
             "pass --name or another --workspace"
         )
     return run.has_intact_weights(finished.metrics)
+
+
+def _values(config: Config) -> dict[str, Any]:
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
 
 
 def _changed_data(stores: JoinedStores, config: Config, before: RunData, *, without: Collection[int]) -> str:

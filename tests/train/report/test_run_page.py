@@ -9,13 +9,15 @@ import pytest
 from pathseg.cli import main
 from pathseg.extract.datasets import glas
 from pathseg.extract.datasets.synthetic import dataset as synthetic
-from pathseg.train.config import HEAD_DEFAULTS, BaselineConfig, HeadConfig
-from pathseg.train.report.run_page import NOT_RECORDED, SIDES_PX, commands, flatten, run_facts
+from pathseg.train.config import HEAD_DEFAULTS, BaselineConfig, HeadConfig, InitialWeights
+from pathseg.train.report.run_page import flatten, run_facts
+from pathseg.train.runs.commands import NOT_RECORDED, SIDES_PX, commands
 
 ODD = {
     "t": 10, "blocks": (0, 4, 5, 6, 12), "head_type": "linear", "lr": 3e-4, "epochs": 7, "patience": 2,
     "batch_size": 3, "augment": "flips", "class_weights": "balanced", "precision": "bfloat16", "val_fraction": 0.25,
     "seed": 5, "split_seed": 9, "connectivity": "4", "min_object_px": 20, "train_images": 5,
+    "initial_weights": InitialWeights("ab" * 32, "/my runs/first"),
 }  # fmt: skip
 BASELINE = {"network": "vgg16-fcn8", "weights": "none", "lr": 3e-4, "augment": "none", "seed": 2}
 
@@ -45,13 +47,17 @@ def test_the_odd_settings_have_no_default_value():
 
 
 @pytest.mark.parametrize(
-    "settings", [ODD, {}, {"blocks": (7,), "image_in_head": True, "head_type": "scalar-mix", "epochs": 1}, BASELINE]
+    "settings",
+    [ODD, {}, {"blocks": (7,), "image_in_head": True, "head_type": "scalar-mix", "epochs": 1}, BASELINE],
 )
 def test_the_training_command_is_read_as_the_same_settings(make_run, settings):
     run = make_run(**settings)
     kind = BaselineConfig if run.is_baseline else HeadConfig
     values = parsed(run, 1)
     read = {field.name: values[field.name] for field in dataclasses.fields(kind)}
+    if (start := read.get("initial_weights")) is not None:  # a run, which the command takes the digest of
+        assert start == run.settings.initial_weights.run
+        read["initial_weights"] = run.settings.initial_weights
     swept = {field.name for field in dataclasses.fields(kind) if field.metadata.get("sweep")} - {"blocks"}
     assert all(len(read[name]) == 1 for name in swept)
     assert kind(**{name: value[0] if name in swept else value for name, value in read.items()}) == run.settings
