@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:  # the command line takes sizes from here, and is to start without NumPy
+    import numpy as np
 
 PATCH_PX = 256  # patch size that the encoders and the diffusion model were trained on
 HEAD_CELLS = 64  # the head's grid per patch: image size / 4 (the published head upsamples by 4)
@@ -63,9 +65,11 @@ class PatchGrid:
         if field_patches > 1:
             return self._cut_fields(image, field_patches)
         tiles = image.reshape(self.rows, PATCH_PX, self.cols, PATCH_PX, -1).swapaxes(1, 2)
-        return np.ascontiguousarray(tiles).reshape(self.patches, PATCH_PX, PATCH_PX, -1)
+        return tiles.reshape(self.patches, PATCH_PX, PATCH_PX, -1)
 
     def _cut_fields(self, image: np.ndarray, times: int) -> np.ndarray:
+        import numpy as np
+
         side = PATCH_PX * times
         fields = np.empty((self.patches, PATCH_PX, PATCH_PX, image.shape[-1]), image.dtype)
         for patch in range(self.patches):
@@ -79,5 +83,5 @@ class PatchGrid:
         n, _, c, h, w = maps.shape
         maps = maps.reshape(n, self.rows, self.cols, c, h, w)
         axes = (0, 3, 1, 4, 2, 5)
-        maps = maps.transpose(axes) if isinstance(maps, np.ndarray) else maps.permute(axes)
+        maps = maps.permute(axes) if hasattr(maps, "permute") else maps.transpose(axes)
         return maps.reshape(n, c, self.rows * h, self.cols * w)

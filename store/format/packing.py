@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-from numcodecs.bitround import BitRound
-from zarr.abc.codec import BytesBytesCodec
-from zarr.codecs import BloscCodec, Crc32cCodec
+if TYPE_CHECKING:  # the command line takes its help from here, and is to start without Zarr
+    import numpy as np
+    from zarr.abc.codec import BytesBytesCodec
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,9 @@ class Packing:
 
     def codecs(self, dtype: str) -> list[BytesBytesCodec]:
         """Return Zarr's bytes-to-bytes codecs: the compressor if any, then a CRC-32C behind each chunk."""
+        import numpy as np
+        from zarr.codecs import BloscCodec, Crc32cCodec
+
         if self.compressor is None:
             return [Crc32cCodec()]
         size = np.dtype(dtype).itemsize
@@ -49,6 +51,8 @@ class Packing:
         """Return the values as they will be read back: a rounded copy, or `values` itself without rounding."""
         if self.keep_bits is None:
             return values
+        from numcodecs.bitround import BitRound
+
         return BitRound(self.keep_bits).encode(values.copy()).view(values.dtype).reshape(values.shape)
 
 
