@@ -20,6 +20,7 @@ from pathseg.store.runtime.json_records import decode_json
 
 FORMAT = 2  # raised when a reader of this release could not read the store rightly; format 1 is still read
 UNLISTED = "unlisted"  # split of an image that the data set no longer lists: it stays on disk and counts nowhere
+UNLABELLED = "unlabelled"  # split of a window of a slide without enough labels: it has features, its mask is ignored
 MAX_SIDE_PX, MAX_BLOCK_BYTES = 1_000_000, 2**40  # of an image: beyond them, a description is taken for damaged
 
 
@@ -27,10 +28,12 @@ MAX_SIDE_PX, MAX_BLOCK_BYTES = 1_000_000, 2**40  # of an image: beyond them, a d
 class ImageEntry:
     """One image: id, split, and its original height and width in px.
 
-    split: `UNLISTED` of an image that the data set no longer lists.
+    split: `UNLISTED` of an image that the data set no longer lists, `UNLABELLED` of one that is there to be predicted
+    alone.
     source: the slide or region that it was cut from, where several images share one. group: the patch that it is a crop
     of, or the image that it is a turned or flipped one of. view: number of the view, 0 = the centre, or as in the file;
-    training draws one view of a group in each epoch.
+    training draws one view of a group in each epoch. slide, corner: of a window of a slide, the stem of the slide's
+    file name and (y, x) of the window's first px at the store's um/px; None of other images.
     """
 
     id: str
@@ -40,6 +43,8 @@ class ImageEntry:
     source: str | None = None
     group: str | None = None
     view: int = 0
+    slide: str | None = None
+    corner: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,11 @@ class Contents:
         """Indices of the images that the data set lists; no other counts anywhere."""
         return tuple(index for index, image in enumerate(self.images) if image.split != UNLISTED)
 
+    @cached_property
+    def labelled(self) -> tuple[int, ...]:
+        """Indices of the listed images with labels: those that heads are trained, validated and tested on."""
+        return tuple(index for index in self.listed if self.images[index].split != UNLABELLED)
+
     @property
     def padded_px(self) -> tuple[int, int]:
         """Height and width that object ids are padded to: of the largest original image."""
@@ -95,12 +105,16 @@ class Contents:
         return fitted_size((image.height, image.width), key.size) if key.preprocessing.padded else key.size
 
     def to_attributes(self) -> dict[str, Any]:
-        """Return plain JSON values, one attribute per field; sources, groups and views only where there are any."""
+        """Return plain JSON values, one attribute per field; those of windows and views only where there are any."""
         has_views = any(image.source is not None or image.group is not None for image in self.images)
         views = {
             "sources": [image.source for image in self.images],
             "groups": [image.group for image in self.images],
             "views": [image.view for image in self.images],
+        }
+        windows = {
+            "slides": [image.slide for image in self.images],
+            "corners": [None if image.corner is None else list(image.corner) for image in self.images],
         }
         return {
             "pathseg_format": FORMAT,
@@ -109,6 +123,7 @@ class Contents:
             "splits": [image.split for image in self.images],
             "sizes": [[image.height, image.width] for image in self.images],
             **(views if has_views else {}),
+            **(windows if any(image.slide is not None for image in self.images) else {}),
             "classes": list(self.classes),
             "background": self.background,
             "ignore": self.ignore,
@@ -234,6 +249,7 @@ class _RootGroup(msgspec.Struct, frozen=True):
 _Code = Annotated[int, msgspec.Meta(ge=0, le=255)]  # of a mask, which is uint8
 _Pixels = Annotated[int, msgspec.Meta(ge=1, le=MAX_SIDE_PX)]
 _Block = Annotated[int, msgspec.Meta(ge=0, le=MAX_BLOCK)]
+_Position = Annotated[int, msgspec.Meta(ge=0)]
 _Channels = Annotated[int, msgspec.Meta(ge=1, le=100_000)]
 _Cells = Annotated[int, msgspec.Meta(ge=1, le=4096)]
 
@@ -257,15 +273,19 @@ class _Attributes:
     background: _Code | None = None
     sources: tuple[str | None, ...] = field(default=())
     groups: tuple[str | None, ...] = field(default=())
-    views: tuple[Annotated[int, msgspec.Meta(ge=0)], ...] = field(default=())
+    views: tuple[_Position, ...] = field(default=())
+    slides: tuple[str | None, ...] = field(default=())
+    corners: tuple[tuple[_Position, _Position] | None, ...] = field(default=())
 
     def entries(self) -> tuple[ImageEntry, ...]:
         """Return one entry per image. Raises ValueError when the lists differ in length or an id stands twice."""
         count = len(self.ids)
         if len(set(self.ids)) < count:
             raise ValueError("ids names an image twice")
-        sources, groups = self.sources or (None,) * count, self.groups or (None,) * count
-        rows = zip(self.ids, self.splits, self.sizes, sources, groups, self.views or (0,) * count, strict=True)
+        none = (None,) * count
+        of_views = self.sources or none, self.groups or none, self.views or (0,) * count
+        of_windows = self.slides or none, self.corners or none
+        rows = zip(self.ids, self.splits, self.sizes, *of_views, *of_windows, strict=True)
         return tuple(ImageEntry(id_, split, *size, *rest) for id_, split, size, *rest in rows)
 
 

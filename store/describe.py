@@ -17,7 +17,7 @@ def describe(store: FeatureStore) -> str:
     splits = ", ".join(f"{name} {count}" for name, count in Counter(store.splits).items())
     rows = {
         "store": f"{store.location} ({format_bytes(sum(store.location.sizes().values()))}, key {key.digest[:12]})",
-        "images": f"{len(store.listed)} of {key.dataset} ({splits}), {key.size[1]}x{key.size[0]} px, "
+        "images": f"{len(store.labelled)} of {key.dataset} ({splits}), {key.size[1]}x{key.size[0]} px, "
         f"{contents.grid.rows}x{contents.grid.cols} patches, {Sampling.of(contents).mpp_text()}",
         "pixels": str(key.preprocessing),
         "classes": ", ".join(contents.classes)

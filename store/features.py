@@ -102,6 +102,11 @@ class FeatureStore:
         """Indices of the images that the data set lists; the others stay on disk and count nowhere."""
         return self.contents.listed
 
+    @property
+    def labelled(self) -> tuple[int, ...]:
+        """Indices of the listed images with labels, which heads learn from and are scored on."""
+        return self.contents.labelled
+
     def __len__(self) -> int:
         return len(self.contents.images)
 

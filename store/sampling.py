@@ -116,5 +116,15 @@ def read_field(image: InputImage, y: int, x: int, height: int, width: int, *, ma
     return field
 
 
+def scaled_range(first: int, last: int, *, length: int, mask_length: int) -> slice:
+    """Return px first to last (exclusive) of an axis in px of a mask of the same extent; at least one px.
+
+    length, mask_length: of the axis, in px of the image and in px of the mask.
+    """
+    times = mask_length / length
+    start = math.floor(first * times)
+    return slice(start, max(math.ceil(last * times), start + 1))
+
+
 def _median(values: list[int]) -> int:
     return int(statistics.median(values))

@@ -39,11 +39,13 @@ class Pixels:
 class Sample:
     """One listed image of a data set.
 
-    id: unique; the noise of the image's patches depends on it. split: `train`, `val` or `test...`. height, width: of
+    id: unique; the noise of the image's patches depends on it. split: `train`, `val`, `test...`, or
+    `store.contents.UNLABELLED` of a window that is there to be predicted alone. height, width: of
     the file, in px. source: the patient, slide or region that the image is of, where several images share one; the
     images of a source are never divided between training and validation. group: the tile that the image is a crop
     of, or the image that it is a turned one of; training takes one image of a group in each epoch. view: the number of
-    the crop, 0 = centre, or of the symmetry, 0 = as in the file.
+    the crop, 0 = centre, or of the symmetry, 0 = as in the file. slide, corner: of a window of a slide, the stem of the
+    slide's file name and (y, x) of the window's first px at the data set's um/px.
     """
 
     id: str
@@ -53,6 +55,8 @@ class Sample:
     source: str | None = None
     group: str | None = None
     view: int = 0
+    slide: str | None = None
+    corner: tuple[int, int] | None = None
 
 
 def _no_files(sample: Sample) -> tuple[Path, ...]:
@@ -131,6 +135,11 @@ class DatasetOptions:
     window_px: int | None = _flag(None, "Side of the windows of slides, a multiple of 256.  [default: 512]")
     min_labelled_px: int | None = _flag(
         None, "Take windows of slides with at least so many px that have a label.  [default: 1024]"
+    )
+    windows: Literal["annotated", "tissue"] | None = _flag(
+        None,
+        "Which windows of slides to take. annotated: those with labels; tissue: also all others with tissue, of slides "
+        "without outlines too, whose features predict --store reads.  [default: annotated]",
     )
     brush_um: float | None = _flag(None, "Width in um of lines and points drawn on slides.  [default: 10]")
     region_class: str | None = _flag(
@@ -247,6 +256,7 @@ DATASETS: dict[str, DatasetEntry] = {
             "views",
             "window_px",
             "min_labelled_px",
+            "windows",
             "brush_um",
             "region_class",
         ),

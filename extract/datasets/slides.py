@@ -1,4 +1,4 @@
-"""Slides with outlines drawn in QuPath: windows of the slides around what is outlined, and masks of the outlines."""
+"""Slides with outlines drawn in QuPath: windows of what is outlined or of all tissue, and masks of the outlines."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ from pathseg.extract.datasets.registry import (
 from pathseg.extract.inputs.images import SLIDE_SUFFIXES, one_per_series, open_input_image
 from pathseg.extract.inputs.outlines import OUTLINE_SUFFIXES, UNCLASSIFIED, Outlines, rasterise, read_outlines
 from pathseg.store.classes import background_code
+from pathseg.store.contents import UNLABELLED
 from pathseg.store.key import Preprocessing, Setting
-from pathseg.store.sampling import InputImage, Sampling, read_field
+from pathseg.store.sampling import InputImage, Sampling, read_field, scaled_range
 
 if TYPE_CHECKING:
     from shapely import Geometry
@@ -37,7 +38,7 @@ TARGET_MPP = 0.5  # um/px, 20x: the paper's, and of its model's training
 WINDOW_PX = 512
 MIN_LABELLED_PX = 1024
 BRUSH_UM = 10.0
-UNLABELLED = 255  # code of pixels that count in no loss, class weight or metric
+IGNORED = 255  # code of pixels that count in no loss, class weight or metric
 REGION_CLASS = "Region*"  # QuPath's own class for a region of interest
 IGNORE_CLASS = "Ignore*"  # QuPath's own class for what is not to be counted
 BACKGROUND = "background"
@@ -60,12 +61,13 @@ class SlideShape(NamedTuple):
 class AnnotatedSlide:
     """A slide and what is outlined on it.
 
-    areas: outlines in px of the file with their codes, `UNLABELLED` for ignored ones. region: union of the regions of
-    interest, inside which what no outline covers is background; None without any.
+    outlines: the file, None of a slide without. areas: outlines in px of the file with their codes, `IGNORED` for
+    ignored ones. region: union of the regions of interest, inside which what no outline covers is background; None
+    without any.
     """
 
     image: Path
-    outlines: Path
+    outlines: Path | None
     shape: SlideShape
     areas: tuple[tuple[Geometry, int], ...]
     region: Geometry | None
@@ -75,7 +77,7 @@ class AnnotatedSlide:
         return np.array([area.bounds for area, _ in self.areas]).reshape(-1, 4)  # left, top, right, bottom
 
     def mask(self, y: int, x: int, side: int, *, background: int | None) -> np.ndarray:
-        """Return the class codes of a window, (side, side) uint8, beyond the slide `UNLABELLED`.
+        """Return the class codes of a window, (side, side) uint8, beyond the slide `IGNORED`.
 
         y, x: of its first px, at the target um/px. background: code inside the region of interest.
         """
@@ -83,13 +85,13 @@ class AnnotatedSlide:
         (down, across), (left, top, right, bottom) = self.shape.scale, self._bounds.T
         near = (left < (x + side) * across) & (right > x * across) & (top < (y + side) * down) & (bottom > y * down)
         areas = [self.areas[number] for number in np.flatnonzero(near)]
-        codes = draw(areas, fill=UNLABELLED)
+        codes = draw(areas, fill=IGNORED)
         if self.region is not None and background is not None:
             inside = draw([(self.region, 1)], fill=0)
             outlined = draw([(area, 1) for area, _ in areas], fill=0)  # also by what is ignored
             codes[(inside == 1) & (outlined == 0)] = background
-        codes[max(0, self.shape.size[0] - y) :] = UNLABELLED
-        codes[:, max(0, self.shape.size[1] - x) :] = UNLABELLED
+        codes[max(0, self.shape.size[0] - y) :] = IGNORED
+        codes[:, max(0, self.shape.size[1] - x) :] = IGNORED
         return codes
 
 
@@ -139,26 +141,33 @@ def open_slides(options: DatasetOptions) -> Dataset:
     and those in outlines of IGNORE_CLASS, count nowhere. Classes: those of all files by name, `background` first, or
     `options.classes`. Splits: of whole slides, from splits.csv as in a folder of images, id being the slide's name.
 
+    With `options.windows` "tissue", the other windows with tissue (`InputImage.tissue`) of all slides are samples too,
+    of the split `UNLABELLED`; their masks are `IGNORED` everywhere, and their files are the slide alone.
+
     Raises FileNotFoundError where there is no slide or no outline, DatasetError as `open_dataset`.
     """
     root = dataset_root("slides", options)
     slides, labels, foreign, problems = _pair_files(root)
+    all_tissue, side = options.windows == "tissue", options.window_px or WINDOW_PX
     target = options.target_mpp or TARGET_MPP
     reader = SlideReader(target, options.mpp)
     outlines: dict[str, Outlines] = {}
     shapes: dict[str, SlideShape] = {}
+    tissue: dict[str, list[tuple[int, int]]] = {}
     region_class, brush_um = options.region_class or REGION_CLASS, options.brush_um or BRUSH_UM
-    for name, path in labels.items():
+    for name in slides if all_tissue else labels:
         try:
             image = reader.open(slides[name])
             shapes[name] = SlideShape(image.file_px, image.size, image.scale)
-            outlines[name] = read_outlines(path, brush_px=brush_um / target * image.scale[1])
+            if name in labels:
+                outlines[name] = read_outlines(labels[name], brush_px=brush_um / target * image.scale[1])
+            tissue[name] = _tissue_windows(image, side) if all_tissue else []
         except (ValueError, FileNotFoundError) as e:
             problems.append(str(e))
     outlined = {one.class_name for own in outlines.values() for one in own.outlines}
     classes = _classes(outlined, options.classes, region_class, problems, root)
     background = background_code(classes)
-    codes = {name: code for code, name in enumerate(classes)} | {IGNORE_CLASS: UNLABELLED}
+    codes = {name: code for code, name in enumerate(classes)} | {IGNORE_CLASS: IGNORED}
     annotated = {
         name: _annotated(slides[name], labels[name], shapes[name], own, codes, region_class, problems)
         for name, own in outlines.items()
@@ -167,22 +176,26 @@ def open_slides(options: DatasetOptions) -> Dataset:
     splits, sources = read_splits(root / "splits.csv", list(labels), problems, needed=("train",), optional=bare)
     if problems:
         raise DatasetError("slides", root, problems=problems)
-    side = options.window_px or WINDOW_PX
+    for name in bare if all_tissue else ():
+        annotated[name] = AnnotatedSlide(slides[name], None, shapes[name], (), None)
     settings: dict[str, Setting] = {"target_mpp": target, "brush_um": brush_um, "region_class": region_class}
     if options.mpp is not None:
         settings["file_mpp"] = options.mpp
     least = options.min_labelled_px or MIN_LABELLED_PX
     samples, windows, counts, poor = [], {}, Counter[int](), 0
-    for name, slide in annotated.items():
-        for y, x in _candidates(slide, side):
-            mask = slide.mask(y, x, side, background=background)
-            if np.count_nonzero(mask != UNLABELLED) < least:
-                poor += 1
-                continue
-            sample = Sample(f"{name}_y{y:06d}_x{x:06d}", splits[name], side, side, source=sources.get(name, name))
-            samples.append(sample)
-            windows[sample.id] = name, y, x
-            counts.update(np.unique(mask).tolist())
+    for name in (name for name in slides if name in annotated):
+        found = dict.fromkeys(tissue[name], UNLABELLED)
+        for y, x in _candidates(annotated[name], side):
+            mask = annotated[name].mask(y, x, side, background=background)
+            if np.count_nonzero(mask != IGNORED) >= least:
+                found[y, x] = splits[name]
+                counts.update(np.unique(mask).tolist())
+            else:
+                poor += (y, x) not in found
+        for (y, x), split in sorted(found.items()):
+            id_, source = f"{name}_y{y:06d}_x{x:06d}", sources.get(name, name)
+            samples.append(Sample(id_, split, side, side, source=source, slide=name, corner=(y, x)))
+            windows[id_] = name, y, x
     if not any(sample.split == "train" for sample in samples):
         of_train = " of the training slides" if samples else ""
         few = (
@@ -193,7 +206,7 @@ def open_slides(options: DatasetOptions) -> Dataset:
     test_split = max(
         (sample.split for sample in samples if sample.split.startswith("test")), key=test_order, default="test"
     )
-    left_out = [f"{len(bare)} slides without outlines"] * bool(bare)
+    left_out = [f"{len(bare)} slides without outlines"] * bool(bare and not all_tissue)
     left_out += [f"{foreign} .json files that are named after no slide"] * bool(foreign)
     left_out += [f"{poor} windows with fewer than {least} labelled px"] * bool(poor)
     return Dataset(
@@ -208,11 +221,14 @@ def open_slides(options: DatasetOptions) -> Dataset:
         test_split=test_split,
         preprocessing=Preprocessing(settings=settings),
         background=background,
-        ignore=UNLABELLED,
+        ignore=IGNORED,
         mpp=target,
         left_out="; ".join(left_out),
         masks_per_class={name: counts[code] for code, name in enumerate(classes)},
-        warnings=(*_outline_warnings(labels, outlines), *slide_warnings(tuple(samples))),
+        warnings=(
+            *_outline_warnings(labels, outlines),
+            *slide_warnings(tuple(sample for sample in samples if sample.split != UNLABELLED)),
+        ),
     )
 
 
@@ -316,6 +332,18 @@ def _candidates(slide: AnnotatedSlide, side: int) -> Iterator[tuple[int, int]]:
                 yield y, x
 
 
+def _tissue_windows(image: InputImage, side: int) -> list[tuple[int, int]]:
+    """Return (y, x) of the windows that have a px of the slide's tissue mask, row by row; of an image all."""
+    tissue = image.tissue()
+    rows, cols = (range(0, length, side) for length in image.size)
+    if tissue is None:
+        return [(y, x) for y in rows for x in cols]
+    (height, width), (h, w) = image.size, tissue.shape
+    down = {y: scaled_range(y, min(y + side, height), length=height, mask_length=h) for y in rows}
+    across = {x: scaled_range(x, min(x + side, width), length=width, mask_length=w) for x in cols}
+    return [(y, x) for y in rows for x in cols if tissue[down[y], across[x]].any()]
+
+
 def _outline_warnings(labels: Files, outlines: dict[str, Outlines]) -> tuple[str, ...]:
     found = list(outlines.values())
     flat = [f"{labels[name]}: object {number}" for name, own in outlines.items() for number in own.flat]
@@ -339,6 +367,8 @@ def _load(
 
 
 def _load_mask(slides: Slides, windows: Windows, side: int, background: int | None, sample: Sample) -> np.ndarray:
+    if sample.split == UNLABELLED:
+        return np.full((side, side), IGNORED, np.uint8)
     name, y, x = windows[sample.id]
     return slides[name].mask(y, x, side, background=background)
 
@@ -352,4 +382,6 @@ def _load_surroundings(
 
 def _files_of(slides: Slides, windows: Windows, sample: Sample) -> tuple[Path, ...]:
     slide = slides[windows[sample.id][0]]
+    if sample.split == UNLABELLED or slide.outlines is None:  # what is outlined changes nothing in it
+        return (slide.image,)
     return slide.image, slide.outlines

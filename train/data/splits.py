@@ -30,11 +30,12 @@ class Splits:
 def split_images(store: FeatureStore, *, val_fraction: float, seed: int, without: Collection[int] = ()) -> Splits:
     """Return the splits that the store names; without a `val` split, hold out a seeded share of `train`.
 
-    Images whose indices are in `without` are left out. Test splits are those whose names start with `test`. Whole
-    sources (slides or regions) are held out, so that no tissue is on both sides; an image without a source is held out
-    with its views alone. Validation and test splits hold the first view of each patch: its centre, or the image as in
-    the file. There is no validation where all training images are of one source, as of a single slide, and there are no
-    tests where the store has no test split. Raises ValueError when there is no training image.
+    Images whose indices are in `without` are left out, and so are those of any other split. Test splits are those whose
+    names start with `test`. Whole sources (slides or regions) are held out, so that no tissue is on both sides; an
+    image without a source is held out with its views alone. Validation and test splits hold the first view of each
+    patch: its centre, or the image as in the file. There is no validation where all training images are of one source,
+    as of a single slide, and there are no tests where the store has no test split. Raises ValueError when there is no
+    training image.
     """
     by_split: dict[str, list[int]] = {}
     for index, split in enumerate(store.splits):
@@ -133,14 +134,15 @@ def _by_patch(store: FeatureStore, indices: Sequence[int]) -> list[list[int]]:
 
 
 def lacking_images(store: FeatureStore, *, t: int | None, blocks: Iterable[int]) -> tuple[int, ...]:
-    """Return the indices of images that lack their pixels or, unless t is None, one of these blocks."""
-    return store.unfinished(t=0, blocks=()) if t is None else store.unfinished(t=t, blocks=blocks)
+    """Return the indices of labelled images that lack their pixels or, unless t is None, one of these blocks."""
+    lacking = store.unfinished(t=0, blocks=()) if t is None else store.unfinished(t=t, blocks=blocks)
+    return tuple(sorted(set(lacking) & set(store.labelled)))
 
 
 def incomplete_images(
     store: FeatureStore, *, t: int | None, blocks: Iterable[int], allowed: bool = False
 ) -> tuple[int, ...]:
-    """Return the indices of images that lack one of these blocks, or with t None their pixels.
+    """Return the indices of labelled images that lack one of these blocks, or with t None their pixels.
 
     Raises Incomplete when no image has a block, or when an image lacks one and `allowed` is False.
     """
@@ -151,7 +153,7 @@ def incomplete_images(
     if unfinished and not allowed:
         names = ", ".join(store.ids[i] for i in unfinished[:3]) + (", …" if len(unfinished) > 3 else "")
         raise Incomplete(
-            f"{store.location} lacks features of {len(unfinished)} of {len(store.listed)} images ({names}); "
+            f"{store.location} lacks features of {len(unfinished)} of {len(store.labelled)} images ({names}); "
             f"run pathseg extract again to finish it, or pass --complete-only to do without them"
         )
     return unfinished

@@ -9,6 +9,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from pathseg.store.sampling import scaled_range
+
 
 @dataclass(frozen=True)
 class WindowAxis:
@@ -75,6 +77,25 @@ class WindowAxis:
 
 
 @dataclass(frozen=True)
+class AdjacentAxis(WindowAxis):
+    """Windows side by side from the first px, as those of a slide in a store; the last may reach beyond the end."""
+
+    overlap: int = 0
+
+    def __post_init__(self) -> None:
+        """Check nothing: there is no overlap."""
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """First px of each window."""
+        return tuple(range(0, self.length, self.window))
+
+    def weights(self, index: int) -> np.ndarray:
+        """Return ones, (window,) float32."""
+        return np.ones(self.window, np.float32)
+
+
+@dataclass(frozen=True)
 class SlidingWindow:
     """The windows over an image, numbered row by row, and the numbers of those to compute (`selected`, ascending)."""
 
@@ -86,18 +107,21 @@ class SlidingWindow:
     def over(
         cls, size: tuple[int, int], *, window: tuple[int, int], overlap: int, tissue: np.ndarray | None = None
     ) -> SlidingWindow:
-        """Lay windows (height, width) over an image (H, W), all in px.
+        """Lay windows (height, width) over an image (H, W), all in px; with an overlap of 0 side by side.
 
         tissue: (h, w) bool over the same area, in any resolution: only windows with weight in a pixel of tissue are
         selected. Without it all are.
         """
-        rows, cols = WindowAxis(size[0], window[0], overlap), WindowAxis(size[1], window[1], overlap)
+        rows, cols = (
+            WindowAxis(length, own, overlap) if overlap else AdjacentAxis(length, own)
+            for length, own in zip(size, window, strict=True)
+        )
         if tissue is None:
             return cls(rows, cols, tuple(range(len(rows.starts) * len(cols.starts))))
         seen = np.zeros((len(rows.starts), len(cols.starts)), bool)
         for r in range(seen.shape[0]):
             for c in range(seen.shape[1]):
-                seen[r, c] = tissue[_scaled(rows, r, tissue.shape[0]), _scaled(cols, c, tissue.shape[1])].any()
+                seen[r, c] = tissue[_of_mask(rows, r, tissue.shape[0]), _of_mask(cols, c, tissue.shape[1])].any()
         return cls(rows, cols, tuple(np.flatnonzero(seen).tolist()))
 
     @property
@@ -115,8 +139,7 @@ class SlidingWindow:
         return self.rows.starts[row], self.cols.starts[col]
 
 
-def _scaled(axis: WindowAxis, index: int, length: int) -> slice:
-    """The extent of a window in px of a mask of another length along this axis; at least one px."""
+def _of_mask(axis: WindowAxis, index: int, mask_length: int) -> slice:
+    """The extent of a window in px of a mask of another length along this axis."""
     first, last = axis.extent(index)
-    times = length / axis.length
-    return slice(math.floor(first * times), max(math.ceil(last * times), math.floor(first * times) + 1))
+    return scaled_range(first, last, length=axis.length, mask_length=mask_length)

@@ -262,7 +262,7 @@ def is_finished(
             "pass --name for a new run, or another --workspace"
         )
     found["images"] = wanted["images"] = sum(map(len, finished.data.images.values()))
-    if found["images"] < len(store.listed):  # it did without some, which may be complete by now
+    if found["images"] < len(store.labelled):  # it did without some, which may be complete by now
         splits, _ = run_splits(store, config, without=without())
         wanted["images"] = max(found["images"], sum(map(len, splits.named().values())))
         if config.train_images != "all":  # complete images change what is drawn, at equal numbers too
@@ -433,7 +433,7 @@ def describe_plan(
     if not runs:
         return f"all {len(plan.runs)} runs are finished"
     heads = f"{len(runs)} {runs[0][0].network}{'s' * (len(runs) > 1)}"
-    total = len(stores.images.listed)
+    total = len(stores.images.labelled)
     images = total - len(plan.left_out)
     complete = f"{images} of {total} images complete"
     over = "the store" if len(stores.stores) == 1 else f"{len(stores.stores)} joined stores"

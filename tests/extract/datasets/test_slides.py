@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from pathseg.extract.pipeline import extract
 from pathseg.extract.plan import plan_extraction
 from pathseg.store.features import FeatureStore
 from pathseg.store.verify import verify
+from tests.extract.conftest import ToyModel
 
 OPTIONS = {"window_px": 256, "min_labelled_px": 100, "target_mpp": 0.5}
 
@@ -48,6 +50,22 @@ def root(tmp_path):
         )  # fmt: skip
     (tmp_path / "splits.csv").write_text("id,split\na,train\nb,train\nc,test\n")
     return tmp_path
+
+
+class CountingModel(ToyModel):
+    """Counts how often each patch is computed, by the digest of its pixels."""
+
+    def __init__(self):
+        self.computed = Counter()
+
+    def prepare(self, images):
+        self.computed.update(image.tobytes() for image in images)
+        return super().prepare(images)
+
+
+@pytest.fixture
+def counting():
+    return CountingModel()
 
 
 def listed(root, **options):
@@ -322,3 +340,75 @@ def test_new_outlines_rewrite_masks_and_add_windows_without_computing_features(r
     for sample in listed(root).samples:
         np.testing.assert_array_equal(after.mask(after.ids.index(sample.id)), listed(root).load(sample).mask)
     assert verify(store) == ()
+
+
+def write_tissue(path, *, size=(1024, 1600), mpp=0.5, right=700, seed=0):
+    """A tiled TIFF whose tissue ends before `right` px; the rest is white."""
+    squares = np.random.default_rng(seed).integers(80, 255, (size[0] // 8, size[1] // 8, 3), dtype=np.uint8)
+    pixels = np.kron(squares, np.ones((8, 8, 1), np.uint8))
+    pixels[:, right:] = 245
+    tifffile.imwrite(
+        path, pixels, tile=(256, 256), photometric="rgb", resolution=(1e4 / mpp, 1e4 / mpp), resolutionunit=3
+    )
+
+
+@pytest.fixture
+def tissue(tmp_path):
+    """Two slides of 1024x1600 px at 0.5 um/px, tissue up to 700 px from the left; two windows of `a` are outlined."""
+    root = tmp_path / "slides"
+    root.mkdir()
+    for seed, name in enumerate("ab"):
+        write_tissue(root / f"{name}.tif", seed=seed)
+    write_outlines(root / "a.geojson", box(20, 20, 120, 120), box(300, 40, 480, 240, "stroma"))
+    return root
+
+
+def corners(dataset, split, slide="a"):
+    return [sample.corner for sample in dataset.samples if (sample.split, sample.slide) == (split, slide)]
+
+
+def test_all_windows_with_tissue_are_samples_if_wanted_also_of_slides_without_outlines(tissue):
+    assert {(sample.slide, sample.corner) for sample in listed(tissue).samples} == {("a", (0, 0)), ("a", (0, 256))}
+    dataset = listed(tissue, windows="tissue")
+    with_tissue = [(y, x) for y in range(0, 1024, 256) for x in (0, 256, 512)]  # up to 700 px and a rim of 20 um
+    assert corners(dataset, "train") == with_tissue[:2]
+    assert corners(dataset, "unlabelled") == with_tissue[2:]
+    assert corners(dataset, "unlabelled", "b") == with_tissue
+    assert dataset.left_out == ""
+
+
+def test_windows_without_labels_are_ignored_everywhere_and_depend_on_the_slide_alone(tissue):
+    dataset = listed(tissue, windows="tissue")
+    by_split = {sample.split: sample for sample in dataset.samples}
+    pixels = dataset.load(by_split["unlabelled"])
+    assert (pixels.mask == 255).all() and not (pixels.image == 255).all()
+    assert [path.name for path in dataset.files(by_split["unlabelled"])] == ["b.tif"]
+    assert [path.name for path in dataset.files(by_split["train"])] == ["a.tif", "a.geojson"]
+    assert dataset.masks_per_class == {"gland": 1, "stroma": 1}
+
+
+def test_all_windows_of_an_image_have_tissue(tissue):
+    Image.fromarray(np.full((300, 400, 3), 250, np.uint8)).save(tissue / "d.png", dpi=(50800, 50800))  # 0.5 um/px
+    dataset = listed(tissue, windows="tissue")
+    assert corners(dataset, "unlabelled", "d") == [(0, 0), (0, 256), (256, 0), (256, 256)]
+
+
+def test_a_store_of_annotated_windows_grows_to_all_tissue_and_labels_follow_without_computing_again(tissue, counting):
+    store, config = tissue.parent / "s.zarr", ExtractConfig(layout="native", blocks=(4,))
+    before = extract(listed(tissue), counting, store, config).store
+    grown = extract(listed(tissue, windows="tissue"), counting, store, config).store
+    assert grown.ids[: len(before.ids)] == before.ids and len(grown.labelled) == 2 and len(grown.listed) == 24
+    write_outlines(tissue / "a.geojson", box(20, 20, 120, 120), box(300, 40, 480, 240, "stroma"),
+                   box(520, 600, 690, 700, "fat"), box(4, 516, 200, 700))  # fmt: skip
+    relabelled = extract(listed(tissue, windows="tissue"), counting, store, config)
+    assert set(counting.computed.values()) == {1} and counting.computed.total() == 24
+    assert relabelled.computed == 4  # masks: of two windows other codes, of two the first
+    after = relabelled.store
+    assert [entry.corner for entry in after.contents.images if entry.split == "train"] == [
+        (0, 0), (0, 256), (512, 0), (512, 512)]  # fmt: skip
+    for sample in listed(tissue, windows="tissue").samples:
+        np.testing.assert_array_equal(after.mask(after.ids.index(sample.id)), listed(tissue).load_mask(sample))
+    assert verify(store) == ()
+    back = extract(listed(tissue), counting, store, config).store
+    assert len(back.listed) == len(back.labelled) == 4 and back.splits.count("unlisted") == 20
+    assert set(counting.computed.values()) == {1}

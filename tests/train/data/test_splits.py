@@ -3,6 +3,7 @@ import hashlib
 import pytest
 
 from pathseg.store.contents import ImageEntry
+from pathseg.store.describe import describe
 from pathseg.store.errors import Incomplete
 from pathseg.store.features import FeatureStore
 from pathseg.store.writer import StoreWriter
@@ -170,3 +171,22 @@ def test_a_patch_that_lacks_its_centre_has_another_view(patches):
 
 def test_images_that_are_no_views_are_all_taken(toy_store):
     assert first_views(toy_store, (3, 1)) == draw_views(toy_store, (3, 1), seed=0, epoch=1) == (3, 1)
+
+
+def test_unlabelled_images_are_in_no_split_and_training_does_not_wait_for_their_features(
+    toy_contents, tmp_path, fill_store
+):
+    contents = toy_contents(splits=("train", "train", "unlabelled", "test", "unlabelled"))
+    store = fill_store(StoreWriter(tmp_path / "s.zarr", contents))
+    assert store.labelled == (0, 1, 3) and store.listed == (0, 1, 2, 3, 4)
+    named = split_images(store, val_fraction=0.5, seed=0).named()
+    assert sorted(index for indices in named.values() for index in indices) == [0, 1, 3]
+    assert "images  3 of toy (train 2, unlabelled 2, test 1)" in describe(store)
+    for name in ("_done/pixels/000004.json", "_done/t50/0,4-5,9/000004.json"):
+        store.location.remove(name)
+    lacking = FeatureStore.open(store.location)
+    assert lacking.unfinished(t=50, blocks=(4,)) == (4,)
+    assert incomplete_images(lacking, t=50, blocks=(4,)) == incomplete_images(lacking, t=None, blocks=()) == ()
+    with pytest.raises(Incomplete, match=r"lacks features of 1 of 3 images"):
+        store.location.remove("_done/t50/0,4-5,9/000000.json")
+        incomplete_images(FeatureStore.open(store.location), t=50, blocks=(4,), allowed=False)

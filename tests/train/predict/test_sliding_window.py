@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pathseg.train.predict.sliding_window import SlidingWindow, WindowAxis
+from pathseg.train.predict.sliding_window import AdjacentAxis, SlidingWindow, WindowAxis
 
 LENGTHS = (256, 257, 448, 449, 700, 1000, 4097)
 
@@ -96,3 +96,11 @@ def test_the_windows_within_a_range_are_those_with_weight_in_it():
     assert axis.windows_within(0, 1000) == list(range(len(axis.starts)))
     border = int(axis.borders[0])
     assert axis.windows_within(border, border + 1) == [0, 1]
+
+
+def test_windows_without_overlap_lie_side_by_side_from_the_first_px():
+    axis = AdjacentAxis(1100, 512)
+    assert axis.starts == (0, 512, 1024)
+    assert [axis.extent(index) for index in range(3)] == [(0, 512), (512, 1024), (1024, 1100)]
+    assert all((axis.weights(index) == 1).all() for index in range(3))
+    assert (axis.windows_within(500, 512), axis.windows_within(500, 513)) == ([0], [0, 1])
