@@ -7,7 +7,7 @@ imported once); writes the child's process id and, when the child has ended, its
 its peak memory in bytes. A run is the real pipeline on a small data set and with a model of a few operations. Its log
 has a line per image that was computed at a timestep. `limit` bounds the bytes that a file can have, as a quota does;
 `free_bytes` is how many bytes stay free once the run has begun: the rest goes to a file `ballast` beside the
-store.
+store. A run with more `images` or `classes` than the store has lets it grow.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import signal
 import sys
 import traceback
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -61,20 +62,20 @@ def scales(channels: int, side: int) -> torch.Tensor:
     return (torch.arange(1, channels + 1) / side).view(1, -1, 1, 1)
 
 
-def load(sample: Sample) -> Pixels:
+def load(classes: int, sample: Sample) -> Pixels:
     index = int(sample.id.removeprefix("image_"))
     rng = np.random.default_rng(index)
     image = rng.integers(0, 256, (256, 512, 3), dtype=np.uint8)
     image[:, :, :2] = index % 256, index // 256
-    return Pixels(image, (image[..., 2] > 127).astype(np.uint8))
+    return Pixels(image, (image[..., 2] // (256 / classes)).astype(np.uint8))
 
 
-def dataset(images: int) -> Dataset:
+def dataset(images: int, classes: int) -> Dataset:
     return Dataset(
         name="toy",
         samples=tuple(Sample(f"image_{i}", "train", 256, 512) for i in range(images)),
-        load=load,
-        classes=("dark", "light"),
+        load=partial(load, classes),
+        classes=("dark", "light", "white")[:classes],
         size=(256, 512),
         test_split="test",
         mpp=0.5,
@@ -87,9 +88,9 @@ def run(order: dict) -> None:
     torch.set_num_threads(1)
     if limit := order.get("limit"):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-    images, model = dataset(order["images"]), ToyModel(Path(order["log"]))
+    images, model = dataset(order["images"], order.get("classes", 2)), ToyModel(Path(order["log"]))
     config = ExtractConfig(t=tuple(order["t"]), layout=order["layout"], batch_size=4)
-    if order["per_unit"] > 1:
+    if order["per_unit"] > 1 and not Path(order["store"]).exists():
         StoreWriter(order["store"], replace(contents_of(images, model, config), images_per_unit=order["per_unit"]))
     extraction = open_extraction(images, model, order["store"], config)
     if free_bytes := order.get("free_bytes"):

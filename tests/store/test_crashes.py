@@ -172,6 +172,30 @@ def test_many_kills_leave_no_trace(runs, order, whole_files, kills):
     assert kill_runs(runs, order, whole_files, wanted=kills, seed=1) >= kills
 
 
+def kill_growths(runs, order, whole_files, wanted, seed):
+    """At least `wanted` kills of runs that add images to a store and change its masks; see `kill_runs`."""
+    rng, kills, turn = np.random.default_rng(seed), 0, 0
+    while kills < wanted:
+        per_unit = (1, 5)[turn % 2]
+        grown = order(f"grown{turn}", per_unit=per_unit, classes=3)
+        assert runs.run(grown | {"images": 5, "classes": 2})[0] == 0, error_of(grown)
+        kills += kill_until_done(runs, grown, rng, longest=0.4)
+        kept = {name: data for name, data in files_of(grown).items() if not name.startswith("_done/replaced/")}
+        assert kept == whole_files(per_unit=per_unit, classes=3)
+        assert sorted(computed(grown)[: 5 * 2]) == [(image, t) for image in range(5) for t in grown["t"]]
+        assert {image for image, _ in computed(grown)[5 * 2 :]} == set(range(5, 10)), (
+            "stored features were computed again"
+        )
+        assert Verification(grown["store"]).run() == []
+        turn += 1
+    return kills
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.soak)])
+def test_a_store_killed_while_it_grows_ends_as_one_made_at_once(runs, order, whole_files, kills):
+    assert kill_growths(runs, order, whole_files, wanted=kills, seed=2) >= kills
+
+
 def test_an_interrupted_run_fails_and_the_next_goes_on(runs, order, whole_files):
     cut = order("cut")
     runs.start(cut)
