@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from tqdm import tqdm
 
 from pathseg.extract.config import ExtractConfig, ViTConfig
@@ -381,6 +382,12 @@ def report_command(workspace: Path) -> None:
 )
 @click.option("--context", multiple=True, help=f"{CONTEXT_HELP} Of several models NAME=PATH each.")
 @click.option("--hipt", type=PATH, help="HIPT's vit256_small_dino.pth, if it does not lie beside the model.")
+@click.option(
+    "--store",
+    multiple=True,
+    help="Read the features of slides from the store that the head was trained from, after extract --windows tissue; "
+    "no model is loaded. Of joined stores all, each as in train-head.",
+)
 @workspace_option
 @device_option
 def predict_command(images: tuple[str, ...], **flags: Any) -> None:
@@ -388,20 +395,62 @@ def predict_command(images: tuple[str, ...], **flags: Any) -> None:
 
     Slides are read by region at the head's um/px; images are resized as those it was trained on were, or by --mpp.
     Memory does not grow with the slide. Run it again after an interruption: finished windows are kept.
+
+    With --store, slides of a store are segmented from its features, without a model.
     """
     from pathseg.extract.inputs.images import ground_truth_reader, list_input_images, open_input_image
-    from pathseg.extract.models.load import load_model
-    from pathseg.extract.online_features import online_features
+    from pathseg.store.features import FeatureStore
     from pathseg.store.runtime.device import device
+    from pathseg.train.data.joined import open_joined
+    from pathseg.train.predict.feature_sources import computed_features, store_file_mpp, stored_features
     from pathseg.train.predict.ground_truth import GroundTruth
     from pathseg.train.predict.predictor import predict, summary
     from pathseg.train.predict.progress import Progress
-    from pathseg.train.runs.folder import RunFolder
 
     with wrong_flags():
         config = PredictConfig(**{name: flags[name] for name in PredictConfig.__dataclass_fields__})
+        if flags["store"]:
+            require_unset(OF_A_MODEL, "--store, which reads the features of the windows that extract took")
     files, run = list_input_images(images), paths.run_path(flags["workspace"], flags["run"])
-    masks, device_name = flags["truth"], device(flags["device"])
+    masks, device_name, file_mpp = flags["truth"], device(flags["device"]), flags["mpp"]
+    if flags["store"]:
+        stores = open_joined(flags["store"], open_store=FeatureStore.open)
+        features, file_mpp = stored_features(stores), store_file_mpp(stores)
+    else:
+        features = computed_features(model_loader(run, flags, device_name))
+    with Progress(len(files)) as progress:
+        result = predict(
+            files,
+            run,
+            flags["out"],
+            config,
+            features=features,
+            open_image=partial(open_input_image, file_mpp=file_mpp),
+            ground_truth=GroundTruth(str(masks), ground_truth_reader(masks)) if masks else None,
+            trained_mpp=flags["trained_mpp"],
+            device=device_name,
+            on_window=progress,
+        )
+    show(summary(result))
+    require_all([str(failure) for failure in result.failures], len(files))
+
+
+OF_A_MODEL = ("model", "weights", "context", "hipt", "overlap", "batch_size", "mpp", "trained_mpp")  # flags of predict
+
+
+def require_unset(names: Sequence[str], reason: str) -> None:
+    """Raise ValueError for a flag that was passed though it has no effect beside another one."""
+    ctx = click.get_current_context()
+    if given := [name for name in names if ctx.get_parameter_source(name) != ParameterSource.DEFAULT]:
+        raise ValueError(f"--{given[0].replace('_', '-')} has no effect with {reason}; leave it out")
+
+
+def model_loader(run: Path, flags: dict[str, Any], device_name: str) -> Any:
+    """Return a function that loads the models of a run for `computed_features`, by the flags of predict."""
+    from pathseg.extract.models.load import load_model
+    from pathseg.extract.online_features import online_features
+    from pathseg.train.runs.folder import RunFolder
+
     keys = [source.key for source in RunFolder(run).read_config().data.sources]
     names, with_context = (
         list(dict.fromkeys(key.model for key in keys)),
@@ -437,21 +486,7 @@ def predict_command(images: tuple[str, ...], **flags: Any) -> None:
             )
         return online_features(loaded[made_by], key, t, blocks, batch_size=batch_size)
 
-    with Progress(len(files)) as progress:
-        result = predict(
-            files,
-            run,
-            flags["out"],
-            config,
-            load_features=load_features,
-            open_image=partial(open_input_image, file_mpp=flags["mpp"]),
-            ground_truth=GroundTruth(str(masks), ground_truth_reader(masks)) if masks else None,
-            trained_mpp=flags["trained_mpp"],
-            device=device_name,
-            on_window=progress,
-        )
-    show(summary(result))
-    require_all([str(failure) for failure in result.failures], len(files))
+    return load_features
 
 
 def _has_context(key: Any) -> bool:

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pathseg.extract.datasets.registry import Dataset, Pixels, Sample
-from pathseg.store.contents import UNLISTED, Contents
+from pathseg.store.contents import UNLABELLED, UNLISTED, Contents
 from pathseg.store.errors import StoreError
 from pathseg.store.features import FeatureStore
 from pathseg.store.growth import grow
-from pathseg.store.records import PIXELS, checksum
+from pathseg.store.records import PIXELS, checksum, file_states
 from pathseg.store.writer import pixel_arrays
 
 MAX_NAMED = 10  # of the changed images in a message
@@ -52,9 +52,10 @@ class Changes:
 def find_changes(dataset: Dataset, store: FeatureStore, wanted: Contents) -> Changes:
     """Compare a data set, described by `wanted`, with its store; nothing is written.
 
-    Files whose size and times are the recorded ones are not read, unless the codes of the classes have changed. Others
-    are compared by their decoded pixels, so that a touched or copied file is no change. Raises KeyMismatch as
-    `Contents.grown`, StoreError, naming them, when images are no longer those that the features were computed from.
+    Files whose size and times are the recorded ones are not read, unless the codes of the classes have changed (windows
+    without labels have none). Others are compared by their decoded pixels, so that a touched or copied file is no
+    change. Raises KeyMismatch as `Contents.grown`, StoreError, naming them, when images are no longer those that the
+    features were computed from.
     """
     here, contents = store.contents, store.contents.grown(wanted, store=str(store.location))
     samples = {sample.id: sample for sample in dataset.samples}
@@ -73,7 +74,8 @@ def find_changes(dataset: Dataset, store: FeatureStore, wanted: Contents) -> Cha
                 continue
             states[position] = source_state(dataset, sample)
             listed = here.images[index].split != UNLISTED  # others did not follow the last changes of the classes
-            if states[position] == known[position] and same_labels and listed:
+            unlabelled = here.images[index].split == sample.split == UNLABELLED and here.ignore == contents.ignore
+            if states[position] == known[position] and ((same_labels and listed) or unlabelled):
                 continue
             try:
                 pixels = load_pixels(dataset, sample, store, index)
@@ -120,15 +122,11 @@ def record_touched(store: FeatureStore, changes: Changes) -> None:
 
 
 def source_state(dataset: Dataset, sample: Sample) -> str | None:
-    """Return size and times of a sample's files: equal ones have not changed. None for a sample without files.
-
-    Times of change (ctime) are in it, because a copy can keep the time of modification.
-    """
+    """Return `file_states` of a sample's files, None for a sample without files."""
     try:
-        states = [path.stat() for path in dataset.files(sample)]
+        return file_states(dataset.files(sample))
     except OSError as e:
         return f"unreadable: {e.strerror}"
-    return " ".join(f"{file.st_size}:{file.st_mtime_ns}:{file.st_ctime_ns}" for file in states) or None
 
 
 def load_pixels(dataset: Dataset, sample: Sample, store: FeatureStore, index: int) -> Pixels:

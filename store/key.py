@@ -255,14 +255,17 @@ class StoreKey:
             return f"{features} has values that {self.dtype} cannot hold; pass --dtype float32 to extract"
         return f"{features} has infinite values or NaN from the model in float32; check image and weights"
 
-    def require(self, wanted: StoreKey, *, store: str) -> None:
-        """Raise KeyMismatch, naming both values of each differing field, unless `wanted` is of the same features."""
-        differing = [
+    def differences(self, wanted: StoreKey) -> list[str]:
+        """Return a phrase with both values of each field by which `wanted` is of other features."""
+        return [
             f"{name} is {_shown(here)} there, {_shown(requested)} asked for"
             for name, here, requested in _flat_pairs(self.of_features, wanted.of_features)
             if here != requested
         ]
-        if differing:
+
+    def require(self, wanted: StoreKey, *, store: str) -> None:
+        """Raise KeyMismatch, naming both values of each differing field, unless `wanted` is of the same features."""
+        if differing := self.differences(wanted):
             raise KeyMismatch(
                 f"{store} holds features made in another way: {'; '.join(differing)}; "
                 f"pass --store or --workspace for a new store"

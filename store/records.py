@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import google_crc32c
@@ -303,6 +304,15 @@ class Records:
             return CompletionRecord.from_json(self._location.read(name), source=name).written
         except (Damaged, FileNotFoundError):  # written again, and reported by `verify`; or complete by now
             return frozenset()
+
+
+def file_states(paths: Iterable[Path]) -> str | None:
+    """Return size and times of files: equal ones have not changed. None without files. Raises OSError.
+
+    Times of change (ctime) are in it, because a copy can keep the time of modification.
+    """
+    states = [path.stat() for path in paths]
+    return " ".join(f"{file.st_size}:{file.st_mtime_ns}:{file.st_ctime_ns}" for file in states) or None
 
 
 def checksum(array: np.ndarray) -> int:

@@ -60,6 +60,7 @@ from pathseg.store.verify import verify
 from pathseg.store.writer import StoreWriter
 from pathseg.train.config import HeadConfig
 from pathseg.train.predict.config import PredictConfig
+from pathseg.train.predict.feature_sources import ModelFeatures
 from pathseg.train.predict.ground_truth import GroundTruth
 from pathseg.train.predict.predictor import Predictor
 from pathseg.train.predict.records import WindowCacheIdentity
@@ -614,7 +615,8 @@ def test_mutated_results_of_predict_are_kept_made_again_or_named(
     out = tmp_path / "base/out"
 
     def predict_into(out):
-        return Predictor(colour_head(), (colour_features,), out, config, truth).predict_all([path], open_input_image)
+        source = ModelFeatures(colour_head(), (colour_features,), config)
+        return Predictor(source.head, source, out, config, truth).predict_all([path], open_input_image)
 
     expected = predict_into(out).images[0]
     whole = snapshot(out)

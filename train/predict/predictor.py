@@ -6,21 +6,20 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 import numpy as np
 import torch
+from msgspec import UNSET
 
-from pathseg.store.grid import PatchGrid, margin_px
-from pathseg.store.key import StoreKey
+from pathseg.store.grid import PatchGrid
 from pathseg.store.runtime.atomic_files import write_atomic
 from pathseg.store.runtime.file_lock import file_lock
-from pathseg.store.runtime.prefetch import prefetch_map
-from pathseg.store.sampling import InputImage, Sampling, read_field
-from pathseg.train.config import IMAGE, Layer
+from pathseg.store.sampling import InputImage, Sampling
+from pathseg.train.config import Layer
 from pathseg.train.metrics.object import ObjectRule
 from pathseg.train.predict.config import PredictConfig
+from pathseg.train.predict.feature_sources import FeatureSource, OpenFeatures
 from pathseg.train.predict.ground_truth import GroundTruth, mask_digest, mosaic_confusion, prediction_metrics
 from pathseg.train.predict.mosaic import NOT_COMPUTED, blend_windows
 from pathseg.train.predict.outputs import ImageOutputs
@@ -30,23 +29,13 @@ from pathseg.train.predict.records import (
     PredictionMetrics,
     WindowCacheIdentity,
 )
-from pathseg.train.predict.sliding_window import SlidingWindow, WindowAxis
+from pathseg.train.predict.sliding_window import SlidingWindow
 from pathseg.train.predict.trained_head import TrainedHead
 from pathseg.train.predict.window_cache import WindowCache
 
-# patches (P, 256, 256, 3) uint8, their indices and the image id -> {block: (P, C, h, w)}
-ComputeFeatures = Callable[[np.ndarray, Sequence[int], str], Mapping[int, torch.Tensor]]
 OpenImage = Callable[[Path, Sampling], InputImage]
 OnWindow = Callable[[str, int, int], None]  # image id, windows completed, windows in total
 UNSTRETCHED = 1.05  # ratio of the um/px of both axes up to which images count as not stretched
-READ_THREADS = 3  # two batches of windows are read while one is computed
-
-
-class LoadFeatures(Protocol):
-    """Load the model that made a store's features and return the function that computes features of new patches."""
-
-    def __call__(self, key: StoreKey, t: int, blocks: Sequence[int], *, batch_size: int) -> ComputeFeatures:
-        """Raises ValueError when the model is not the one that made the features of the store with this key."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +66,7 @@ def predict(
     out: Path,
     config: PredictConfig | None = None,
     *,
-    load_features: LoadFeatures,
+    features: OpenFeatures,
     open_image: OpenImage,
     ground_truth: GroundTruth | None = None,
     trained_mpp: float | None = None,
@@ -86,54 +75,33 @@ def predict(
 ) -> PredictionResult:
     """Predict images and slides with the head of a finished run and write the results below `out`.
 
-    images: paths. run: a run folder. config: default settings when omitted. load_features: loads a model and returns
-    its `online_features` (pathseg.extract.online_features); called once for each store that the run was trained from,
-    with its key, timestep and blocks. open_image: `open_input_image` (pathseg.extract.inputs.images) or a partial of it
-    with `file_mpp`. trained_mpp: um/px of the training images, in place of what the run records. on_window: called
-    after every batch of windows.
+    images: paths. run: a run folder. config: default settings when omitted. features: `computed_features` of a model or
+    `stored_features` of the run's stores (pathseg.train.predict.feature_sources). open_image: `open_input_image`
+    (pathseg.extract.inputs.images) or a partial of it with `file_mpp`. trained_mpp: um/px of the training images, in
+    place of what the run records. on_window: called after every batch of windows.
 
     An image that cannot be read or does not fit is set aside as a failure and the others are predicted. With
     `ground_truth`, metrics.json is written too. Results that exist are kept, and a slide that was interrupted is
     resumed after its last finished batch of windows, with the same result.
 
-    Raises FileNotFoundError for an unfinished run; ValueError for a damaged one, for another model than that of the
-    run's features, for an overlap that does not fit the head, and when no image has a ground truth mask.
+    Raises FileNotFoundError for an unfinished run; ValueError for a damaged one, for another model or other stores than
+    those of the run's features, for an overlap that does not fit the head, and when no image has a ground truth mask.
     """
     config = config or PredictConfig()
     head = TrainedHead.load(run, device=device, mpp=trained_mpp)
-    features = tuple(
-        load_features(source.key, t, blocks, batch_size=config.batch_size or source.key.batch_size)
-        for source, (t, blocks) in zip(head.sources, head.settings.selections, strict=True)
-    )
-    predictor = Predictor(head, features, out, config, ground_truth)
+    predictor = Predictor(head, features(head, config), out, config, ground_truth)
     return predictor.predict_all(images, open_image, on_window)
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """A head, the features that it takes, and the folder of its results; `predict` makes one.
-
-    features: one function for each store that the head was trained from. The noise of a patch depends on its index and
-    on the image id, so they are part of the method: the id is the stem of the file; the index is that of the patch in
-    its window, plus the window's number (row by row, windows without tissue counted) times the patches per window. An
-    image of one window so gets the features of the store.
-
-    Raises ValueError for an overlap that does not fit the head's windows.
-    """
+    """A head, the source of the features that it takes, and the folder of its results; `predict` makes one."""
 
     head: TrainedHead
-    features: tuple[ComputeFeatures, ...]
+    source: FeatureSource
     out: Path
     config: PredictConfig
     ground_truth: GroundTruth | None = None
-
-    def __post_init__(self) -> None:
-        for side in self.head.sampling.size:
-            WindowAxis(side, side, self.config.overlap)
-
-    @property
-    def _batch_size(self) -> int:
-        return self.config.batch_size or min(source.key.batch_size for source in self.head.sources)
 
     def predict_all(
         self,
@@ -216,7 +184,7 @@ class Predictor:
         # without a background class, pixels beside the tissue have no class that they could be scored as
         everywhere = config.tissue == "all" or (mask is not None and head.background is None)
         tissue = None if everywhere else image.tissue()
-        windows = SlidingWindow.over(image.size, window=head.sampling.size, overlap=config.overlap, tissue=tissue)
+        windows = self.source.windows(image, tissue)
         cache = self._window_cache(image, windows, outputs.work_folder, identity)
         self._predict_windows(image, windows, cache, on_window)
         mosaic = blend_windows(
@@ -238,58 +206,27 @@ class Predictor:
         shape = len(self.head.classes) + self.head.gives_uncertainty, *self.head.sampling.size
         if not image.slide:
             return WindowCache.in_memory(len(windows.selected), shape=shape)
-        of_windows = WindowCacheIdentity.of(identity, batch_size=self._batch_size, windows=windows.selected)
+        of_windows = WindowCacheIdentity.of(identity, batch_size=self.source.batch_size, windows=windows.selected)
         return WindowCache.on_disk(folder, of_windows, shape=shape)
 
     def _predict_windows(
         self, image: InputImage, windows: SlidingWindow, cache: WindowCache, on_window: OnWindow
     ) -> None:
         """Predict the missing windows in batches, which are the same however often a run was interrupted."""
-        height, width = self.head.sampling.size
-        total, grid = len(windows.selected), PatchGrid.of(height, width)
-        step = max(1, self._batch_size // grid.patches)  # windows per batch
+        total, grid = len(windows.selected), PatchGrid.of(*self.head.sampling.size)
+        step = max(1, self.source.batch_size // grid.patches)  # windows per batch
         batches = [range(first, min(first + step, total)) for first in range(0, total, step)]
         missing = [batch for batch in batches if not cache.complete(batch)]
         completed = total - sum(map(len, missing))
         on_window(image.id, completed, total)
-
-        margin = margin_px(max(source.key.field_patches for source in self.head.sources))  # seen around a window
-
-        def read(batch: range) -> np.ndarray:
-            corners = [windows.corner(windows.selected[index]) for index in batch]
-            return np.stack([read_field(image, y, x, height, width, margin=margin) for y, x in corners])
-
-        def size_bytes(batch: range) -> int:
-            return len(batch) * (height + 2 * margin) * (width + 2 * margin) * 3
-
-        # closed at the end, so that after an error no thread reads the image while its caller closes it
-        with closing(prefetch_map(read, missing, threads=READ_THREADS, size_bytes=size_bytes)) as batches_read:
-            for batch, pixels in zip(missing, batches_read, strict=True):
-                numbers = [windows.selected[index] for index in batch]
-                cache.write(batch, self._predict_batch(image.id, numbers, pixels, grid))
+        with closing(self.source.features(image, windows, missing)) as features_of_batches:
+            for batch, features in zip(missing, features_of_batches, strict=True):
+                cache.write(batch, self._predict_batch(image.id, features, grid))
                 completed += len(batch)
                 on_window(image.id, completed, total)
 
-    def _predict_batch(self, image_id: str, numbers: Sequence[int], pixels: np.ndarray, grid: PatchGrid) -> np.ndarray:
-        """Return probabilities, and uncertainty if any, (N, M, H, W) float32, of windows (N, H + 2m, W + 2m, 3).
-
-        numbers: of the windows. m: the margin that the model sees around them.
-        """
-        indices = [number * grid.patches + patch for number in numbers for patch in range(grid.patches)]
-        features: dict[Layer, torch.Tensor] = {}
-        if IMAGE in self.head.settings.layers:
-            patches = np.stack([grid.cut(window) for window in pixels]).transpose(0, 1, 4, 2, 3)
-            features[IMAGE] = torch.from_numpy(np.ascontiguousarray(patches))  # (N, P, 3, 256, 256)
-        for number, (source, compute) in enumerate(zip(self.head.sources, self.features, strict=True)):
-            t = self.head.settings.selections[number].t
-            patches = np.concatenate([grid.cut(window, source.key.field_patches) for window in pixels])
-            for block, values in compute(patches, indices, image_id).items():
-                if not bool(torch.isfinite(values).all()):
-                    raise ValueError(
-                        f"{image_id} has features of block {block} that {source.key.dtype} cannot hold; "
-                        f"{_wider(source.key)}"
-                    )
-                features[Layer(number, t, block)] = values.unflatten(0, (len(numbers), grid.patches))
+    def _predict_batch(self, image_id: str, features: Mapping[Layer, torch.Tensor], grid: PatchGrid) -> np.ndarray:
+        """Return probabilities, and uncertainty if any, (N, M, H, W) float32, of windows by their features."""
         predicted = self.head.predict(features, grid).cpu().numpy()
         if not np.isfinite(predicted).all():
             raise ValueError(
@@ -308,16 +245,10 @@ class Predictor:
             run=self.head.name,
             weights_digest=self.head.weights_digest,
             model_digest="+".join(source.key.model_digest for source in self.head.sources),
-            overlap=self.config.overlap,
+            features="stored" if self.source.stored else UNSET,
+            overlap=self.source.overlap,
             tissue=self.config.tissue,
         )
-
-
-def _wider(key: StoreKey) -> str:
-    """The way out where features overflow a store's type."""
-    if key.dtype == "float16":
-        return "extract with --dtype float32 and train the head from that store"
-    return f"the model computed them in {key.precision}; extract with another --precision or --t"
 
 
 def summary(result: PredictionResult) -> str:

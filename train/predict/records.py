@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -21,6 +21,7 @@ class PredictionIdentity(msgspec.Struct, frozen=True, kw_only=True):
 
     file, size_bytes, content_digest: name, bytes and digest of the image file. size: (H, W) px that it is predicted at,
     mpp: um/px there. run, weights_digest: name and hex SHA-256 of head.safetensors. model_digest: of the frozen model.
+    features: unset where the model computed them for the prediction. overlap: px that neighbouring windows share.
     smallest, simplify, outline: of `PredictConfig`, unset where no GeoJSON was written. objects: the post-processing of
     its objects in words, unset where they are as predicted.
     """
@@ -33,6 +34,7 @@ class PredictionIdentity(msgspec.Struct, frozen=True, kw_only=True):
     run: str
     weights_digest: str = msgspec.field(name="head")
     model_digest: str = msgspec.field(name="model")
+    features: Literal["stored"] | UnsetType = UNSET
     overlap: int
     tissue: str
     smallest: int | UnsetType = UNSET
@@ -44,9 +46,11 @@ class PredictionIdentity(msgspec.Struct, frozen=True, kw_only=True):
         """Yield name (as in the file), value here and wanted value of each field that is set in both and differs."""
         here, there = msgspec.to_builtins(self), msgspec.to_builtins(wanted)
         for values in (here, there):
+            values.setdefault("features", "computed")
             if "outline" in values:
                 values.setdefault("objects", str(ObjectRule()))
-        yield from ((name, here[name], value) for name, value in there.items() if here.get(name, value) != value)
+        names = sorted(there, key=lambda name: name != "features")  # first: another overlap follows from it
+        yield from ((name, here[name], there[name]) for name in names if here.get(name, there[name]) != there[name])
 
     def updated(self, newer: PredictionIdentity) -> PredictionIdentity:
         """Return the newer identity; where its outline settings are unset, those of this one are kept."""

@@ -17,6 +17,7 @@ from pathseg.train.config import HeadConfig
 from pathseg.train.metrics.object import ObjectRule
 from pathseg.train.metrics.object_predictions import image_sums
 from pathseg.train.predict.config import PredictConfig
+from pathseg.train.predict.feature_sources import computed_features
 from pathseg.train.predict.ground_truth import GroundTruth
 from pathseg.train.predict.mosaic import resize_nearest
 from pathseg.train.predict.predictor import predict
@@ -75,7 +76,7 @@ def test_predict_on_such_an_image_gives_what_the_run_predicted(trained, glas, tm
     _, run, model = trained
     result = predict(
         [glas / "testB_1.bmp"], run.path, tmp_path, PredictConfig(formats=("mask",)),
-        load_features=partial(online_features, model), open_image=open_input_image,
+        features=computed_features(partial(online_features, model)), open_image=open_input_image,
         ground_truth=GroundTruth("masks", ground_truth_reader(glas)),
     )  # fmt: skip
     height, width = FILLED

@@ -18,6 +18,7 @@ from pathseg.train.config import Layer
 from pathseg.train.heads.pixel_ensemble import PixelEnsemble
 from pathseg.train.metrics.object import ObjectRule
 from pathseg.train.predict.config import PredictConfig
+from pathseg.train.predict.feature_sources import ModelFeatures, computed_features
 from pathseg.train.predict.ground_truth import GroundTruth
 from pathseg.train.predict.predictor import Predictor, predict, summary
 from pathseg.train.predict.records import PredictedImage, PredictionMetrics
@@ -61,7 +62,8 @@ def predictor(tmp_path, colour_head, colour_features):
     def make(out="out", formats=ALL, mask=None, head=None, features=colour_features, **settings):
         ground_truth = None if mask is None else GroundTruth("masks", mask)
         config = PredictConfig(formats=formats, **settings)
-        return Predictor(head or colour_head(), (features,), tmp_path / out, config, ground_truth)
+        head = head or colour_head()
+        return Predictor(head, ModelFeatures(head, (features,), config), tmp_path / out, config, ground_truth)
 
     return make
 
@@ -503,7 +505,7 @@ def test_a_run_of_0_1_0_predicts_an_image_from_python(tmp_path, run, config, use
 
     result = predict(
         [tmp_path / "image.png"], HEADS_V1 / run, tmp_path / "out", config,
-        load_features=load_features, open_image=open_input_image,
+        features=computed_features(load_features), open_image=open_input_image,
     )  # fmt: skip
     assert not result.failures
     assert result.images[0].file_px == (203, 240)
