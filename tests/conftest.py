@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 
-if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # before torch is imported; child processes inherit it
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # before torch is imported; child processes inherit both
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
+    # features are computed by two threads whatever the variable says: threads that spin would take the cores of others
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
 import pytest
