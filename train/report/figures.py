@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from itertools import pairwise
 from textwrap import fill
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec
 
 import numpy as np
 from PIL import Image
@@ -20,6 +21,7 @@ from pathseg.train.report.sweeps import METRICS, Images, Metric, Sweep, seeds_la
 from pathseg.train.report.table_formats import Spread
 from pathseg.train.runs.record import Epoch
 
+P = ParamSpec("P")
 INK, QUIET = "#1d2733", "#5c6773"
 GAP_PX = 12  # between the panels of a sheet
 CROWDED = 0.035  # of the axis: timesteps nearer than that cannot be labelled, so all are evenly spaced
@@ -52,6 +54,20 @@ def data_uri(content: bytes, kind: Literal["png", "jpeg"]) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
+def _plain_text(draw: Callable[P, bytes]) -> Callable[P, bytes]:
+    """Draw every text as it is: a `$` in a name is a dollar sign, not the start of a formula."""
+
+    @wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> bytes:
+        import matplotlib
+
+        with matplotlib.rc_context({"text.parse_math": False}):
+            return draw(*args, **kwargs)
+
+    return drawn
+
+
+@_plain_text
 def learning_curves(history: Sequence[Epoch], best_epoch: int, title: str) -> bytes:
     """Draw loss (training, validation), validation Dice and mIoU over the epochs; the best epoch is marked."""
     figure = _new_figure(9.0, 3.1, layout=None)  # every run has one: to find its margins each time takes too long
@@ -92,6 +108,7 @@ class DiceOfRun:
     classes: tuple[float | None, ...]
 
 
+@_plain_text
 def comparison(
     runs: Sequence[DiceOfRun], classes: Sequence[tuple[str, str]], *, constant: float | None,
     paper: tuple[str, float] | None, title: str,
@@ -125,6 +142,7 @@ def comparison(
     return _png(figure)
 
 
+@_plain_text
 def sheet(
     rows: Sequence[tuple[str, Sequence[np.ndarray | None]]], columns: Sequence[str], *,
     legend: Sequence[tuple[str, str]], title: str,
@@ -170,6 +188,7 @@ def sweep_figure(sweep: Sweep, title: str) -> bytes | None:
     return _over_timesteps(sweep, title) if sweep.axis == "t" else _by_block(sweep, title)
 
 
+@_plain_text
 def _over_timesteps(sweep: Sweep, title: str) -> bytes:
     """Dice and mIoU over the timestep, after the paper's Figure 4: mean, deviation and every head."""
     timesteps = [point.value for point in sweep.points]
@@ -188,6 +207,7 @@ def _over_timesteps(sweep: Sweep, title: str) -> bytes:
     return _png(figure)
 
 
+@_plain_text
 def _by_block(sweep: Sweep, title: str) -> bytes:
     """Accuracy and Dice of each block alone, then of groups, after the paper's Figure 5."""
     singles = sum(len(point.value) == 1 for point in sweep.points)  # joined stores have at least two blocks
@@ -211,6 +231,7 @@ def _by_block(sweep: Sweep, title: str) -> bytes:
     return _png(figure)
 
 
+@_plain_text
 def mixing_figure(weights: Sequence[tuple[str, Spread]], title: str) -> bytes:
     """Draw the weight of each layer of a scalar mix as a bar, mean ± deviation over seeds; equal weights as a line."""
     figure = _new_figure(9.0, 3.6)
@@ -230,6 +251,7 @@ def mixing_figure(weights: Sequence[tuple[str, Spread]], title: str) -> bytes:
     return _png(figure)
 
 
+@_plain_text
 def training_images_figure(sweeps: Sequence[Sweep], labels: Sequence[str], title: str) -> bytes:
     """Draw test Dice over the number of training images, log scale: mean and deviation, a line for each sweep."""
     figure = _new_figure(9.0, 4.0)
@@ -322,16 +344,13 @@ def _light_grid(axes: Any) -> None:
 def _png(figure: Any, colours: int | None = 96) -> bytes:
     """Encode a figure, the same bytes each time; in so many colours, or in all (None) for photographs."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.text import Text
 
-    for text in figure.findobj(Text):
-        text.set_parse_math(False)  # a `$` in a name is a dollar sign
     canvas, buffer = FigureCanvasAgg(figure), io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # names in any script; missing letters become boxes
         canvas.draw()
     picture = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
     if colours is not None:
-        picture = picture.quantize(colours, dither=Image.Dither.NONE)
-    picture.save(buffer, "PNG", optimize=colours is not None, dpi=(figure.dpi, figure.dpi))
+        picture = picture.quantize(colours, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    picture.save(buffer, "PNG", dpi=(figure.dpi, figure.dpi))
     return buffer.getvalue()

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pathseg.train.metrics.bootstrap import RESAMPLES, bootstrap_scores, interval, paired_difference, pooled_scores
+from pathseg.train.metrics.bootstrap import (
+    RESAMPLES,
+    bootstrap_scores,
+    interval,
+    paired_difference,
+    pooled_object_scores,
+    pooled_scores,
+)
 from pathseg.train.metrics.object import ObjectSums
 from pathseg.train.metrics.pixel import Scores, constant_prediction
 from pathseg.train.runs.record import Constant, ImageObjects, ImageScores, SplitScores
@@ -145,3 +152,13 @@ def test_the_p_value_over_regions_is_scipys_over_their_pooled_dice():
 
 def test_a_run_that_records_regions_is_not_paired_with_one_that_does_not():
     assert compared(split_of(drawn(4)), split_of(drawn(4), sources="rrrr")) is None
+
+
+def test_object_scores_of_many_resamples_are_those_of_each_alone():
+    rng = np.random.default_rng(0)
+    areas = rng.integers(0, 3, (400, 13)) * rng.integers(0, 500, (400, 13))  # many sums without objects of a kind
+    found = pooled_object_scores(areas)
+    for number, row in enumerate(areas.astype(float)):
+        for name, expected in ObjectSums(*row).scores()._asdict().items():
+            value = found[name][number]
+            assert np.isnan(value) if expected is None else value == pytest.approx(expected, rel=1e-12), name
