@@ -20,10 +20,11 @@ from pathseg.extract.datasets.image_files import (
     read_image,
     read_instances,
     read_mask,
-    resize_image,
-    resize_mask,
+    resize_pair,
 )
 from pathseg.extract.datasets.registry import (
+    PADDED,
+    PADDING_CLASS,
     Dataset,
     DatasetError,
     DatasetOptions,
@@ -60,10 +61,14 @@ def open_folder(options: DatasetOptions) -> Dataset:
     and the ids are kept for object scores. The class named `background`, if any, is the background. Splits: from
     splits.csv (columns id,split and optionally source), else about 20 % are `test` by a hash of the id, which does not
     change when images are added. Size: all images are resized to `options.resize` px, or all have one size whose sides
-    are multiples of 256 px.
+    are multiples of 256 px. With `options.keep_aspect` resized images keep their aspect ratio, and what they do not
+    fill is white and of one more class, padding, which is ignored.
 
-    Raises FileNotFoundError where there is no image or mask, DatasetError as `open_dataset`.
+    Raises ValueError for `keep_aspect` without `resize`, FileNotFoundError where there is no image or mask,
+    DatasetError as `open_dataset`.
     """
+    if options.keep_aspect and options.resize is None:
+        raise ValueError("--keep-aspect does nothing without --resize, which images are stretched by; leave it out")
     root = dataset_root("folder", options)
     images, masks, problems = _pair_files(root)
     sizes = _read_sizes(images, masks, problems)
@@ -72,27 +77,36 @@ def open_folder(options: DatasetOptions) -> Dataset:
     classes = options.classes or (INSTANCE_CLASSES if options.instances else tuple(f"code {code}" for code in codes))
     if options.instances and len(set(classes)) != 2:
         problems.append(f"--instances has two classes, got --classes {','.join(classes)}; name background and object")
+    if options.keep_aspect and PADDING_CLASS in classes:
+        problems.append(
+            f"{PADDING_CLASS} is the class of what --keep-aspect adds; call the class of your masks otherwise"
+        )
     splits, sources = read_splits(root / "splits.csv", list(images), problems)
     size = (options.resize, options.resize) if options.resize else _common_size(sizes, images, problems)
     if problems:
         raise DatasetError("folder", root, problems=problems)
     test_split = max((split for split in splits.values() if split.startswith("test")), key=test_order)
     samples = tuple(Sample(id_, splits[id_], *sizes[id_], source=sources.get(id_)) for id_ in images)
+    padding = len(classes) if options.keep_aspect else None  # its code, after those of the masks
     return Dataset(
         name="folder",
         samples=limit_samples(samples, options.limit, test_split=test_split),
-        load=partial(_load_instances, images, masks, size)
+        load=partial(_load_instances, images, masks, size, padding)
         if options.instances
-        else partial(_load, images, masks, codes, size),
+        else partial(_load, images, masks, codes, size, padding),
         files=partial(files_of, images, masks),
-        classes=classes,
+        classes=classes if padding is None else (*classes, PADDING_CLASS),
         size=size,
         test_split=test_split,
         preprocessing=Preprocessing(
             resized=options.resize is not None,
-            settings={"masks": "instance ids"} if options.instances else {"mask_codes": codes},
+            settings={
+                **({"masks": "instance ids"} if options.instances else {"mask_codes": codes}),
+                **(PADDED if options.keep_aspect else {}),
+            },
         ),
         background=0 if options.instances else background_code(classes),
+        ignore=padding,
         mpp=options.mpp,
         has_instances=options.instances,
         masks_per_class={name: counts[code] for name, code in zip(classes, codes, strict=False)},
@@ -329,7 +343,14 @@ def _hash_fraction(id_: str) -> float:
     return int.from_bytes(hashlib.sha256(f"split/{id_}".encode()).digest()[:8], "big") / 2**64
 
 
-def _load(images: Files, masks: Files, codes: tuple[int, ...], size: tuple[int, int], sample: Sample) -> Pixels:
+def _load(
+    images: Files,
+    masks: Files,
+    codes: tuple[int, ...],
+    size: tuple[int, int],
+    padding: int | None,
+    sample: Sample,
+) -> Pixels:
     raw = read_mask(masks[sample.id])
     mask = np.searchsorted(codes, raw)
     strange = np.take(codes, mask, mode="clip") != raw
@@ -338,17 +359,11 @@ def _load(images: Files, masks: Files, codes: tuple[int, ...], size: tuple[int, 
             f"{masks[sample.id]}: code {raw[strange].flat[0]} is none of the codes {', '.join(map(str, codes))} that "
             "the masks held when they were listed; the file has changed, run again"
         )
-    return Pixels(
-        image=resize_image(read_image(images[sample.id]), size),
-        mask=resize_mask(mask.astype(np.uint8), size),
-    )
+    return Pixels(*resize_pair(read_image(images[sample.id]), mask.astype(np.uint8), size, padding=padding))
 
 
-def _load_instances(images: Files, masks: Files, size: tuple[int, int], sample: Sample) -> Pixels:
+def _load_instances(images: Files, masks: Files, size: tuple[int, int], padding: int | None, sample: Sample) -> Pixels:
     """Decode one sample; the object ids stay at the size of the file."""
     ids = read_instances(masks[sample.id])
-    return Pixels(
-        image=resize_image(read_image(images[sample.id]), size),
-        mask=resize_mask((ids > 0).astype(np.uint8), size),
-        instances=ids,
-    )
+    image, mask = resize_pair(read_image(images[sample.id]), (ids > 0).astype(np.uint8), size, padding=padding)
+    return Pixels(image, mask, ids)

@@ -15,10 +15,11 @@ from pathseg.extract.datasets.image_files import (
     paired_size,
     read_image,
     read_instances,
-    resize_image,
-    resize_mask,
+    resize_pair,
 )
 from pathseg.extract.datasets.registry import (
+    PADDED,
+    PADDING_CLASS,
     Dataset,
     DatasetError,
     DatasetOptions,
@@ -28,7 +29,6 @@ from pathseg.extract.datasets.registry import (
     limit_samples,
     missing_data,
 )
-from pathseg.store.grid import fitted_size
 from pathseg.store.key import Preprocessing
 
 SPLITS = {"train": 85, "testA": 60, "testB": 20}  # images of the official release
@@ -80,14 +80,12 @@ def open_glas(options: DatasetOptions) -> Dataset:
     return Dataset(
         name="glas",
         samples=limit_samples(samples, options.limit, test_split=test_split),
-        load=partial(_load_padded if options.keep_aspect else _load, images, masks, side),
+        load=partial(_load, images, masks, side, PADDING if options.keep_aspect else None),
         files=partial(files_of, images, masks),
-        classes=("background", "gland", "padding") if options.keep_aspect else ("background", "gland"),
+        classes=("background", "gland", PADDING_CLASS) if options.keep_aspect else ("background", "gland"),
         size=(side, side),
         test_split=test_split,
-        preprocessing=Preprocessing(
-            resized=True, settings={"padded": "right and below"} if options.keep_aspect else {}
-        ),
+        preprocessing=Preprocessing(resized=True, settings=PADDED if options.keep_aspect else {}),
         background=0,
         ignore=PADDING if options.keep_aspect else None,
         mpp=MPP,
@@ -208,24 +206,8 @@ def _order(name: str) -> tuple[int, int]:
     return list(COUNTS).index(split), int(number)
 
 
-def _load(images: Files, masks: Files, side: int, sample: Sample) -> Pixels:
+def _load(images: Files, masks: Files, side: int, padding: int | None, sample: Sample) -> Pixels:
     """Decode one sample; the gland ids stay at the size of the file."""
     ids = read_instances(masks[sample.id])
-    return Pixels(
-        image=resize_image(read_image(images[sample.id]), (side, side)),
-        mask=resize_mask((ids > 0).astype(np.uint8), (side, side)),
-        instances=ids,
-    )
-
-
-def _load_padded(images: Files, masks: Files, side: int, sample: Sample) -> Pixels:
-    """Decode one sample and place it in the upper left; the rest is white, as beyond the edges in `predict`."""
-    ids, image = read_instances(masks[sample.id]), read_image(images[sample.id])
-    height, width = fitted_size((sample.height, sample.width), (side, side))
-    missing = ((0, side - height), (0, side - width))
-    mask = resize_mask((ids > 0).astype(np.uint8), (height, width))
-    return Pixels(
-        image=np.pad(resize_image(image, (height, width)), (*missing, (0, 0)), constant_values=255),
-        mask=np.pad(mask, missing, constant_values=PADDING),
-        instances=ids,
-    )
+    image, mask = resize_pair(read_image(images[sample.id]), (ids > 0).astype(np.uint8), (side, side), padding=padding)
+    return Pixels(image, mask, ids)

@@ -16,6 +16,7 @@ import psutil
 from PIL import ExifTags, Image
 
 from pathseg.extract.datasets.registry import Sample
+from pathseg.store.grid import fitted_size
 from pathseg.store.resolution import plausible_mpp
 
 FORMATS = ("BMP", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # by content; not EPS, which starts Ghostscript
@@ -186,6 +187,24 @@ def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     rows = ((np.arange(height) + 0.5) * (mask.shape[0] / height)).astype(np.intp)
     cols = ((np.arange(width) + 0.5) * (mask.shape[1] / width)).astype(np.intp)
     return mask[rows[:, None], cols]
+
+
+def resize_pair(
+    image: np.ndarray, mask: np.ndarray, size: tuple[int, int], *, padding: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Resize an image (H, W, 3) uint8 and its mask (H, W) to (height, width).
+
+    padding: None to stretch both; else they keep their aspect ratio in the upper left, and the rest is white, as beyond
+    the edges in `predict`, and of this code in the mask.
+    """
+    if padding is None:
+        return resize_image(image, size), resize_mask(mask, size)
+    filled = fitted_size((image.shape[0], image.shape[1]), size)
+    missing = ((0, size[0] - filled[0]), (0, size[1] - filled[1]))
+    return (
+        np.pad(resize_image(image, filled), (*missing, (0, 0)), constant_values=255),
+        np.pad(resize_mask(mask, filled), missing, constant_values=padding),
+    )
 
 
 def files_of(images: Mapping[str, Path], masks: Mapping[str, Path], sample: Sample) -> tuple[Path, ...]:

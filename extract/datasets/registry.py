@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from pathseg.store.key import Preprocessing
 
 MOST_BRUSH_UM = 10_000.0  # a cm
+PADDED = {"padded": "right and below"}  # setting of `Preprocessing` with --keep-aspect
+PADDING_CLASS = "padding"  # the last class then: the pixels that images do not fill
 MAX_SHOWN_PROBLEMS = 50  # lines of a DatasetError; a wrong folder can hold any number of files
 
 
@@ -114,7 +116,8 @@ class DatasetOptions:
     resize: int | None = _flag(None, "Side in px, a multiple of 256, that images are brought to.")
     keep_aspect: bool = _flag(
         False,
-        "Keep the aspect ratio of glas and pad to the side; what is added counts nowhere. The paper stretches.",
+        "Keep the aspect ratio of the images of glas, or of folder with --resize, and pad to the side; what is added "
+        "counts nowhere. The paper stretches.",
     )
     classes: tuple[str, ...] = _flag((), "Class names in code order, for --dataset folder or slides.")
     instances: bool = _flag(False, "Masks of --dataset folder number objects of one class: 1, 2, ...; 0 = background.")
@@ -235,7 +238,7 @@ DATASETS: dict[str, DatasetEntry] = {
             "                  test..., source the patient or slide that is never divided"
         ),
         licence="yours",
-        options=("root", "resize", "classes", "instances", "mpp", "views"),
+        options=("root", "resize", "keep_aspect", "classes", "instances", "mpp", "views"),
     ),
     "slides": DatasetEntry(
         summary="your own whole slides (or images) with outlines drawn in QuPath",

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pathseg.extract.datasets.registry import Dataset, Pixels, Sample
+from pathseg.store.grid import fitted_size
 
 ALL = (0, 1, 2, 3, 4, 5, 6, 7)
 KEEPING_AXES = (0, 2, 4, 6)  # half a turn and both flips: height stays height
@@ -21,7 +22,8 @@ def with_symmetries(dataset: Dataset) -> Dataset:
     View k is the image after `turned(…, k)` and has the id `<id>_v<k>`; view 0 is the image itself under its own id, so
     that its noise does not change. An image that is square, in its file and at the data set's size, has the views 0 to
     7. Any other has the four that keep its axes (0, 2, 4, 6), so that tissue which a resize has stretched stays
-    stretched along the same axis. Images of other splits stay alone. Raises ValueError where such an id is taken.
+    stretched along the same axis. Padding is not turned: it stays right and below. Images of other splits stay alone.
+    Raises ValueError where such an id is taken.
     """
     samples = [view for sample in dataset.samples for view in _views(sample, dataset.size)]
     ids = {sample.id for sample in dataset.samples}
@@ -33,7 +35,7 @@ def with_symmetries(dataset: Dataset) -> Dataset:
     return dataclasses.replace(
         dataset,
         samples=tuple(samples),
-        load=partial(_load, dataset.load),
+        load=partial(_load, dataset.load, dataset.size if dataset.preprocessing.padded else None),
         load_surroundings=dataset.load_surroundings and partial(_load_surroundings, dataset.load_surroundings),
         files=partial(_files, dataset.files),
         load_mask=None if dataset.load_mask is None else partial(_load_mask, dataset.load_mask),
@@ -62,15 +64,25 @@ def _original(sample: Sample) -> Sample:
     return sample if sample.group is None else dataclasses.replace(sample, id=sample.group, group=None, view=0)
 
 
-def _load(load: Callable[[Sample], Pixels], sample: Sample) -> Pixels:
+def _load(load: Callable[[Sample], Pixels], padded: tuple[int, int] | None, sample: Sample) -> Pixels:
+    """Load a view. padded: the size that images are padded to, None where they fill theirs."""
     pixels = load(_original(sample))
     if not sample.view:
         return pixels
+    filled = pixels.mask.shape if padded is None else fitted_size((sample.height, sample.width), padded)
     return Pixels(
-        image=turned(pixels.image, sample.view),
-        mask=turned(pixels.mask, sample.view),
+        image=_turned_inside(pixels.image, filled, sample.view),
+        mask=_turned_inside(pixels.mask, filled, sample.view),
         instances=None if pixels.instances is None else turned(pixels.instances, sample.view),
     )
+
+
+def _turned_inside(values: np.ndarray, filled: tuple[int, ...], view: int) -> np.ndarray:
+    """Turn the upper left (h, w) of (H, W, ...), which keeps its shape: it is square or keeps its axes."""
+    height, width = filled
+    result = values.copy()
+    result[:height, :width] = turned(values[:height, :width], view)
+    return result
 
 
 def _load_mask(load_mask: Callable[[Sample], np.ndarray], sample: Sample) -> np.ndarray:

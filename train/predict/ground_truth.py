@@ -40,7 +40,9 @@ class GroundTruth:
         if counted == [0, 1] and head.background == 0 and (head.ignore is None or head.sampling.padded):
             return (mask > 0).astype(np.uint8)
         unknown = (mask < 0) | (mask >= len(head.classes))
-        if head.ignore is not None:
+        if head.sampling.padded:  # the ignored class is padding, which no file holds
+            unknown |= mask == head.ignore
+        elif head.ignore is not None:
             unknown &= mask != head.ignore
         if unknown.any():
             raise ValueError(

@@ -123,6 +123,41 @@ def test_codes_that_the_user_names_are_classes(tmp_path):
     assert listed(tmp_path, classes=tuple("abcdef")).classes == tuple("abcdef")
 
 
+@pytest.fixture
+def wide(tmp_path):
+    """Two images of 512x128 px, grey, with three stripes of codes."""
+    for id_ in ("a", "b"):
+        add(tmp_path, id_, codes=(0, 3, 7), size=(128, 512))
+    return tmp_path
+
+
+def test_with_keep_aspect_resized_images_keep_their_shape_and_padding_is_a_class_of_its_own(wide):
+    dataset = listed(wide, resize=256, keep_aspect=True, classes=("background", "b", "c"))
+    pixels = dataset.load(dataset.samples[0])
+    assert (dataset.classes, dataset.background, dataset.ignore) == (("background", "b", "c", "padding"), 0, 3)
+    assert pixels.image.shape == (256, 256, 3) and (pixels.image[:64] == 200).all() and (pixels.image[64:] == 255).all()
+    assert (pixels.mask[64:] == 3).all()
+    assert (pixels.mask[:64, [0, 84, 85, 170, 171, 255]] == [0, 0, 1, 1, 2, 2]).all()  # px 2k + 1 of the file
+    assert dataset.preprocessing == Preprocessing(True, {"mask_codes": (0, 3, 7), "padded": "right and below"})
+
+
+def test_with_keep_aspect_numbered_objects_keep_the_size_of_the_file(wide):
+    dataset = listed(wide, resize=256, keep_aspect=True, instances=True)
+    pixels = dataset.load(dataset.samples[0])
+    assert dataset.classes == ("background", "object", "padding") and dataset.ignore == 2
+    assert pixels.instances.shape == (128, 512) and np.unique(pixels.mask[:64]).tolist() == [0, 1]
+
+
+def test_keep_aspect_is_refused_where_nothing_is_resized(root):
+    with pytest.raises(ValueError, match="--keep-aspect does nothing without --resize"):
+        listed(root, keep_aspect=True)
+
+
+def test_a_class_cannot_have_the_name_of_the_padding(wide):
+    (problem,) = problems_of(wide, resize=256, keep_aspect=True, classes=("a", "padding", "c"))
+    assert "padding" in problem and "--keep-aspect" in problem
+
+
 def test_with_instances_numbered_objects_are_one_class_with_their_ids(tmp_path):
     add_objects(tmp_path)
     dataset = listed(tmp_path, instances=True)

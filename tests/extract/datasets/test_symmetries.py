@@ -82,6 +82,21 @@ def test_image_mask_and_objects_are_turned_alike(oblong):
     assert dataset.files(dataset.samples[1]) == dataset.files(dataset.samples[0])
 
 
+def test_a_padded_image_is_turned_and_its_padding_stays_right_and_below(oblong):
+    dataset = listed(oblong, "folder", resize=256, instances=True, keep_aspect=True)
+    plain = dataset.load(dataset.samples[0])
+    filled = 171  # rows: 200 * 256 / 300
+    assert (plain.image[filled:] == 255).all() and (plain.mask[filled:] == dataset.ignore).all()
+    half, flipped, below = (dataset.load(dataset.samples[number]) for number in (1, 2, 3))
+    for name in ("image", "mask"):
+        whole = getattr(plain, name)
+        for turn, inside in (
+            (half, whole[:filled][::-1, ::-1]), (flipped, whole[:filled, ::-1]), (below, whole[:filled][::-1]),
+        ):  # fmt: skip
+            assert np.array_equal(getattr(turn, name), np.concatenate([inside, whole[filled:]]))
+    assert np.array_equal(half.instances, plain.instances[::-1, ::-1])
+
+
 def test_the_data_set_can_be_sent_to_workers():
     dataset = listed(limit=2, resize=256)
     again = pickle.loads(pickle.dumps(dataset))

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -49,6 +51,14 @@ def test_a_code_without_a_class_is_named_with_the_classes(colour_head):
 
 def test_the_ignored_code_may_be_beyond_the_classes(colour_head):
     assert class_codes([[255, 1]], colour_head(classes=TISSUES, ignore=255)) == [[255, 1]]
+
+
+def test_the_code_of_the_padding_is_none_of_a_mask(colour_head):
+    head = colour_head(classes=(*TISSUES, "padding"), ignore=3)
+    head = dataclasses.replace(head, sampling=dataclasses.replace(head.sampling, resized=True, padded=True))
+    assert class_codes([[0, 2]], head) == [[0, 2]]
+    with pytest.raises(ValueError, match="holds the code 3"):
+        class_codes([[0, 3]], head)
 
 
 def test_an_image_without_a_mask_has_no_ground_truth(colour_head):

@@ -1,5 +1,6 @@
-"""GlaS with --keep-aspect, from the files to predictions: padding counts nowhere, and predict pads as extract does."""
+"""Images with --keep-aspect, from files to predictions: padding counts nowhere, predict pads as extract does."""
 
+import shutil
 from functools import partial
 
 import numpy as np
@@ -50,6 +51,31 @@ def trained(glas, tmp_path_factory):
     config = HeadConfig(blocks=(4,), head_type="linear", lr=1e-2, epochs=3, min_object_px=1)
     train_heads(store, [(config, RunFolder(work / "run"))])
     return store, RunFolder(work / "run"), model
+
+
+def test_a_padded_folder_is_predicted_as_its_run_did(glas, tmp_path):
+    for name in ("train_1", "train_2", "testB_1"):
+        for kind, ending in (("images", ""), ("masks", "_anno")):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            shutil.copy(glas / f"{name}{ending}.bmp", tmp_path / kind / f"{name}.bmp")
+    (tmp_path / "splits.csv").write_text("id,split\ntrain_1,train\ntrain_2,val\ntestB_1,test\n")
+    options = DatasetOptions(root=tmp_path, resize=256, keep_aspect=True, classes=("background", "one", "two"))
+    model, run = load_model("mini"), RunFolder(tmp_path / "run")
+    store = extract(
+        open_dataset("folder", options), model, tmp_path / "f.zarr", ExtractConfig(blocks=(4,), layout="native")
+    ).store
+    train_heads(store, [(HeadConfig(blocks=(4,), head_type="linear", lr=1e-2, epochs=1), run)])
+    split = run.read_metrics().splits["test"]
+    assert split.matrix.sum() == FILLED[0] * FILLED[1] and split.matrix[3].sum() == split.matrix[:, 3].sum() == 0
+    result = predict(
+        [glas / "testB_1.bmp"], run.path, tmp_path / "out", PredictConfig(formats=("mask",)),
+        load_features=partial(online_features, model), open_image=open_input_image,
+        ground_truth=GroundTruth("masks", ground_truth_reader(tmp_path / "masks")),
+    )  # fmt: skip
+    height, width = FILLED
+    expected = resize_nearest(run.read_prediction("testB_1")[:height, :width], WIDE)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out/mask/testB_1.png")), expected)
+    assert result.metrics.scores.dice == pytest.approx(split.scores.dice, abs=0.01)
 
 
 def test_um_per_px_is_that_of_the_resize_on_both_axes(trained):
