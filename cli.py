@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -186,7 +186,11 @@ def main() -> None:
 @click.option("--model", default=DEFAULT_MODEL, help=MODEL_HELP)
 @click.option("--weights", type=PATH, help="File of weights of --model timm:NAME.")
 @click.option("--hipt", type=PATH, help="HIPT's vit256_small_dino.pth, if it does not lie beside the model.")
-@click.option("--condition", type=click.Choice(["ssl", "none"]), default="ssl", help="none: unconditional.")
+@click.option(
+    "--condition",
+    type=click.Choice(["ssl", "none"]),
+    help="Of a release; none: unconditional.  [default: ssl]",
+)
 @click.option("--context", type=PATH, help=f"{CONTEXT_HELP}  [default: zeros]")
 @click.option(
     "--class-label",
@@ -452,10 +456,7 @@ def model_loader(run: Path, flags: dict[str, Any], device_name: str) -> Any:
     from pathseg.train.runs.folder import RunFolder
 
     keys = [source.key for source in RunFolder(run).read_config().data.sources]
-    names, with_context = (
-        list(dict.fromkeys(key.model for key in keys)),
-        {key.model for key in keys if _has_context(key)},
-    )
+    names = list(dict.fromkeys(key.model for key in keys))
     folders = of_each_model(flags["model"], names, flag="--model")
     weights, contexts = (
         {
@@ -464,6 +465,13 @@ def model_loader(run: Path, flags: dict[str, Any], device_name: str) -> Any:
         }
         for flag in ("weights", "context")
     )
+    with wrong_flags():
+        if flags["hipt"]:
+            require_taken("--hipt", names, keys, _takes_hipt)
+        for name in weights:
+            require_taken("--weights", [name], keys, lambda key: key.model_kind == "timm")
+        for name in contexts:
+            require_taken("--context", [name], keys, _has_context)
     loaded: dict[tuple[str, str, int | None], Any] = {}  # a model at several timesteps is loaded once
 
     def load_features(key: Any, t: int, blocks: Sequence[int], *, batch_size: int) -> Any:
@@ -476,12 +484,12 @@ def model_loader(run: Path, flags: dict[str, Any], device_name: str) -> Any:
                 )
             loaded[made_by] = load_model(
                 absolute(named),
-                flags["hipt"],
-                key.condition,
+                flags["hipt"] if _takes_hipt(key) else None,
+                key.condition if key.model_kind == "latent-diffusion" else None,
                 device=device_name,
                 weights=weights.get(key.model),
                 vit=None if key.vit is None else ViTConfig.from_settings(key.vit),
-                context=contexts.get(key.model) if _has_context(key) or key.model not in with_context else None,
+                context=contexts.get(key.model) if _has_context(key) else None,
                 class_label=made_by[-1],
             )
         return online_features(loaded[made_by], key, t, blocks, batch_size=batch_size)
@@ -492,6 +500,17 @@ def model_loader(run: Path, flags: dict[str, Any], device_name: str) -> Any:
 def _has_context(key: Any) -> bool:
     """Whether features with this key were made with a stored context."""
     return key.diffusers is not None and key.diffusers.context == "file"
+
+
+def _takes_hipt(key: Any) -> bool:
+    """Whether features with this key were made with HIPT's ViT."""
+    return key.condition == "ssl" or key.model_kind == "vit"
+
+
+def require_taken(flag: str, models: Sequence[str], keys: Sequence[Any], takes: Callable[[Any], bool]) -> None:
+    """Raise ValueError unless at least one of the models that a flag is given for takes it."""
+    if not any(takes(key) for key in keys if key.model in models):
+        raise ValueError(f"{flag} does not apply: the head's features of {', '.join(models)} need none; leave it out")
 
 
 def of_each_model(values: Sequence[str], models: Sequence[str], *, flag: str) -> dict[str, str]:

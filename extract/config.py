@@ -70,6 +70,7 @@ class ViTConfig:
     """How a timm model is built and fed, where its file is not to decide; each field is a flag.
 
     mean, std, input_px: None for those of the file, and for the largest multiple of the model's patch up to 256 px.
+    norm: None for `final`.
     """
 
     mean: tuple[float, float, float] | None = _flag(
@@ -81,9 +82,10 @@ class ViTConfig:
         "Side that a timm model gets each 256 px patch resized to, bicubic.  [default: 256, or the multiple of the "
         "model's patch below it: 252 for 14 px]",
     )
-    norm: Literal["final", "none"] = _flag(
-        "final",
-        "final: the last norm of a timm model is applied to every block; none: the layers' outputs as they are.",
+    norm: Literal["final", "none"] | None = _flag(
+        None,
+        "final: the last norm of a timm model is applied to every block; none: the layers' outputs as they are.  "
+        "[default: final]",
     )
     model_args: tuple[str, ...] = _flag(
         (), "Arguments of a timm architecture that replace those of its file: mlp_layer=SwiGLUPacked,act_layer=silu."

@@ -26,6 +26,8 @@ DTYPES = ("float16", "float32")
 BATCH_SIZE = 9  # patches per forward pass unless set otherwise, and of every store whose key has no batch size
 NOISE_RULE = "sha256(seed/image/patch/t)"  # the rule that INTERFACE fixes; its name changes if the rule ever does
 
+# a CompVis or ZoomLDM release, the ViT of HIPT, any ViT of timm, a pipeline of diffusers
+ModelKind = Literal["latent-diffusion", "vit", "timm", "diffusers"]
 Setting = str | int | float | tuple[str | int | float, ...]
 # settings of `Preprocessing` that change mask codes alone: a store follows them without computing features again
 LABEL_SETTINGS = frozenset({"mask_codes", "masks", "brush_um", "region_class"})
@@ -202,6 +204,15 @@ class StoreKey:
     def field_patches(self) -> int:
         """Width of what the model saw of each patch, in patches: 1, the patch alone, or more with its surroundings."""
         return 1 if self.surroundings is None else self.surroundings.times
+
+    @property
+    def model_kind(self) -> ModelKind:
+        """Kind of the model that made the features."""
+        if self.vit is not None:
+            return "timm"
+        if self.diffusers is not None:
+            return "diffusers"
+        return "vit" if self.first_stage in (None, "none") else "latent-diffusion"
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; later fields only where they are set, so that the digests of older keys stay the same."""

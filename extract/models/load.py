@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -21,14 +22,28 @@ from pathseg.extract.models.registry import MODELS, find_hipt, find_release, fin
 from pathseg.extract.models.timm_features import TimmFeatures
 from pathseg.extract.models.timm_files import HUB_LAYOUT, is_hub_folder, read_hub_folder, read_timm_weights
 from pathseg.extract.models.vit_features import TokenFeatures
+from pathseg.store.key import ModelKind
 
 TIMM = "timm:"  # before the name of an architecture
+KINDS: Mapping[ModelKind, str] = {
+    "latent-diffusion": "a release of a latent diffusion model",
+    "vit": "a ViT of HIPT's kind",
+    "timm": "a timm model",
+    "diffusers": "a pipeline of diffusers",
+}
+# options of each kind of model; those of others are refused. `weights` belongs to timm:NAME.
+TAKES: Mapping[ModelKind, tuple[str, ...]] = {
+    "latent-diffusion": ("condition", "hipt"),
+    "vit": ("hipt",),
+    "timm": tuple(ViTConfig.__dataclass_fields__),
+    "diffusers": ("context", "class_label"),
+}
 
 
 def load_model(
     path: str | Path,
     hipt: str | Path | None = None,
-    condition: Literal["ssl", "none"] = "ssl",
+    condition: Literal["ssl", "none"] | None = None,
     device: str | torch.device = "cpu",
     *,
     weights: str | Path | None = None,
@@ -41,55 +56,74 @@ def load_model(
     apart by their files; or `timm:NAME` with a file of `weights`.
 
     hipt: the DINO checkpoint of the ViT; by default a `vit256*.pth` in the folder, beside it or in the user's data
-    folder (mini and mini-hipt have their own). condition: `none` = unconditional: a zero patch embedding, of ZoomLDM a
-    zero context. It needs no ViT and is the only choice for ZoomLDM and a release without a conditioning stage. vit:
-    what to replace of a timm model's file. context, class_label: of a pipeline of diffusers, see `DiffusersFeatures`;
-    `condition` does not apply to it, nor to a ViT.
+    folder (mini and mini-hipt have their own). condition: of a latent diffusion model, by default `ssl`; `none` =
+    unconditional: a zero patch embedding, of ZoomLDM a zero context. It needs no ViT and is the only choice for ZoomLDM
+    and a release without a conditioning stage. vit: what to replace of a timm model's file. context, class_label: of a
+    pipeline of diffusers, see `DiffusersFeatures`.
 
     Raises FileNotFoundError, with the source of the missing file; ValueError for a file that cannot be used, and for
-    `weights`, `vit`, `context` or `class_label` of another kind of model.
+    an option that is given to a kind of model that does not take it (TAKES).
     """
-    if condition not in ("ssl", "none"):
+    if condition not in ("ssl", "none", None):
         raise ValueError(f"condition must be ssl or none, got {condition!r}")
-    vit, name = vit or ViTConfig(), str(path)
-    record = MODELS.get(name)
-    is_pipeline = record is None and weights is None and is_diffusers_folder(Path(path))
-    if not is_pipeline and (context is not None or class_label is not None):
-        raise ValueError(f"{path} is no pipeline of diffusers, so it takes no --context and no --class-label")
-    if (weights is None) is name.startswith(TIMM):
-        raise ValueError(f"--weights FILE and --model timm:NAME belong together, got the model {path}")
-    if weights is not None:
-        files = read_timm_weights(name.removeprefix(TIMM), Path(weights))
-        return TimmFeatures(files, vit, name=files.name, device=device)
-    if record is not None and record.kind == "timm":
-        own = dataclasses.replace(vit, model_args=(*record.arguments, *vit.model_args))
-        return TimmFeatures(read_hub_folder(find_timm_folder(name)), own, name=name, device=device)
-    if is_pipeline and vit == ViTConfig():
-        pipeline = read_diffusers_folder(Path(path))
-        context = None if context is None else Path(context)
-        return DiffusersFeatures(pipeline, context=context, class_label=class_label, device=device)
-    if record is None and not is_pipeline and is_hub_folder(Path(path)):
-        files = read_hub_folder(Path(path))
-        return TimmFeatures(files, vit, name=files.name, device=device)
-    if record is None and not Path(path).is_dir():
-        raise FileNotFoundError(
-            f"no model {path}; give {', '.join(MODELS)}, a release folder with {LAYOUT}, the folder of a timm model "
-            f"with {HUB_LAYOUT}, or a pipeline of diffusers with {DIFFUSERS_LAYOUT}"
+    name, vit = str(path), vit or ViTConfig()
+    kind, record = _kind(name, weights), MODELS.get(name)
+    _require_taken(
+        name, kind, condition=condition, hipt=hipt, context=context, class_label=class_label, **dataclasses.asdict(vit)
+    )
+    if kind == "timm":
+        if record is not None:
+            own = dataclasses.replace(vit, model_args=(*record.arguments, *vit.model_args))
+            return TimmFeatures(read_hub_folder(find_timm_folder(name)), own, name=name, device=device)
+        files = (
+            read_hub_folder(Path(path))
+            if weights is None
+            else read_timm_weights(name.removeprefix(TIMM), Path(weights))
         )
-    if vit != ViTConfig():
-        raise ValueError(
-            f"{path} is no timm model, so --mean, --std, --input-px, --norm and --model-args, or those of a store, "
-            "cannot be set; take a timm model, or leave them out"
-        )
+        return TimmFeatures(files, vit, name=files.name, device=device)
+    if kind == "diffusers":
+        pipeline, tokens = read_diffusers_folder(Path(path)), None if context is None else Path(context)
+        return DiffusersFeatures(pipeline, context=tokens, class_label=class_label, device=device)
+    if condition == "none" and hipt is not None:
+        raise ValueError("--hipt does not apply with --condition none, which needs no ViT; leave it out")
     if record is None:
-        return _from_folder(Path(path), hipt, condition, device)
-    if record.kind == "vit":
+        return _from_folder(Path(path), hipt, condition or "ssl", device)
+    if kind == "vit":
         tensors = read_vit(hipt) if hipt else mini_vit() if record.files else read_vit(find_hipt())
         return TokenFeatures(tensors, name=record.name, trained=record.trained, device=device)
     if not record.files:
-        return _from_folder(find_release(record.name), hipt, condition, device)
+        return _from_folder(find_release(record.name), hipt, condition or "ssl", device)
     encoder = None if condition == "none" else read_vit(hipt) if hipt else mini_vit()
     return DiffusionFeatures(mini_release(), encoder, name=record.name, trained=record.trained, device=device)
+
+
+def _kind(name: str, weights: str | Path | None) -> ModelKind:
+    """Return the kind of a model by its name or its files. Raises FileNotFoundError where there is none."""
+    if (weights is None) is name.startswith(TIMM):
+        raise ValueError(f"--weights FILE and --model timm:NAME belong together, got the model {name}")
+    if name in MODELS:
+        return MODELS[name].kind
+    if weights is None and is_diffusers_folder(Path(name)):
+        return "diffusers"
+    if weights is not None or is_hub_folder(Path(name)):
+        return "timm"
+    if not Path(name).is_dir():
+        raise FileNotFoundError(
+            f"no model {name}; give {', '.join(MODELS)}, a release folder with {LAYOUT}, the folder of a timm model "
+            f"with {HUB_LAYOUT}, or a pipeline of diffusers with {DIFFUSERS_LAYOUT}"
+        )
+    return "latent-diffusion"
+
+
+def _require_taken(name: str, kind: ModelKind, **options: Any) -> None:
+    """Raise ValueError for the first option that is set, but not taken by this kind of model."""
+    for option, value in options.items():
+        if value not in (None, ()) and option not in TAKES[kind]:
+            flag, *taken = (f"--{one.replace('_', '-')}" for one in (option, *TAKES[kind]))
+            raise ValueError(
+                f"{flag} does not apply: {name} is {KINDS[kind]}, which takes {', '.join(taken)}; leave it out, or "
+                "give a model that takes it"
+            )
 
 
 def _from_folder(

@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
+from pathseg.store.key import ModelKind
 from pathseg.store.runtime.workspace import user_data_folder
 
 HIPT_FILE = "vit256_small_dino.pth"  # HIPT's own name
@@ -28,7 +28,7 @@ class ModelRecord:
     """
 
     name: str
-    kind: Literal["latent-diffusion", "vit", "timm"]
+    kind: ModelKind
     description: str
     licence: str
     source: str

@@ -79,7 +79,7 @@ class TimmFeatures:
         mean, std = config.mean or files.mean, config.std or files.std
         if mean is None or std is None:
             raise ValueError(f"the config of {files.source} has no mean and std of RGB; pass --mean r,g,b --std r,g,b")
-        settings = ViTSettings(files.architecture, mean, std, input_px, config.norm, arguments)
+        settings = ViTSettings(files.architecture, mean, std, input_px, config.norm or "final", arguments)
         self.vit: ViTSettings | None = settings
         self._settings = settings
         self.blocks = dict.fromkeys(range(depth), (channels, input_px // patch_px))

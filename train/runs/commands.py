@@ -67,10 +67,9 @@ def _extract(source: Source, selection: Selection | None, common: list[str]) -> 
 
 def extract_flags(key: StoreKey) -> list[str]:
     """Return the flags of extract that a key records: those of the data set, of the model, and of how they are kept."""
-    conditioned = key.first_stage not in (None, "none") and key.diffusers is None
     return [
         "--dataset", key.dataset, "--model", key.model,
-        *(["--condition", key.condition] if conditioned else []), *_resize_flag(key),
+        *(["--condition", key.condition] if key.model_kind == "latent-diffusion" else []), *_resize_flag(key),
         *_preprocessing_flags(key), *_model_flags(key),
         *(word for name in KEY_FLAGS for word in (f"--{name.replace('_', '-')}", str(getattr(key, name)))),
         *(["--surroundings", str(key.field_patches)] if key.surroundings else []),

@@ -1,5 +1,6 @@
 import runpy
 import shutil
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pathseg.extract.models.load import load_model
+from pathseg.extract.config import ViTConfig
+from pathseg.extract.models.load import TAKES, load_model
 from pathseg.extract.models.noise import add_noise
 from pathseg.extract.models.registry import MODELS
 
@@ -116,7 +118,7 @@ def test_every_named_model_loads_and_has_its_records_name(tmp_path, data, name):
     release.rename(data / "brca-hipt-20x")
     (tmp_path / "vit256.pth").rename(data / "brca-hipt-20x/vit256_small_dino.pth")
     FILES["write_zoom"](data / "zoomldm-brca", *FILES["zoom_release"]())
-    model = load_model(name, condition="none" if name == "zoomldm-brca" else "ssl")
+    model = load_model(name, condition="none" if name == "zoomldm-brca" else None)
     assert (model.name, model.trained) == (name, MODELS[name].trained)
     assert model.features(FILES["patch"]("vq_f4_ssl"), blocks=[0])[0].isfinite().all()
 
@@ -137,6 +139,46 @@ def test_a_named_model_that_is_missing_says_where_to_get_it(data, name, source):
 def test_a_name_that_is_none_lists_the_names(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"give brca-hipt-20x, .*mini-hipt, .*uni, .*a release folder"):
         load_model(tmp_path / "nini")
+
+
+GIVEN = {
+    "condition": "none", "hipt": "vit.pth", "context": "context.safetensors", "class_label": 0, "mean": (0.5, 0.5, 0.5),
+    "std": (0.5, 0.5, 0.5), "input_px": 224, "norm": "final", "model_args": ("depth=2",),
+}  # fmt: skip
+MODELS_OF = {
+    "mini": {"condition", "hipt"},
+    "mini-hipt": {"hipt"},
+    "uni": set(ViTConfig.__dataclass_fields__),
+    "pipeline": {"context", "class_label"},
+}
+
+
+@pytest.mark.parametrize("name", MODELS_OF)
+@pytest.mark.parametrize("option", GIVEN)
+def test_an_option_that_does_nothing_for_a_model_is_refused_by_name(tmp_path, name, option):
+    if option in MODELS_OF[name]:
+        pytest.skip("the model takes it")
+    (tmp_path / "model_index.json").write_text("{}")
+    of_vit, given = option in ViTConfig.__dataclass_fields__, {option: GIVEN[option]}
+    with pytest.raises(ValueError, match=f"--{option.replace('_', '-')} does not apply: .*, which takes --") as error:
+        load_model(tmp_path if name == "pipeline" else name, **{"vit": ViTConfig(**given)} if of_vit else given)
+    assert "\n" not in str(error.value)
+
+
+def test_the_options_of_every_kind_of_model_are_tried():
+    assert {*GIVEN, "path", "device", "weights", "vit"} == {
+        *signature(load_model).parameters,
+        *ViTConfig.__dataclass_fields__,
+    }
+    assert {name: set(taken) for name, taken in TAKES.items()} == {
+        "latent-diffusion": MODELS_OF["mini"], "vit": MODELS_OF["mini-hipt"], "timm": MODELS_OF["uni"],
+        "diffusers": MODELS_OF["pipeline"],
+    }  # fmt: skip
+
+
+def test_hipt_is_refused_where_nothing_is_conditioned_on_it():
+    with pytest.raises(ValueError, match="--hipt does not apply with --condition none"):
+        load_model("mini", "vit256.pth", "none")
 
 
 def test_another_condition_is_refused():

@@ -262,11 +262,6 @@ def test_a_name_that_timm_does_not_know_is_refused(tmp_path):
         load_model("timm:vit_colossal", weights=tmp_path / "model.safetensors")
 
 
-def test_settings_of_timm_models_are_refused_for_others():
-    with pytest.raises(ValueError, match="mini is no timm model"):
-        load_model("mini", vit=ViTConfig(norm="none"))
-
-
 def test_an_unknown_block_is_refused(small):
     with pytest.raises(ValueError, match="no block 2; its layers are blocks 0-1"):
         load_model(small).features(PATCHES, blocks=[1, 2])

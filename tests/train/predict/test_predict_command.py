@@ -64,6 +64,12 @@ def test_an_image_of_the_store_is_predicted_as_the_run_did_with_the_same_scores(
     assert expected in ours["per_image"]
 
 
+@pytest.mark.parametrize("flags", [["--weights", "w.safetensors"], ["--context", "c.safetensors"]])
+def test_a_file_that_the_features_of_the_head_do_not_need_is_refused(work, tmp_path, flags):
+    result = predict(work, tmp_path / "out", work / "images", *flags)
+    assert result.exit_code == 2 and f"{flags[0]} does not apply" in result.output and not (tmp_path / "out").exists()
+
+
 def test_a_head_on_patches_in_their_surroundings_predicts_as_its_run_did(work, tmp_path):
     wide = tmp_path / "wide.zarr"
     for command in (

@@ -85,6 +85,11 @@ def test_the_extraction_command_makes_features_of_the_same_key(make_run):
     assert {name: values[name] for name in key} == key
 
 
+@pytest.mark.parametrize("key", [{"first_stage": "none", "condition": "none"}, {"diffusers": {"context": "zero"}}])
+def test_the_extraction_command_of_a_model_without_condition_names_none(make_run, key):
+    assert parsed(make_run(key=key), 0)["condition"] is None
+
+
 def test_the_extraction_command_of_a_diffusers_pipeline_names_its_class(make_run):
     assert parsed(make_run(key={"diffusers": {"context": "none", "class_label": 3}}), 0)["class_label"] == 3
 
