@@ -69,7 +69,7 @@ def test_a_padded_folder_is_predicted_as_its_run_did(glas, tmp_path):
     assert split.matrix.sum() == FILLED[0] * FILLED[1] and split.matrix[3].sum() == split.matrix[:, 3].sum() == 0
     result = predict(
         [glas / "testB_1.bmp"], run.path, tmp_path / "out", PredictConfig(formats=("mask",)),
-        load_features=partial(online_features, model), open_image=open_input_image,
+        features=computed_features(partial(online_features, model)), open_image=open_input_image,
         ground_truth=GroundTruth("masks", ground_truth_reader(tmp_path / "masks")),
     )  # fmt: skip
     height, width = FILLED
