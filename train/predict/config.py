@@ -42,6 +42,11 @@ class PredictConfig:
         "Objects in geojson. tuned: dropped by size and filled as train-head chose on its validation images, if it "
         "did; raw: as predicted. Masks and overlays are always as predicted.",
     )
+    objects_as: Literal["annotations", "detections", "tiles"] = _flag(
+        "annotations",
+        "What objects in geojson are in QuPath. annotations can be edited; detections and tiles stay quick to draw "
+        "where there are very many, and are no outlines for another training.",
+    )
     smallest: int = _flag(
         100, "px of the smallest object in geojson; at 0.5 um/px 100 are 25 um2, less than a nucleus."
     )
@@ -69,3 +74,8 @@ class PredictConfig:
         for name, (holds, rule) in rules.items():
             if not holds:
                 raise ValueError(f"{name} {rule}, got {getattr(self, name)}")
+
+    @property
+    def needs_confidence(self) -> bool:
+        """Whether a format says how sure its predictions are."""
+        return "geojson" in self.formats

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import msgspec
 import numpy as np
 
 from pathseg.train.colours import rgb
+from pathseg.train.predict.mosaic import Confidence, ConfidenceMap
 from pathseg.train.predict.records import ClassObjects
 
 if TYPE_CHECKING:
     from shapely import Geometry, Polygon
 
+ObjectType = Literal["annotation", "detection", "tile"]
+OBJECT_TYPES: dict[str, ObjectType] = {"annotations": "annotation", "detections": "detection", "tiles": "tile"}
+PROBABILITY, ENTROPY, UNCERTAINTY = "Mean probability", "Mean entropy (nats)", "Mean uncertainty (nats)"
 NAMESPACE = uuid.UUID("6ba7b811-9dad-11d1-80b4-00c04fd430c8")  # RFC 4122's for names of things on the web
 
 
@@ -26,7 +31,8 @@ class OutlineSettings:
 
     classes: those that are outlined, code -> (name, hex colour). scale: px of the image file per px of the codes,
     (down, across). mpp: um/px of the codes, None where it is unknown. simplify: px of the codes that an outline may
-    leave the border of its object by. smallest: px of the codes below which an object is dropped.
+    leave the border of its object by. smallest: px of the codes below which an object is dropped. object_type: as what
+    QuPath takes the objects.
     """
 
     classes: Mapping[int, tuple[str, str]]
@@ -34,14 +40,52 @@ class OutlineSettings:
     mpp: float | None
     simplify: float
     smallest: float
+    object_type: ObjectType = "annotation"
+
+
+@dataclass(frozen=True)
+class MeasuredMaps:
+    """What the objects of class codes are measured by, all (H, W) as these.
+
+    predicted: the codes before any post-processing. maps: of the same level, with their values by the measurement's
+    name.
+    """
+
+    predicted: np.ndarray
+    maps: Mapping[str, tuple[ConfidenceMap, np.ndarray]]
+
+    def of_object(self, found: OutlinedObject) -> dict[str, float]:
+        """Return the means over those pixels of an object that are predicted as its class; nothing without any."""
+        from rasterio.features import rasterize
+        from rasterio.transform import Affine
+
+        left, top, right, bottom = (round(side) for side in found.exact.bounds)
+        part = slice(top, bottom), slice(left, right)
+        moved = Affine.translation(left, top)
+        inside = rasterize([(found.exact, 1)], out_shape=(bottom - top, right - left), transform=moved, dtype=np.uint8)
+        own = (inside == 1) & (self.predicted[part] == found.code)
+        means = {name: values.mean(steps[part][own]) for name, (values, steps) in self.maps.items()}
+        return {name: round(mean, 4) for name, mean in means.items() if math.isfinite(mean)}
+
+
+def measured_maps(predicted: np.ndarray, confidence: Confidence, *, level: int) -> MeasuredMaps:
+    """Return what objects are measured by on a level of a mosaic with these class codes (h, w)."""
+    named = {PROBABILITY: confidence.probability, uncertainty_name(confidence): confidence.uncertainty}
+    return MeasuredMaps(predicted, {name: (one, np.asarray(one.levels[level][:])) for name, one in named.items()})
+
+
+def uncertainty_name(confidence: Confidence) -> str:
+    """Return the name of the measurement: of an ensemble's uncertainty, else of the entropy of the probabilities."""
+    return UNCERTAINTY if confidence.of_ensemble else ENTROPY
 
 
 class OutlinedObject(NamedTuple):
-    """A 4-connected region of one class: class code, area and polygon in px of the codes."""
+    """A 4-connected region of one class: class code, area in px of the codes, outline and the region's own polygon."""
 
     code: int
     area_px: int
     polygon: Polygon
+    exact: Polygon
 
 
 def outline_objects(codes: np.ndarray, settings: OutlineSettings) -> Iterator[OutlinedObject]:
@@ -63,15 +107,17 @@ def outline_objects(codes: np.ndarray, settings: OutlineSettings) -> Iterator[Ou
         # half: where a ring closes, GEOS drops a corner after the others, which may double the deviation
         thinned = exact.simplify(settings.simplify / 2, preserve_topology=True) if settings.simplify else exact
         sound = thinned.is_valid and thinned.geom_type == "Polygon" and not thinned.is_empty
-        yield OutlinedObject(int(value), area, thinned if sound else exact)
+        yield OutlinedObject(int(value), area, thinned if sound else exact, exact)
 
 
-def write_geojson(path: Path, codes: np.ndarray, settings: OutlineSettings, *, source: str) -> dict[str, ClassObjects]:
-    """Write the objects as a FeatureCollection of QuPath annotations, in px of the image file, one object at a time.
+def write_geojson(
+    path: Path, codes: np.ndarray, settings: OutlineSettings, *, source: str, measured: MeasuredMaps | None = None
+) -> dict[str, ClassObjects]:
+    """Write the objects as a FeatureCollection as QuPath reads it, in px of the image file, one object at a time.
 
-    An annotation has its class with a colour and its area, in um2 where um/px is known, else in px of the file. Returns
-    number and total area of the objects of each class by its name. source: text that the ids of the annotations are
-    derived from, so that the same codes give the same file.
+    An object has its class with a colour and its area, in um2 where um/px is known, else in px of the file. Returns
+    number and total area of the objects of each class by its name. source: text that the ids of the objects are
+    derived from, so that the same codes give the same file. measured: what else is measured of each object.
     """
     known = settings.mpp is not None
     unit = "µm^2" if known else "px^2"
@@ -79,20 +125,26 @@ def write_geojson(path: Path, codes: np.ndarray, settings: OutlineSettings, *, s
     counts, areas = dict.fromkeys(settings.classes, 0), dict.fromkeys(settings.classes, 0.0)
     with path.open("wb") as file:
         file.write(b'{"type": "FeatureCollection", "features": [')
-        for number, (code, area_px, polygon) in enumerate(outline_objects(codes, settings)):
+        for number, found in enumerate(outline_objects(codes, settings)):
+            code, area_px, polygon, _ = found
             name, colour = settings.classes[code]
             counts[code] += 1
             areas[code] += area_px * factor
-            annotation = _Annotation(
+            feature = _Feature(
                 id=str(uuid.uuid5(NAMESPACE, f"{source}/{number}")),
                 geometry=_PolygonGeometry(_rings(polygon, settings.scale)),
                 properties=_Properties(
+                    object_type=settings.object_type,
                     name=f"{name} {counts[code]}",
                     classification=_Classification(name, rgb(colour)),
-                    measurements={f"Area {unit}": round(area_px * factor, 3), "Holes": len(polygon.interiors)},
+                    measurements={
+                        f"Area {unit}": round(area_px * factor, 3),
+                        "Holes": len(polygon.interiors),
+                        **({} if measured is None else measured.of_object(found)),
+                    },
                 ),
             )
-            file.write((b",\n" if number else b"\n") + msgspec.json.encode(annotation))
+            file.write((b",\n" if number else b"\n") + msgspec.json.encode(feature))
         file.write(b"\n]}\n")
     area = "area_um2" if known else "area_px"
     return {name: ClassObjects(counts[code], **{area: areas[code]}) for code, (name, _) in settings.classes.items()}
@@ -104,9 +156,10 @@ class _Classification(msgspec.Struct, frozen=True):
 
 
 class _Properties(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
-    object_type: str = "annotation"
+    object_type: ObjectType
     name: str
     classification: _Classification
+    is_locked: bool = False
     measurements: dict[str, float]
 
 
@@ -114,7 +167,7 @@ class _PolygonGeometry(msgspec.Struct, frozen=True, tag_field="type", tag="Polyg
     coordinates: list[list[tuple[float, float]]]  # outer ring, then holes; (x, y) px of the file
 
 
-class _Annotation(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="Feature"):
+class _Feature(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="Feature"):
     id: str
     geometry: _PolygonGeometry
     properties: _Properties

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,7 +17,44 @@ from pathseg.train.predict.sliding_window import SlidingWindow
 from pathseg.train.predict.window_cache import WindowCache
 
 TILE_PX = 512  # side of a tile in memory and in every file: 256 KiB of class codes
-NOT_COMPUTED = 255  # code of pixels without a prediction where no class is the background
+NOT_COMPUTED = 255  # code of pixels without a prediction where no class is the background; in confidence maps too
+
+
+@dataclass(frozen=True)
+class ConfidenceMap:
+    """How sure the predictions of a mosaic are, one value a pixel, at the mosaic's levels.
+
+    levels: (h, w) uint8 as those of the codes, the value in 254ths of `maximum`; `NOT_COMPUTED` where there is none.
+    """
+
+    levels: tuple[zarr.Array, ...]
+    maximum: float
+
+    @classmethod
+    def empty(cls, folder: Path | None, name: str, size: tuple[int, int], *, maximum: float) -> ConfidenceMap:
+        """Make a map without values of (H, W) px, in files below `folder`, or in memory without one."""
+        return cls(_empty_levels(folder, size, name=name, fill=NOT_COMPUTED), maximum)
+
+    def write(self, rows: slice, cols: slice, values: np.ndarray, computed: np.ndarray) -> None:
+        """Write values (h, w), 0..maximum, where `computed` (h, w) bool, to a tile at full resolution."""
+        steps = np.rint(np.clip(values / self.maximum, 0, 1) * (NOT_COMPUTED - 1))
+        self.levels[0][rows, cols] = np.where(computed, steps, NOT_COMPUTED).astype(np.uint8)
+
+    def mean(self, steps: np.ndarray) -> float:
+        """Return the mean value of pixels of a level, uint8 without `NOT_COMPUTED`; NaN of none."""
+        return float(steps.mean(dtype=np.float64)) / (NOT_COMPUTED - 1) * self.maximum if steps.size else math.nan
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """Maps of the predicted class's probability and of how uncertain the prediction is, in nats.
+
+    of_ensemble: whether the uncertainty is that of an ensemble's members; else it is the entropy of the probabilities.
+    """
+
+    probability: ConfidenceMap
+    uncertainty: ConfidenceMap
+    of_ensemble: bool
 
 
 @dataclass(frozen=True)
@@ -26,13 +64,14 @@ class Mosaic:
     levels: `levels[0]` has full resolution, each next one half of it, down to a single tile. fill: the code of pixels
     that were not computed; tiles without others take no bytes. pixels: (K,) computed pixels by class. probabilities:
     path of a Zarr group with `probabilities` (K, H, W) float16, NaN where not computed, and `uncertainty` (H, W) if the
-    head gives one; None where they were not kept.
+    head gives one; None where they were not kept. confidence: None where it was not asked for.
     """
 
     levels: tuple[zarr.Array, ...]
     fill: int
     pixels: np.ndarray
     probabilities: Path | None = None
+    confidence: Confidence | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -65,15 +104,18 @@ def blend_windows(
     tissue: np.ndarray | None = None,
     probabilities: Path | None = None,
     uncertainty: bool = False,
+    confidence: bool = False,
 ) -> Mosaic:
     """Blend the windows of a cache into a mosaic, each tile once; memory holds a tile and a few windows.
 
     fill: code of pixels that are not computed. folder: the mosaic is written to files in it, else kept in memory.
     tissue: (h, w) bool over the whole image in any resolution; pixels outside of it count as not computed, in a window
     or not. probabilities: path of a Zarr group to write the blended maps to, the uncertainty too if there is one.
+    confidence: whether to keep the confidence of each pixel as well.
     """
     size = windows.rows.length, windows.cols.length
-    levels = _empty_levels(folder, size, fill=fill)
+    levels = _empty_levels(folder, size, name="codes", fill=fill)
+    sure = _empty_confidence(folder, size, classes, of_ensemble=uncertainty) if confidence else None
     group = None if probabilities is None else _probability_arrays(probabilities, size, classes, uncertainty)
     indices = {number: index for index, number in enumerate(windows.selected)}
     pixels = np.zeros(classes, np.int64)
@@ -87,12 +129,19 @@ def blend_windows(
         levels[0][rows, cols] = codes
         pixels += np.bincount(codes[computed], minlength=classes)[:classes]
         if group is not None:
-            maps = np.where(computed, maps, np.nan)
-            group["probabilities"][:, rows, cols] = maps[:classes]
+            known = np.where(computed, maps, np.nan)
+            group["probabilities"][:, rows, cols] = known[:classes]
             if uncertainty:
-                group["uncertainty"][rows, cols] = maps[classes]
+                group["uncertainty"][rows, cols] = known[classes]
+        if sure is not None:
+            shares = maps[:classes]
+            sure.probability.write(rows, cols, shares.max(axis=0), computed)
+            sure.uncertainty.write(rows, cols, maps[classes] if uncertainty else _entropy(shares), computed)
     _downsample(levels, fill=fill)
-    return Mosaic(levels, fill, pixels, probabilities)
+    if sure is not None:
+        for one in (sure.probability, sure.uncertainty):
+            _downsample(one.levels, fill=NOT_COMPUTED)
+    return Mosaic(levels, fill, pixels, probabilities, sure)
 
 
 def resize_nearest(
@@ -106,8 +155,19 @@ def resize_nearest(
     return codes[picks[0][:, None], picks[1]]
 
 
-def _empty_levels(folder: Path | None, size: tuple[int, int], *, fill: int) -> tuple[zarr.Array, ...]:
-    store = MemoryStore() if folder is None else LocalStore(folder / "codes.zarr")
+def _entropy(probabilities: np.ndarray) -> np.ndarray:
+    """Return the entropy of each pixel in nats, (K, h, w) -> (h, w)."""
+    return -(probabilities * np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))).sum(axis=0)
+
+
+def _empty_confidence(folder: Path | None, size: tuple[int, int], classes: int, *, of_ensemble: bool) -> Confidence:
+    probability = ConfidenceMap.empty(folder, "probability", size, maximum=1.0)
+    uncertainty = ConfidenceMap.empty(folder, "uncertainty", size, maximum=math.log(max(2, classes)))
+    return Confidence(probability, uncertainty, of_ensemble)
+
+
+def _empty_levels(folder: Path | None, size: tuple[int, int], *, name: str, fill: int) -> tuple[zarr.Array, ...]:
+    store = MemoryStore() if folder is None else LocalStore(folder / f"{name}.zarr")
     group = zarr.create_group(store, overwrite=True, zarr_format=3)
     shapes = [size]
     while max(shapes[-1]) > TILE_PX:

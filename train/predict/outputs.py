@@ -23,7 +23,7 @@ from pathseg.store.sampling import InputImage
 from pathseg.train.colours import class_colours, jpeg_bytes, overlay, painted_classes, png_bytes, to_uint8
 from pathseg.train.metrics.object import ObjectRule, post_process
 from pathseg.train.predict.config import PredictConfig
-from pathseg.train.predict.geojson import OutlineSettings, write_geojson
+from pathseg.train.predict.geojson import OBJECT_TYPES, OutlineSettings, measured_maps, write_geojson
 from pathseg.train.predict.ground_truth import as_matrix
 from pathseg.train.predict.mosaic import NOT_COMPUTED, Mosaic, resize_nearest
 from pathseg.train.predict.pyramid_tiff import write_pyramid
@@ -162,6 +162,7 @@ class ImageOutputs:
             simplify=config.simplify,
             outline=config.outline,
             objects=UNSET if self.object_rule == ObjectRule() else str(self.object_rule),
+            objects_as=UNSET if config.objects_as == "annotations" else config.objects_as,
         )
 
     @property
@@ -206,7 +207,7 @@ class ImageOutputs:
         """Objects as polygons, post-processed and outlined on the finest level no longer than `outline`."""
         head, mpp = self.head, self.image.mpp
         level = mosaic.level_within(self.config.outline)
-        codes = mosaic.codes(level)
+        predicted = codes = mosaic.codes(level)
         shrunk = max(full / side for full, side in zip(mosaic.size, codes.shape, strict=True))
         object_code = object_class(head.classes, background=head.background, ignore=head.ignore)
         if self.object_rule != ObjectRule() and object_code is not None and head.background is not None:
@@ -228,9 +229,12 @@ class ImageOutputs:
             mpp=None if mpp is None else mpp * shrunk,
             simplify=self.config.simplify,
             smallest=self.config.smallest / shrunk**2,
+            object_type=OBJECT_TYPES[self.config.objects_as],
         )
+        measured = None if mosaic.confidence is None else measured_maps(predicted, mosaic.confidence, level=level)
+        source = f"{head.weights_digest}/{self.image.id}"
         with atomic_path(self.path("geojson")) as path:
-            classes = write_geojson(path, codes, settings, source=f"{head.weights_digest}/{self.image.id}")
+            classes = write_geojson(path, codes, settings, source=source, measured=measured)
         tolerance_px = shrunk * (self.config.simplify + (level > 0))
         return OutlinedObjects(mask_level=level, tolerance_px=tolerance_px, classes=classes)
 

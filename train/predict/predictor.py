@@ -196,6 +196,7 @@ class Predictor:
             tissue=tissue,
             probabilities=outputs.work_folder / "probabilities.zarr" if "probabilities" in config.formats else None,
             uncertainty=head.gives_uncertainty,
+            confidence=config.needs_confidence,
         )
         confusion = None if mask is None else mosaic_confusion(mosaic, mask, head)
         return outputs.write(mosaic, windows, confusion=confusion, earlier=earlier)

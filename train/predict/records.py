@@ -23,7 +23,7 @@ class PredictionIdentity(msgspec.Struct, frozen=True, kw_only=True):
     mpp: um/px there. run, weights_digest: name and hex SHA-256 of head.safetensors. model_digest: of the frozen model.
     features: unset where the model computed them for the prediction. overlap: px that neighbouring windows share.
     smallest, simplify, outline: of `PredictConfig`, unset where no GeoJSON was written. objects: the post-processing of
-    its objects in words, unset where they are as predicted.
+    its objects in words, unset where they are as predicted. objects_as: of `PredictConfig`, unset for annotations.
     """
 
     file: str
@@ -41,6 +41,7 @@ class PredictionIdentity(msgspec.Struct, frozen=True, kw_only=True):
     simplify: float | UnsetType = UNSET
     outline: int | UnsetType = UNSET
     objects: str | UnsetType = UNSET
+    objects_as: str | UnsetType = UNSET
 
     def differences(self, wanted: PredictionIdentity) -> Iterator[tuple[str, Any, Any]]:
         """Yield name (as in the file), value here and wanted value of each field that is set in both and differs."""
@@ -49,6 +50,7 @@ class PredictionIdentity(msgspec.Struct, frozen=True, kw_only=True):
             values.setdefault("features", "computed")
             if "outline" in values:
                 values.setdefault("objects", str(ObjectRule()))
+                values.setdefault("objects_as", "annotations")
         names = sorted(there, key=lambda name: name != "features")  # first: another overlap follows from it
         yield from ((name, here[name], there[name]) for name in names if here.get(name, there[name]) != there[name])
 
@@ -58,7 +60,7 @@ class PredictionIdentity(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(newer, **kept)
 
 
-OUTLINE_SETTINGS = ("smallest", "simplify", "outline", "objects")
+OUTLINE_SETTINGS = ("smallest", "simplify", "outline", "objects", "objects_as")
 
 
 class WindowCacheIdentity(PredictionIdentity, frozen=True, kw_only=True):

@@ -6,7 +6,8 @@ import shapely
 from rasterio.features import rasterize
 from scipy import ndimage
 
-from pathseg.train.predict.geojson import OutlineSettings, outline_objects, write_geojson
+from pathseg.train.predict.geojson import OutlineSettings, measured_maps, outline_objects, write_geojson
+from pathseg.train.predict.mosaic import Confidence, ConfidenceMap
 from pathseg.train.predict.records import ClassObjects
 
 CLASSES = {1: ("gland", "#009E73"), 2: ("stroma", "#E69F00")}
@@ -28,7 +29,7 @@ def blobs(seed=0, side=200):
 
 def painted(found, shape):
     codes = np.zeros(shape, np.uint8)
-    for code, _, polygon in found:
+    for code, _, polygon, _ in found:
         codes[rasterize([polygon], out_shape=shape).astype(bool)] = code
     return codes
 
@@ -36,7 +37,7 @@ def painted(found, shape):
 @pytest.mark.parametrize("simplify", [0.0, 1.0, 3.0])
 @pytest.mark.parametrize("codes", [noise(), blobs()], ids=["noise", "blobs"])
 def test_no_polygon_is_invalid(codes, simplify):
-    found = [polygon for _, _, polygon in outline_objects(codes, settings(simplify=simplify))]
+    found = [polygon for _, _, polygon, _ in outline_objects(codes, settings(simplify=simplify))]
     assert found
     assert all(polygon.is_valid and polygon.geom_type == "Polygon" for polygon in found)
 
@@ -49,7 +50,7 @@ def test_exact_outlines_rasterise_back_to_the_mask():
 def test_areas_are_the_pixels_of_the_classes():
     codes = noise()
     for code in CLASSES:
-        assert sum(area for c, area, _ in outline_objects(codes, settings()) if c == code) == (codes == code).sum()
+        assert sum(area for c, area, _, _ in outline_objects(codes, settings()) if c == code) == (codes == code).sum()
 
 
 @pytest.mark.parametrize("simplify", [2.0, 4.0])
@@ -70,7 +71,7 @@ def test_thinned_outlines_rasterise_back_within_the_tolerance(simplify):
 @pytest.mark.parametrize("simplify", [1.0, 2.0])
 def test_no_corner_of_an_object_is_further_from_its_outline_than_was_asked(simplify):
     exact, thinned = (list(outline_objects(blobs(), settings(simplify=s))) for s in (0.0, simplify))
-    for (_, _, a), (_, _, b) in zip(exact, thinned, strict=True):
+    for (_, _, a, _), (_, _, b, _) in zip(exact, thinned, strict=True):
         assert shapely.distance(shapely.points(shapely.get_coordinates(a)), b.boundary).max() <= simplify
 
 
@@ -86,7 +87,7 @@ def test_a_hole_stays_a_hole():
     codes = np.zeros((40, 40), np.uint8)
     codes[5:35, 5:35] = 1
     codes[15:20, 15:20] = 0
-    ((_, area, polygon),) = outline_objects(codes, settings())
+    ((_, area, polygon, _),) = outline_objects(codes, settings())
     assert area == 30 * 30 - 5 * 5
     assert [shapely.Polygon(ring).area for ring in polygon.interiors] == [25]
 
@@ -94,12 +95,12 @@ def test_a_hole_stays_a_hole():
 def test_small_objects_are_dropped_by_their_size():
     codes = np.zeros((40, 40), np.uint8)
     codes[0:10, 0:10], codes[20:23, 20:23] = 1, 1
-    assert [area for _, area, _ in outline_objects(codes, settings(smallest=10))] == [100]
+    assert [area for _, area, _, _ in outline_objects(codes, settings(smallest=10))] == [100]
     assert len(list(outline_objects(codes, settings(smallest=9)))) == 2
 
 
-def written(tmp_path, codes, **changes):
-    totals = write_geojson(tmp_path / "a.geojson", codes, settings(**changes), source="slide")
+def written(tmp_path, codes, *, measured=None, **changes):
+    totals = write_geojson(tmp_path / "a.geojson", codes, settings(**changes), source="slide", measured=measured)
     return json.loads((tmp_path / "a.geojson").read_text()), totals
 
 
@@ -111,6 +112,7 @@ def test_the_file_is_what_qupath_reads(tmp_path):
     assert content["type"] == "FeatureCollection"
     assert feature["type"] == "Feature"
     assert feature["properties"]["objectType"] == "annotation"
+    assert feature["properties"]["isLocked"] is False
     assert feature["properties"]["classification"] == {"name": "gland", "color": [0, 0x9E, 0x73]}
     assert len(feature["id"]) == 36
     assert shapely.from_geojson(json.dumps(feature["geometry"])).area == 200
@@ -139,6 +141,54 @@ def test_areas_are_px_of_the_file_where_it_is_not(tmp_path):
     codes[0:10, 0:20] = 2
     _, totals = written(tmp_path, codes, scale=(2.0, 3.0))
     assert totals["stroma"] == ClassObjects(1, area_px=1200.0)
+
+
+@pytest.mark.parametrize("kind", ["detection", "tile"])
+def test_many_objects_may_be_detections_or_tiles(tmp_path, kind):
+    codes = np.zeros((40, 40), np.uint8)
+    codes[0:10, 0:20] = 1
+    content, _ = written(tmp_path, codes, object_type=kind)
+    assert [feature["properties"]["objectType"] for feature in content["features"]] == [kind]
+
+
+def confidence_of(probability, uncertainty, *, of_ensemble=False):
+    """Confidence in memory from values (H, W); NaN is not computed."""
+    maps = []
+    for values, maximum in ((probability, 1.0), (uncertainty, float(np.log(2)))):
+        one = ConfidenceMap.empty(None, "map", values.shape, maximum=maximum)
+        one.write(slice(0, values.shape[0]), slice(0, values.shape[1]), np.nan_to_num(values), np.isfinite(values))
+        maps.append(one)
+    return Confidence(*maps, of_ensemble)
+
+
+@pytest.mark.parametrize(("of_ensemble", "name"), [(False, "Mean entropy (nats)"), (True, "Mean uncertainty (nats)")])
+def test_each_object_has_the_means_over_its_own_pixels(tmp_path, of_ensemble, name):
+    codes = np.zeros((40, 40), np.uint8)
+    codes[0:10, 0:20], codes[20:40, 20:40] = 1, 2
+    codes[25:35, 25:35] = 1  # an object in a hole of another
+    probability, uncertainty = np.where(codes == 1, 0.75, 0.5), np.where(codes == 2, 0.6, 0.2)
+    probability[0:10, 0:10] = 0.95
+    confidence = confidence_of(probability, uncertainty, of_ensemble=of_ensemble)
+    content, _ = written(tmp_path, codes, measured=measured_maps(codes, confidence, level=0))
+    found = {(feature["properties"]["name"]): feature["properties"]["measurements"] for feature in content["features"]}
+    means = {key: (values["Mean probability"], values[name]) for key, values in found.items()}
+    step = 0.5 / 254 + 1e-4  # of rounding
+    assert means == {
+        "gland 1": (pytest.approx(0.85, abs=step), pytest.approx(0.2, abs=step)),
+        "gland 2": (pytest.approx(0.75, abs=step), pytest.approx(0.2, abs=step)),
+        "stroma 1": (pytest.approx(0.5, abs=step), pytest.approx(0.6, abs=step)),
+    }
+
+
+def test_pixels_that_post_processing_added_to_an_object_do_not_count_in_its_means(tmp_path):
+    predicted = np.zeros((40, 40), np.uint8)
+    predicted[5:35, 5:35] = 1
+    predicted[10:20, 10:20] = 0  # a hole that is filled
+    filled = np.where(np.pad(np.ones((30, 30)), 5), 1, 0).astype(np.uint8)
+    confidence = confidence_of(np.where(predicted == 1, 0.9, 0.6), np.full(predicted.shape, 0.3))
+    content, _ = written(tmp_path, filled, measured=measured_maps(predicted, confidence, level=0))
+    (feature,) = content["features"]
+    assert feature["properties"]["measurements"]["Mean probability"] == pytest.approx(0.9, abs=0.5 / 254 + 1e-4)
 
 
 def test_a_mask_without_objects_is_an_empty_collection(tmp_path):

@@ -150,3 +150,48 @@ def test_rows_and_columns_of_a_resized_mask_are_those_of_the_whole():
     codes = np.random.default_rng(0).integers(0, 5, (13, 11)).astype(np.uint8)
     region = resize_nearest(codes, (40, 50), slice(10, 25), slice(30, 50))
     np.testing.assert_array_equal(region, resize_nearest(codes, (40, 50))[10:25, 30:50])
+
+
+def of_level(one, level=0):
+    """The values of a confidence map, NaN where not computed."""
+    steps = np.asarray(one.levels[level][:])
+    return np.where(steps == 255, np.nan, steps / 254 * one.maximum)
+
+
+def test_the_confidence_is_that_of_the_blended_probabilities(tmp_path):
+    mosaic, _ = blend((350, 600), ramp, confidence=True, probabilities=tmp_path / "p.zarr")
+    second = ramp(0, 0, 350, 600)
+    entropy = -(second * np.log(np.maximum(second, 1e-9)) + (1 - second) * np.log1p(-second))
+    confidence = mosaic.confidence
+    np.testing.assert_allclose(of_level(confidence.probability), np.maximum(second, 1 - second), atol=0.6 / 254)
+    np.testing.assert_allclose(of_level(confidence.uncertainty), entropy, atol=0.6 / 254)
+    assert not confidence.of_ensemble
+    assert blend((350, 600), ramp)[0].confidence is None
+
+
+def test_the_confidence_is_unknown_where_nothing_was_computed():
+    tissue = one_corner()
+    mosaic, _ = blend((600, 600), lambda y, x, h, w: 1.0, tissue=tissue, confidence=True)
+    for one, value in ((mosaic.confidence.probability, 1.0), (mosaic.confidence.uncertainty, 0.0)):
+        for level in range(2):
+            np.testing.assert_array_equal(np.isnan(of_level(one, level)), mosaic.codes(level) == 255)
+            assert set(np.unique(of_level(one, level)[mosaic.codes(level) != 255])) == {value}
+
+
+def test_a_coarser_level_has_the_confidence_of_the_pixels_whose_codes_it_has():
+    mosaic, _ = blend((600, 700), lambda y, x, h, w: np.arange(x, x + w)[None] / 700, confidence=True)
+    column, sure = np.arange(700) / 700, of_level(mosaic.confidence.probability, 1)[0]
+    codes = mosaic.codes(1)[0]
+    near = np.maximum(column, 1 - column)
+    assert np.abs(sure - (near[::2] + near[1::2]) / 2).max() <= 0.5 / 700 + 0.6 / 254
+    np.testing.assert_array_equal(codes, np.where(np.arange(350) * 2 + (np.arange(350) % 2 == 0) > 350, 1, 0))
+
+
+def test_an_ensembles_uncertainty_is_its_own():
+    windows = SlidingWindow.over(WINDOW, window=WINDOW, overlap=OVERLAP)
+    cache = WindowCache.in_memory(1, shape=(3, *WINDOW))
+    cache.write([0], np.stack([np.full(WINDOW, value, np.float32) for value in (0.75, 0.25, 0.125)])[None])
+    mosaic = blend_windows(cache, windows, classes=2, fill=255, uncertainty=True, confidence=True)
+    assert mosaic.confidence.of_ensemble
+    np.testing.assert_allclose(of_level(mosaic.confidence.probability), 0.75, atol=0.6 / 254)
+    np.testing.assert_allclose(of_level(mosaic.confidence.uncertainty), 0.125, atol=0.6 / 254)

@@ -107,6 +107,26 @@ def test_objects_are_counted_and_measured(predictor, slide):
     assert found.area_um2 == pytest.approx(inside.sum() * 0.25, rel=0.02)
 
 
+def test_objects_carry_how_sure_they_are(predictor, slide, tmp_path):
+    path, inside = slide
+    predict_one(predictor(), path)
+    (feature,) = json.loads((tmp_path / "out" / "geojson" / "slide.geojson").read_text())["features"]
+    sure = feature["properties"]["measurements"]
+    group = zarr.open_group(tmp_path / "out" / "probabilities" / "slide.zarr", mode="r")
+    probabilities = np.asarray(group["probabilities"][:]).astype(np.float64)
+    gland = probabilities[:, (probabilities[1] > 0.5) & inside]
+    assert sure["Mean probability"] == pytest.approx(gland[1].mean(), abs=0.01)
+    assert sure["Mean entropy (nats)"] == pytest.approx(-(gland * np.log(gland)).sum(axis=0).mean(), abs=0.01)
+
+
+def test_objects_of_another_type_are_not_mixed_in_one_folder(predictor, image, tmp_path):
+    predict_one(predictor(objects_as="detections"), image[0])
+    (feature,) = json.loads((tmp_path / "out" / "geojson" / "image.geojson").read_text())["features"]
+    assert feature["properties"]["objectType"] == "detection"
+    with pytest.raises(ValueError, match=r"objects_as is detections there, annotations asked for.*--out"):
+        predict_one(predictor(), image[0])
+
+
 @pytest.fixture
 def spotted(tmp_path):
     """A gland of 200x200 px with a hole of 40x40, and a speck of 40x40 px beside it."""
