@@ -14,7 +14,7 @@ from openslide import OpenSlide
 from PIL import Image
 
 from pathseg.extract.datasets.image_files import require_upright
-from pathseg.extract.inputs.tissue_mask import find_tissue
+from pathseg.extract.inputs.tissue_mask import MIN_INK_PX, find_tissue
 from pathseg.store.resolution import require_plausible_mpp
 
 MARGIN_PX = 4  # read around a region, so that the resampling filter has the neighbours it has in the next region
@@ -22,6 +22,7 @@ READ_PX = 4096  # longest side of a region that is decoded at once: 64 MiB
 TISSUE_PX = 2048  # longest side of the overview for the tissue mask: 24 um/px for a slide of 50 mm
 RIM_UM = 20  # by which the tissue mask is dilated: pale edges are hard to see on the overview
 MIN_TISSUE_UM2 = 10_000  # smallest area of tissue, a disc of 113 um; dust is smaller
+INK_UM = 20  # side of the squares whose mean colour tells ink; a pen stroke is hundreds wide
 MPP = ("openslide.mpp-y", "openslide.mpp-x")
 BOUNDS = ("openslide.bounds-y", "openslide.bounds-x", "openslide.bounds-height", "openslide.bounds-width")
 
@@ -124,7 +125,12 @@ class Slide:
         """Return the tissue mask of an overview, from MIN_TISSUE_UM2 on, dilated by RIM_UM: (h, w) bool."""
         overview = self.overview(TISSUE_PX)
         px_per_um = overview.shape[0] / self._height_um
-        return find_tissue(overview, rim_px=max(1.0, RIM_UM * px_per_um), min_area_px=MIN_TISSUE_UM2 * px_per_um**2)
+        return find_tissue(
+            overview,
+            rim_px=max(1.0, RIM_UM * px_per_um),
+            min_area_px=MIN_TISSUE_UM2 * px_per_um**2,
+            ink_px=max(MIN_INK_PX, round(INK_UM * px_per_um)),
+        )
 
     def close(self) -> None:
         """Close the file."""

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
+from scipy import ndimage
 
-from pathseg.extract.inputs.tissue_mask import find_tissue, otsu
+from pathseg.extract.inputs.tissue_mask import find_ink, find_tissue, otsu
 
 PINK, PALE, WHITE = (200, 120, 180), (235, 205, 225), (243, 243, 243)
 
@@ -74,6 +75,65 @@ def test_dust_is_no_tissue():
     dusty[disc] = PINK
     found = find_tissue(dusty, rim_px=1, min_area_px=35)
     assert found[disc].mean() > 0.95 and found.sum() < 1.4 * disc.sum()
+
+
+PENS = {
+    "blue": (30, 70, 160),
+    "light blue": (70, 130, 200),
+    "green": (30, 110, 70),
+    "light green": (110, 185, 120),
+    "red": (200, 35, 45),
+    "black": (60, 58, 62),
+    "worn black": (88, 82, 80),
+}
+
+
+def strokes(colour, *, blur=2.0):
+    """Glass with a disc of tissue inside a ring that a pen drew, and a thick stroke across glass; the disc's mask."""
+    y, x = np.mgrid[:200, :300]
+    from_disc = np.hypot(y - 100, x - 90)
+    picture = np.full((200, 300, 3), WHITE, float)
+    drawn = (np.abs(from_disc - 70) < 4) | ((np.abs(y - x + 130) < 8) & (x > 190))
+    opacity = ndimage.gaussian_filter(drawn.astype(float), blur)[..., None]  # ink lies above the focus
+    picture = opacity * np.array(colour) + (1 - opacity) * picture
+    picture[from_disc < 45] = PINK
+    noise = np.random.default_rng(0).normal(0, 2, picture.shape)
+    return np.clip(picture + noise, 0, 255).astype(np.uint8), from_disc < 45
+
+
+@pytest.mark.parametrize("blur", [0.7, 2.0])
+@pytest.mark.parametrize("pen", PENS)
+def test_pen_strokes_are_no_tissue_and_leave_no_islands(pen, blur):
+    picture, disc = strokes(PENS[pen], blur=blur)
+    found = find_tissue(picture, rim_px=1, min_area_px=60)
+    assert found[disc].all()
+    assert found.sum() < 1.12 * disc.sum()
+
+
+def test_tissue_under_a_stroke_is_lost_only_there():
+    picture, disc = strokes(PENS["blue"])
+    across = np.zeros(disc.shape, bool)
+    across[95:105] = True
+    picture[across] = PENS["blue"]
+    found = find_tissue(picture, rim_px=1, min_area_px=60)
+    assert found[disc & ~ndimage.binary_dilation(across, iterations=4)].all()
+    assert not found[across & (np.mgrid[:200, :300][1] > 250)].any()
+
+
+STAINS = {  # optical density of red, green and blue, from Ruifrok and Johnston 2001
+    "haematoxylin": (0.65, 0.70, 0.29),
+    "eosin": (0.07, 0.99, 0.11),
+    "DAB": (0.27, 0.57, 0.78),
+}
+
+
+@pytest.mark.parametrize("pair", [("haematoxylin", "eosin"), ("haematoxylin", "DAB")])
+def test_no_amount_of_stain_is_taken_for_ink(pair):
+    amounts = np.linspace(0, 1.2, 61)
+    first, second = (np.array(STAINS[name]) for name in pair)
+    density = amounts[:, None, None] * first + amounts[None, :, None] * second  # (61, 61, 3)
+    stained = np.round(243 * 10.0**-density).astype(np.uint8)
+    assert not find_ink(stained)[stained.max(axis=2) >= 50].any()  # darker ones are unlit
 
 
 def test_the_threshold_separates_two_groups():
