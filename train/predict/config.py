@@ -10,6 +10,7 @@ FORMATS = {
     "mask": "class codes: PNG of the image's size; of a slide a pyramidal tiled TIFF at the head's um/px",
     "overlay": "classes painted over the tissue, JPEG",
     "geojson": "objects as polygons for QuPath",
+    "review": "the regions of 256 px a side to annotate next, those with the least certain predictions, for QuPath",
     "probabilities": "of each class at the head's um/px, Zarr (K, H, W)",
 }
 DEFAULT_FORMATS = ("mask", "overlay", "geojson")
@@ -54,6 +55,7 @@ class PredictConfig:
         2.0, "px that an outline in geojson may leave the border of its object by; 0: every corner."
     )
     outline: int = _flag(8192, "px of the longest side that outlines are taken from; larger masks are thinned to it.")
+    regions: int = _flag(20, "Number of regions in review.")
     batch_size: int | None = _flag(
         None,
         "Patches a forward pass; another number than in training changes the last bits of the features.  "
@@ -69,6 +71,7 @@ class PredictConfig:
             "smallest": (self.smallest >= 0, "must be 0 px or more"),
             "simplify": (0 <= self.simplify < 1000, "must be 0 to 1000 px"),
             "outline": (self.outline >= 256, "must be at least 256 px"),
+            "regions": (self.regions >= 1, "must be at least 1"),
             "batch_size": (self.batch_size is None or self.batch_size >= 1, "must be at least 1"),
         }
         for name, (holds, rule) in rules.items():
@@ -78,4 +81,4 @@ class PredictConfig:
     @property
     def needs_confidence(self) -> bool:
         """Whether a format says how sure its predictions are."""
-        return "geojson" in self.formats
+        return not {"geojson", "review"}.isdisjoint(self.formats)

@@ -1,20 +1,22 @@
-"""Objects of class codes as polygons with holes, in the GeoJSON that QuPath reads."""
+"""Objects of class codes as polygons with holes, and regions to review, in the GeoJSON that QuPath reads."""
 
 from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import msgspec
 import numpy as np
+from msgspec import UNSET, UnsetType
 
 from pathseg.train.colours import rgb
 from pathseg.train.predict.mosaic import Confidence, ConfidenceMap
 from pathseg.train.predict.records import ClassObjects
+from pathseg.train.predict.review import REGION_PX, ReviewRegion
 
 if TYPE_CHECKING:
     from shapely import Geometry, Polygon
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 ObjectType = Literal["annotation", "detection", "tile"]
 OBJECT_TYPES: dict[str, ObjectType] = {"annotations": "annotation", "detections": "detection", "tiles": "tile"}
 PROBABILITY, ENTROPY, UNCERTAINTY = "Mean probability", "Mean entropy (nats)", "Mean uncertainty (nats)"
+RANK = "Review rank"
 NAMESPACE = uuid.UUID("6ba7b811-9dad-11d1-80b4-00c04fd430c8")  # RFC 4122's for names of things on the web
 
 
@@ -150,6 +153,35 @@ def write_geojson(
     return {name: ClassObjects(counts[code], **{area: areas[code]}) for code, (name, _) in settings.classes.items()}
 
 
+def write_review(
+    path: Path, regions: Sequence[ReviewRegion], *, size: tuple[int, int], scale: tuple[float, float], measurement: str,
+    source: str,
+) -> None:  # fmt: skip
+    """Write regions as a FeatureCollection of QuPath annotations without a class, ranked by a measurement, in order.
+
+    size: (H, W) of the mosaic, which ends regions at its border. scale: px of the image file per px of the mosaic,
+    (down, across). measurement: name of what the regions are ranked by. source: as of `write_geojson`.
+    """
+    features = []
+    for rank, (y, x, uncertainty) in enumerate(regions, 1):
+        top, bottom = (edge * scale[0] for edge in (y, min(y + REGION_PX, size[0])))
+        left, right = (edge * scale[1] for edge in (x, min(x + REGION_PX, size[1])))
+        corners = [(left, top), (right, top), (right, bottom), (left, bottom), (left, top)]
+        features.append(
+            _Feature(
+                id=str(uuid.uuid5(NAMESPACE, f"{source}/review/{y}/{x}")),
+                geometry=_PolygonGeometry([[(round(across, 2), round(down, 2)) for across, down in corners]]),
+                properties=_Properties(
+                    object_type="annotation",
+                    name=f"Review {rank}",
+                    measurements={RANK: rank, measurement: round(uncertainty, 4)},
+                ),
+            )
+        )
+    lines = b",\n".join(msgspec.json.encode(feature) for feature in features)
+    path.write_bytes(b'{"type": "FeatureCollection", "features": [\n' + lines + b"\n]}\n")
+
+
 class _Classification(msgspec.Struct, frozen=True):
     name: str
     color: tuple[int, int, int]
@@ -158,7 +190,7 @@ class _Classification(msgspec.Struct, frozen=True):
 class _Properties(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
     object_type: ObjectType
     name: str
-    classification: _Classification
+    classification: _Classification | UnsetType = UNSET
     is_locked: bool = False
     measurements: dict[str, float]
 

@@ -40,6 +40,10 @@ class ConfidenceMap:
         steps = np.rint(np.clip(values / self.maximum, 0, 1) * (NOT_COMPUTED - 1))
         self.levels[0][rows, cols] = np.where(computed, steps, NOT_COMPUTED).astype(np.uint8)
 
+    def tiles(self) -> Iterator[tuple[slice, slice, np.ndarray]]:
+        """Yield rows, columns and values (h, w) uint8 of each tile at full resolution, row by row."""
+        yield from _read_tiles(self.levels[0])
+
     def mean(self, steps: np.ndarray) -> float:
         """Return the mean value of pixels of a level, uint8 without `NOT_COMPUTED`; NaN of none."""
         return float(steps.mean(dtype=np.float64)) / (NOT_COMPUTED - 1) * self.maximum if steps.size else math.nan
@@ -85,8 +89,7 @@ class Mosaic:
 
     def tiles(self, level: int = 0) -> Iterator[tuple[slice, slice, np.ndarray]]:
         """Yield rows, columns and codes (h, w) uint8 of each tile of a level, row by row."""
-        for rows, cols in _tiles(self.levels[level]):
-            yield rows, cols, np.asarray(self.levels[level][rows, cols])
+        yield from _read_tiles(self.levels[level])
 
     def level_within(self, longest_px: int) -> int:
         """Return the finest level whose longer side is at most so many px, else the coarsest."""
@@ -259,6 +262,11 @@ def _alternately(coarse: slice, length: int) -> np.ndarray:
     """The indices, among `length` finer pixels, of those that a range of coarser pixels takes."""
     i = np.arange(coarse.start, coarse.stop)
     return np.minimum(2 * (i - coarse.start) + (i % 2 == 0), length - 1)
+
+
+def _read_tiles(array: zarr.Array) -> Iterator[tuple[slice, slice, np.ndarray]]:
+    for rows, cols in _tiles(array):
+        yield rows, cols, np.asarray(array[rows, cols])
 
 
 def _tiles(array: zarr.Array) -> Iterator[tuple[slice, slice]]:

@@ -23,17 +23,25 @@ from pathseg.store.sampling import InputImage
 from pathseg.train.colours import class_colours, jpeg_bytes, overlay, painted_classes, png_bytes, to_uint8
 from pathseg.train.metrics.object import ObjectRule, post_process
 from pathseg.train.predict.config import PredictConfig
-from pathseg.train.predict.geojson import OBJECT_TYPES, OutlineSettings, measured_maps, write_geojson
+from pathseg.train.predict.geojson import (
+    OBJECT_TYPES,
+    OutlineSettings,
+    measured_maps,
+    uncertainty_name,
+    write_geojson,
+    write_review,
+)
 from pathseg.train.predict.ground_truth import as_matrix
 from pathseg.train.predict.mosaic import NOT_COMPUTED, Mosaic, resize_nearest
 from pathseg.train.predict.pyramid_tiff import write_pyramid
 from pathseg.train.predict.records import OutlinedObjects, PredictedImage, PredictionIdentity
+from pathseg.train.predict.review import most_uncertain_regions
 from pathseg.train.predict.sliding_window import SlidingWindow
 from pathseg.train.predict.trained_head import TrainedHead
 from pathseg.train.runs.folder import short_name
 
 DONE, WORK = "_done", "_work"
-SUFFIXES = {"mask": ".png", "overlay": ".jpg", "geojson": ".geojson", "probabilities": ".zarr"}
+SUFFIXES = {"mask": ".png", "overlay": ".jpg", "geojson": ".geojson", "review": ".geojson", "probabilities": ".zarr"}
 OVERLAY_PX = 2048  # longest side of an overlay: a screen's worth
 OVERLAY_QUALITY = 90
 
@@ -118,6 +126,8 @@ class ImageOutputs:
             self._write_overlay(mosaic)
         if "geojson" in formats:
             objects = self._write_geojson(mosaic)
+        if "review" in formats:
+            self._write_review(mosaic)
         if "probabilities" in formats:
             self._write_probabilities(mosaic)
         identity = self._complete_identity()
@@ -152,12 +162,14 @@ class ImageOutputs:
         return self.image.mpp * stretch, self.image.mpp / stretch
 
     def _complete_identity(self) -> PredictionIdentity:
-        """The identity, with the outline settings where a GeoJSON file is written."""
-        if "geojson" not in self.config.formats:
-            return self.identity
+        """The identity, with the settings of the GeoJSON files that are written."""
         config = self.config
+        regions = config.regions if "review" in config.formats else UNSET
+        identity = msgspec.structs.replace(self.identity, regions=regions)
+        if "geojson" not in config.formats:
+            return identity
         return msgspec.structs.replace(
-            self.identity,
+            identity,
             smallest=config.smallest,
             simplify=config.simplify,
             outline=config.outline,
@@ -237,6 +249,20 @@ class ImageOutputs:
             classes = write_geojson(path, codes, settings, source=source, measured=measured)
         tolerance_px = shrunk * (self.config.simplify + (level > 0))
         return OutlinedObjects(mask_level=level, tolerance_px=tolerance_px, classes=classes)
+
+    def _write_review(self, mosaic: Mosaic) -> None:
+        """The regions whose prediction is least certain, ranked."""
+        assert mosaic.confidence is not None, "the mosaic was blended without confidence"
+        regions = most_uncertain_regions(mosaic.confidence.uncertainty, self.config.regions)
+        with atomic_path(self.path("review")) as path:
+            write_review(
+                path,
+                regions,
+                size=mosaic.size,
+                scale=(self.image.file_px[0] / mosaic.size[0], self.image.file_px[1] / mosaic.size[1]),
+                measurement=uncertainty_name(mosaic.confidence),
+                source=f"{self.head.weights_digest}/{self.image.id}",
+            )
 
     def _write_probabilities(self, mosaic: Mosaic) -> None:
         """Move the mosaic's Zarr group to its path, with attributes that say what it holds."""

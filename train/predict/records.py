@@ -17,13 +17,14 @@ Matrix = tuple[tuple[int, ...], ...]  # (K, K) pixels, rows = ground truth
 
 
 class PredictionIdentity(msgspec.Struct, frozen=True, kw_only=True):
-    """All that the predicted probabilities of an image depend on, and the settings of its outlines where it has any.
+    """All that the predicted probabilities of an image depend on, and the settings of its files where it has these.
 
     file, size_bytes, content_digest: name, bytes and digest of the image file. size: (H, W) px that it is predicted at,
     mpp: um/px there. run, weights_digest: name and hex SHA-256 of head.safetensors. model_digest: of the frozen model.
     features: unset where the model computed them for the prediction. overlap: px that neighbouring windows share.
     smallest, simplify, outline: of `PredictConfig`, unset where no GeoJSON was written. objects: the post-processing of
     its objects in words, unset where they are as predicted. objects_as: of `PredictConfig`, unset for annotations.
+    regions: of `PredictConfig`, unset where no regions to review were written.
     """
 
     file: str
@@ -42,6 +43,7 @@ class PredictionIdentity(msgspec.Struct, frozen=True, kw_only=True):
     outline: int | UnsetType = UNSET
     objects: str | UnsetType = UNSET
     objects_as: str | UnsetType = UNSET
+    regions: int | UnsetType = UNSET
 
     def differences(self, wanted: PredictionIdentity) -> Iterator[tuple[str, Any, Any]]:
         """Yield name (as in the file), value here and wanted value of each field that is set in both and differs."""
@@ -55,12 +57,12 @@ class PredictionIdentity(msgspec.Struct, frozen=True, kw_only=True):
         yield from ((name, here[name], there[name]) for name in names if here.get(name, there[name]) != there[name])
 
     def updated(self, newer: PredictionIdentity) -> PredictionIdentity:
-        """Return the newer identity; where its outline settings are unset, those of this one are kept."""
-        kept = {name: getattr(self, name) for name in OUTLINE_SETTINGS if getattr(newer, name) is UNSET}
+        """Return the newer identity; where its settings of files are unset, those of this one are kept."""
+        kept = {name: getattr(self, name) for name in FILE_SETTINGS if getattr(newer, name) is UNSET}
         return msgspec.structs.replace(newer, **kept)
 
 
-OUTLINE_SETTINGS = ("smallest", "simplify", "outline", "objects", "objects_as")
+FILE_SETTINGS = ("smallest", "simplify", "outline", "objects", "objects_as", "regions")
 
 
 class WindowCacheIdentity(PredictionIdentity, frozen=True, kw_only=True):

@@ -4,7 +4,7 @@ from pathseg.train.predict.config import PredictConfig
 
 
 def test_an_unknown_format_is_named_with_those_there_are():
-    with pytest.raises(ValueError, match=r"'svg'.*mask, overlay, geojson, probabilities"):
+    with pytest.raises(ValueError, match=r"'svg'.*mask, overlay, geojson, review, probabilities"):
         PredictConfig(formats=("mask", "svg"))
 
 
