@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 FORMATS = {
-    "mask": "class codes: PNG of the image's size; of a slide a pyramidal tiled TIFF at the head's um/px",
+    "mask": "class codes: PNG of the image's size; of a slide a pyramid at the head's um/px",
     "overlay": "classes painted over the tissue, JPEG",
     "geojson": "objects as polygons for QuPath",
     "review": "the regions of 256 px a side to annotate next, those with the least certain predictions, for QuPath",
@@ -33,6 +33,10 @@ class PredictConfig:
         "; ".join(f"{name}: {content}" for name, content in FORMATS.items()) + ".",
         flag="--format",
         shown=",".join(DEFAULT_FORMATS),
+    )
+    pyramid: Literal["tiff", "ome-zarr"] = _flag(
+        "tiff",
+        "Masks of slides. tiff: pyramidal tiled TIFF; ome-zarr: OME-Zarr 0.5 labels with class names and colours.",
     )
     overlap: int = _flag(64, "px that neighbouring windows share at least; blended there, so that no seams show.")
     tissue: Literal["otsu", "all"] = _flag(

@@ -33,6 +33,7 @@ from pathseg.train.predict.geojson import (
 )
 from pathseg.train.predict.ground_truth import as_matrix
 from pathseg.train.predict.mosaic import NOT_COMPUTED, Mosaic, resize_nearest
+from pathseg.train.predict.ome_zarr import write_ome_zarr
 from pathseg.train.predict.pyramid_tiff import write_pyramid
 from pathseg.train.predict.records import OutlinedObjects, PredictedImage, PredictionIdentity
 from pathseg.train.predict.review import most_uncertain_regions
@@ -42,6 +43,7 @@ from pathseg.train.runs.folder import short_name
 
 DONE, WORK = "_done", "_work"
 SUFFIXES = {"mask": ".png", "overlay": ".jpg", "geojson": ".geojson", "review": ".geojson", "probabilities": ".zarr"}
+PYRAMID_SUFFIXES = {"tiff": ".tif", "ome-zarr": ".ome.zarr"}
 OVERLAY_PX = 2048  # longest side of an overlay: a screen's worth
 OVERLAY_QUALITY = 90
 
@@ -79,7 +81,8 @@ class ImageOutputs:
 
     def path(self, format_name: str) -> Path:
         """Return the path of the image's file in one of `config.FORMATS`."""
-        suffix = ".tif" if format_name == "mask" and self.image.slide else SUFFIXES[format_name]
+        of_slide = format_name == "mask" and self.image.slide
+        suffix = PYRAMID_SUFFIXES[self.config.pyramid] if of_slide else SUFFIXES[format_name]
         return self.folder / format_name / f"{short_name(self.image.id)}{suffix}"
 
     def earlier_record(self) -> PredictedImage | None:
@@ -192,13 +195,25 @@ class ImageOutputs:
         return 1 / math.prod(self.image.scale) if trained is None or own is None else (trained / own) ** 2
 
     def _write_mask(self, mosaic: Mosaic) -> None:
-        """Class codes: PNG of the file's size; of a slide a pyramidal TIFF."""
+        """Class codes: PNG of the file's size; of a slide a pyramid."""
         if not self.image.slide:
             write_atomic(self.path("mask"), png_bytes(resize_nearest(mosaic.codes(), self.image.file_px)))
             return
+        assert self.image.mpp is not None, "slides are read at a known um/px"
+        if self.config.pyramid == "ome-zarr":
+            with atomic_path(self.path("mask")) as path:
+                write_ome_zarr(
+                    mosaic,
+                    path,
+                    name=self.image.id,
+                    mpp=self.image.mpp,
+                    classes=self.head.classes,
+                    colours=self._colours(),
+                    background=self.head.background,
+                )
+            return
         names = [f"{code}: {name}" for code, name in enumerate(self.head.classes)]
         legend = ", ".join([*names, f"{NOT_COMPUTED}: not computed"] if mosaic.fill == NOT_COMPUTED else names)
-        assert self.image.mpp is not None, "slides are read at a known um/px"
         with atomic_path(self.path("mask")) as path:
             write_pyramid(mosaic, path, mpp=self.image.mpp, colours=self._colours(), legend=legend)
 

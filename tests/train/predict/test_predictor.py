@@ -95,6 +95,19 @@ def test_a_slide_is_segmented_and_windows_without_tissue_are_not_computed(predic
     assert colour_features.patches == record.windows
 
 
+def test_a_slides_mask_may_be_ome_zarr_with_the_codes_of_the_tiff(predictor, slide, tmp_path):
+    for pyramid in ("tiff", "ome-zarr"):
+        predict_one(predictor(pyramid=pyramid, formats=("mask",)), slide[0])
+    group = zarr.open_group(tmp_path / "out" / "mask" / "slide.ome.zarr", mode="r")
+    assert sorted(group.array_keys()) == ["0", "1"]
+    for level in (0, 1):
+        codes = tifffile.imread(tmp_path / "out" / "mask" / "slide.tif", key=level)
+        np.testing.assert_array_equal(group[str(level)][:], codes)
+    (multiscale,) = group.attrs["ome"]["multiscales"]
+    assert multiscale["name"] == "slide"
+    assert multiscale["datasets"][0]["coordinateTransformations"][0]["scale"] == [0.5, 0.5]
+
+
 def test_all_is_computed_when_tissue_is_not_looked_for(predictor, slide):
     record = predict_one(predictor(tissue="all"), slide[0])
     assert record.windows == record.windows_total
