@@ -30,7 +30,7 @@ NOISE_RULE = "sha256(seed/image/patch/t)"  # the rule that INTERFACE fixes; its 
 ModelKind = Literal["latent-diffusion", "vit", "timm", "diffusers"]
 Setting = str | int | float | tuple[str | int | float, ...]
 # settings of `Preprocessing` that change mask codes alone: a store follows them without computing features again
-LABEL_SETTINGS = frozenset({"mask_codes", "masks", "brush_um", "region_class"})
+LABEL_SETTINGS = frozenset({"mask_codes", "masks", "brush_um", "region_class", "outline_origin"})
 
 
 @dataclass(frozen=True)

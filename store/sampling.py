@@ -73,7 +73,8 @@ class InputImage(Protocol):
 
     id: stem of the file name. size: (H, W) in px at that resolution. file_px: (h0, w0) in px of the file. scale: px of
     the file per px at that resolution, (vertical, horizontal). mpp: um/px at that resolution, None where it is unknown.
-    slide: whether it is a whole slide, which is read by region.
+    slide: whether it is a whole slide, which is read by region. origin: (y, x) of the first px in px of the file, not
+    (0, 0) where a slide states the bounds of what was scanned.
     """
 
     id: str
@@ -83,6 +84,7 @@ class InputImage(Protocol):
     scale: tuple[float, float]
     mpp: float | None
     slide: bool
+    origin: tuple[int, int]
 
     @property
     def digest(self) -> str:

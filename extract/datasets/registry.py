@@ -150,6 +150,11 @@ class DatasetOptions:
         "Class of outlines of slides inside which all that is not outlined is background. Elsewhere what is not "
         "outlined counts nowhere.  [default: Region*, QuPath's own]",
     )
+    outline_origin: Literal["bounds", "file"] | None = _flag(
+        None,
+        "What px of the outlines of slides are counted from: the bounds of what was scanned, where the slide states "
+        "any, as QuPath does; or the first px of the file.  [default: bounds]",
+    )
     seed: int = 0  # of generated tissue and drawn views; one flag of `extract` that also seeds the noise, never refused
 
     def __post_init__(self) -> None:
@@ -262,6 +267,7 @@ DATASETS: dict[str, DatasetEntry] = {
             "windows",
             "brush_um",
             "region_class",
+            "outline_origin",
         ),
     ),
     "synthetic": DatasetEntry(

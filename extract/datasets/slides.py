@@ -160,7 +160,11 @@ def open_slides(options: DatasetOptions) -> Dataset:
             image = reader.open(slides[name])
             shapes[name] = SlideShape(image.file_px, image.size, image.scale)
             if name in labels:
-                outlines[name] = read_outlines(labels[name], brush_px=brush_um / target * image.scale[1])
+                outlines[name] = read_outlines(
+                    labels[name],
+                    brush_px=brush_um / target * image.scale[1],
+                    origin=image.origin if options.outline_origin == "file" else (0, 0),
+                )
             tissue[name] = _tissue_windows(image, side) if all_tissue else []
         except (ValueError, FileNotFoundError) as e:
             problems.append(str(e))
@@ -179,6 +183,8 @@ def open_slides(options: DatasetOptions) -> Dataset:
     for name in bare if all_tissue else ():
         annotated[name] = AnnotatedSlide(slides[name], None, shapes[name], (), None)
     settings: dict[str, Setting] = {"target_mpp": target, "brush_um": brush_um, "region_class": region_class}
+    if options.outline_origin == "file":
+        settings["outline_origin"] = "file"
     if options.mpp is not None:
         settings["file_mpp"] = options.mpp
     least = options.min_labelled_px or MIN_LABELLED_PX

@@ -37,6 +37,7 @@ class ImageFile:
     """An image file, decoded whole; an `InputImage`."""
 
     slide = False
+    origin = (0, 0)
 
     def __init__(self, path: Path, sampling: Sampling, *, file_mpp: float | None = None) -> None:
         """Decode an image and resize it to the head's resolution.

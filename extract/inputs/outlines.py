@@ -53,15 +53,17 @@ class Outlines:
     flat: tuple[int, ...] = ()
 
 
-def read_outlines(path: Path, *, brush_px: float) -> Outlines:
+def read_outlines(path: Path, *, brush_px: float, origin: tuple[int, int] = (0, 0)) -> Outlines:
     """Read the annotations of a GeoJSON file as QuPath exports it: a FeatureCollection, an array, or one Feature.
 
-    Also gzipped. Points and lines become areas `brush_px` px of the image file wide. An outline that crosses itself is
-    mended (`shapely.make_valid`). Derived classes are named as QuPath shows them, `Tumor: Positive`. Raises ValueError
-    naming the file, and the object by its number: no GeoJSON, no geometry or one that cannot be read, coordinates that
-    are not finite.
+    Also gzipped. Objects inside of others (`childObjects`) count as their own. origin: (y, x) that the first px of the
+    image has in the file. Points and lines become areas `brush_px` px of the image file wide. An outline that crosses
+    itself is mended (`shapely.make_valid`). Derived classes are named as QuPath shows them, `Tumor: Positive`. Raises
+    ValueError naming the file, and the object by its number: no GeoJSON, no geometry or one that cannot be read,
+    coordinates that are not finite.
     """
     import shapely
+    import shapely.affinity
 
     outlines: list[Outline] = []
     flat: list[int] = []
@@ -70,7 +72,6 @@ def read_outlines(path: Path, *, brush_px: float) -> Outlines:
         if not feature.is_annotation:
             left_out += 1
             continue
-        classification = None if feature.properties is None else feature.properties.classification
         try:
             if feature.geometry is None:
                 raise ValueError("it has no geometry")
@@ -86,8 +87,8 @@ def read_outlines(path: Path, *, brush_px: float) -> Outlines:
             flat.append(number)
             continue
         mended += not all(one.is_valid for one in _single_geometries(geometry))
-        name = None if classification is None else classification.name or ": ".join(classification.names)
-        outlines.append(Outline(name or UNCLASSIFIED, area))
+        area = shapely.affinity.translate(area, xoff=-origin[1], yoff=-origin[0]) if any(origin) else area
+        outlines.append(Outline(feature.class_name or UNCLASSIFIED, area))
     return Outlines(tuple(outlines), left_out, mended, tuple(flat))
 
 
@@ -124,7 +125,9 @@ class _Classification(msgspec.Struct, frozen=True):
 class _Properties(msgspec.Struct, frozen=True):
     objectType: str | None = None
     object_type: str | None = None  # of older exports
-    classification: _Classification | None = None
+    type: str | None = None  # of files that other programs wrote for QuPath
+    classification: _Classification | str | None = None
+    childObjects: list[_Feature] = []
 
 
 class _Feature(msgspec.Struct, frozen=True, tag_field="type", tag="Feature"):
@@ -136,8 +139,16 @@ class _Feature(msgspec.Struct, frozen=True, tag_field="type", tag="Feature"):
     def is_annotation(self) -> bool:
         """Return whether the object is an annotation, as one that does not say what it is."""
         properties = self.properties or _Properties()
-        kind = properties.objectType or properties.object_type
+        kind = properties.objectType or properties.object_type or properties.type
         return self.id not in OTHER_OBJECTS if kind is None else kind == "annotation"
+
+    @property
+    def class_name(self) -> str | None:
+        """Return the name of the class, of a derived one as QuPath shows it; None without one."""
+        classification = None if self.properties is None else self.properties.classification
+        if isinstance(classification, _Classification):
+            return classification.name or ": ".join(classification.names)
+        return classification
 
 
 class _FeatureCollection(msgspec.Struct, frozen=True, tag_field="type", tag="FeatureCollection"):
@@ -151,8 +162,15 @@ def _features(path: Path) -> list[_Feature]:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         raise ValueError(f"{path}: no GeoJSON as QuPath exports it: {_first_line(e)}; export it again") from e
     if isinstance(found, _FeatureCollection):
-        return found.features
-    return [found] if isinstance(found, _Feature) else found
+        found = found.features
+    return list(_with_children([found] if isinstance(found, _Feature) else found))
+
+
+def _with_children(features: Sequence[_Feature]) -> Iterator[_Feature]:
+    for feature in features:
+        yield feature
+        if feature.properties is not None:
+            yield from _with_children(feature.properties.childObjects)
 
 
 def _content(path: Path) -> bytes:

@@ -58,7 +58,8 @@ def dicom_series(path: Path) -> str | None:
 class Slide:
     """A whole slide, read at `mpp` um/px; an `InputImage`.
 
-    Where a slide states the bounds of the scanned area (MRXS), coordinates are relative to them, as in QuPath.
+    Where a slide states the bounds of the scanned area (MRXS), coordinates are relative to them, as in QuPath; `origin`
+    is where they begin.
     """
 
     slide = True
@@ -77,8 +78,9 @@ class Slide:
             self._slide = OpenSlide(path)
             properties = self._slide.properties
             mpp_y, mpp_x = (file_mpp or float(properties.get(name, "nan")) for name in MPP)
-            self._top, self._left, *sides = self._bounds(properties)
+            top, left, *sides = self._bounds(properties)
             self._quickhash = properties.get("openslide.quickhash-1", "")  # of its properties and smallest level
+        self.origin = top, left
         height, width = self.file_px = sides[0], sides[1]
         if not all(math.isfinite(stated) and stated > 0 for stated in (mpp_y, mpp_x)):
             self.close()
@@ -144,8 +146,9 @@ class Slide:
         """Return a region resampled to `size` px; corner and size in px that measure `scale` px of the file."""
         level = self._level(scale)
         down = self._slide.level_downsamples[level]
-        origin = self._top, self._left
-        first = [o / down + p * s / down for o, p, s in zip(origin, corner, scale, strict=True)]  # in px of the level
+        first = [
+            o / down + p * s / down for o, p, s in zip(self.origin, corner, scale, strict=True)
+        ]  # in px of the level
         span = [n * s / down for n, s in zip(size, scale, strict=True)]
         start = [math.floor(f) - MARGIN_PX for f in first]
         count = [math.ceil(f + n) + MARGIN_PX - s for f, n, s in zip(first, span, start, strict=True)]

@@ -59,6 +59,11 @@ class PredictConfig:
         2.0, "px that an outline in geojson may leave the border of its object by; 0: every corner."
     )
     outline: int = _flag(8192, "px of the longest side that outlines are taken from; larger masks are thinned to it.")
+    outline_origin: Literal["bounds", "file"] = _flag(
+        "bounds",
+        "What px in geojson and review are counted from: the bounds of what was scanned, where a slide states any, as "
+        "QuPath does; or the first px of the file.",
+    )
     regions: int = _flag(20, "Number of regions in review.")
     batch_size: int | None = _flag(
         None,

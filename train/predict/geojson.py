@@ -33,7 +33,8 @@ class OutlineSettings:
     """How class codes become polygons.
 
     classes: those that are outlined, code -> (name, hex colour). scale: px of the image file per px of the codes,
-    (down, across). mpp: um/px of the codes, None where it is unknown. simplify: px of the codes that an outline may
+    (down, across). origin: (y, x) that the first px of the codes has in the file of outlines. mpp: um/px of the codes,
+    None where it is unknown. simplify: px of the codes that an outline may
     leave the border of its object by. smallest: px of the codes below which an object is dropped. object_type: as what
     QuPath takes the objects.
     """
@@ -44,6 +45,7 @@ class OutlineSettings:
     simplify: float
     smallest: float
     object_type: ObjectType = "annotation"
+    origin: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def write_geojson(
             areas[code] += area_px * factor
             feature = _Feature(
                 id=str(uuid.uuid5(NAMESPACE, f"{source}/{number}")),
-                geometry=_PolygonGeometry(_rings(polygon, settings.scale)),
+                geometry=_PolygonGeometry(_rings(polygon, settings.scale, settings.origin)),
                 properties=_Properties(
                     object_type=settings.object_type,
                     name=f"{name} {counts[code]}",
@@ -154,18 +156,19 @@ def write_geojson(
 
 
 def write_review(
-    path: Path, regions: Sequence[ReviewRegion], *, size: tuple[int, int], scale: tuple[float, float], measurement: str,
-    source: str,
+    path: Path, regions: Sequence[ReviewRegion], *, size: tuple[int, int], scale: tuple[float, float],
+    measurement: str, source: str, origin: tuple[int, int] = (0, 0),
 ) -> None:  # fmt: skip
     """Write regions as a FeatureCollection of QuPath annotations without a class, ranked by a measurement, in order.
 
     size: (H, W) of the mosaic, which ends regions at its border. scale: px of the image file per px of the mosaic,
-    (down, across). measurement: name of what the regions are ranked by. source: as of `write_geojson`.
+    (down, across). measurement: name of what the regions are ranked by. source: as of `write_geojson`. origin: (y, x)
+    that the first px of the mosaic has in the file of regions.
     """
     features = []
     for rank, (y, x, uncertainty) in enumerate(regions, 1):
-        top, bottom = (edge * scale[0] for edge in (y, min(y + REGION_PX, size[0])))
-        left, right = (edge * scale[1] for edge in (x, min(x + REGION_PX, size[1])))
+        top, bottom = (origin[0] + edge * scale[0] for edge in (y, min(y + REGION_PX, size[0])))
+        left, right = (origin[1] + edge * scale[1] for edge in (x, min(x + REGION_PX, size[1])))
         corners = [(left, top), (right, top), (right, bottom), (left, bottom), (left, top)]
         features.append(
             _Feature(
@@ -205,10 +208,11 @@ class _Feature(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=
     properties: _Properties
 
 
-def _rings(polygon: Polygon, scale: tuple[float, float]) -> list[list[tuple[float, float]]]:
+def _rings(polygon: Polygon, scale: tuple[float, float], origin: tuple[int, int]) -> list[list[tuple[float, float]]]:
     """The outer ring and the holes, (x, y) in px of the image file."""
+    (down, across), (top, left) = scale, origin
     rings = (polygon.exterior, *polygon.interiors)
-    return [[(round(x * scale[1], 2), round(y * scale[0], 2)) for x, y in ring.coords] for ring in rings]
+    return [[(round(left + x * across, 2), round(top + y * down, 2)) for x, y in ring.coords] for ring in rings]
 
 
 def _largest_polygon(geometry: Geometry) -> Polygon:

@@ -167,8 +167,11 @@ class ImageOutputs:
     def _complete_identity(self) -> PredictionIdentity:
         """The identity, with the settings of the GeoJSON files that are written."""
         config = self.config
-        regions = config.regions if "review" in config.formats else UNSET
-        identity = msgspec.structs.replace(self.identity, regions=regions)
+        identity = msgspec.structs.replace(
+            self.identity,
+            regions=config.regions if "review" in config.formats else UNSET,
+            outline_origin="file" if config.needs_confidence and config.outline_origin == "file" else UNSET,
+        )
         if "geojson" not in config.formats:
             return identity
         return msgspec.structs.replace(
@@ -184,6 +187,11 @@ class ImageOutputs:
     def object_rule(self) -> ObjectRule:
         """The post-processing of the objects in GeoJSON; sizes in px of the head's training files."""
         return self.head.object_rule if self.config.objects == "tuned" else ObjectRule()
+
+    @property
+    def _outline_origin(self) -> tuple[int, int]:
+        """What the first px of the image has as (y, x) in GeoJSON."""
+        return self.image.origin if self.config.outline_origin == "file" else (0, 0)
 
     @property
     def _training_px(self) -> float:
@@ -257,6 +265,7 @@ class ImageOutputs:
             simplify=self.config.simplify,
             smallest=self.config.smallest / shrunk**2,
             object_type=OBJECT_TYPES[self.config.objects_as],
+            origin=self._outline_origin,
         )
         measured = None if mosaic.confidence is None else measured_maps(predicted, mosaic.confidence, level=level)
         source = f"{head.weights_digest}/{self.image.id}"
@@ -277,6 +286,7 @@ class ImageOutputs:
                 scale=(self.image.file_px[0] / mosaic.size[0], self.image.file_px[1] / mosaic.size[1]),
                 measurement=uncertainty_name(mosaic.confidence),
                 source=f"{self.head.weights_digest}/{self.image.id}",
+                origin=self._outline_origin,
             )
 
     def _write_probabilities(self, mosaic: Mosaic) -> None:

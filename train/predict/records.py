@@ -24,7 +24,8 @@ class PredictionIdentity(msgspec.Struct, frozen=True, kw_only=True):
     features: unset where the model computed them for the prediction. overlap: px that neighbouring windows share.
     smallest, simplify, outline: of `PredictConfig`, unset where no GeoJSON was written. objects: the post-processing of
     its objects in words, unset where they are as predicted. objects_as: of `PredictConfig`, unset for annotations.
-    regions: of `PredictConfig`, unset where no regions to review were written.
+    outline_origin: of `PredictConfig`, unset for bounds. regions: of `PredictConfig`, unset where no regions to review
+    were written.
     """
 
     file: str
@@ -43,6 +44,7 @@ class PredictionIdentity(msgspec.Struct, frozen=True, kw_only=True):
     outline: int | UnsetType = UNSET
     objects: str | UnsetType = UNSET
     objects_as: str | UnsetType = UNSET
+    outline_origin: str | UnsetType = UNSET
     regions: int | UnsetType = UNSET
 
     def differences(self, wanted: PredictionIdentity) -> Iterator[tuple[str, Any, Any]]:
@@ -50,6 +52,8 @@ class PredictionIdentity(msgspec.Struct, frozen=True, kw_only=True):
         here, there = msgspec.to_builtins(self), msgspec.to_builtins(wanted)
         for values in (here, there):
             values.setdefault("features", "computed")
+            if not {"outline", "regions"}.isdisjoint(values):
+                values.setdefault("outline_origin", "bounds")
             if "outline" in values:
                 values.setdefault("objects", str(ObjectRule()))
                 values.setdefault("objects_as", "annotations")
@@ -62,7 +66,7 @@ class PredictionIdentity(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(newer, **kept)
 
 
-FILE_SETTINGS = ("smallest", "simplify", "outline", "objects", "objects_as", "regions")
+FILE_SETTINGS = ("smallest", "simplify", "outline", "objects", "objects_as", "outline_origin", "regions")
 
 
 class WindowCacheIdentity(PredictionIdentity, frozen=True, kw_only=True):

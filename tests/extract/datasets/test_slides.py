@@ -139,6 +139,14 @@ def test_lines_and_points_are_drawn_with_the_brush(root):
         assert (mask[:, 100] == 0).sum() == rows
 
 
+def test_px_of_the_file_are_those_of_a_slide_that_states_no_bounds(root):
+    bounds, file = (listed(root, outline_origin=origin) for origin in ("bounds", "file"))
+    assert [one.id for one in bounds.samples] == [one.id for one in file.samples]
+    np.testing.assert_array_equal(bounds.load(bounds.samples[0]).mask, file.load(file.samples[0]).mask)
+    assert "outline_origin" not in bounds.preprocessing.settings
+    assert file.preprocessing.settings["outline_origin"] == "file"
+
+
 def test_images_with_a_scale_are_slides_too(root):
     Image.fromarray(np.zeros((300, 400, 3), np.uint8)).save(root / "d.png", dpi=(50800, 50800))  # 0.5 um/px
     write_outlines(root / "d.png.geojson", box(10, 10, 60, 60))

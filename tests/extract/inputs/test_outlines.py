@@ -21,10 +21,10 @@ def feature(geometry=None, name="Tumor", **properties):
 
 @pytest.fixture
 def read(tmp_path):
-    def read_content(content, *, brush_px=4.0, name="a.geojson"):
+    def read_content(content, *, brush_px=4.0, name="a.geojson", origin=(0, 0)):
         path = tmp_path / name
         path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
-        return read_outlines(path, brush_px=brush_px)
+        return read_outlines(path, brush_px=brush_px, origin=origin)
 
     return read_content
 
@@ -86,6 +86,35 @@ def test_objects_of_older_exports_say_what_they_are_in_their_id_or_in_snake_case
     snake = [feature(objectType=None, object_type=kind) for kind in ("detection", "annotation")]
     found = read([*older, *snake])
     assert (len(found.outlines), found.left_out) == (2, 5)
+
+
+def test_files_of_other_programs_may_say_the_type_and_the_class_in_a_word(read):
+    """QuPath's reader takes `type` for `objectType`, and a text for a classification."""
+    found = read([feature(objectType=None, type=kind, classification="Stroma") for kind in ("tile", "annotation")])
+    assert ([one.class_name for one in found.outlines], found.left_out) == (["Stroma"], 1)
+
+
+def test_locks_measurements_and_metadata_change_nothing(read):
+    written = {
+        "isLocked": True, "color": [1, 2, 3], "metadata": {"by": "me"}, "isMissing": False,
+        "measurements": {"Area": 1.0},
+    }  # fmt: skip
+    older = {"isLocked": "yes", "measurements": [{"name": "Area", "value": 1.0}], "metadata": None, "color": -1}
+    plain = read([feature()])
+    assert read([feature(**written)]) == read([feature(**older)]) == plain
+
+
+def test_objects_inside_of_others_are_read_too(read):
+    inner = feature(name="Stroma")
+    outer = feature(childObjects=[inner, feature(objectType="detection")])
+    found = read([outer])
+    assert ([one.class_name for one in found.outlines], found.left_out) == (["Tumor", "Stroma"], 1)
+
+
+def test_px_of_the_whole_file_become_those_of_the_scanned_bounds(read):
+    """A slide whose bounds begin at x 100, y 7: what is drawn at its first px has these coordinates in the file."""
+    (outline,) = read([feature()], origin=(7, 100)).outlines
+    assert outline.area.equals(shapely.box(10 - 100, 10 - 7, 30 - 100, 30 - 7))
 
 
 def test_an_id_does_not_outweigh_the_type(read):

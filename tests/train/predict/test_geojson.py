@@ -127,6 +127,15 @@ def test_coordinates_are_px_of_the_file(tmp_path):
     assert (min(x), max(x), min(y), max(y)) == (0, 60, 20, 40)
 
 
+def test_coordinates_may_begin_elsewhere_than_the_codes(tmp_path):
+    """A slide whose bounds begin at x 100, y 7, in px of the whole file."""
+    codes = np.zeros((40, 40), np.uint8)
+    codes[10:20, 0:20] = 1
+    content, _ = written(tmp_path, codes, scale=(2.0, 3.0), origin=(7, 100))
+    polygon = shapely.from_geojson(json.dumps(content["features"][0]["geometry"]))
+    assert polygon.bounds == (100 + 0, 7 + 20, 100 + 60, 7 + 40)
+
+
 def test_areas_are_um2_where_the_resolution_is_known(tmp_path):
     codes = np.zeros((40, 40), np.uint8)
     codes[0:10, 0:20], codes[30:40, 30:40] = 1, 1

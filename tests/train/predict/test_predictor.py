@@ -140,6 +140,12 @@ def test_objects_of_another_type_are_not_mixed_in_one_folder(predictor, image, t
         predict_one(predictor(), image[0])
 
 
+def test_outlines_of_another_origin_are_not_mixed_in_one_folder(predictor, image):
+    predict_one(predictor(outline_origin="file"), image[0])
+    with pytest.raises(ValueError, match=r"outline_origin is file there, bounds asked for.*--out"):
+        predict_one(predictor(), image[0])
+
+
 @pytest.fixture
 def spotted(tmp_path):
     """A gland of 200x200 px with a hole of 40x40, and a speck of 40x40 px beside it."""

@@ -101,6 +101,15 @@ def test_regions_end_with_the_image(tmp_path):
     }
 
 
+def test_regions_may_be_counted_from_elsewhere(tmp_path):
+    path = tmp_path / "a.geojson"
+    write_review(
+        path, [ReviewRegion(0, 0, 0.5)], size=(400, 700), scale=(2.0, 2.0), measurement="m", source="a", origin=(7, 100)
+    )
+    (feature,) = json.loads(path.read_text())["features"]
+    assert feature["geometry"]["coordinates"][0][0::2] == [[100, 7], [612, 519], [100, 7]]
+
+
 def test_an_image_without_regions_has_an_empty_collection(tmp_path):
     write_review(tmp_path / "a.geojson", [], size=(9, 9), scale=(1, 1), measurement="m", source="a")
     assert json.loads((tmp_path / "a.geojson").read_text()) == {"type": "FeatureCollection", "features": []}
