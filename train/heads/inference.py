@@ -65,7 +65,7 @@ def predict(
 
 def class_codes(scores: torch.Tensor, ignore: int | None) -> torch.Tensor:
     """Return the class of the largest score, (N, K, H, W) -> (N, H, W) uint8, never the class `ignore`."""
-    return _without(scores, ignore).argmax(dim=1).to(torch.uint8)
+    return _without(scores, ignore).max(dim=1).indices.to(torch.uint8)  # argmax takes ten times as long on a CPU
 
 
 def class_probabilities(scores: torch.Tensor, ignore: int | None) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -97,54 +97,93 @@ class Mosaic:
         return next(fitting, len(self.levels) - 1)
 
 
-def blend_windows(
-    cache: WindowCache,
-    windows: SlidingWindow,
-    *,
-    classes: int,
-    fill: int,
-    folder: Path | None = None,
-    tissue: np.ndarray | None = None,
-    probabilities: Path | None = None,
-    uncertainty: bool = False,
-    confidence: bool = False,
-) -> Mosaic:
-    """Blend the windows of a cache into a mosaic, each tile once; memory holds a tile and a few windows.
+@dataclass(frozen=True)
+class MosaicSettings:
+    """How predicted windows become a mosaic.
 
     fill: code of pixels that are not computed. folder: the mosaic is written to files in it, else kept in memory.
     tissue: (h, w) bool over the whole image in any resolution; pixels outside of it count as not computed, in a window
-    or not. probabilities: path of a Zarr group to write the blended maps to, the uncertainty too if there is one.
+    or not. probabilities: path of a Zarr group to write the maps to, the uncertainty too if there is one.
     confidence: whether to keep the confidence of each pixel as well.
     """
-    size = windows.rows.length, windows.cols.length
-    levels = _empty_levels(folder, size, name="codes", fill=fill)
-    sure = _empty_confidence(folder, size, classes, of_ensemble=uncertainty) if confidence else None
-    group = None if probabilities is None else _probability_arrays(probabilities, size, classes, uncertainty)
+
+    classes: int
+    fill: int
+    folder: Path | None = None
+    tissue: np.ndarray | None = None
+    probabilities: Path | None = None
+    uncertainty: bool = False
+    confidence: bool = False
+
+
+def blend_windows(cache: WindowCache, windows: SlidingWindow, settings: MosaicSettings) -> Mosaic:
+    """Blend the windows of a cache into a mosaic, each tile once; memory holds a tile and a few windows."""
     indices = {number: index for index, number in enumerate(windows.selected)}
-    pixels = np.zeros(classes, np.int64)
-    for rows, cols in _tiles(levels[0]):
+    mosaic = _MosaicWriter((windows.rows.length, windows.cols.length), settings)
+    for rows, cols in _tiles(mosaic.levels[0]):
         maps, computed = _blended_tile(cache, windows, indices, rows, cols)
-        if maps is None:
-            continue
+        if maps is not None:
+            mosaic.write(rows, cols, maps, computed)
+    return mosaic.finish()
+
+
+def join_windows(predicted: Iterable[np.ndarray], windows: SlidingWindow, settings: MosaicSettings) -> Mosaic:
+    """Put windows that lie side by side into a mosaic, each as it comes; memory holds one of them.
+
+    predicted: the maps (M, h, w) of each selected window, in their order.
+    """
+    height, width = size = windows.rows.length, windows.cols.length
+    mosaic = _MosaicWriter(size, settings)
+    for number, maps in zip(windows.selected, predicted, strict=True):
+        y, x = windows.corner(number)
+        maps = maps[:, : height - y, : width - x]
+        _, h, w = maps.shape
+        mosaic.write(slice(y, y + h), slice(x, x + w), maps, np.ones((h, w), bool))
+    return mosaic.finish()
+
+
+class _MosaicWriter:
+    """Writes regions of a mosaic, each once, then its coarser levels."""
+
+    def __init__(self, size: tuple[int, int], settings: MosaicSettings) -> None:
+        self._size, self._settings = size, settings
+        self.levels = _empty_levels(settings.folder, size, name="codes", fill=settings.fill)
+        self._confidence: Confidence | None = None
+        if settings.confidence:
+            self._confidence = _empty_confidence(
+                settings.folder, size, settings.classes, of_ensemble=settings.uncertainty
+            )
+        self._probabilities: Mapping[str, zarr.Array] = {}
+        if (path := settings.probabilities) is not None:
+            self._probabilities = _probability_arrays(path, size, settings.classes, settings.uncertainty)
+        self._pixels = np.zeros(settings.classes, np.int64)
+
+    def write(self, rows: slice, cols: slice, maps: np.ndarray, computed: np.ndarray) -> None:
+        """Write the maps (M, h, w) of a region where they are computed, (h, w) bool, and there is tissue."""
+        classes, tissue = self._settings.classes, self._settings.tissue
         if tissue is not None:
-            computed &= resize_nearest(tissue, size, rows, cols)
-        codes = np.where(computed, maps[:classes].argmax(axis=0), fill).astype(np.uint8)
-        levels[0][rows, cols] = codes
-        pixels += np.bincount(codes[computed], minlength=classes)[:classes]
-        if group is not None:
+            computed = computed & resize_nearest(tissue, self._size, rows, cols)
+        codes = np.where(computed, maps[:classes].argmax(axis=0), self._settings.fill).astype(np.uint8)
+        self.levels[0][rows, cols] = codes
+        self._pixels += np.bincount(codes[computed], minlength=classes)[:classes]
+        if self._probabilities:
             known = np.where(computed, maps, np.nan)
-            group["probabilities"][:, rows, cols] = known[:classes]
-            if uncertainty:
-                group["uncertainty"][rows, cols] = known[classes]
-        if sure is not None:
+            self._probabilities["probabilities"][:, rows, cols] = known[:classes]
+            if self._settings.uncertainty:
+                self._probabilities["uncertainty"][rows, cols] = known[classes]
+        if self._confidence is not None:
             shares = maps[:classes]
-            sure.probability.write(rows, cols, shares.max(axis=0), computed)
-            sure.uncertainty.write(rows, cols, maps[classes] if uncertainty else _entropy(shares), computed)
-    _downsample(levels, fill=fill)
-    if sure is not None:
-        for one in (sure.probability, sure.uncertainty):
+            uncertainty = maps[classes] if self._settings.uncertainty else _entropy(shares)
+            self._confidence.probability.write(rows, cols, shares.max(axis=0), computed)
+            self._confidence.uncertainty.write(rows, cols, uncertainty, computed)
+
+    def finish(self) -> Mosaic:
+        """Return the mosaic with its coarser levels."""
+        settings, confidence = self._settings, self._confidence
+        _downsample(self.levels, fill=settings.fill)
+        for one in () if confidence is None else (confidence.probability, confidence.uncertainty):
             _downsample(one.levels, fill=NOT_COMPUTED)
-    return Mosaic(levels, fill, pixels, probabilities, sure)
+        return Mosaic(self.levels, settings.fill, self._pixels, settings.probabilities, confidence)
 
 
 def resize_nearest(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from pathseg.train.metrics.object import ObjectRule
 from pathseg.train.predict.config import PredictConfig
 from pathseg.train.predict.feature_sources import FeatureSource, OpenFeatures
 from pathseg.train.predict.ground_truth import GroundTruth, mask_digest, mosaic_confusion, prediction_metrics
-from pathseg.train.predict.mosaic import NOT_COMPUTED, blend_windows
+from pathseg.train.predict.mosaic import NOT_COMPUTED, MosaicSettings, blend_windows, join_windows
 from pathseg.train.predict.outputs import ImageOutputs
 from pathseg.train.predict.records import (
     PredictedImage,
@@ -185,11 +185,7 @@ class Predictor:
         everywhere = config.tissue == "all" or (mask is not None and head.background is None)
         tissue = None if everywhere else image.tissue()
         windows = self.source.windows(image, tissue)
-        cache = self._window_cache(image, windows, outputs.work_folder, identity)
-        self._predict_windows(image, windows, cache, on_window)
-        mosaic = blend_windows(
-            cache,
-            windows,
+        settings = MosaicSettings(
             classes=len(head.classes),
             fill=NOT_COMPUTED if head.background is None else head.background,
             folder=outputs.work_folder if image.slide else None,
@@ -198,6 +194,13 @@ class Predictor:
             uncertainty=head.gives_uncertainty,
             confidence=config.needs_confidence,
         )
+        if self.source.overlap:
+            cache = self._window_cache(image, windows, outputs.work_folder, identity)
+            self._predict_windows(image, windows, cache, on_window)
+            mosaic = blend_windows(cache, windows, settings)
+        else:
+            with closing(self._predicted_windows(image, windows, on_window)) as predicted:
+                mosaic = join_windows(predicted, windows, settings)
         confusion = None if mask is None else mosaic_confusion(mosaic, mask, head)
         return outputs.write(mosaic, windows, confusion=confusion, earlier=earlier)
 
@@ -214,21 +217,36 @@ class Predictor:
         self, image: InputImage, windows: SlidingWindow, cache: WindowCache, on_window: OnWindow
     ) -> None:
         """Predict the missing windows in batches, which are the same however often a run was interrupted."""
-        total, grid = len(windows.selected), PatchGrid.of(*self.head.sampling.size)
-        step = max(1, self.source.batch_size // grid.patches)  # windows per batch
-        batches = [range(first, min(first + step, total)) for first in range(0, total, step)]
-        missing = [batch for batch in batches if not cache.complete(batch)]
+        total = len(windows.selected)
+        missing = [batch for batch in self._batches(windows) if not cache.complete(batch)]
         completed = total - sum(map(len, missing))
         on_window(image.id, completed, total)
         with closing(self.source.features(image, windows, missing)) as features_of_batches:
             for batch, features in zip(missing, features_of_batches, strict=True):
-                cache.write(batch, self._predict_batch(image.id, features, grid))
+                cache.write(batch, self._predict_batch(image.id, features))
                 completed += len(batch)
                 on_window(image.id, completed, total)
 
-    def _predict_batch(self, image_id: str, features: Mapping[Layer, torch.Tensor], grid: PatchGrid) -> np.ndarray:
+    def _predicted_windows(
+        self, image: InputImage, windows: SlidingWindow, on_window: OnWindow
+    ) -> Generator[np.ndarray, None, None]:
+        """Yield the maps (M, H, W) of each window; nothing is kept, as it is read and predicted again as quickly."""
+        batches, completed = self._batches(windows), 0
+        with closing(self.source.features(image, windows, batches)) as features_of_batches:
+            for batch, features in zip(batches, features_of_batches, strict=True):
+                yield from self._predict_batch(image.id, features)
+                completed += len(batch)
+                on_window(image.id, completed, len(windows.selected))
+
+    def _batches(self, windows: SlidingWindow) -> list[range]:
+        """Return the positions in `windows.selected` that the head predicts at once."""
+        total = len(windows.selected)
+        step = max(1, self.source.batch_size // PatchGrid.of(*self.head.sampling.size).patches)
+        return [range(first, min(first + step, total)) for first in range(0, total, step)]
+
+    def _predict_batch(self, image_id: str, features: Mapping[Layer, torch.Tensor]) -> np.ndarray:
         """Return probabilities, and uncertainty if any, (N, M, H, W) float32, of windows by their features."""
-        predicted = self.head.predict(features, grid).cpu().numpy()
+        predicted = self.head.predict(features, PatchGrid.of(*self.head.sampling.size)).cpu().numpy()
         if not np.isfinite(predicted).all():
             raise ValueError(
                 f"{image_id}: the head of run {self.head.name} gives values that are not finite; train it with a "

@@ -103,17 +103,15 @@ class TrainedHead:
         uncertainty in nats follows as one more map: (N, K + 1, H, W).
         """
         on_device = {layer: maps.to(self.device) for layer, maps in features.items()}
+        layers, precision = self.settings.layers, self.settings.precision
+        if not isinstance(self.module, PixelEnsemble):
+            scores = inference.score(self.module, on_device, grid, layers=layers, precision=precision)
+            return inference.class_probabilities(scores, self.ignore)  # (N, K, H, W)
         predicted = inference.predict(
-            self.module,
-            on_device,
-            grid,
-            layers=self.settings.layers,
-            precision=self.settings.precision,
-            ignore=self.ignore,
+            self.module, on_device, grid, layers=layers, precision=precision, ignore=self.ignore
         )
-        if predicted.shares is not None and predicted.uncertainty is not None:
-            return torch.cat([predicted.shares, predicted.uncertainty[:, None]], dim=1).float()  # (N, K + 1, H, W)
-        return inference.class_probabilities(predicted.scores, self.ignore)  # (N, K, H, W)
+        assert predicted.shares is not None and predicted.uncertainty is not None
+        return torch.cat([predicted.shares, predicted.uncertainty[:, None]], dim=1).float()  # (N, K + 1, H, W)
 
 
 def _with_weights(build: Callable[[], nn.Module], content: bytes, path: Path) -> nn.Module:

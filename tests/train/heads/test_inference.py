@@ -16,6 +16,11 @@ def test_the_ignored_class_is_never_predicted(ignore, code):
     assert class_codes(ONE, ignore).dtype == torch.uint8
 
 
+def test_of_equal_scores_the_first_class_is_taken():
+    scores = torch.randint(0, 3, (2, 5, 40, 40), generator=torch.Generator().manual_seed(0)).float()
+    assert (class_codes(scores, None).numpy() == scores.numpy().argmax(axis=1)).all()
+
+
 def test_probabilities_are_the_softmax_over_the_classes_that_are_not_ignored():
     found = class_probabilities(ONE, 0).flatten()
     torch.testing.assert_close(found, torch.tensor([0.0, *torch.tensor([1.0, 2.0]).softmax(0)]))

@@ -4,7 +4,7 @@ import zarr
 from PIL import Image
 from scipy import ndimage
 
-from pathseg.train.predict.mosaic import blend_windows, resize_nearest
+from pathseg.train.predict.mosaic import MosaicSettings, blend_windows, join_windows, resize_nearest
 from pathseg.train.predict.sliding_window import SlidingWindow
 from pathseg.train.predict.window_cache import WindowCache
 
@@ -18,7 +18,7 @@ def blend(size, second_class, *, tissue=None, fill=255, **more):
     for index, number in enumerate(windows.selected):
         second = np.broadcast_to(second_class(*windows.corner(number), *WINDOW), WINDOW).astype(np.float32)
         cache.write([index], np.stack([1 - second, second])[None])
-    return blend_windows(cache, windows, classes=2, fill=fill, tissue=tissue, **more), windows
+    return blend_windows(cache, windows, MosaicSettings(classes=2, fill=fill, tissue=tissue, **more)), windows
 
 
 def blended(tmp_path, size, second_class, **more):
@@ -133,7 +133,8 @@ def test_an_uncertainty_behind_the_classes_gets_an_array_of_its_own(tmp_path):
     windows = SlidingWindow.over(WINDOW, window=WINDOW, overlap=OVERLAP)
     cache = WindowCache.in_memory(1, shape=(3, *WINDOW))
     cache.write([0], np.stack([np.full(WINDOW, v, np.float32) for v in (0.25, 0.75, 0.5)])[None])
-    blend_windows(cache, windows, classes=2, fill=0, probabilities=tmp_path / "p.zarr", uncertainty=True)
+    settings = MosaicSettings(classes=2, fill=0, probabilities=tmp_path / "p.zarr", uncertainty=True)
+    blend_windows(cache, windows, settings)
     group = zarr.open_group(tmp_path / "p.zarr", mode="r")
     assert group["probabilities"].shape == (2, *WINDOW)
     assert (np.asarray(group["uncertainty"][:]) == 0.5).all()
@@ -191,7 +192,26 @@ def test_an_ensembles_uncertainty_is_its_own():
     windows = SlidingWindow.over(WINDOW, window=WINDOW, overlap=OVERLAP)
     cache = WindowCache.in_memory(1, shape=(3, *WINDOW))
     cache.write([0], np.stack([np.full(WINDOW, value, np.float32) for value in (0.75, 0.25, 0.125)])[None])
-    mosaic = blend_windows(cache, windows, classes=2, fill=255, uncertainty=True, confidence=True)
+    mosaic = blend_windows(cache, windows, MosaicSettings(classes=2, fill=255, uncertainty=True, confidence=True))
     assert mosaic.confidence.of_ensemble
     np.testing.assert_allclose(of_level(mosaic.confidence.probability), 0.75, atol=0.6 / 254)
     np.testing.assert_allclose(of_level(mosaic.confidence.uncertainty), 0.125, atol=0.6 / 254)
+
+
+def test_windows_side_by_side_are_put_where_they_lie_and_cut_off_at_the_edges(tmp_path):
+    windows = SlidingWindow.over((600, 700), window=(256, 256), overlap=0)
+    windows = SlidingWindow(windows.rows, windows.cols, (0, 4, 8))  # the diagonal of 3x3
+    maps = np.random.default_rng(0).random((3, 3, 256, 256), np.float32)  # two classes and an uncertainty
+    path, tissue = tmp_path / "p.zarr", np.ones((60, 70), bool)
+    tissue[:, :10] = False
+    settings = MosaicSettings(classes=2, fill=9, tissue=tissue, probabilities=path, uncertainty=True)
+    mosaic = join_windows(iter(maps), windows, settings)
+    expected, unsure = np.full((600, 700), 9), np.full((600, 700), np.nan, np.float16)
+    for (y, x), own in zip([(0, 0), (256, 256), (512, 512)], maps, strict=True):
+        inside = own[:, : 600 - y, : 700 - x]
+        expected[y : y + 256, x : x + 256] = inside[1] > inside[0]
+        unsure[y : y + 256, x : x + 256] = inside[2]
+    expected[:, :100], unsure[:, :100] = 9, np.nan
+    np.testing.assert_array_equal(mosaic.codes(), expected)
+    assert mosaic.pixels.tolist() == [(expected == 0).sum(), (expected == 1).sum()]
+    np.testing.assert_array_equal(zarr.open_group(path, mode="r")["uncertainty"][:], unsure)
