@@ -4,6 +4,7 @@ The seeds are fixed; `FUZZ_SEED=n` takes others. `-m slow` runs several times as
 """
 
 import dataclasses
+import gzip
 import json
 import os
 import random
@@ -510,13 +511,69 @@ def test_a_mutated_data_set_is_listed_and_loaded_or_refused(tmp_path, workspace,
     findings.check()
 
 
+def annotation(kind, coordinates, classification, **geometry):
+    """An annotation as QuPath exports it."""
+    shape = {"type": kind, "coordinates": coordinates} if coordinates else {"type": kind, **geometry}
+    properties = {"objectType": "annotation", "name": "mine", "classification": classification, "isLocked": False}
+    return {"type": "Feature", "id": "0b1", "geometry": shape, "properties": properties}
+
+
+def write_slides_dataset(root):
+    """Write a data set of `slides`: two tiled TIFF files with outlines of every kind of geometry, one gzipped."""
+    root.mkdir(parents=True)
+    square = [[20, 20], [120, 20], [120, 90], [20, 90], [20, 20]]
+    crossed = [[200, 200], [280, 280], [280, 200], [200, 280], [200, 200]]
+    gland = {"name": "gland", "color": [200, 0, 0]}
+    outlines = [
+        annotation("Polygon", [square, [[40, 40], [60, 40], [60, 60], [40, 40]]], gland),
+        annotation("Polygon", [crossed], {"names": ["gland", "Positive"], "color": [1, 2, 3]}),
+        annotation("MultiPolygon", [[square], [crossed]], {"name": "stroma"}),
+        annotation("LineString", [[10, 150], [90, 180.5]], {"name": "stroma"}),
+        annotation("MultiPoint", [[150, 40], [160, 50]], gland),
+        annotation("GeometryCollection", None, gland, geometries=[{"type": "Point", "coordinates": [5, 5]}]),
+        annotation("Polygon", [[[0, 0], [300, 0], [300, 300], [0, 300], [0, 0]]], {"name": "Region*"}),
+        annotation("Polygon", [square], None),
+    ]
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    for name in ("a", "b"):
+        tifffile.imwrite(root / f"{name}.tif", pixels, tile=(256, 256), resolution=(2e4, 2e4), resolutionunit=3)
+    (root / "a.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": outlines}))
+    (root / "b.geojson.gz").write_bytes(gzip.compress(json.dumps(outlines).encode()))
+    (root / "splits.csv").write_text("id,split,source\na,train,p\nb,test,q\n")
+
+
+@cases(250, 800)
+def test_mutated_outlines_are_drawn_or_refused(tmp_path, workspace, outside, numbers):
+    findings, base = Findings("outlines"), tmp_path / "base/slides"
+    write_slides_dataset(base)
+    _load_dataset("slides", DatasetOptions(root=base, window_px=256))  # once, for the libraries that it opens
+    for number in numbers:
+        rng = random_of("outlines", number)
+        root, draw = copied(base, workspace / "slides"), rng.random()
+        if draw < 0.7:
+            path = root / "a.geojson"
+            path.write_bytes(mutated_json(path.read_bytes(), rng))
+            what = "GeoJSON"
+        elif draw < 0.8:
+            path = root / "b.geojson.gz"
+            path.write_bytes(mutated_bytes(path.read_bytes(), rng))
+            what = "gzip"
+        else:
+            what = mutate_folder(root, rng, outside)
+        options = DatasetOptions(root=root, window_px=256, min_labelled_px=rng.choice([1, 1024]))
+        with findings.case(number, what):
+            outcome(partial(_load_dataset, "slides", options), workspace)
+    findings.check()
+
+
 def _load_dataset(name, options):
     dataset = open_dataset(name, options)
     assert len({sample.id for sample in dataset.samples}) == len(dataset.samples)
-    assert dataset.test_split in {sample.split for sample in dataset.samples}
+    assert dataset.test_split in {sample.split for sample in dataset.samples} or name == "slides"
     for sample in dataset.samples:
         pixels = dataset.load(sample)
-        assert pixels.image.shape == (256, 256, 3) and pixels.mask.max() < len(dataset.classes)
+        counted = pixels.mask if dataset.ignore is None else pixels.mask[pixels.mask != dataset.ignore]
+        assert pixels.image.shape == (256, 256, 3) and counted.max() < len(dataset.classes)
 
 
 RUNS = (

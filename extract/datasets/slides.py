@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from pathseg.extract.datasets.csv_rows import shown
 from pathseg.extract.datasets.folder import read_splits, slide_warnings, test_order
 from pathseg.extract.datasets.image_files import IMAGE_SUFFIXES, list_files, stated_mpp
 from pathseg.extract.datasets.registry import (
@@ -43,6 +44,7 @@ REGION_CLASS = "Region*"  # QuPath's own class for a region of interest
 IGNORE_CLASS = "Ignore*"  # QuPath's own class for what is not to be counted
 BACKGROUND = "background"
 MAX_CLASSES = 64
+LONGEST_NAME = 200  # letters of a class
 
 Files = dict[str, Path]  # by name of the slide
 Slides = dict[str, "AnnotatedSlide"]  # by name
@@ -283,6 +285,8 @@ def _classes(
         problems.append(
             f"{root}: outlines have the classes {', '.join(names)}, but --classes lacks {', '.join(unknown)}"
         )
+    if long := [name for name in names if len(name) > LONGEST_NAME]:
+        problems.append(f"{root}: a class name has at most {LONGEST_NAME} letters, but outlines have {shown(long[0])}")
     if len(set(given)) < len(given):
         problems.append(f"class names must differ, got --classes {','.join(given)}; name each class once")
     classes = list(given or names)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
-import math
+import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
 OUTLINE_SUFFIXES = (".geojson", ".geojson.gz", ".json", ".json.gz")
 MAX_BYTES = 2**30  # of an unpacked file: some ten million corners
+MAX_RATIO = 200  # unpacked bytes for each of a gzipped file, ten times those of outlines; files under MIN_BYTES any
+MIN_BYTES = 2**20
+MOST_CROSSINGS = 1000  # of an outline with itself: the time to mend it grows with their square
+EDGE_PAIRS = 10**6  # compared at once
+FARTHEST_PX = 1e8  # from the corner of a slide: beyond, rasterising would overflow
 GEOMETRIES = (
     "Point", "MultiPoint", "LineString", "MultiLineString", "Polygon", "MultiPolygon", "GeometryCollection",
 )  # fmt: skip
@@ -78,11 +83,11 @@ def read_outlines(path: Path, *, brush_px: float, origin: tuple[int, int] = (0, 
             geometry = _geometry(feature.geometry)
             if geometry.is_empty:
                 raise ValueError("it has no coordinates")
-            if not all(map(math.isfinite, geometry.bounds)):
-                raise ValueError("its coordinates are not finite")
-        except (ValueError, TypeError, AttributeError, LookupError, shapely.errors.ShapelyError) as e:
+            if not all(abs(px) <= FARTHEST_PX for px in geometry.bounds):  # NaN too
+                raise ValueError(f"its coordinates are not finite, or farther than {FARTHEST_PX:.0e} px")
+            area = shapely.union_all([_areal(one, brush_px) for one in _single_geometries(geometry)])
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError, shapely.errors.ShapelyError) as e:
             raise ValueError(f"{path}: object {number} is no outline: {_first_line(e)}; remove it") from e
-        area = shapely.union_all([_areal(one, brush_px) for one in _single_geometries(geometry)])
         if not area.area:
             flat.append(number)
             continue
@@ -176,13 +181,17 @@ def _with_children(features: Sequence[_Feature]) -> Iterator[_Feature]:
 def _content(path: Path) -> bytes:
     try:
         with open_file(path) as file:
-            head = file.peek(2)[:2]
-            stream: io.BufferedIOBase = gzip.GzipFile(fileobj=file) if head == b"\x1f\x8b" else file
-            content = stream.read(MAX_BYTES + 1)
+            most, packed = os.fstat(file.fileno()).st_size, file.peek(2)[:2] == b"\x1f\x8b"
+            if packed:
+                most = max(MAX_RATIO * most, MIN_BYTES)
+            stream: io.BufferedIOBase = gzip.GzipFile(fileobj=file) if packed else file
+            content = stream.read(min(most, MAX_BYTES) + 1)
     except (OSError, EOFError, zlib.error) as e:
         raise ValueError(f"{path}: the file cannot be read: {_first_line(e)}; export it again") from e
-    if len(content) > MAX_BYTES:
-        raise ValueError(f"{path}: more than {MAX_BYTES // 2**20} MiB of GeoJSON; export annotations alone")
+    if len(content) > min(most, MAX_BYTES):
+        raise ValueError(
+            f"{path}: more than {min(most, MAX_BYTES) // 2**20} MiB of GeoJSON; export annotations alone, not gzipped"
+        )
     return content.removeprefix(b"\xef\xbb\xbf")
 
 
@@ -211,8 +220,23 @@ def _areal(geometry: Geometry, brush_px: float) -> Geometry:
         return geometry.buffer(brush_px / 2)
     if geometry.is_valid:
         return geometry
+    _require_few_crossings(geometry)
     parts = [one for one in _single_geometries(shapely.make_valid(geometry)) if one.geom_type == "Polygon"]
     return shapely.union_all(parts)
+
+
+def _require_few_crossings(polygon: Geometry) -> None:
+    """Raise ValueError for a polygon whose edges cross each other more than MOST_CROSSINGS times."""
+    import shapely
+
+    corners, rings = shapely.get_coordinates(shapely.get_rings(polygon), return_index=True)
+    inside = rings[:-1] == rings[1:]  # else an edge would join two rings
+    edges = shapely.linestrings(np.stack([corners[:-1][inside], corners[1:][inside]], axis=1))
+    tree, found, step = shapely.STRtree(edges), 0, max(1, EDGE_PAIRS // len(edges))
+    for first in range(0, len(edges), step):
+        found += tree.query(edges[first : first + step], predicate="crosses").shape[1]  # each crossing twice
+        if found > 2 * MOST_CROSSINGS:
+            raise ValueError(f"it crosses itself more than {MOST_CROSSINGS} times")
 
 
 def _first_line(error: BaseException) -> str:

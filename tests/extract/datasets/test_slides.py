@@ -91,6 +91,13 @@ def test_a_mask_has_the_outlines_where_they_were_drawn_and_ignores_the_rest(root
     assert (beside == 1).sum() == (250 - 20) * (500 - 260) and set(np.unique(beside)) == {1, 255}
 
 
+def test_a_class_name_that_is_far_too_long_is_refused(root):
+    write_outlines(root / "a.geojson", box(100, 100, 300, 200, "g" * 10_000), box(520, 40, 1000, 500, "stroma"))
+    with pytest.raises(DatasetError, match="at most 200 letters") as error:
+        listed(root)
+    assert len(str(error.value)) < 1000
+
+
 def test_the_image_of_a_window_is_the_slide_at_the_target_resolution(root):
     whole = np.asarray(Image.fromarray(write_slide(root / "a.tif")).resize((800, 600), Image.Resampling.BICUBIC))
     dataset = listed(root)

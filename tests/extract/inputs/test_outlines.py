@@ -170,6 +170,29 @@ def test_what_is_no_outline_is_named_in_one_line(read, content):
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
 
 
+@pytest.mark.parametrize(
+    ("geometry", "message"),
+    [
+        ({"type": "Polygon", "coordinates": [[[-1e300, 0], [1e300, 0], [0, 1e300], [-1e300, 0]]]}, "farther than"),
+        ({"type": "LineString", "coordinates": [[0, 0], [1e308, 1e308]]}, "farther than"),
+        (
+            {"type": "Polygon", "coordinates": [np.random.default_rng(0).integers(0, 500, (1000, 2)).tolist()]},
+            "crosses itself more than 1000 times",
+        ),
+    ],
+    ids=["polygon", "line", "crossings"],
+)
+def test_an_outline_that_cannot_be_drawn_is_refused_at_once(read, geometry, message):
+    with pytest.raises(ValueError, match=f"a.geojson: object 2 is no outline: .*{message}"):
+        read([feature(), feature(geometry)])
+
+
+def test_a_gzipped_file_cannot_hold_much_more_than_itself(read):
+    bomb = gzip.compress(b"[" + b'{"type":"Feature"},' * 10**6 + b"{}]", 9)
+    with pytest.raises(ValueError, match="MiB of GeoJSON"):
+        read(bomb)
+
+
 def test_masks_come_back_from_their_own_outlines():
     """rasterio's polygons of random class codes, drawn again, are the codes."""
     rng = np.random.default_rng(0)
