@@ -23,7 +23,7 @@ from pathseg.store.key import StoreKey
 from pathseg.store.writer import StoreWriter
 from pathseg.train.metrics.object import OBJECT_DEFINITIONS
 from pathseg.train.metrics.pixel import DEFINITIONS, confusion_matrix
-from pathseg.train.report.build import IMAGES_PER_RUN, build_report
+from pathseg.train.report.build import IMAGES_PER_RUN, Report, build_report
 from pathseg.train.report.staged_folder import file_name
 from pathseg.train.runs.finished_run import FinishedRun
 from pathseg.train.runs.folder import RunFolder
@@ -32,7 +32,7 @@ from pathseg.train.runs.record import Epoch
 CLASSES = ("background", "gland")
 SIDE = 256
 SPLITS = {"train": 2, "testA": 1, "testB": 14}
-FEW = SPLITS | {"testB": 3}  # each image costs a row of pictures
+FEW = SPLITS | {"testB": 2}  # each image costs a row of pictures
 SYSTEMS = "Systems on testB, GlaS (as the paper's Table 4)"
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "workspace-v1"
@@ -174,6 +174,20 @@ def page(made: Path) -> Page:
     return Page(made / "report" / "index.html")
 
 
+@pytest.fixture(scope="module")
+def one_run(tmp_path_factory, write_run) -> Path:
+    """A workspace with one run of a trained model, to be read only."""
+    workspace = tmp_path_factory.mktemp("one")
+    write_run(workspace, "one", write_store(workspace / "glas.zarr", FEW), shift=10)
+    return workspace
+
+
+@pytest.fixture(scope="module")
+def report(one_run: Path) -> Report:
+    """The report of that workspace."""
+    return build_report(one_run)
+
+
 @pytest.fixture
 def trained(tmp_path: Path, write_run) -> Path:
     """A workspace with one run of a trained model, without its report."""
@@ -284,8 +298,8 @@ def test_an_untrained_model_brings_the_banner(page):
     assert "random weights: numbers show that the pipeline works" in page.text
 
 
-def test_a_trained_model_brings_no_banner(trained):
-    page = Page(build_report(trained).path)
+def test_a_trained_model_brings_no_banner(report):
+    page = Page(report.path)
     assert not [attrs for attrs in page.find("p") if attrs.get("class") == "banner"]
     assert "nothing about pathology" not in page.text
 
@@ -302,9 +316,9 @@ def test_the_worst_image_is_shown_first(made, page):
 
 
 def test_the_map_of_an_ensemble_is_a_fifth_picture_of_its_row(trained):
-    RunFolder(trained / "heads" / "one").write_uncertainty("testB_3", np.full((SIDE, SIDE), 0.5))
+    RunFolder(trained / "heads" / "one").write_uncertainty("testB_2", np.full((SIDE, SIDE), 0.5))
     page = Page(build_report(trained).path)
-    assert [attrs["alt"] for attrs in page.find("img") if "uncertainty" in attrs["alt"]] == ["testB_3: uncertainty"]
+    assert [attrs["alt"] for attrs in page.find("img") if "uncertainty" in attrs["alt"]] == ["testB_2: uncertainty"]
     assert [attrs.get("class") for attrs in page.find("div")].count("panels five") == 1
 
 
@@ -382,41 +396,29 @@ def test_the_page_is_small(made):
     assert (made / "report" / "index.html").stat().st_size < 15e6
 
 
-def test_reporting_again_gives_the_same_bytes(trained):
-    def content() -> dict[str, bytes]:
-        build_report(trained)
-        return {path.name: path.read_bytes() for path in (trained / "report").iterdir()}
-
-    assert content() == content()
+def test_reporting_again_gives_the_same_bytes(one_run, report):
+    before = {path.name: path.read_bytes() for path in report.path.parent.iterdir()}
+    build_report(one_run)
+    assert {path.name: path.read_bytes() for path in report.path.parent.iterdir()} == before
 
 
-def test_figures_of_a_run_that_is_gone_are_removed(trained, write_run):
-    write_run(trained, "other", FeatureStore.open(trained / "glas.zarr"), shift=3)
-    build_report(trained)
-    shutil.rmtree(trained / "heads" / "other")
-    build_report(trained)
-    assert not (trained / "report" / "curves-other.png").exists() and (trained / "report" / "curves-one.png").exists()
-
-
-def test_without_the_store_all_but_the_pictures_is_there(trained):
+@pytest.fixture
+def without_store(trained) -> Path:
+    """The workspace of one run without its store, whose report has no pictures and is made in less time."""
     shutil.rmtree(trained / "glas.zarr")
-    page = Page(build_report(trained).path)
+    return trained
+
+
+def test_without_the_store_all_but_the_pictures_is_there(without_store):
+    page = Page(build_report(without_store).path)
     assert "No pictures: there is no feature store at" in page.text and page.main_table()[1][0] == "one"
     assert len(page.find("img")) == 2
 
 
-def test_the_table_for_the_terminal_is_the_quoted_one(trained):
-    lines = build_report(trained).table.splitlines()
+def test_the_table_for_the_terminal_is_the_quoted_one(report):
+    lines = report.table.splitlines()
     assert lines[0].startswith("Systems on testB, GlaS") and any(line.startswith("one ") for line in lines)
     assert any(line.startswith("PathSegDiff ") and "reported, Table 4" in line for line in lines)
-
-
-def test_a_damaged_run_is_named_and_the_rest_goes_on(trained, write_run):
-    broken = write_run(trained, "broken", FeatureStore.open(trained / "glas.zarr"), shift=3)
-    (broken.path / "metrics.json").write_text("{")
-    report = build_report(trained)
-    assert len(report.damaged) == 1 and "broken/metrics.json is damaged" in report.damaged[0]
-    assert "broken/metrics.json is damaged" in Page(report.path).text
 
 
 @pytest.fixture(scope="module")
@@ -442,8 +444,8 @@ def test_without_a_sweep_there_is_no_heading_for_sweeps(page):
     assert "Sweeps" not in page.text and "Over seeds" not in page.text
 
 
-def test_a_single_run_has_no_cost_table(trained):
-    assert "Cost" not in Page(build_report(trained).path).text
+def test_a_single_run_has_no_cost_table(report):
+    assert "Cost" not in Page(report.path).text
 
 
 def test_each_setting_that_was_varied_has_its_table(sweeps):
@@ -487,21 +489,24 @@ def test_sweeps_are_written_as_markdown(swept):
     assert "**Mean ± standard deviation over seeds" in text and "**Cost of each run" in text
 
 
-def test_figures_of_a_sweep_that_is_gone_are_removed(trained, write_run):
+def test_figures_of_a_run_and_of_a_sweep_that_are_gone_are_removed(trained, write_run):
     other = write_run(trained, "other", FeatureStore.open(trained / "glas.zarr"), shift=3, t=10)
     build_report(trained)
-    assert (trained / "report" / "timesteps-1-glas-1.png").exists()
+    figures = [trained / "report" / name for name in ("curves-other.png", "images-other.png", "timesteps-1-glas-1.png")]
+    assert all(figure.exists() for figure in figures)
     shutil.rmtree(other.path)
     build_report(trained)
-    assert not (trained / "report" / "timesteps-1-glas-1.png").exists()
+    assert not any(figure.exists() for figure in figures) and (trained / "report" / "curves-one.png").exists()
 
 
-def test_sweeps_beyond_those_shown_are_in_the_markdown(trained, write_run, monkeypatch):
+def test_sweeps_beyond_those_shown_are_in_the_markdown(tmp_path, write_run, monkeypatch):
     monkeypatch.setattr("pathseg.train.report.sections.SWEEPS_SHOWN", 1)
-    store = FeatureStore.open(trained / "glas.zarr")
+    trained, store = tmp_path, write_store(tmp_path / "glas.zarr", FEW)
+    write_run(trained, "one", store, shift=10)
     for n in range(2):
         for lr in (1e-3, 1e-4):
             write_run(trained, f"n{n}-{lr}", store, shift=3 + n, lr=lr, batch_size=2 + n)
+    shutil.rmtree(store.location.root)  # pictures take the time
     text = Page(build_report(trained).path).text
     assert "1 more sweep over learning rate is in tables.md" in text
     assert (trained / "report" / "tables.md").read_text().count("**Scores by learning rate") == 2
@@ -515,10 +520,10 @@ def test_data_sets_have_their_own_sections(trained, write_run):
     assert "Results on testB, folder (the test split that results are quoted on)" in page.tables
 
 
-def test_a_run_without_history_has_no_curves_and_says_so(trained):
+def test_a_run_without_history_has_no_curves_and_says_so(without_store):
     for name in ("history.jsonl", "checksums.json"):
-        (trained / "heads" / "one" / name).unlink()
-    assert "no learning curves" in Page(build_report(trained).path).text
+        (without_store / "heads" / "one" / name).unlink()
+    assert "no learning curves" in Page(build_report(without_store).path).text
 
 
 def test_a_workspace_without_runs_raises_with_a_way_out(tmp_path):
@@ -527,46 +532,57 @@ def test_a_workspace_without_runs_raises_with_a_way_out(tmp_path):
 
 
 def test_only_unfinished_runs_are_no_report(tmp_path, write_run):
-    write_run(tmp_path, "cut", write_store(tmp_path / "glas.zarr"), shift=3, scored=False)
+    write_run(tmp_path, "cut", write_store(tmp_path / "glas.zarr", FEW), shift=3, scored=False)
     with pytest.raises(ValueError, match=r"no finished run under .*heads \(1 unfinished\)"):
         build_report(tmp_path)
 
 
-def test_a_run_with_a_changed_digit_is_named_and_the_rest_goes_on(trained):
-    odd = shutil.copytree(trained / "heads" / "one", trained / "heads" / "odd")
-    content = (odd / "metrics.json").read_text()
-    (odd / "metrics.json").write_text(content.replace('"best_epoch": ', '"best_epoch": 1', 1))
-    report = build_report(trained)
-    assert len(report.damaged) == 1 and f"{odd / 'metrics.json'} is damaged: its SHA-256" in report.damaged[0]
-    assert "one" in report.table
+def odd_copy(workspace, name):
+    """A copy of the workspace's run, to be damaged."""
+    return RunFolder(shutil.copytree(workspace / "heads" / "one", workspace / "heads" / name))
 
 
-@pytest.mark.parametrize("name", ["head.safetensors", "head-last.safetensors", "history.jsonl"])
-@pytest.mark.parametrize("content", [b"other", None])
-def test_a_run_with_a_changed_or_missing_file_is_named_and_the_rest_goes_on(trained, name, content):
-    odd = shutil.copytree(trained / "heads" / "one", trained / "heads" / "odd")
-    run = RunFolder(odd)
-    for weights in (run.weights, run.last_weights):
-        weights.write_bytes(b"weights")
-    run.write_metrics(run.read_metrics())
-    if content is None:
-        (odd / name).unlink()
-    else:
-        (odd / name).write_bytes(content)
-    report = build_report(trained)
-    assert len(report.damaged) == 1 and str(odd / name) in report.damaged[0]
+def test_runs_with_a_changed_or_missing_file_are_named_and_the_rest_goes_on(without_store):
+    expected = []
+    for number, name in enumerate(("head.safetensors", "head-last.safetensors", "history.jsonl")):
+        for content in (b"other", None):
+            run = odd_copy(without_store, f"odd{number}-{content is None}")
+            for weights in (run.weights, run.last_weights):
+                weights.write_bytes(b"weights")
+            run.write_metrics(run.read_metrics())
+            if content is None:
+                (run.path / name).unlink()
+            else:
+                (run.path / name).write_bytes(content)
+            expected.append(str(run.path / name))
+    digit, broken = odd_copy(without_store, "odd digit"), odd_copy(without_store, "odd metrics")
+    content = (digit.path / "metrics.json").read_text()
+    (digit.path / "metrics.json").write_text(content.replace('"best_epoch": ', '"best_epoch": 1', 1))
+    (broken.path / "metrics.json").write_text("{")
+    expected += [f"{digit.path / 'metrics.json'} is damaged: its SHA-256", f"{broken.path / 'metrics.json'} is damaged"]
+    require_named(build_report(without_store), expected)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"format": 2}', '{"head": [1]}'])
-@pytest.mark.parametrize("finished", [True, False])
-def test_a_run_with_a_damaged_configuration_is_named_and_the_rest_goes_on(trained, content, finished):
-    odd = shutil.copytree(trained / "heads" / "one", trained / "heads" / "odd")
-    (odd / "config.json").write_text(content)
-    if not finished:
-        (odd / "metrics.json").unlink()
-    report = build_report(trained)
-    assert len(report.damaged) == 1 and str(odd / "config.json") in report.damaged[0]
-    assert "one" in report.table and report.damaged[0] in "".join(Page(report.path).words)
+def test_runs_with_a_damaged_configuration_are_named_and_the_rest_goes_on(without_store):
+    expected = []
+    for number, content in enumerate(("{", "[]", '{"format": 2}', '{"head": [1]}')):
+        for finished in (True, False):
+            run = odd_copy(without_store, f"odd{number}-{finished}")
+            (run.path / "config.json").write_text(content)
+            if not finished:
+                (run.path / "metrics.json").unlink()
+            expected.append(str(run.path / "config.json"))
+    require_named(build_report(without_store), expected)
+
+
+def require_named(report, expected):
+    """Every damaged run has one line, which says what is expected, in the result and in the page; `one` is shown."""
+    text = "".join(Page(report.path).words)
+    assert len(report.damaged) == len(expected)
+    for words in expected:
+        (line,) = (line for line in report.damaged if words in line)
+        assert line in text
+    assert "one" in report.table and "odd" not in report.table
 
 
 def test_an_interrupted_report_leaves_the_older_one_whole(trained, monkeypatch):
@@ -588,7 +604,7 @@ def test_the_page_says_what_a_run_does_not_record(page):
 
 def test_of_many_runs_the_best_alone_have_pictures_and_the_others_say_so(tmp_path, write_run, monkeypatch):
     monkeypatch.setattr("pathseg.train.report.build.IMAGES_PER_PAGE", 8)
-    store = write_store(tmp_path / "glas-mini.zarr")
+    store = write_store(tmp_path / "glas-mini.zarr", FEW)
     for shift in (2, 20, 40):
         write_run(tmp_path, f"by{shift}", store, shift=shift)
     source = build_report(tmp_path).path.read_text()
@@ -596,10 +612,9 @@ def test_of_many_runs_the_best_alone_have_pictures_and_the_others_say_so(tmp_pat
     assert source.count("No pictures: they are made for the best runs only") == 1
 
 
-def test_a_notebook_gets_every_table_as_a_data_frame(trained):
-    report = build_report(trained)
-    assert {f"{name}.csv" for name in report.frames} == {path.name for path in (trained / "report").glob("*.csv")}
-    assert report.frames["table-1-glas-results-testB"]["Dice"][0] == split_scores(trained, "one").scores.dice
+def test_a_notebook_gets_every_table_as_a_data_frame(one_run, report):
+    assert {f"{name}.csv" for name in report.frames} == {path.name for path in report.path.parent.glob("*.csv")}
+    assert report.frames["table-1-glas-results-testB"]["Dice"][0] == split_scores(one_run, "one").scores.dice
 
 
 @pytest.fixture(scope="module")
