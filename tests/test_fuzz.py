@@ -151,7 +151,7 @@ def held_in(content, tensors):
     return all(bytes(tensor.untyped_storage()) in content for tensor in tensors.values() if tensor.numel())
 
 
-@cases(250, 800)
+@cases(100, 950)
 def test_mutated_checkpoints_hold_what_is_read_from_them_or_are_refused(tmp_path, workspace, numbers):
     (tmp_path / "base").mkdir()
     findings = Findings("checkpoints")
@@ -193,7 +193,7 @@ def mutated_state(state, rng):
     return state
 
 
-@cases(60, 150)
+@cases(25, 185)
 def test_mutated_weights_of_a_vit_are_taken_whole_or_refused(workspace, numbers):
     findings = Findings("weights of a ViT")
     whole = FILES["weights"]("kl_f8_patch")["vit"]
@@ -207,7 +207,7 @@ def test_mutated_weights_of_a_vit_are_taken_whole_or_refused(workspace, numbers)
     findings.check()
 
 
-@cases(60, 200)
+@cases(20, 240)
 def test_a_mutated_config_of_a_release_is_understood_or_refused(workspace, numbers):
     findings = Findings("configs of releases")
     case = FILES["case"]("kl_f8_patch")
@@ -307,7 +307,7 @@ def foreign_of(folder):
     return {name: data for name, data in snapshot(folder).items() if name.startswith(("notes", "my_labels"))}
 
 
-@cases(30, 150)
+@cases(12, 168)
 def test_a_mutated_store_is_read_right_or_refused_and_repair_touches_nothing_else(
     base_stores, workspace, outside, numbers
 ):
@@ -343,7 +343,7 @@ def _mutated_store_file(path, rng):
     return mutate(path.read_bytes(), rng)
 
 
-@cases(30, 150)
+@cases(12, 168)
 def test_a_forged_store_is_opened_or_refused_and_nothing_around_it_changes(base_stores, workspace, numbers):
     """Descriptions, the manifest and records are mutated and sealed again, as by somebody who wants to be believed."""
     findings = Findings("forged stores")
@@ -415,7 +415,7 @@ READS = (read_image, read_mask, read_instances, image_size, mask_size, stated_mp
 CHECKED = ("grey.png", "palette.png", "bits.png", "deep.png", "rgb.png")  # formats with checksums
 
 
-@cases(300, 600)
+@cases(150, 750)
 def test_mutated_images_and_masks_are_decoded_right_or_refused(tmp_path, workspace, numbers):
     findings = Findings("images")
     (tmp_path / "base").mkdir()
@@ -489,7 +489,7 @@ def write_glas_dataset(root):
     (root / "Grade.csv").write_text("\n".join([header, *rows]) + "\n")
 
 
-@cases(120, 200)
+@cases(80, 240)
 def test_a_mutated_data_set_is_listed_and_loaded_or_refused(tmp_path, workspace, outside, numbers):
     findings = Findings("data sets")
     write_folder_dataset(tmp_path / "base/folder")
@@ -600,7 +600,7 @@ def write_runs(folder, names=RUNS):
         new.write_metrics(msgspec.structs.replace(run.metrics, sha256=new.weights_digests()))
 
 
-@cases(100, 300)
+@cases(50, 350)
 def test_a_mutated_run_predicts_as_before_or_is_refused(tmp_path, workspace, outside, numbers):
     findings = Findings("runs")
     write_runs(tmp_path / "base")
@@ -639,7 +639,7 @@ def _predict_with(folder):
         run.read_prediction(image_id), run.read_uncertainty(image_id)
 
 
-@cases(3, 20)
+@cases(2, 21)
 def test_a_report_of_mutated_runs_shows_them_or_names_them(tmp_path, workspace, outside, numbers):
     findings = Findings("reports")
     base = tmp_path / "base"
@@ -718,7 +718,7 @@ def test_a_mutated_window_cache_is_used_right_or_refused(tmp_path, workspace, ou
     findings.check()
 
 
-@cases(12, 60)
+@cases(6, 66)
 def test_mutated_training_states_are_resumed_right_or_named(tmp_path, workspace, outside, numbers, toy_store):
     """A run that was cut off after its first epoch goes on to the weights of an undisturbed one, or is named."""
     findings = Findings("training states")

@@ -11,8 +11,6 @@ from pathseg.train.runs.finished_run import FinishedRun
 from pathseg.train.runs.folder import RunFolder
 from pathseg.train.training.loop import train_heads
 
-CONFIG = BaselineConfig(weights="none", epochs=1, lr=1e-3)
-
 
 def images(patches=2):
     generator = torch.Generator().manual_seed(0)
@@ -100,25 +98,32 @@ def test_imagenet_that_cannot_be_had_is_an_error_that_names_the_file(monkeypatch
         choose_weights("res-unet", "imagenet")
 
 
-def train(store, folder, config=CONFIG):
+def train(store, folder, config):
     (state,) = train_heads(store, [(config, RunFolder(folder))])
     assert state.failure is None
     return FinishedRun.read(state.run)
 
 
-@pytest.fixture
-def run(one_patch_store, tmp_path, monkeypatch):
-    """A baseline trained on a store whose features cannot be read."""
+def test_a_baseline_starts_from_the_file_in_torchvisions_cache_reads_no_features_and_leaves_the_files_of_a_head(
+    one_patch_store, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    cache = tmp_path / "hub" / "checkpoints"
+    cache.mkdir(parents=True)
+    theirs = torchvision.models.resnet18().state_dict()
+    torch.save(theirs, cache / "resnet18-f37072fd.pth")
+    weights, message = choose_weights("res-unet", "auto")
+    assert (weights, str(cache) in message) == ("imagenet", True)
     monkeypatch.setattr(one_patch_store, "read", lambda *a, **kw: pytest.fail("features were read"))
-    return train(one_patch_store, tmp_path / "heads" / "run")
-
-
-def test_a_baselines_run_folder_is_that_of_a_head_and_no_features_are_read(run):
+    folder, config = RunFolder(tmp_path / "heads" / "run"), BaselineConfig(weights=weights, epochs=1, lr=1e-12)
+    (state,) = train_heads(one_patch_store, [(config, folder)], without=(1,))
+    assert torch.allclose(state.head.net.encoder.conv1.weight, theirs["conv1.weight"], atol=1e-9)
+    run = FinishedRun.read(state.run)
     assert {path.name for path in run.folder.path.iterdir()} == {
         "config.json", "head.safetensors", "head-last.safetensors", "history.jsonl", "checksums.json", "metrics.json",
         "predictions",
     }  # fmt: skip
-    assert (run.is_baseline, run.settings.network, run.settings.weights) == (True, "res-unet", "none")
+    assert (run.is_baseline, run.settings.network, run.settings.weights) == (True, "res-unet", "imagenet")
     assert run.folder.read_prediction("test_3").shape == (256, 256)
 
 
@@ -133,19 +138,6 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(one_patch_store, tmp_
         train_heads(one_patch_store, [(config, RunFolder(tmp_path / "cut"))], on_epoch=cut)
     again, whole = (train(one_patch_store, tmp_path / name, config) for name in ("cut", "whole"))
     assert again.folder.weights.read_bytes() == whole.folder.weights.read_bytes()
-
-
-def test_initial_weights_come_from_the_file_in_torchvisions_cache(one_patch_store, tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    cache = tmp_path / "hub" / "checkpoints"
-    cache.mkdir(parents=True)
-    theirs = torchvision.models.resnet18().state_dict()
-    torch.save(theirs, cache / "resnet18-f37072fd.pth")
-    weights, message = choose_weights("res-unet", "auto")
-    assert (weights, str(cache) in message) == ("imagenet", True)
-    config = BaselineConfig(weights=weights, epochs=1, lr=1e-12)
-    (state,) = train_heads(one_patch_store, [(config, RunFolder(tmp_path / "run"))], without=(1,))
-    assert torch.allclose(state.head.net.encoder.conv1.weight, theirs["conv1.weight"], atol=1e-9)
 
 
 def test_a_damaged_file_in_the_cache_is_named(monkeypatch, tmp_path):

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 from segmentation_models_pytorch import metrics as smp_metrics
-from sklearn.metrics import accuracy_score, jaccard_score, precision_recall_fscore_support
 
 from pathseg.train.metrics.pixel import DEFINITIONS, Scores, confusion_matrix, constant_prediction
 
@@ -157,6 +156,8 @@ def test_every_score_of_random_cases_is_that_of_its_definition_and_of_scikit_lea
 
     scikit-learn with labels=range(K) counts a class that occurs in neither as zero_division, pathseg leaves it out.
     """
+    from sklearn.metrics import accuracy_score, jaccard_score, precision_recall_fscore_support
+
     rng = np.random.default_rng(3)
     empty = absent = 0
     for _ in range(count):
@@ -192,6 +193,8 @@ def test_every_score_of_random_cases_is_that_of_its_definition_and_of_scikit_lea
 
 def test_scikit_learn_averages_over_absent_classes_only_where_they_are_listed():
     """With labels=None the means agree; with labels=range(K) only F1 does, and only by zero_division=nan."""
+    from sklearn.metrics import precision_recall_fscore_support
+
     truth, predicted = np.array([0, 0, 1, 1]), np.array([0, 0, 1, 2])  # 3, 4 in neither; 2 predicted, not there
     scores = Scores.of(confusion_matrix(truth, predicted, classes=5))
     means = (scores.precision, scores.recall, scores.f1)

@@ -1,4 +1,4 @@
-"""Every row of the paper's comparison from extraction to scores, on four generated images."""
+"""Every row of the paper's comparison from extraction to scores, on three generated images."""
 
 import runpy
 from pathlib import Path
@@ -19,7 +19,7 @@ def run(*arguments):
 
 
 def extract(workspace, *flags):
-    run("extract", "--dataset", "synthetic", "--resize", 256, "--limit", 4, "--layout", "native",
+    run("extract", "--dataset", "synthetic", "--resize", 256, "--limit", 3, "--layout", "native",
         "--workspace", workspace, *flags)  # fmt: skip
 
 

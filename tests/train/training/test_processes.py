@@ -1,4 +1,4 @@
-"""Two commands at once on one run or one store: real processes, of which one is stopped in the middle."""
+"""Two commands at once on one run or one store: a process that is stopped in the middle, and this or another one."""
 
 import signal
 import subprocess
@@ -6,7 +6,9 @@ import sys
 import time
 
 import pytest
+from click.testing import CliRunner
 
+from pathseg.cli import main
 from pathseg.store.features import FeatureStore
 from pathseg.train.config import HeadConfig
 from pathseg.train.runs.finished_run import FinishedRun
@@ -24,8 +26,19 @@ def command_line(*arguments):
     )  # fmt: skip
 
 
+def train_command(store, workspace):
+    return "train-head", "--store", store.location, "--workspace", workspace, *SETTINGS
+
+
 def start_training(store, workspace):
-    return command_line("train-head", "--store", store.location, "--workspace", workspace, *SETTINGS)
+    return command_line(*train_command(store, workspace))
+
+
+def run_here(*arguments):
+    """Return exit code and output of a command in this process."""
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert "bug" not in result.output
+    return result.exit_code, result.output
 
 
 def stop_after_the_first_epoch(process, workspace):
@@ -55,7 +68,7 @@ def test_a_second_train_head_of_a_run_is_refused_in_one_line_and_changes_nothing
     work = tmp_path / "work"
     first = start_training(toy_store, work)
     stop_after_the_first_epoch(first, work)
-    code, error = ended(start_training(toy_store, work))
+    code, error = run_here(*train_command(toy_store, work))
     first.send_signal(signal.SIGCONT)
     assert code == 1 and "is being trained by another process; wait" in error.splitlines()[-1]
     assert ended(first)[0] == 0
@@ -84,7 +97,7 @@ def test_train_head_beside_verify_repair_gives_the_right_head_or_names_the_damag
         content = bytearray(chunk.read_bytes())
         content[len(content) // 2] ^= 0xFF
         chunk.write_bytes(content)
-    repaired = ended(command_line("verify", "--repair", path))[0]
+    repaired, _ = run_here("verify", "--repair", path)
     training.send_signal(signal.SIGCONT)
     code, error = ended(training)
     run = RunFolder(work / "heads/run")
