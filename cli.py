@@ -6,10 +6,13 @@ import dataclasses
 import dis
 import errno
 import io
+import itertools
+import shlex
 import signal
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -218,9 +221,7 @@ def extract_command(**flags: Any) -> None:
     from pathseg.store.runtime.device import device
 
     with wrong_flags():
-        config = ExtractConfig(**{name: flags[name] for name in ExtractConfig.__dataclass_fields__})
-        options = DatasetOptions(**{name: flags[name] for name in DatasetOptions.__dataclass_fields__})
-        check_options(flags["dataset"], options)
+        config, options = extract_settings(flags)
         vit = ViTConfig(**{name: flags[name] for name in ViTConfig.__dataclass_fields__})
         if flags["workers"] and flags["scheduler"]:
             raise ValueError("--workers and --scheduler exclude each other; name one")
@@ -260,6 +261,19 @@ def extract_command(**flags: Any) -> None:
                 )
         else:
             result = extract(dataset, model, path, config, progress=bar.update)
+    show_extracted(result, config)
+
+
+def extract_settings(flags: dict[str, Any]) -> tuple[ExtractConfig, DatasetOptions]:
+    """Return the settings of an extraction. Raises ValueError for those that do not apply to its data set."""
+    config = ExtractConfig(**{name: flags[name] for name in ExtractConfig.__dataclass_fields__})
+    options = DatasetOptions(**{name: flags[name] for name in DatasetOptions.__dataclass_fields__})
+    check_options(flags["dataset"], options)
+    return config, options
+
+
+def show_extracted(result: Any, config: ExtractConfig) -> None:
+    """Print how complete a store is; ends in an error if images were set aside."""
     store = result.store
     images = len(store.listed)
     show(f"{store.location}: {result.complete} of {images} images at t {','.join(map(str, config.t))}")
@@ -569,6 +583,120 @@ def verify_command(store: str, repair: bool) -> None:
     raise click.ClickException(f"{len(findings)} findings in {printable(store)}")
 
 
+@main.command("refine")
+@click.argument("slides", nargs=-1, required=True, type=PATH)
+@click.option("--out", type=PATH, help="Folder of the results.  [default: <workspace>/refined]")
+@click.option("--root", type=PATH, help="Folder of the slides and outlines.  [default: that of the first slide]")
+@click.option("--store", help="A path or s3://….  [default: <workspace>/slides-<model>.zarr]")
+@click.option("--model", default=DEFAULT_MODEL, help="The model, as for extract.")
+@click.option("--blocks", default="4-6", help="Blocks of the features, as for extract and train-head.")
+@click.option("--head", type=click.Choice(["linear", "fcn", "scalar-mix"]), default="linear", help="As for train-head.")
+@click.option("--lr", type=float, default=1e-2, help="Learning rate of the head.")
+@click.option("--epochs", type=click.IntRange(min=1), default=10, help="Passes over the windows with labels.")
+@click.option("--fresh", is_flag=True, help="Start from random weights, not from the last run of this command.")
+@click.option("--format", "formats", default="geojson,review,overlay", help="As for predict.")
+@workspace_option
+@device_option
+def refine_command(slides: tuple[Path, ...], **flags: Any) -> None:
+    """Segment slides again after their outlines have changed: extract, train-head and predict in one go.
+
+    Features of every window with tissue are computed once. After that the model is not even loaded: changed outlines
+    are read, a head is trained on them from where the last one ended, and the slides are segmented from the store.
+    Objects are written as detections, so that QuPath does not export them as outlines. Each step is printed as the
+    command that it stands for. Results lie in <out>/<run>/.
+    """
+    from pathseg.extract.inputs.images import list_input_images
+
+    list_input_images(tuple(map(str, slides)))  # a missing slide is named before anything is computed
+    workspace: Path = flags["workspace"]
+    store = flags["store"] or str(paths.store_path(workspace, "slides", Path(flags["model"]).name))
+    at = ["--workspace", str(workspace), "--device", flags["device"]]
+    name = f"{Path(store).stem}-refine-{flags['head']}"
+    earlier = runs_in_sequence(workspace, name)
+    start = next((str(run.path) for run in reversed(earlier) if run.finished), None)
+    run = f"{name}-{len(earlier) + 1}"
+    extract = [
+        "extract", "--root", str(flags["root"] or slides[0].parent), *flags_of_slides(store, flags["model"]),
+        "--windows", "tissue", "--blocks", flags["blocks"], "--store", store, *at,
+    ]  # fmt: skip
+    train = [
+        "train-head", "--store", store, "--blocks", flags["blocks"], "--head", flags["head"], "--lr",
+        f"{flags['lr']:g}", "--epochs", str(flags["epochs"]), "--name", run,
+        *([] if flags["fresh"] or start is None else ["--from", start]), *at,
+    ]  # fmt: skip
+    predict = [
+        "predict", *map(str, slides), "--run", run, "--store", store, "--format", flags["formats"],
+        "--objects-as", "detections", "--out", str((flags["out"] or workspace / "refined") / run), *at,
+    ]  # fmt: skip
+    seconds = {
+        "extract": run_command(extract, follow_labels),
+        "train-head": run_command(train),
+        "predict": run_command(predict),
+    }
+    show(f"{sum(seconds.values()):.1f} s: {', '.join(f'{step} {taken:.1f} s' for step, taken in seconds.items())}")
+
+
+def flags_of_slides(store: str, model: str) -> list[str]:
+    """Return the flags of extract for slides: those that a store was made with, of a new one the defaults."""
+    from pathseg.store.features import FeatureStore
+    from pathseg.store.format.names import MANIFEST
+    from pathseg.store.location.location import open_location
+    from pathseg.train.runs.commands import extract_flags
+
+    if not open_location(store).exists(MANIFEST):
+        return ["--dataset", "slides", "--model", model, "--layout", "native"]
+    return extract_flags(FeatureStore.open(store).contents.key, model=model)
+
+
+def follow_labels(words: Sequence[str]) -> bool:
+    """Let the store of an extraction follow changed outlines without loading the model, given its command.
+
+    Returns False, with nothing written, where there is no store yet or features have to be computed.
+    """
+    from pathseg.extract.models.stored_model import StoredModel
+    from pathseg.extract.pipeline import extract
+    from pathseg.extract.plan import plan_extraction
+    from pathseg.store.features import FeatureStore
+    from pathseg.store.format.names import MANIFEST
+    from pathseg.store.location.location import open_location
+
+    flags = extract_command.make_context("extract", list(words[1:])).params
+    if not open_location(flags["store"]).exists(MANIFEST):
+        return False
+    store = FeatureStore.open(flags["store"])
+    with wrong_flags():
+        config, options = extract_settings(flags)
+    if store.contents.key.surroundings is not None:
+        return False
+    dataset, model = open_dataset(flags["dataset"], options), StoredModel(store)
+    plan = plan_extraction(dataset, model, flags["store"], config)
+    if plan.missing_patches:
+        return False
+    show(plan, err=True)
+    show_extracted(extract(dataset, model, flags["store"], config), config)
+    return True
+
+
+def runs_in_sequence(workspace: Path, name: str) -> list[Any]:
+    """Return the runs `<name>-1`, `<name>-2`, ... of a workspace."""
+    from pathseg.train.runs.folder import RunFolder
+
+    runs = (RunFolder(paths.heads_path(workspace) / f"{name}-{number}") for number in itertools.count(1))
+    return list(itertools.takewhile(lambda run: run.path.is_dir(), runs))
+
+
+def run_command(words: Sequence[str], instead: Callable[[Sequence[str]], bool] = lambda words: False) -> float:
+    """Print a command of pathseg and run it in this process; return its seconds.
+
+    instead: does the same in a quicker way, or returns False where it cannot.
+    """
+    click.secho(f"$ pathseg {shlex.join(words)}", bold=True)
+    started = time.perf_counter()
+    if not instead(words):
+        main.main(list(words), prog_name="pathseg", standalone_mode=False)
+    return time.perf_counter() - started
+
+
 @main.command("demo")
 @workspace_option
 @click.pass_context
@@ -580,8 +708,7 @@ def demo_command(ctx: click.Context, workspace: Path) -> None:
         ["train-head", "--store", store, "--blocks", "4-6", "--lr", "1e-3", "--epochs", "8", *at],
         ["report", *at],
     ):
-        click.secho(f"$ pathseg {' '.join(arguments)}", bold=True)
-        main.main(arguments, prog_name="pathseg", standalone_mode=False)
+        run_command(arguments)
 
 
 def show(text: object, *, err: bool = False) -> None:

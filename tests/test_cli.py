@@ -58,7 +58,7 @@ def test_help_loads_no_large_library():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-COMMANDS = ["extract", "train-head", "train-baseline", "predict", "report", "info", "verify", "demo"]
+COMMANDS = ["extract", "train-head", "train-baseline", "predict", "report", "info", "verify", "refine", "demo"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,4 +1,7 @@
-"""Load a frozen feature model by its name or from its files."""
+"""Load a frozen feature model by its name or from its files.
+
+Modules that need diffusers, which takes seconds to import, are imported where a model needs it.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,9 @@ from typing import Any, Literal
 import torch
 
 from pathseg.extract.config import ViTConfig
-from pathseg.extract.models.diffusers_features import DiffusersFeatures
 from pathseg.extract.models.diffusers_files import DIFFUSERS_LAYOUT, is_diffusers_folder, read_diffusers_folder
 from pathseg.extract.models.dino_vit import read_vit
 from pathseg.extract.models.feature_model import FeatureModel
-from pathseg.extract.models.ldm.config import ZoomDesign
-from pathseg.extract.models.ldm.release import LAYOUT, read_release
-from pathseg.extract.models.ldm_features import DiffusionFeatures
-from pathseg.extract.models.mini import mini_release, mini_vit
 from pathseg.extract.models.registry import MODELS, find_hipt, find_release, find_timm_folder
 from pathseg.extract.models.timm_features import TimmFeatures
 from pathseg.extract.models.timm_files import HUB_LAYOUT, is_hub_folder, read_hub_folder, read_timm_weights
@@ -82,10 +80,14 @@ def load_model(
         )
         return TimmFeatures(files, vit, name=files.name, device=device)
     if kind == "diffusers":
+        from pathseg.extract.models.diffusers_features import DiffusersFeatures
+
         pipeline, tokens = read_diffusers_folder(Path(path)), None if context is None else Path(context)
         return DiffusersFeatures(pipeline, context=tokens, class_label=class_label, device=device)
     if condition == "none" and hipt is not None:
         raise ValueError("--hipt does not apply with --condition none, which needs no ViT; leave it out")
+    from pathseg.extract.models.mini import mini_release, mini_vit
+
     if record is None:
         return _from_folder(Path(path), hipt, condition or "ssl", device)
     if kind == "vit":
@@ -93,6 +95,8 @@ def load_model(
         return TokenFeatures(tensors, name=record.name, trained=record.trained, device=device)
     if not record.files:
         return _from_folder(find_release(record.name), hipt, condition or "ssl", device)
+    from pathseg.extract.models.ldm_features import DiffusionFeatures
+
     encoder = None if condition == "none" else read_vit(hipt) if hipt else mini_vit()
     return DiffusionFeatures(mini_release(), encoder, name=record.name, trained=record.trained, device=device)
 
@@ -108,6 +112,8 @@ def _kind(name: str, weights: str | Path | None) -> ModelKind:
     if weights is not None or is_hub_folder(Path(name)):
         return "timm"
     if not Path(name).is_dir():
+        from pathseg.extract.models.ldm.release import LAYOUT
+
         raise FileNotFoundError(
             f"no model {name}; give {', '.join(MODELS)}, a release folder with {LAYOUT}, the folder of a timm model "
             f"with {HUB_LAYOUT}, or a pipeline of diffusers with {DIFFUSERS_LAYOUT}"
@@ -128,7 +134,11 @@ def _require_taken(name: str, kind: ModelKind, **options: Any) -> None:
 
 def _from_folder(
     folder: Path, hipt: str | Path | None, condition: Literal["ssl", "none"], device: str | torch.device
-) -> DiffusionFeatures:
+) -> FeatureModel:
+    from pathseg.extract.models.ldm.config import ZoomDesign
+    from pathseg.extract.models.ldm.release import read_release
+    from pathseg.extract.models.ldm_features import DiffusionFeatures
+
     release = read_release(folder)
     if condition == "ssl" and release.conditioning_design is None:
         raise ValueError(

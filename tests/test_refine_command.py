@@ -1,0 +1,116 @@
+"""`pathseg refine`: from changed outlines to new predictions in one command, without computing a feature again."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import tifffile
+from click.testing import CliRunner
+
+from pathseg.cli import main
+from pathseg.extract.models.ldm_features import DiffusionFeatures
+from pathseg.store.features import FeatureStore
+from pathseg.train.runs.finished_run import FinishedRun
+from pathseg.train.runs.folder import RunFolder
+
+RED, BLUE = (190, 60, 120), (90, 60, 160)
+
+
+def box(left, top, right, bottom, name):
+    ring = [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
+    geometry = {"type": "Polygon", "coordinates": [ring]}
+    return {"type": "Feature", "geometry": geometry, "properties": {"classification": {"name": name}}}
+
+
+def outline(root, *features):
+    (root / "slide.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": list(features)}))
+
+
+@pytest.fixture(scope="module")
+def refined(tmp_path_factory):
+    """The outputs of three calls on a slide of 1024x512 px, the second with changed outlines; and their folder."""
+    folder = tmp_path_factory.mktemp("refine")
+    root, noise = folder / "slides", np.random.default_rng(0).normal(0, 12, (512, 1024, 3))
+    root.mkdir()
+    pixels = np.where((np.arange(1024) < 500)[None, :, None], RED, BLUE) + noise  # two tissues side by side
+    tifffile.imwrite(
+        root / "slide.tif", pixels.clip(0, 255).astype(np.uint8), tile=(256, 256), photometric="rgb",
+        resolution=(2e4, 2e4), resolutionunit="CENTIMETER", metadata=None,
+    )  # fmt: skip
+    outputs = []
+    command = ["refine", str(root / "slide.tif"), "--model", "mini", "--blocks", "4-6", "--workspace", str(folder)]
+    computed, features = [], DiffusionFeatures.denoise
+
+    def counted(self, z0, *arguments, **more):
+        computed.append(len(z0))
+        return features(self, z0, *arguments, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DiffusionFeatures, "denoise", counted)
+        for boxes in (
+            [box(10, 10, 80, 80, "left"), box(900, 10, 1000, 80, "right")],
+            [box(10, 10, 80, 80, "left"), box(900, 10, 1000, 80, "right"), box(560, 300, 640, 400, "right")],
+            [box(10, 10, 80, 80, "left"), box(900, 10, 1000, 80, "right"), box(480, 100, 520, 200, "border")],
+        ):
+            outline(root, *boxes)
+            result = CliRunner().invoke(main, command)
+            assert result.exit_code == 0, result.output
+            outputs.append((result.output, sum(computed)))
+    return folder, outputs
+
+
+def test_features_are_computed_once_however_often_outlines_change(refined):
+    _, outputs = refined
+    assert [patches for _, patches in outputs] == [8, 8, 8]  # two windows of four patches
+
+
+def test_each_call_trains_a_run_of_its_own_from_the_one_before(refined):
+    folder, _ = refined
+    runs = [FinishedRun.read(RunFolder(folder / "heads" / f"slides-mini-refine-linear-{n}")) for n in (1, 2, 3)]
+    starts = [run.settings.initial_weights for run in runs]
+    assert starts[0] is None
+    assert [start.run for start in starts[1:]] == [str(run.folder.path) for run in runs[:2]]
+    assert [run.data.classes for run in runs] == [("left", "right")] * 2 + [("border", "left", "right")]
+
+
+def test_the_slide_is_segmented_into_the_outlined_tissues(refined):
+    folder, _ = refined
+    geojson = folder / "refined" / "slides-mini-refine-linear-2" / "geojson" / "slide.geojson"
+    objects = json.loads(geojson.read_text())["features"]
+    largest = {
+        name: max((o for o in objects if o["properties"]["classification"]["name"] == name), key=span)
+        for name in ("left", "right")
+    }
+    left, right = (np.array(largest[name]["geometry"]["coordinates"][0])[:, 0] for name in ("left", "right"))
+    assert abs(left.max() - 500) < 40 and abs(right.min() - 500) < 40
+
+
+def span(one):
+    xs = np.array(one["geometry"]["coordinates"][0])[:, 0]
+    return xs.max() - xs.min()
+
+
+def test_it_prints_the_commands_it_stands_for_and_their_seconds(refined):
+    _, outputs = refined
+    for output, _ in outputs:
+        commands = [line.split()[2] for line in output.splitlines() if line.startswith("$ pathseg")]
+        assert commands == ["extract", "train-head", "predict"]
+        assert re.search(
+            r"s: extract \d+\.\d s, train-head \d+\.\d s, predict \d+\.\d s", output.strip().splitlines()[-1]
+        )
+
+
+def test_the_store_is_whole_after_all_changes(refined):
+    folder, _ = refined
+    result = CliRunner().invoke(main, ["verify", str(folder / "slides-mini.zarr")])
+    assert result.exit_code == 0, result.output
+    assert FeatureStore.open(folder / "slides-mini.zarr").classes == ("border", "left", "right")
+
+
+def test_a_mistake_in_a_step_ends_the_command_with_its_one_line(refined, tmp_path):
+    folder, _ = refined
+    result = CliRunner().invoke(
+        main, ["refine", str(folder / "slides" / "other.tif"), "--workspace", str(folder), "--model", "mini"]
+    )
+    assert result.exit_code != 0 and "other.tif" in result.output and "Traceback" not in result.output
