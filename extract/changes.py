@@ -172,6 +172,7 @@ def _described(here: Contents, contents: Contents, *, kept: set[str]) -> tuple[s
         ),
         "classes": (here.classes, here.background, here.ignore)
         != (contents.classes, contents.background, contents.ignore),
+        "class colours": here.colours != contents.colours,
         "test split": here.test_split != contents.test_split,
         "settings of masks": here.key != contents.key,
     }

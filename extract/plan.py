@@ -264,6 +264,7 @@ def contents_of(dataset: Dataset, model: FeatureModel, config: ExtractConfig) ->
         classes=dataset.classes,
         background=dataset.background,
         ignore=dataset.ignore,
+        colours=dataset.colours,
         test_split=dataset.test_split,
         blocks=shapes,
         model_trained=model.trained,

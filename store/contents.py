@@ -54,7 +54,8 @@ class Contents:
     classes: names of the mask codes 0..K-1. background: code of the class that is no object, None where every class is
     one. ignore: code that counts in no loss, class weight or metric. test_split: the split that results are reported
     on. blocks: all blocks of the model; the arrays tell which of them are stored. made_by: versions of the packages
-    that wrote the store. images_per_unit: images that are written and recorded together; above 1 they share shards.
+    that wrote the store. colours: `#RRGGBB` of each class in pictures, None of one without; empty where no class has
+    one. images_per_unit: images that are written and recorded together; above 1 they share shards.
     """
 
     key: StoreKey
@@ -68,6 +69,7 @@ class Contents:
     made_by: dict[str, str]
     background: int | None = None
     images_per_unit: int = 1
+    colours: tuple[str | None, ...] = ()
 
     @property
     def units(self) -> int:
@@ -127,6 +129,7 @@ class Contents:
             "classes": list(self.classes),
             "background": self.background,
             "ignore": self.ignore,
+            **({"colours": list(self.colours)} if self.colours else {}),
             "test_split": self.test_split,
             "mpp": self.key.mpp,
             "patch_grid": [self.grid.rows, self.grid.cols],
@@ -158,6 +161,8 @@ class Contents:
             background = background_code(found.classes) if version == 1 else found.background
             if background is not None and background >= len(found.classes):
                 raise ValueError(f"background is {background}, but there are {len(found.classes)} classes")
+            if len(found.colours) not in (0, len(found.classes)):
+                raise ValueError(f"there are {len(found.colours)} colours, but {len(found.classes)} classes")
             if all(image.split == UNLISTED for image in images):
                 raise ValueError("splits lists no image")
         except (msgspec.ValidationError, ValueError, RecursionError) as e:
@@ -181,6 +186,7 @@ class Contents:
             made_by=found.made_by,
             background=background,
             images_per_unit=found.images_per_unit,
+            colours=found.colours,
         )
 
     def grown(self, wanted: Contents, *, store: str) -> Contents:
@@ -208,6 +214,7 @@ class Contents:
             classes=wanted.classes,
             background=wanted.background,
             ignore=wanted.ignore,
+            colours=wanted.colours,
             test_split=wanted.test_split,
         )
 
@@ -222,7 +229,7 @@ class Contents:
                 what = f"{name}: {_difference(here[name], there[name], of_images)}"
                 break
         else:
-            what = "sources or settings of masks"
+            what = "sources, colours or settings of masks"
         raise KeyMismatch(f"{store} was made for other {what}; pass --store or --workspace for a new store")
 
     def same_labels(self, other: Contents) -> bool:
@@ -247,6 +254,7 @@ class _RootGroup(msgspec.Struct, frozen=True):
 
 
 _Code = Annotated[int, msgspec.Meta(ge=0, le=255)]  # of a mask, which is uint8
+_Colour = Annotated[str, msgspec.Meta(pattern="^#[0-9A-F]{6}$")]
 _Pixels = Annotated[int, msgspec.Meta(ge=1, le=MAX_SIDE_PX)]
 _Block = Annotated[int, msgspec.Meta(ge=0, le=MAX_BLOCK)]
 _Position = Annotated[int, msgspec.Meta(ge=0)]
@@ -271,6 +279,7 @@ class _Attributes:
     made_by: dict[str, str]
     images_per_unit: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
     background: _Code | None = None
+    colours: tuple[_Colour | None, ...] = field(default=())
     sources: tuple[str | None, ...] = field(default=())
     groups: tuple[str | None, ...] = field(default=())
     views: tuple[_Position, ...] = field(default=())

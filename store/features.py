@@ -171,10 +171,10 @@ class FeatureStore:
     def digest(self) -> str:
         """Return the SHA-256, 64 hex digits, of all that a head learns from.
 
-        That is the attributes as they are on disk, without `made_by`, and the checksums of images and masks; so it is
-        the same in every release that reads the store.
+        That is the attributes as they are on disk, without `made_by` and `colours`, and the checksums of images and
+        masks; so it is the same in every release that reads the store.
         """
-        attributes = {name: value for name, value in self._attributes.items() if name != "made_by"}
+        attributes = {name: value for name, value in self._attributes.items() if name not in ("made_by", "colours")}
         units = [unit for arrays, unit in self.records.committed() if arrays == PIXELS]
         checksums = []
         for unit in units:

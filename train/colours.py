@@ -20,13 +20,17 @@ def painted_classes(classes: Sequence[str], *, background: int | None, ignore: i
     return tuple(code for code in range(len(classes)) if code not in (background, ignore))
 
 
-def class_colours(classes: Sequence[str], *, background: int | None, ignore: int | None) -> tuple[str, ...]:
+def class_colours(
+    classes: Sequence[str], *, background: int | None, ignore: int | None, own: Sequence[str | None] = ()
+) -> tuple[str, ...]:
     """Return one hex colour `#rrggbb` per class in the order of the codes; background and the ignored class are gray.
 
-    Beyond eight painted classes the palette begins again.
+    Beyond eight painted classes the palette begins again. own: of each class the colour that it has already, None of
+    one without; empty where none has one.
     """
     painted = painted_classes(classes, background=background, ignore=ignore)
     colours = {code: PALETTE[number % len(PALETTE)] for number, code in enumerate(painted)}
+    colours |= {code: colour for code, colour in enumerate(own) if colour is not None}
     return tuple(colours.get(code, NEUTRAL) for code in range(len(classes)))
 
 
@@ -36,13 +40,14 @@ def rgb(colour: str) -> tuple[int, int, int]:
 
 
 def overlay(
-    tissue: np.ndarray, codes: np.ndarray, *, classes: Sequence[str], background: int | None, ignore: int | None
-) -> np.ndarray:
+    tissue: np.ndarray, codes: np.ndarray, *, classes: Sequence[str], background: int | None, ignore: int | None,
+    own: Sequence[str | None] = (),
+) -> np.ndarray:  # fmt: skip
     """Tint and outline the classes over tissue: (h, w, 3) 0..255 and codes (h, w) -> (h, w, 3) float32 0..255.
 
-    Background, the ignored class and codes without a class stay as they are.
+    Background, the ignored class and codes without a class stay as they are. own: as of `class_colours`.
     """
-    colours = class_colours(classes, background=background, ignore=ignore)
+    colours = class_colours(classes, background=background, ignore=ignore, own=own)
     painted = painted_classes(classes, background=background, ignore=ignore)
     picture, several = np.array(tissue, np.float32), len(painted) > 1
     edge = _edges(codes, px=OUTLINE_PX if several else OUTLINE_ONE_CLASS_PX)

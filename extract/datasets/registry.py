@@ -77,6 +77,7 @@ class Dataset:
     ignore: code that counts in no loss, class weight or metric, None without one. mpp: um/px, None when unknown; of the
     files, before any resize of `preprocessing`. has_instances: mask codes number the objects of one class, so object
     scores are computed. left_out: message for people about listed images that are no samples, or "".
+    colours: `#RRGGBB` of each class, None of one without; empty where no class has one.
     masks_per_class: number of masks that hold each class, where all masks were read. warnings: lines for people.
     load_surroundings: returns a sample's image with a margin of so many px of the tissue around it on each side,
     (H + 2m, W + 2m, 3) uint8; None where the files end at the image. Raises as `load`. load_mask: returns the mask
@@ -100,6 +101,7 @@ class Dataset:
     warnings: tuple[str, ...] = ()
     load_surroundings: Callable[[Sample, int], np.ndarray] | None = None
     load_mask: Callable[[Sample], np.ndarray] | None = None
+    colours: tuple[str | None, ...] = ()
 
 
 def _flag(default: Any, help: str) -> Any:

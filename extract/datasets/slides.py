@@ -233,6 +233,7 @@ def open_slides(options: DatasetOptions) -> Dataset:
         mpp=target,
         left_out="; ".join(left_out),
         masks_per_class={name: counts[code] for code, name in enumerate(classes)},
+        colours=_class_colours(classes, outlines),
         warnings=(
             *_outline_warnings(labels, outlines),
             *slide_warnings(tuple(sample for sample in samples if sample.split != UNLABELLED)),
@@ -303,6 +304,17 @@ def _classes(
     if len(classes) > MAX_CLASSES:
         problems.append(f"{root}: outlines have {len(classes)} classes, at most {MAX_CLASSES} are possible; merge some")
     return tuple(classes)
+
+
+def _class_colours(classes: tuple[str, ...], outlines: dict[str, Outlines]) -> tuple[str | None, ...]:
+    """Return the colour that most outlines of each class have, of equally frequent ones the first."""
+    found: dict[str | None, Counter[str]] = {}
+    for own in outlines.values():
+        for outline in own.outlines:
+            if outline.colour is not None:
+                found.setdefault(outline.class_name, Counter())[outline.colour] += 1
+    colours = tuple(found[name].most_common(1)[0][0] if name in found else None for name in classes)
+    return colours if any(colours) else ()
 
 
 def _annotated(

@@ -38,10 +38,14 @@ OTHER_OBJECTS = frozenset(
 
 @dataclass(frozen=True)
 class Outline:
-    """An annotation: its class, None without one, and its area, a valid shapely geometry in px of the image file."""
+    """An annotation: its class, None without one, and its area, a valid shapely geometry in px of the image file.
+
+    colour: of the class, `#RRGGBB`; None where the file gives none, or none that can be read.
+    """
 
     class_name: str | None
     area: Geometry
+    colour: str | None = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ def read_outlines(path: Path, *, brush_px: float, origin: tuple[int, int] = (0, 
             continue
         mended += not all(one.is_valid for one in _single_geometries(geometry))
         area = shapely.affinity.translate(area, xoff=-origin[1], yoff=-origin[0]) if any(origin) else area
-        outlines.append(Outline(feature.class_name or UNCLASSIFIED, area))
+        outlines.append(Outline(feature.class_name or UNCLASSIFIED, area, feature.class_colour))
     return Outlines(tuple(outlines), left_out, mended, tuple(flat))
 
 
@@ -125,6 +129,8 @@ def rasterise(
 class _Classification(msgspec.Struct, frozen=True):
     name: str | None = None
     names: tuple[str, ...] = ()  # of a derived class, in place of `name`
+    color: Any = None  # an odd one is none: it must refuse no file
+    colorRGB: Any = None  # of older exports
 
 
 class _Properties(msgspec.Struct, frozen=True):
@@ -155,6 +161,14 @@ class _Feature(msgspec.Struct, frozen=True, tag_field="type", tag="Feature"):
             return classification.name or ": ".join(classification.names)
         return classification
 
+    @property
+    def class_colour(self) -> str | None:
+        """Return the colour of the class as `#RRGGBB`, None without one that can be read."""
+        classification = None if self.properties is None else self.properties.classification
+        if not isinstance(classification, _Classification):
+            return None
+        return _hex_colour(classification.colorRGB if classification.color is None else classification.color)
+
 
 class _FeatureCollection(msgspec.Struct, frozen=True, tag_field="type", tag="FeatureCollection"):
     features: list[_Feature]
@@ -169,6 +183,18 @@ def _features(path: Path) -> list[_Feature]:
     if isinstance(found, _FeatureCollection):
         found = found.features
     return list(_with_children([found] if isinstance(found, _Feature) else found))
+
+
+def _hex_colour(value: Any) -> str | None:
+    """Return `#RRGGBB` of [r, g, b] or [r, g, b, alpha], 0..255, or of a number with RGB in its last 24 bits."""
+    if type(value) is int:
+        return f"#{value & 0xFFFFFF:06X}"
+    if not isinstance(value, list) or len(value) not in (3, 4):
+        return None
+    red, green, blue = value[:3]
+    if any(type(one) is not int or not 0 <= one <= 255 for one in (red, green, blue)):
+        return None
+    return f"#{red:02X}{green:02X}{blue:02X}"
 
 
 def _with_children(features: Sequence[_Feature]) -> Iterator[_Feature]:

@@ -16,7 +16,7 @@ def through_json(contents):
     return Contents.from_attributes(json.loads(json.dumps(contents.to_attributes())), store="a.zarr")
 
 
-@pytest.mark.parametrize("changes", [{}, {"ignore": 1}, {"images": VIEWS}])
+@pytest.mark.parametrize("changes", [{}, {"ignore": 1}, {"images": VIEWS}, {"colours": (None, "#0080FF")}])
 def test_contents_come_back_equal_through_json(toy_contents, changes):
     assert through_json(toy_contents(**changes)) == toy_contents(**changes)
 
@@ -35,6 +35,22 @@ def test_a_store_of_whole_images_says_nothing_of_views(toy_contents):
 def test_a_store_without_views_is_of_whole_images(toy_contents):
     image = through_json(toy_contents()).images[0]
     assert (image.source, image.group, image.view) == (None, None, 0)
+
+
+def test_a_store_whose_classes_have_no_colours_says_nothing_of_them(toy_contents):
+    assert "colours" not in toy_contents().to_attributes()
+    assert through_json(toy_contents()).colours == ()
+
+
+@pytest.mark.parametrize("colours", [["#0080FF"], [None, "blue"], [None, "#0080ff"], [None, 255]])
+def test_colours_that_are_none_or_too_few_are_damage(toy_contents, colours):
+    with pytest.raises(Damaged, match="colours"):
+        Contents.from_attributes(toy_contents().to_attributes() | {"colours": colours}, store="a.zarr")
+
+
+def test_other_colours_are_the_same_labels(toy_contents):
+    plain, coloured = toy_contents(), toy_contents(colours=(None, "#0080FF"))
+    assert plain.same_labels(coloured) and plain.grown(coloured, store="a.zarr") == coloured
 
 
 def test_something_else_is_no_store():

@@ -53,3 +53,7 @@ def test_a_png_file_holds_the_pixels_exactly_and_a_jpeg_file_nearly():
     with Image.open(io.BytesIO(jpeg_bytes(pixels, quality=90))) as picture:
         assert picture.format == "JPEG"
         assert np.abs(np.asarray(picture).astype(int) - pixels).max() <= 3
+
+
+def test_a_class_keeps_the_colour_that_it_has_already():
+    assert class_colours(**TISSUES, own=(None, "#123456", None)) == (NEUTRAL, "#123456", PALETTE[1])

@@ -235,6 +235,7 @@ class ImageOutputs:
             classes=self.head.classes,
             background=self.head.background,
             ignore=self.head.ignore,
+            own=self.head.colours,
         )
         write_atomic(self.path("overlay"), jpeg_bytes(to_uint8(painted), quality=OVERLAY_QUALITY))
 
@@ -304,4 +305,5 @@ class ImageOutputs:
             mosaic.probabilities.rename(path)
 
     def _colours(self) -> tuple[str, ...]:
-        return class_colours(self.head.classes, background=self.head.background, ignore=self.head.ignore)
+        head = self.head
+        return class_colours(head.classes, background=head.background, ignore=head.ignore, own=head.colours)

@@ -35,7 +35,7 @@ class TrainedHead:
     in `classes`, None where there is none. constant_class: the most frequent class in the training pixels, whose
     constant prediction scores are compared to. weights_digest: hex SHA-256 of head.safetensors. object_rule: the
     post-processing of objects that the run chose on its validation images, else that of its settings; none without
-    a single class of objects; sizes in px of the training files.
+    a single class of objects; sizes in px of the training files. colours: as of `RunData`.
     """
 
     name: str
@@ -50,6 +50,7 @@ class TrainedHead:
     weights_digest: str
     device: torch.device
     object_rule: ObjectRule = field(default_factory=ObjectRule)
+    colours: tuple[str | None, ...] = ()
 
     @classmethod
     def load(cls, folder: Path, *, device: str = "cpu", mpp: float | None = None) -> TrainedHead:
@@ -83,6 +84,7 @@ class TrainedHead:
             constant_class=run.constant_class,
             weights_digest=hashlib.sha256(weights).hexdigest(),
             device=torch.device(device),
+            colours=data.colours,
             object_rule=ObjectRule()
             if object_class(data.classes, background=data.background, ignore=data.ignore) is None
             else ObjectRule(settings.min_object_px)

@@ -37,7 +37,7 @@ class Legend:
     def of(cls, data: RunData) -> Legend:
         """Return the legend of `panels` for the classes of a run."""
         classes, background, ignore = data.classes, data.background, data.ignore
-        colours = class_colours(classes, background=background, ignore=ignore)
+        colours = class_colours(classes, background=background, ignore=ignore, own=data.colours)
         painted = [(classes[k], colours[k]) for k in painted_classes(classes, background=background, ignore=ignore)]
         if ignore is not None:
             painted.append(("not counted", NEUTRAL))
@@ -145,7 +145,7 @@ def panels(
         )
     tissue, true, predicted = _shrink(image, true, predicted, longest_px)
     overlays = [
-        overlay(tissue, codes, classes=data.classes, background=data.background, ignore=data.ignore)
+        overlay(tissue, codes, classes=data.classes, background=data.background, ignore=data.ignore, own=data.colours)
         for codes in (true, predicted)
     ]
     gray = tissue @ np.array([0.299, 0.587, 0.114], np.float32)  # (h, w)

@@ -298,7 +298,7 @@ def _key_scores(best: FinishedRun) -> tuple[tuple[str, str], ...]:
 
 def _comparison(group: ComparableRuns, stem: str) -> Figure:
     data, constant = group.runs[0].data, group.runs[0].test_scores.constant.scores.dice
-    colours = class_colours(data.classes, background=data.background, ignore=data.ignore)
+    colours = class_colours(data.classes, background=data.background, ignore=data.ignore, own=data.colours)
     counted = [code for code in range(len(data.classes)) if code != data.ignore]
     lines = []
     for run in group.runs:

@@ -30,6 +30,7 @@ METRICS_FORMAT = 2  # of metrics.json; 0.1.0 wrote none, and the F1 of means as 
 Kind = Literal["head", "baseline"]
 SETTINGS: Mapping[Kind, type] = {"head": HeadConfig, "baseline": BaselineConfig}
 Code = Annotated[int, msgspec.Meta(ge=0, le=255)]  # of a mask, as in a store
+Colour = Annotated[str, msgspec.Meta(pattern="^#[0-9A-F]{6}$")]
 Channels = Annotated[int, msgspec.Meta(ge=1, le=100_000)]
 Pixels = Annotated[int, msgspec.Meta(ge=0, le=10**15)]  # sums of many stay within int64
 TRAIN_AGAIN = "delete the run folder and train it again"
@@ -70,7 +71,7 @@ class RunData:
     slides) that training or validation images are of too; empty where there are none, and in runs of releases that did
     not count them. train_images: number of training images, of which each may have several views. patch_bytes: of the
     features that the head reads of one patch, as they are in memory; of a baseline 0. Both None in runs made before
-    they were recorded.
+    they were recorded. colours: `#RRGGBB` of each class, None of one without; empty where the store has none.
     """
 
     sources: Annotated[tuple[Source, ...], msgspec.Meta(min_length=1)]
@@ -83,6 +84,7 @@ class RunData:
     shared_sources: dict[str, int] = field(default_factory=dict)
     train_images: int | None = None
     patch_bytes: int | None = None
+    colours: tuple[Colour | None, ...] = ()
 
     @property
     def store(self) -> str:

@@ -234,6 +234,7 @@ def run_config(stores: JoinedStores, settings: Config, splits: Splits, *, parame
         shared_sources=shared_sources(store, splits),
         train_images=len(first_views(store, splits.train)),
         patch_bytes=stores.image_bytes(layer for layer in settings.layers if layer != IMAGE) // contents.grid.patches,
+        colours=contents.colours,
     )
     return RunConfig(settings, data, parameters, versions(), device)
 

@@ -146,6 +146,24 @@ def test_lines_and_points_are_drawn_with_the_brush(root):
         assert (mask[:, 100] == 0).sum() == rows
 
 
+def coloured(one, colour):
+    one["properties"]["classification"]["color"] = colour
+    return one
+
+
+def test_a_class_has_the_colour_of_most_of_its_outlines(root):
+    glands = [coloured(box(100 + 60 * i, 100, 150 + 60 * i, 200), [0, 0, blue]) for i, blue in enumerate((9, 7, 7))]
+    write_outlines(root / "a.geojson", *glands, coloured(box(520, 40, 1000, 500, "stroma"), "odd"),
+                   box(60, 60, 1100, 600, "Region*"))  # fmt: skip
+    (root / "b.geojson").unlink()
+    (root / "c.geojson").unlink()
+    (root / "splits.csv").write_text("id,split\na,train\n")
+    dataset = listed(root)
+    assert (dataset.classes, dataset.colours) == (("background", "gland", "stroma"), (None, "#000007", None))
+    write_outlines(root / "a.geojson", *[coloured(one, None) for one in glands], box(60, 60, 1100, 600, "Region*"))
+    assert listed(root, classes=("background", "gland")).colours == ()
+
+
 def test_px_of_the_file_are_those_of_a_slide_that_states_no_bounds(root):
     bounds, file = (listed(root, outline_origin=origin) for origin in ("bounds", "file"))
     assert [one.id for one in bounds.samples] == [one.id for one in file.samples]
@@ -427,3 +445,20 @@ def test_a_store_of_annotated_windows_grows_to_all_tissue_and_labels_follow_with
     back = extract(listed(tissue), counting, store, config).store
     assert len(back.listed) == len(back.labelled) == 4 and back.splits.count("unlisted") == 20
     assert set(counting.computed.values()) == {1}
+
+
+def test_a_changed_colour_of_a_class_rewrites_the_description_alone(tissue, counting):
+    store, config = tissue.parent / "s.zarr", ExtractConfig(layout="native", blocks=(4,))
+    before = extract(listed(tissue), counting, store, config).store
+    records = {path: path.read_bytes() for path in store.rglob("*") if path.is_file() and path.name != "zarr.json"}
+    path = tissue / "a.geojson"
+    path.write_text(path.read_text().replace("[200, 0, 0]", "[0, 128, 255]"))
+    plan = plan_extraction(listed(tissue), counting, store, config)
+    assert "other class colours" in str(plan)
+    after = extract(listed(tissue), counting, store, config).store
+    assert (before.contents.colours, after.contents.colours) == (("#C80000",) * 2, ("#0080FF",) * 2)
+    assert set(counting.computed.values()) == {1}
+    changed = [path for path, content in records.items() if path.read_bytes() != content]
+    assert not [path for path in changed if "masks" in path.parts or "images" in path.parts]
+    assert before.digest() == after.digest()
+    assert verify(store) == ()

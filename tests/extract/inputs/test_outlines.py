@@ -117,6 +117,26 @@ def test_px_of_the_whole_file_become_those_of_the_scanned_bounds(read):
     assert outline.area.equals(shapely.box(10 - 100, 10 - 7, 30 - 100, 30 - 7))
 
 
+@pytest.mark.parametrize(
+    ("classification", "colour"),
+    [
+        ({"color": [200, 0, 16]}, "#C80010"),
+        ({"color": [200, 0, 16, 128]}, "#C80010"),
+        ({"colorRGB": -3670000}, "#C80010"),  # ARGB ffc80010 as a signed number
+        ({}, None),
+        ({"color": None}, None),
+        ({"color": "red"}, None),
+        ({"color": [200, 0]}, None),
+        ({"color": [200, 0, 256]}, None),
+        ({"color": [200, 0, 1.5]}, None),
+        ({"color": {"r": 200}}, None),
+    ],
+)
+def test_the_colour_of_a_class_is_read_and_an_odd_one_is_none(read, classification, colour):
+    (outline,) = read([feature(classification={"name": "Tumor"} | classification)]).outlines
+    assert (outline.class_name, outline.colour) == ("Tumor", colour)
+
+
 def test_an_id_does_not_outweigh_the_type(read):
     found = read([{**feature(), "id": "PathDetectionObject"}, {**feature(), "id": 7}])
     assert (len(found.outlines), found.left_out) == (2, 0)

@@ -132,6 +132,16 @@ def test_objects_carry_how_sure_they_are(predictor, slide, tmp_path):
     assert sure["Mean entropy (nats)"] == pytest.approx(-(gland * np.log(gland)).sum(axis=0).mean(), abs=0.01)
 
 
+def test_files_have_the_colours_that_the_classes_have_already(predictor, slide, tmp_path, colour_head):
+    predict_one(predictor(head=colour_head(colours=(None, "#0080FF"))), slide[0])
+    (feature,) = json.loads((tmp_path / "out" / "geojson" / "slide.geojson").read_text())["features"]
+    assert feature["properties"]["classification"]["color"] == [0, 128, 255]
+    with tifffile.TiffFile(tmp_path / "out" / "mask" / "slide.tif") as file:
+        assert (file.pages[0].colormap[:, 1] // 257).tolist() == [0, 128, 255]
+    red, _, blue = np.asarray(Image.open(tmp_path / "out" / "overlay" / "slide.jpg")).astype(int).transpose(2, 0, 1)
+    assert (blue - red > 200).any()  # the outline
+
+
 def test_objects_of_another_type_are_not_mixed_in_one_folder(predictor, image, tmp_path):
     predict_one(predictor(objects_as="detections"), image[0])
     (feature,) = json.loads((tmp_path / "out" / "geojson" / "image.geojson").read_text())["features"]

@@ -10,6 +10,7 @@ import torch
 from pathseg.store.features import FeatureStore
 from pathseg.store.grid import PatchGrid
 from pathseg.store.sampling import Sampling
+from pathseg.store.writer import StoreWriter
 from pathseg.train.config import HeadConfig, Layer
 from pathseg.train.heads.pixel_ensemble import PixelEnsemble
 from pathseg.train.metrics.object import ObjectRule
@@ -39,6 +40,17 @@ def test_it_knows_the_key_and_the_sampling_of_its_store(old_run):
     head, contents = TrainedHead.load(old_run), FeatureStore.open(HEADS_V1.parent / "glas-ramp.zarr").contents
     assert [source.key for source in head.sources] == [contents.key]
     assert head.sampling == Sampling.of(contents)
+
+
+def test_it_has_the_colours_of_the_classes_of_its_store(toy_contents, toy_key, fill_store, tmp_path):
+    made = toy_contents(key=toy_key(size=(256, 256)), splits=("train", "train", "test"), colours=(None, "#0080FF"))
+    store = fill_store(StoreWriter(tmp_path / "s.zarr", made), blocks=(4,))
+    (state,) = train_heads(store, [(HeadConfig(blocks=(4,), head_type="linear", epochs=1), RunFolder(tmp_path / "r"))])
+    assert TrainedHead.load(state.run.path).colours == (None, "#0080FF")
+
+
+def test_runs_of_earlier_releases_have_no_colours(old_run):
+    assert TrainedHead.load(old_run).colours == ()
 
 
 def test_a_resolution_that_is_passed_replaces_the_runs(old_run):
