@@ -168,12 +168,12 @@ def test_a_run_that_is_not_there_is_named(work, tmp_path):
 
 @pytest.fixture(scope="module")
 def glas(tmp_path_factory):
-    """A workspace with a run called head, trained on twelve real GlaS images at 256 px, 1.53 um/px."""
+    """A workspace with a run called head, trained on six real GlaS images at 256 px, 1.53 um/px."""
     if not (SHARED / "glas_sample").is_dir():
         pytest.skip("needs ../shared/data, which is not part of the project")
     workspace = tmp_path_factory.mktemp("glas")
     made = run("extract", "--dataset", "glas", "--root", SHARED / "glas_sample", "--model", "mini", "--resize", 256,
-               "--limit", 12, "--blocks", "4-6", "--layout", "native", "--workspace", workspace)  # fmt: skip
+               "--limit", 6, "--blocks", "4-6", "--layout", "native", "--workspace", workspace)  # fmt: skip
     assert made.exit_code == 0, made.output
     trained = run("train-head", "--blocks", "4-6", "--head", "linear", "--epochs", 3, "--lr", "1e-2", "--name", "head",
                   "--workspace", workspace)  # fmt: skip
