@@ -62,15 +62,21 @@ def test_the_settings_name_the_image_first_and_the_run_after_it():
 
 
 @pytest.mark.parametrize("name", [pytest.param("fcn", marks=pytest.mark.slow), "scalar-mix"])
-def test_a_run_that_sees_the_image_is_resumed_with_the_same_weights(one_patch_store, tmp_path, name):
+def test_a_run_that_sees_the_image_is_resumed_with_the_same_weights_and_records_that_of_each_layer(
+    one_patch_store, tmp_path, name
+):
     def cut(run, epoch):
         raise KeyboardInterrupt
 
-    config = HeadConfig(blocks=(4,), head_type=name, image_in_head=True, epochs=2, augment="flips")
+    config = HeadConfig(blocks=(0, 4), head_type=name, image_in_head=True, epochs=2, augment="flips")
     whole, again = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "again")
     train_heads(one_patch_store, [(config, whole)], without=(1,))
     with pytest.raises(KeyboardInterrupt):
         train_heads(one_patch_store, [(config, again)], without=(1,), on_epoch=cut)
     train_heads(one_patch_store, [(config, again)], without=(1,))
     assert whole.weights.read_bytes() == again.weights.read_bytes()
-    assert whole.read_metrics().layer_weights == again.read_metrics().layer_weights
+    layers = whole.read_metrics().layer_weights
+    assert layers == again.read_metrics().layer_weights
+    if name == "scalar-mix":
+        assert [(layer.source, layer.t, layer.block) for layer in layers] == [(0, 50, 0), (0, 50, 4)]
+        assert sum(layer.weight for layer in layers) == pytest.approx(1)

@@ -4,10 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from pathseg.train.config import HeadConfig, Layer
+from pathseg.train.config import Layer
 from pathseg.train.heads.scalar_mix import ScalarMixHead
-from pathseg.train.runs.folder import RunFolder
-from pathseg.train.training.loop import train_heads
 
 SHAPES = {Layer(0, 50, 4): (6, 16), Layer(0, 50, 9): (3, 64), Layer(1, 200, 11): (5, 18)}
 
@@ -67,11 +65,3 @@ def test_the_layer_that_says_the_class_gets_the_largest_weight():
         optimizer.step()
     weights = head.layer_weights()
     assert weights[says] > 0.6 > 0.4 > weights[noise]
-
-
-def test_a_run_records_the_weight_of_each_layer(one_patch_store, tmp_path):
-    config = HeadConfig(blocks=(0, 4), head_type="scalar-mix", epochs=1)
-    (state,) = train_heads(one_patch_store, [(config, RunFolder(tmp_path / "run"))], without=(1,))
-    layers = state.run.read_metrics().layer_weights
-    assert [(layer.source, layer.t, layer.block) for layer in layers] == [(0, 50, 0), (0, 50, 4)]
-    assert sum(layer.weight for layer in layers) == pytest.approx(1)

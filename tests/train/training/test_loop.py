@@ -54,7 +54,7 @@ def test_a_head_learns_what_the_features_say(trained):
 
 @pytest.mark.usefixtures("two_networks")
 @pytest.mark.parametrize(
-    "head", [pytest.param(name, marks=pytest.mark.slow) if name == "fcn" else name for name in HEADS]
+    "head", [pytest.param(name, marks=pytest.mark.slow) if name in ("fcn", "scalar-mix") else name for name in HEADS]
 )
 def test_the_same_seed_gives_the_same_head(one_patch_store, tmp_path, head):
     few = {"pixels": 200} if head == "pixel-ensemble" else {}
