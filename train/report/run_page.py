@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from pathseg.store.blocks import format_blocks
+from pathseg.store.features import FeatureStore
 from pathseg.train.colours import jpeg_bytes
 from pathseg.train.report import figures
 from pathseg.train.report.figures import Figure, data_uri
@@ -28,7 +29,9 @@ from pathseg.train.report.table_formats import Table, score
 from pathseg.train.report.tables import image_table
 from pathseg.train.runs.commands import commands
 from pathseg.train.runs.finished_run import BEST_IS_LAST, FinishedRun
+from pathseg.train.runs.folder import natural_order
 
+WORST = 10  # images of the highest loss that are listed
 SHEET_ROWS = 4  # of the sheet of a run, from its worst image to its best
 
 
@@ -52,11 +55,25 @@ class ImageRow:
 
 
 @dataclass(frozen=True)
+class WorstImage:
+    """A test image with a high loss: where it lies on its slide, in words, and the number of its row in the page.
+
+    place: empty where the image is no window of a slide or its store cannot be read. row: from 1, None without one.
+    """
+
+    id: str
+    place: str
+    loss: str
+    row: int | None
+
+
+@dataclass(frozen=True)
 class RunPage:
     """What the page shows of one run.
 
     images: number of the quoted split's images, of which `shown` have a row and `missing` cannot be shown. no_images:
-    why none is shown, empty where some are. sheet: a figure beside the page.
+    why none is shown, empty where some are. sheet: a figure beside the page. worst: the images of the highest loss,
+    none in runs that did not record it.
     """
 
     name: str
@@ -70,6 +87,7 @@ class RunPage:
     missing: tuple[MissingImage, ...]
     no_images: str
     sheet: Figure | None
+    worst: tuple[WorstImage, ...]
     image_tables: tuple[Table, ...]
     configuration: tuple[tuple[str, str], ...]
     commands: tuple[str, ...]
@@ -100,6 +118,7 @@ def run_page(run: FinishedRun, stores: Stores, *, rows: int, workspace: Path) ->
         store=" + ".join(source.store for source in run.data.sources), split=split,
         images=len(ids), curves=_curves(run) if run.history else None, shown=tuple(shown), missing=tuple(missing),
         no_images=no_images, sheet=sheet,
+        worst=_worst_images(run, None if isinstance(store, str) else store, [row.id for row in shown]),
         image_tables=tuple(
             image_table(found, name=f"images-{run.name}-{name}", caption=f"Images of {name}, worst first")
             for name, found in run.metrics.splits.items()
@@ -138,6 +157,20 @@ def flatten(values: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         else:
             pairs.append((name, "none" if value is None else str(value)))
     return tuple(pairs)
+
+
+def _worst_images(run: FinishedRun, store: FeatureStore | None, shown: Sequence[str]) -> tuple[WorstImage, ...]:
+    """Return the WORST images of the quoted split with the highest loss, the highest first."""
+    losses = {image.id: image.loss for image in run.test_scores.per_image if image.loss is not None}
+    rows = {name: number for number, name in enumerate(shown, 1)}
+    entries = {} if store is None else {entry.id: entry for entry in store.contents.images}
+    found = []
+    for name in sorted(losses, key=lambda name: (-losses[name], natural_order(name)))[:WORST]:
+        entry = entries.get(name)
+        corner = None if entry is None else entry.corner
+        place = "" if entry is None or corner is None else f"x {corner[1]}, y {corner[0]} px of {entry.slide}"
+        found.append(WorstImage(name, place, score(losses[name]), rows.get(name)))
+    return tuple(found)
 
 
 def _curves(run: FinishedRun) -> Figure:

@@ -334,7 +334,8 @@ class ImageScores(msgspec.Struct, frozen=True, omit_defaults=True):
 
     confusion: (K, K) pixels, rows = ground truth. source: the slide or region it was cut from. uncertainty: mean of
     its most uncertain tenth of pixels, in nats, of a head that gives one. tuned_objects: with the post-processing that
-    was chosen on validation images; objects: without.
+    was chosen on validation images; objects: without. loss: mean cross-entropy of its pixels in nats, weighted as in
+    training; None in runs that did not record it.
     """
 
     id: str
@@ -344,6 +345,7 @@ class ImageScores(msgspec.Struct, frozen=True, omit_defaults=True):
     objects: ImageObjects | None = None
     uncertainty: float | None = None
     tuned_objects: ImageObjects | None = None
+    loss: float | None = None
 
 
 class SplitScores(msgspec.Struct, frozen=True, omit_defaults=True, dict=True):

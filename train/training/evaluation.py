@@ -151,6 +151,7 @@ def _record_image(store: FeatureStore, result: ImageResult, rule: ObjectRule | N
         objects=objects,
         uncertainty=None if result.uncertainty is None else image_uncertainty(result.uncertainty[:height, :width]),
         tuned_objects=tuned_objects,
+        loss=result.loss if math.isfinite(result.loss) else None,
     )
 
 

@@ -15,6 +15,7 @@ from pathseg.train.config import HeadConfig, Layer
 from pathseg.train.heads.pixel_ensemble import PixelEnsemble
 from pathseg.train.metrics.object import ObjectRule
 from pathseg.train.predict.trained_head import TrainedHead
+from pathseg.train.runs.finished_run import FinishedRun
 from pathseg.train.runs.folder import RunFolder
 from pathseg.train.training.loop import train_heads
 
@@ -34,6 +35,16 @@ def test_it_predicts_the_test_images_as_its_run_did(run, one_patch_store):
     features = {Layer(0, 50, block): torch.from_numpy(values)[None] for block, values in maps.items()}
     codes = head.predict(features, one_patch_store.contents.grid)[0].argmax(0).numpy()
     np.testing.assert_array_equal(codes, run.read_prediction(one_patch_store.ids[index]))
+
+
+def test_a_run_records_the_mean_cross_entropy_of_each_test_image(run, one_patch_store):
+    head, index = TrainedHead.load(run.path), one_patch_store.splits.index("test")
+    maps = one_patch_store.read(index, blocks=(4, 9))
+    features = {Layer(0, 50, block): torch.from_numpy(values)[None] for block, values in maps.items()}
+    probabilities = head.predict(features, one_patch_store.contents.grid)[0].double().numpy()
+    of_truth = np.take_along_axis(probabilities, one_patch_store.mask(index)[None].astype(int), axis=0)
+    (recorded,) = FinishedRun.read(run).test_scores.per_image
+    assert recorded.loss == pytest.approx(-np.log(of_truth).mean(), rel=1e-4)
 
 
 def test_it_knows_the_key_and_the_sampling_of_its_store(old_run):

@@ -4,13 +4,15 @@ import dataclasses
 import shlex
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from pathseg.cli import main
 from pathseg.extract.datasets import glas
 from pathseg.extract.datasets.synthetic import dataset as synthetic
 from pathseg.train.config import HEAD_DEFAULTS, BaselineConfig, HeadConfig, InitialWeights
-from pathseg.train.report.run_page import flatten, run_facts
+from pathseg.train.report.prediction_images import Stores
+from pathseg.train.report.run_page import flatten, run_facts, run_page
 from pathseg.train.runs.commands import NOT_RECORDED, SIDES_PX, commands
 
 ODD = {
@@ -38,6 +40,26 @@ def test_the_facts_of_a_run(make_run):
 def test_the_facts_warn_where_the_best_epoch_is_the_last(make_run):
     assert "raise --epochs" in run_facts(make_run(metrics={"best_epoch": 30}))
     assert "--epochs" not in run_facts(make_run(head_type="pixel-ensemble", metrics={"best_epoch": 30}))
+
+
+def with_losses(run, losses):
+    """A run whose images of the quoted split have these losses."""
+    split = run.test_scores
+    images = tuple(msgspec.structs.replace(one, loss=losses.get(one.id)) for one in split.per_image)
+    splits = {run.metrics.test_split: msgspec.structs.replace(split, per_image=images)}
+    return dataclasses.replace(run, metrics=msgspec.structs.replace(run.metrics, splits=splits))
+
+
+def test_the_ten_images_of_the_highest_loss_are_listed_from_the_highest(make_run):
+    ids = [f"image {number}" for number in range(12)]
+    run = with_losses(make_run(ids=ids), {name: number / 4 for number, name in enumerate(ids)})
+    page = run_page(run, Stores(), rows=0, workspace=Path("work"))
+    assert [one.id for one in page.worst] == ids[:1:-1]
+    assert (page.worst[0].loss, page.worst[0].place, page.worst[0].row) == ("2.750", "", None)
+
+
+def test_a_run_without_recorded_losses_lists_none(make_run):
+    assert run_page(make_run(), Stores(), rows=0, workspace=Path("work")).worst == ()
 
 
 def test_the_odd_settings_have_no_default_value():
