@@ -268,7 +268,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     _silence_libtiff()
-    with _no_size_limit():
+    with no_size_limit():
         try:
             file = Image.open(path, formats=FORMATS)
         except Exception as e:  # damaged files make Pillow's decoders raise errors of any type
@@ -281,7 +281,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 
 @contextmanager
-def _no_size_limit() -> Iterator[None]:
+def no_size_limit() -> Iterator[None]:
     """Lift Pillow's limit on the pixels of a file, which regions of slides exceed, while a file is opened.
 
     The limit is a global of Pillow, so the lock admits one thread at a time.
@@ -306,7 +306,7 @@ def _load(path: Path, file: Image.Image) -> None:
 
 def _check_png(path: Path) -> None:
     """Compare every chunk with its CRC-32, which Pillow does not do for pixels that it decodes. Raises SyntaxError."""
-    with _no_size_limit():
+    with no_size_limit():
         file = Image.open(path, formats=("PNG",))
     with file:
         file.verify()

@@ -13,7 +13,7 @@ import numpy as np
 from openslide import OpenSlide
 from PIL import Image
 
-from pathseg.extract.datasets.image_files import require_upright
+from pathseg.extract.datasets.image_files import no_size_limit, require_upright
 from pathseg.extract.inputs.tissue_mask import MIN_INK_PX, find_tissue
 from pathseg.store.resolution import require_plausible_mpp
 
@@ -177,9 +177,10 @@ class Slide:
 
 
 def _require_upright(path: Path) -> None:
-    try:
-        file = Image.open(path, formats=("TIFF",))
-    except Exception:  # what Pillow does not know of TIFF, OpenSlide may
-        return
+    with no_size_limit():
+        try:
+            file = Image.open(path, formats=("TIFF",))
+        except Exception:  # what Pillow does not know of TIFF, OpenSlide may
+            return
     with file:
         require_upright(path, file)

@@ -93,7 +93,9 @@ def test_a_resolution_that_no_scan_has_is_refused_with_its_value(tmp_path, mpp, 
     assert Slide(path, mpp=0.5, file_mpp=0.5).size == (300, 300)
 
 
-def test_a_tiled_tiff_that_is_to_be_turned_is_refused_as_images_are(tmp_path):
+@pytest.mark.parametrize("limit", [10**8, 10**5])  # Pillow's limit on the px of an image, which slides exceed
+def test_a_tiled_tiff_that_is_to_be_turned_is_refused_as_images_are(tmp_path, monkeypatch, limit):
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", limit)
     path = tmp_path / "slide.tif"
     tifffile.imwrite(path, field(600, 600), tile=(256, 256), photometric="rgb", extratags=[(274, 3, 1, 6, True)])
     with pytest.raises(ValueError, match=r"slide\.tif: .*EXIF orientation 6"):
