@@ -109,10 +109,16 @@ def saved(folder, unet, scheduler, *, text=False, **encoder):
     return folder
 
 
+@pytest.fixture(scope="module")
+def latent_template(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pipelines") / "tissue-ldm"
+    return saved(folder, randomised(unconditional()), ddpm(), vqvae=randomised(vq(), 1))
+
+
 @pytest.fixture
-def latent(tmp_path):
+def latent(latent_template, tmp_path):
     """A folder of an unconditional latent diffusion model with three up blocks."""
-    return saved(tmp_path / "tissue-ldm", randomised(unconditional()), ddpm(), vqvae=randomised(vq(), 1))
+    return shutil.copytree(latent_template, tmp_path / "tissue-ldm")
 
 
 @pytest.fixture(scope="module")
