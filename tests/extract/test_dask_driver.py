@@ -27,7 +27,7 @@ from pathseg.store.features import FeatureStore
 from pathseg.store.runtime import dask_client as scheduler
 from pathseg.store.runtime.dask_client import ClusterError, scheduler_client
 
-IMAGES = 4
+IMAGES = 6
 CONFIG = ExtractConfig(blocks=(4, 5, 6), layout="native")
 TISSUE = partial(open_dataset, "synthetic", DatasetOptions(limit=IMAGES, resize=256))
 MINI = partial(load_model, "mini")
