@@ -38,6 +38,7 @@ def split_of(
     objects: Mapping[str, ObjectSums] | None = None, connectivity: str = "8", min_object_px: int = 0,
     sources: Mapping[str, str] | None = None, uncertainty: Mapping[str, float] | None = None,
     tuned: Mapping[str, ObjectSums] | None = None, tuned_rule: ObjectRule | None = None,
+    losses: Mapping[str, float] | None = None,
 ) -> SplitScores:  # fmt: skip
     """The scores of images with these confusion matrices; the constant prediction is the first class."""
     objects, sources, uncertainty = objects or {}, sources or {}, uncertainty or {}
@@ -56,7 +57,7 @@ def split_of(
             id=name, scores=Scores.of(matrix, ignore), confusion=tuple(map(tuple, matrix.tolist())),
             source=sources.get(name), uncertainty=uncertainty.get(name),
             objects=ImageObjects.of(objects[name]) if name in objects else None,
-            tuned_objects=ImageObjects.of(tuned[name]) if name in tuned else None,
+            tuned_objects=ImageObjects.of(tuned[name]) if name in tuned else None, loss=(losses or {}).get(name),
         )
         for name, matrix in matrices.items()
     )  # fmt: skip

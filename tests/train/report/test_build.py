@@ -78,7 +78,8 @@ def write_run(make_run, make_split):
                 matrices[image_id] = confusion_matrix(store.mask(index), predicted, classes=2)
                 if scored:
                     folder.write_prediction(image_id, predicted)
-            splits[split] = make_split(matrices)
+            losses = {image_id: number / 8 for number, image_id in enumerate(images[split])}
+            splits[split] = make_split(matrices, losses=losses)
         run = make_run(
             name, folder=folder, trained=trained, splits=splits, metrics={"best_epoch": 2, "epochs": 3},
             data={
@@ -223,6 +224,12 @@ def test_tables_of_several_runs_can_be_sorted(page):
 def test_links_lead_into_the_page_or_to_the_paper(page):
     links = {attrs["href"] for attrs in page.find("a")}
     assert {link for link in links if not link.startswith("#")} == {"https://arxiv.org/abs/2504.06950"}
+
+
+def test_images_of_the_highest_loss_are_links_to_their_pictures(page):
+    assert "Images of testB with the highest loss" in page.text
+    links = {attrs["href"] for attrs in page.find("a") if "-image-" in attrs["href"]}
+    assert {f"#data-1-run-{run}-image-{row}" for run in (1, 2) for row in range(1, SHOWN + 1)} == links
 
 
 def test_every_link_into_the_page_has_its_target(page):
