@@ -346,7 +346,9 @@ def _candidates(slide: AnnotatedSlide, side: int) -> Iterator[tuple[int, int]]:
     """Yield (y, x) of the windows that an outline or a region may lie in, row by row."""
     import shapely
 
-    drawn = shapely.STRtree([*(area for area, _ in slide.areas), *([slide.region] if slide.region else [])])
+    # the parts of the region one by one: the box around scattered ones would hold most of the slide
+    regions = [] if slide.region is None else shapely.get_parts(slide.region)
+    drawn = shapely.STRtree([*(area for area, _ in slide.areas), *regions])
     down, across = slide.shape.scale
     for y in range(0, slide.shape.size[0], side):
         for x in range(0, slide.shape.size[1], side):

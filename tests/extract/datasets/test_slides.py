@@ -118,6 +118,14 @@ def test_inside_a_region_what_is_not_outlined_is_background(root):
     np.testing.assert_array_equal(mask, expected)
 
 
+def test_windows_between_scattered_regions_are_not_looked_at(root):
+    write_outlines(root / "a.geojson", box(100, 100, 300, 200), box(60, 60, 400, 400, "Region*"),
+                   box(1100, 800, 1500, 1100, "Region*"))  # fmt: skip
+    dataset = listed(root)  # windows of 256 px of 600x800 px; regions of 30..200 and 400..550 x 550..750 px
+    own = [sample.id for sample in dataset.samples if sample.source == "a"]
+    assert own == ["a_y000000_x000000", "a_y000256_x000512", "a_y000512_x000512"] and dataset.left_out == ""
+
+
 def test_another_class_can_bound_the_region(root):
     write_outlines(root / "a.geojson", box(100, 100, 300, 200), box(60, 60, 400, 400, "done"))
     assert listed(root, region_class="done").classes == ("background", "gland", "stroma")
