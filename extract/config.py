@@ -31,8 +31,8 @@ class ExtractConfig:
         "output of layer k, from 0.  [default: all; of a timm model four evenly spaced ones with the last]",
     )
     layout: Literal["grid", "native", "image"] = _flag("grid", "; ".join(f"{k}: {v}" for k, v in LAYOUTS.items()) + ".")
-    dtype: Literal["float16", "float32"] = _flag("float16", "Stored type.")
-    packing: Literal["none", "lossless", "rounded"] = _flag(
+    dtype: Literal["float16", "float32"] = _flag("float16", "Type of the values.")
+    packing: Literal["none", "lossless", "rounded", "int8"] = _flag(
         "none", "; ".join(f"{k}: {v.summary}" for k, v in PACKINGS.items()) + "."
     )
     precision: Literal["float32", "bfloat16", "float16"] = _flag(

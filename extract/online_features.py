@@ -13,6 +13,9 @@ from pathseg.extract.models.feature_model import FeatureModel
 from pathseg.extract.unit import compute_patches
 from pathseg.store.blocks import format_blocks
 from pathseg.store.format.layout import to_layout
+from pathseg.store.format.packing import PACKINGS
+from pathseg.store.format.rounding import as_stored
+from pathseg.store.grid import PatchGrid
 from pathseg.store.key import StoreKey
 
 OnlineFeatures = Callable[[np.ndarray, Sequence[int], str], dict[int, torch.Tensor]]
@@ -27,7 +30,8 @@ def online_features(
     image's id, on which the noise depends, and returns {block: (P, C, h, w)} in the layout of the key, but for `image`
     in native resolution: heads take the
     same values from both up to rounding (`train.heads.stack.to_head_grid`), and native maps are smaller by up to a
-    factor of 1,000. Noise, precision and dtype are those of the key; the rounding of a lossy `packing` is not applied.
+    factor of 1,000. Noise, precision, dtype and the rounding of the packing are those of the key: the P patches are
+    those of whole images, one after the other, whose scales are their own. Of a scaled packing, float32 is returned.
     batch_size: patches per forward pass; the features equal the stored ones to the bit for the key's batch size and
     the patches of one image at a time. The forward pass ends after the last of `blocks`.
 
@@ -48,6 +52,7 @@ def online_features(
         surroundings=key.field_patches,
     )  # fmt: skip
     dtype, layout = getattr(torch, key.dtype), "native" if key.layout == "image" else key.layout
+    packing, patches_per_image = PACKINGS[key.packing], PatchGrid.of(*key.size).patches
 
     def features(patches: np.ndarray, numbers: Sequence[int], image_id: str) -> dict[int, torch.Tensor]:
         maps = compute_patches(model, patches, numbers, image_id, wanted, config)[t]
@@ -55,6 +60,9 @@ def online_features(
         for block, values in stored.items():
             if not values.isfinite().all():
                 raise ValueError(key.overflow(f"block {block} of {image_id}") + " and train again")
-        return stored
+        return {
+            block: torch.cat([as_stored(image, packing) for image in values.split(patches_per_image)])
+            for block, values in stored.items()
+        }
 
     return features

@@ -20,6 +20,7 @@ from pathseg.store.contents import Contents, ImageEntry
 from pathseg.store.errors import StoreError
 from pathseg.store.features import FeatureStore
 from pathseg.store.format.names import MANIFEST
+from pathseg.store.format.packing import PACKINGS
 from pathseg.store.format.size import BlockShape, fitting_layouts, format_bytes, images_per_unit, patch_bytes
 from pathseg.store.grid import HEAD_CELLS, PATCH_PX, PatchGrid
 from pathseg.store.key import BATCH_SIZE, StoreKey, Surroundings
@@ -78,7 +79,10 @@ class ExtractPlan:
     @property
     def patch_bytes(self) -> dict[int, int]:
         """Bytes of one patch at one timestep, by block."""
-        return patch_bytes(self.shapes, layout=self.layout, dtype=self.dtype, packing=self.packing)
+        return patch_bytes(
+            self.shapes, layout=self.layout, dtype=self.dtype, packing=self.packing,
+            patches_per_image=self.patches_per_image,
+        )  # fmt: skip
 
     @property
     def feature_bytes(self) -> int:
@@ -110,6 +114,7 @@ class ExtractPlan:
             patches=self.images * self.patches_per_image * len(self.timesteps),
             dtype=self.dtype,
             packing=self.packing,
+            patches_per_image=self.patches_per_image,
         ):
             way_out = " or ".join(f"--layout {name}" for name in fitting) + " would fit"
         raise StoreError(
@@ -124,13 +129,14 @@ class ExtractPlan:
             return format_bytes(size_bytes, packing=self.packing)
 
         one_patch, patches = sum(self.patch_bytes.values()), self.patches_per_image
+        stored = PACKINGS[self.packing].stored_dtype or self.dtype
         splits = ", ".join(f"{split} {count}" for split, count in self.splits.items())
         timesteps = f"{len(self.timesteps)} timestep{'s' * (len(self.timesteps) > 1)}"
         height, width = self.size
         rows = {
             "images": f"{self.images} of {self.dataset} ({splits}), {width}x{height} px",
             "model": f"{self.model}{'' if self.model_trained else ' (UNTRAINED: random weights)'}",
-            "patches": f"{self.images * patches}, each {sized(one_patch)} in {self.layout} {self.dtype}",
+            "patches": f"{self.images * patches}, each {sized(one_patch)} in {self.layout} {stored}",
             "a patch": ", ".join(f"block {block} {sized(bytes_)}" for block, bytes_ in self.patch_bytes.items()),
             "an image": f"{sized(one_patch * patches)} ({patches} patches) at each timestep",
             "total": f"{sized(self.feature_bytes)} of features for {timesteps}",

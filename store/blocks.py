@@ -11,6 +11,7 @@ from typing import Literal
 
 BLOCKS = tuple(range(13))  # of a diffusion model
 MAX_BLOCK = 99  # array names have two digits
+SCALES = "_scales"  # follows the name of a block's array in that of its scales (`format.packing`)
 
 Selection = tuple[int, ...] | Literal["all", "last"]
 

@@ -10,12 +10,14 @@ from typing import Annotated, Any
 
 import msgspec
 
-from pathseg.store.blocks import MAX_BLOCK
+from pathseg.store.blocks import MAX_BLOCK, array_name
 from pathseg.store.classes import background_code
 from pathseg.store.errors import Damaged, KeyMismatch, StoreError
+from pathseg.store.format.packing import PACKINGS, Packing, StoredArray
 from pathseg.store.format.size import BlockShape
 from pathseg.store.grid import PatchGrid, fitted_size
 from pathseg.store.key import LABEL_SETTINGS, StoreKey
+from pathseg.store.records import ArraySet
 from pathseg.store.runtime.json_records import decode_json
 
 FORMAT = 2  # raised when a reader of this release could not read the store rightly; format 1 is still read
@@ -100,6 +102,22 @@ class Contents:
     def grid(self) -> PatchGrid:
         """Rows and columns of patches of an image, the same for all images."""
         return PatchGrid.of(*self.key.size)
+
+    @property
+    def packing(self) -> Packing:
+        """How values are stored."""
+        return PACKINGS[self.key.packing]
+
+    def stored_arrays(self, t: int, block: int) -> tuple[StoredArray, ...]:
+        """Return the arrays that hold a block at a timestep: its values and, where they are scaled, their scales."""
+        shape = (self.grid.patches, *self.blocks[block].stored(self.key.layout))
+        return self.packing.arrays(array_name(t, block), shape, self.key.dtype)
+
+    def array_names(self, arrays: ArraySet) -> tuple[str, ...]:
+        """Return the paths in the store of arrays that are written and recorded together: `t50/block04`."""
+        if arrays.t is None:
+            return ("images", "masks", "instances") if self.has_instances else ("images", "masks")
+        return tuple(array.name for block in arrays.blocks for array in self.stored_arrays(arrays.t, block))
 
     def content_px(self, index: int) -> tuple[int, int]:
         """Return the height and width in px that an image fills, from the upper left: all of its size but padding."""

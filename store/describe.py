@@ -6,7 +6,6 @@ from collections import Counter
 
 from pathseg.store.blocks import format_blocks
 from pathseg.store.features import FeatureStore
-from pathseg.store.format.packing import PACKINGS
 from pathseg.store.format.size import format_bytes, patch_bytes
 from pathseg.store.sampling import Sampling
 
@@ -25,7 +24,7 @@ def describe(store: FeatureStore) -> str:
         "model": f"{key.model}{'' if contents.model_trained else ' (UNTRAINED: random weights)'}, "
         f"weights {key.model_digest[:12]}, first stage {key.first_stage or 'none'}, condition {key.condition_text}",
         "features": f"layout {key.layout}, {key.dtype}, noise seed {key.seed}",
-        "packing": f"{key.packing}: {PACKINGS[key.packing].summary}",
+        "packing": f"{key.packing}: {contents.packing.summary}",
         "made by": ", ".join(f"{name} {version}" for name, version in contents.made_by.items()),
     }
     lines = [f"{name:>8}  {text}" for name, text in rows.items()]
@@ -41,9 +40,13 @@ def _completeness(store: FeatureStore) -> list[str]:
         state = "complete" if not unfinished else f"{len(store.listed) - len(unfinished)} of {len(store.listed)} images"
         lines.append(f"{f't {t}':>8}  blocks {format_blocks(stored)}: {state}")
     all_stored = sorted({block for t in store.timesteps() for block in store.stored_blocks(t)})
-    per_block = patch_bytes({b: blocks[b] for b in all_stored}, layout=key.layout, dtype=key.dtype, packing=key.packing)
+    patches = store.contents.grid.patches
+    per_block = patch_bytes(
+        {b: blocks[b] for b in all_stored},
+        layout=key.layout, dtype=key.dtype, packing=key.packing, patches_per_image=patches,
+    )  # fmt: skip
     for block, size_bytes in per_block.items():
         c, h, w = blocks[block].stored(key.layout)
-        per_image = format_bytes(size_bytes * store.contents.grid.patches, packing=key.packing)
+        per_image = format_bytes(size_bytes * patches, packing=key.packing)
         lines.append(f"{f'block {block}':>8}  {c} channels, {h}x{w} cells a patch, {per_image} an image and timestep")
     return lines or [f"{'features':>8}  none yet"]

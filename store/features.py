@@ -6,9 +6,10 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,6 @@ from pathseg.store.format.arrays import chunk_names, open_array
 from pathseg.store.format.chunks import is_uncompressed, is_uncompressed_shards, read_chunks, read_from_shard
 from pathseg.store.format.manifest import Manifest, read_description, read_growth, read_manifest
 from pathseg.store.format.names import FOLDER, MANIFEST, ROOT
-from pathseg.store.format.size import patch_bytes
 from pathseg.store.location.cache import ReadCache
 from pathseg.store.location.location import Location, open_location
 from pathseg.store.records import PIXELS, ArraySet, Records, checksum
@@ -133,34 +133,52 @@ class FeatureStore:
     ) -> dict[int, np.ndarray]:
         """Read features of one image in the store's layout: {block: (P, C, h, w)}; without `blocks` all stored ones.
 
+        Values are of the key's dtype, also where they are stored scaled.
         out: an array in C order per block, filled and returned instead of a new one, because allocating memory takes as
         long as reading. Raises Incomplete when a block is not in the store yet, Damaged when the bytes are not those
         that were written, ValueError when an array of `out` has another shape or dtype.
         """
-        blocks = tuple(blocks) or self.stored_blocks(t)
+        blocks, packing = tuple(blocks) or self.stored_blocks(t), self.contents.packing
+        dtype = np.dtype(self.contents.key.dtype)
+        values: dict[int, np.ndarray] = {}
+        for block in blocks if packing.scaled else ():
+            stored = self.contents.stored_arrays(t, block)[0]
+            values[block] = np.empty(stored.shape, dtype) if out is None else out[block]
+            _require_fitting(values[block], stored.name, stored.shape, dtype)
+        unscaled = None if packing.scaled or out is None else {block: (out[block],) for block in blocks}
+        found = self.read_stored(index, t=t, blocks=blocks, out=unscaled)
+        return {block: packing.decode(arrays, out=values.get(block, arrays[0])) for block, arrays in found.items()}
+
+    def read_stored(
+        self, index: int, *, t: int, blocks: Iterable[int], out: Mapping[int, Sequence[np.ndarray]] | None = None
+    ) -> dict[int, tuple[np.ndarray, ...]]:
+        """Read features of one image as they are stored: {block: what each of `Contents.stored_arrays` holds of it}.
+
+        out: an array in C order for each of them, filled and returned instead of a new one. Raises as `read`.
+        """
         recorded: dict[str, ArraySet] = {}
+        names: dict[int, list[str]] = {}
         for block in blocks:
             if (arrays := self.records.arrays_with(t, block, index)) is None:
                 raise Incomplete(
                     f"{self.location} has no block {block} at t {t} of {self.ids[index]}; run pathseg extract again"
                 )
-            recorded[array_name(t, block)] = arrays
+            names[block] = [array.name for array in self.contents.stored_arrays(t, block)]
+            recorded |= dict.fromkeys(names[block], arrays)
         for arrays in set(recorded.values()):
             self.records.read(arrays, index // self.contents.images_per_unit)  # once, and not in each thread
-        buffers = [None if out is None else out[block] for block in blocks]
+        buffers = [None] * len(recorded) if out is None else [one for block in names for one in out[block]]
 
         def read(name: str, buffer: np.ndarray | None) -> np.ndarray:
             return self._read(name, index, recorded[name], buffer)
 
-        if len(blocks) > 1 and self.image_bytes(blocks) >= self.location.min_concurrent_bytes:
-            return dict(zip(blocks, self._threads.map(read, recorded, buffers), strict=True))
-        return dict(zip(blocks, map(read, recorded, buffers), strict=True))
+        concurrent = len(recorded) > 1 and self.image_bytes(names) >= self.location.min_concurrent_bytes
+        arrays_read = iter((self._threads.map if concurrent else map)(read, recorded, buffers))
+        return {block: tuple(islice(arrays_read, len(own))) for block, own in names.items()}
 
     def image_bytes(self, blocks: Iterable[int]) -> int:
-        """Return the bytes of these blocks of one image at one timestep, in memory."""
-        key = self.contents.key
-        each = patch_bytes(self.contents.blocks, layout=key.layout, dtype=key.dtype)
-        return self.contents.grid.patches * sum(each[block] for block in blocks)
+        """Return the bytes of these blocks of one image at one timestep as they are stored, uncompressed."""
+        return sum(array.image_bytes for block in blocks for array in self.contents.stored_arrays(0, block))
 
     def complete(self, index: int, timesteps: Iterable[int], blocks: Iterable[int]) -> bool:
         """Return whether the pixels of an image and these blocks at all these timesteps are stored."""
@@ -269,8 +287,8 @@ class FeatureStore:
     def _checked(self, name: str, index: int, stored: int, out: np.ndarray | None) -> np.ndarray:
         """Read one image of an array, or take it from the cache. Raises Damaged unless its CRC-32C is `stored`."""
         array = self.array(name)
-        if out is not None and (out.shape, out.dtype, out.flags.c_contiguous) != (array.shape[1:], array.dtype, True):
-            raise ValueError(f"{name} is {array.dtype} {array.shape[1:]} an image, but out is {out.dtype} {out.shape}")
+        if out is not None:
+            _require_fitting(out, name, array.shape[1:], array.dtype)
         if self.cache is not None:
             cached = f"{self._cache_folder}/{name}/{index}"
             values = self.cache.get(cached, stored, shape=array.shape[1:], dtype=array.dtype)
@@ -313,6 +331,11 @@ class FeatureStore:
 def replaced_file(name: str, index: int, crc: int) -> str:
     """Return the name of the copy of a mask that was replaced: its bytes (C order, little endian) in zlib's format."""
     return f"{FOLDER}/replaced/{name}/{index:06d}-{crc:08x}"
+
+
+def _require_fitting(out: np.ndarray, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    if (out.shape, out.dtype, out.flags.c_contiguous) != (shape, dtype, True):
+        raise ValueError(f"{name} is {dtype} {shape} an image, but out is {out.dtype} {out.shape}")
 
 
 def _copied(values: np.ndarray, out: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ import google_crc32c
 import msgspec
 import numpy as np
 
-from pathseg.store.blocks import array_name, format_blocks, parse_blocks
+from pathseg.store.blocks import format_blocks, parse_blocks
 from pathseg.store.errors import Damaged
 from pathseg.store.format.names import FOLDER, RECORD
 from pathseg.store.location.location import Location
@@ -28,7 +28,10 @@ Body = TypeVar("Body")
 
 @dataclass(frozen=True)
 class ArraySet:
-    """Arrays that are written and recorded together: images and masks (t None), or some blocks at one timestep."""
+    """Arrays that are written and recorded together: images and masks (t None), or some blocks at one timestep.
+
+    `Contents.array_names` names them.
+    """
 
     t: int | None = None
     blocks: tuple[int, ...] = ()
@@ -42,12 +45,6 @@ class ArraySet:
     def from_name(cls, name: str) -> ArraySet:
         """Parse a name. Raises ValueError unless it is one that `name` gives."""
         return _parse_name(name)
-
-    def arrays(self, *, has_instances: bool) -> tuple[str, ...]:
-        """Return the paths of the arrays in the store: `t50/block04`."""
-        if self.t is None:
-            return ("images", "masks", "instances") if has_instances else ("images", "masks")
-        return tuple(array_name(self.t, block) for block in self.blocks)
 
     def record_file(self, unit: int, *, complete: bool = True) -> str:
         """Return the file name of the record of a unit: `_done/t50/4-6/000012.json`."""

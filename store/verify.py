@@ -160,7 +160,7 @@ class Verification:
         return self._opened[name]
 
     def _arrays(self, arrays: ArraySet) -> tuple[str, ...]:
-        return arrays.arrays(has_instances=self.contents.has_instances)
+        return self.contents.array_names(arrays)
 
     def _chunks(self, arrays: ArraySet, unit: int) -> set[str]:
         """Return the chunk files of a recorded unit."""

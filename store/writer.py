@@ -9,7 +9,6 @@ from contextlib import contextmanager
 import numpy as np
 import zarr
 
-from pathseg.store.blocks import array_name
 from pathseg.store.contents import Contents
 from pathseg.store.errors import Damaged, StoreError
 from pathseg.store.features import FeatureStore
@@ -17,7 +16,7 @@ from pathseg.store.format.arrays import chunk_names, same_metadata, zarr_metadat
 from pathseg.store.format.chunks import all_finite, is_uncompressed, is_uncompressed_shards, write_chunks, write_shard
 from pathseg.store.format.manifest import extend_manifest, read_manifest
 from pathseg.store.format.names import HALF_WRITTEN, MANIFEST, METADATA, ROOT
-from pathseg.store.format.packing import PACKINGS
+from pathseg.store.format.packing import StoredArray
 from pathseg.store.growth import finish_growth
 from pathseg.store.location.location import Location, open_location
 from pathseg.store.records import PIXELS, ArraySet, Checksums, checksum
@@ -50,7 +49,6 @@ class StoreWriter:
         self.store.contents.require(contents, store=str(location))
         self._zarr = location.zarr(read_only=False)
         self._arrays: dict[str, zarr.Array] = {}
-        self._packing = PACKINGS[contents.key.packing]
         self.store.records.remove_superseded()
 
     @contextmanager
@@ -116,7 +114,7 @@ class StoreWriter:
 
     @property
     def _pixel_names(self) -> tuple[str, ...]:
-        return PIXELS.arrays(has_instances=self.store.contents.has_instances)
+        return self.store.contents.array_names(PIXELS)
 
     def write_features(self, unit: int, *, t: int, features: Iterable[tuple[int, Sequence[np.ndarray | None]]]) -> None:
         """Write and record blocks of a unit: pairs of block and, per image, (P, C, h, w) in the store's layout.
@@ -125,29 +123,45 @@ class StoreWriter:
         keep all blocks upsampled in memory. None stands for an image that is set aside, or stays as it is stored.
         Raises StoreError for values that the store's dtype cannot hold.
         """
-        numbers = {array_name(t, block): block for block in self.store.contents.blocks}
+        written: dict[int, Checksums] = {}
         with self._lost_store_named():
-            checksums = self._write_all(
-                unit, ((array_name(t, block), self._with_stored_maps(t, block, unit, maps)) for block, maps in features)
-            )
-            blocks = tuple(sorted(numbers[name] for name in checksums))
-            self._commit(ArraySet(t, blocks), unit, checksums)
+            for block, checksums in prefetch_map(
+                lambda item: (item[0], self._write_block(unit, t, *item)),
+                features,
+                threads=self.store.location.concurrency,
+                size_bytes=lambda item: _bytes_of(item[1]),
+            ):
+                written[block] = checksums
+            of_arrays = {name: sums for checksums in written.values() for name, sums in checksums.items()}
+            self._commit(ArraySet(t, tuple(sorted(written))), unit, of_arrays)
 
-    def _with_stored_maps(
-        self, t: int, block: int, unit: int, maps: Sequence[np.ndarray | None]
-    ) -> list[np.ndarray | None]:
-        """Return the maps of a unit with those that are None replaced by what is stored, if anything is."""
-        stored = list(maps)
-        for position, index in enumerate(self.images(unit)):
-            if stored[position] is None and (arrays := self.store.records.arrays_with(t, block, index)) is not None:
-                stored[position] = self.store.stored(array_name(t, block), index, arrays)[1]
-        return stored
+    def _write_block(self, unit: int, t: int, block: int, maps: Sequence[np.ndarray | None]) -> Checksums:
+        """Write a unit of the arrays of a block; images that are None stay as they are stored, if they are."""
+        arrays, images = self.store.contents.stored_arrays(t, block), list[Sequence[np.ndarray | None]]()
+        for index, values in zip(self.images(unit), maps, strict=True):
+            if values is not None:
+                images.append(self._encoded(arrays[0], index, values))
+            elif (recorded := self.store.records.arrays_with(t, block, index)) is not None:
+                images.append([self.store.stored(array.name, index, recorded)[1] for array in arrays])
+            else:
+                images.append([None] * len(arrays))
+        of_arrays = zip(arrays, zip(*images, strict=True), strict=True)
+        return {array.name: self._write(array.name, unit, stored) for array, stored in of_arrays}
+
+    def _encoded(self, array: StoredArray, index: int, values: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Return what is stored of an image's values, of which `array` is the first."""
+        _require_shape(array.name, array.shape, values)
+        contents = self.store.contents
+        try:
+            return contents.packing.encode(values, contents.key.dtype)
+        except OverflowError as e:
+            raise self._overflow(array.name, index) from e
 
     def _commit(self, arrays: ArraySet, unit: int, checksums: Checksums, *, sources: Sequence[str | None] = ()) -> None:
         """Write the record, unless the mount that held the store is lost and its chunks were written below it."""
         self._require_store()
         size = self.store.contents.images_per_unit
-        names = arrays.arrays(has_instances=self.store.contents.has_instances)
+        names = self.store.contents.array_names(arrays)
         self.store.location.flush(
             f"{name}/{chunk}" for name in names for chunk in chunk_names(self._array(name), unit, size)
         )
@@ -174,7 +188,7 @@ class StoreWriter:
             lambda item: (item[0], self._write(item[0], unit, item[1])),
             arrays,
             threads=self.store.location.concurrency,
-            size_bytes=lambda item: sum(image.nbytes for image in item[1] if image is not None),
+            size_bytes=lambda item: _bytes_of(item[1]),
         )
         return dict(written)
 
@@ -182,17 +196,19 @@ class StoreWriter:
         """Write a unit of one array in one call, so that each shard is written once; return the CRC-32C per image."""
         target = self._array(name)
         for image in images:
-            if image is not None and image.shape != target.shape[1:]:
-                raise ValueError(f"{name} takes {target.shape[1:]} for one image, got {image.shape}")
-        with np.errstate(over="ignore"):  # values that this dtype cannot hold are found while they are written
-            dtype = target.dtype.newbyteorder("<")
-            values = [None if image is None else np.ascontiguousarray(image, dtype) for image in images]
+            if image is not None:
+                _require_shape(name, target.shape[1:], image)
+        dtype = target.dtype.newbyteorder("<")
+        values = [None if image is None else np.ascontiguousarray(image, dtype) for image in images]
         try:
             return self._write_values(target, unit, values)
         except OverflowError as e:
             pairs = zip(self.images(unit), values, strict=True)
             index = next(index for index, value in pairs if value is not None and not all_finite(value))
-            raise StoreError(self.store.contents.key.overflow(f"{name} of {self.store.ids[index]}")) from e
+            raise self._overflow(name, index) from e
+
+    def _overflow(self, name: str, index: int) -> StoreError:
+        return StoreError(self.store.contents.key.overflow(f"{name} of {self.store.ids[index]}"))
 
     def _write_values(self, target: zarr.Array, unit: int, values: Sequence[np.ndarray | None]) -> list[int | None]:
         """Write without Zarr where there is no compression. Raises OverflowError when a value is not finite."""
@@ -206,8 +222,6 @@ class StoreWriter:
             return [write_chunks(location, names, values[0])]
         if not all(value is None or all_finite(value) for value in values):
             raise OverflowError("a value is not finite")
-        if target.dtype.kind == "f":
-            values = [None if value is None else self._packing.rounded(value) for value in values]
         indices = self.images(unit)
         filled = [fill if value is None else value for value in values]
         target[indices.start : indices.stop] = np.stack([value for value in filled if value is not None])
@@ -219,6 +233,15 @@ class StoreWriter:
             array = zarr.open_array(self._zarr, path=name, mode="r+", zarr_format=3)
             self._arrays[name] = array.with_config({"write_empty_chunks": True, "order": "C"})  # no file holds these
         return self._arrays[name]
+
+
+def _require_shape(name: str, shape: tuple[int, ...], image: np.ndarray) -> None:
+    if image.shape != shape:
+        raise ValueError(f"{name} takes {shape} for one image, got {image.shape}")
+
+
+def _bytes_of(images: Iterable[np.ndarray | None]) -> int:
+    return sum(image.nbytes for image in images if image is not None)
 
 
 def pixel_arrays(image: ImagePixels, contents: Contents) -> dict[str, np.ndarray]:

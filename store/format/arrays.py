@@ -7,17 +7,15 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import zarr
 from zarr.abc.store import Store
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
-from pathseg.store.blocks import array_name
 from pathseg.store.contents import Contents
 from pathseg.store.errors import Damaged
 from pathseg.store.format.names import FEATURE_NODE, FOLDER
-from pathseg.store.format.packing import PACKINGS
+from pathseg.store.format.packing import StoredArray
 from pathseg.store.records import ArraySet
 
 CHUNK_BYTES = 128 * 2**20  # a chunk is one image of one block up to this size, beyond it one patch
@@ -36,7 +34,9 @@ def zarr_metadata(contents: Contents, array_sets: Iterable[ArraySet] = ()) -> di
         if arrays.t is not None:
             group.require_group(f"t{arrays.t}")
             for block in arrays.blocks:
-                _create_array(group, contents, array_name(arrays.t, block))
+                _require_block(contents, block)
+            for name in contents.array_names(arrays):
+                _create_array(group, contents, name)
     return {name: buffer.to_bytes().decode() for name, buffer in memory.items() if name.endswith("zarr.json")}
 
 
@@ -47,14 +47,21 @@ def _create_array(group: zarr.Group, contents: Contents, name: str) -> None:
     """
     node = FEATURE_NODE.fullmatch(f"{name}/zarr.json")
     if node and node["block"]:
-        if int(node["block"]) not in contents.blocks:
-            raise ValueError(f"the model has no block {int(node['block'])}")
-        _create_feature_array(group, contents, name, block=int(node["block"]))
+        _require_block(contents, int(node["block"]))
+        found = [array for array in contents.stored_arrays(int(node["t"]), int(node["block"])) if array.name == name]
+        if not found:
+            raise ValueError(f"there is no array {name} in a store of packing {contents.key.packing}")
+        _create_feature_array(group, contents, found[0])
     elif name == FOLDER:  # Zarr lists the folder of the completion records as a node, so that it has to be one
         about = "no data: below this name lie the completion records, one JSON file a unit of work"
         _create(group, name, (0,), chunks=(1,), dtype="uint8", dimension_names=("record",), attributes={"about": about})
     else:
         _create_pixel_array(group, contents, name)
+
+
+def _require_block(contents: Contents, block: int) -> None:
+    if block not in contents.blocks:
+        raise ValueError(f"the model has no block {block}")
 
 
 def _create_pixel_array(group: zarr.Group, contents: Contents, name: str) -> None:
@@ -83,26 +90,24 @@ def _create_pixel_array(group: zarr.Group, contents: Contents, name: str) -> Non
     )
 
 
-def _create_feature_array(group: zarr.Group, contents: Contents, name: str, *, block: int) -> None:
-    """Create `t<t>/block<bb>`, (N, P, C, h, w), one chunk per image (per patch where an image exceeds CHUNK_BYTES).
+def _create_feature_array(group: zarr.Group, contents: Contents, array: StoredArray) -> None:
+    """Create an array of a block, (N, *shape of an image), one chunk per image (per patch above CHUNK_BYTES).
 
-    Each chunk ends in its CRC-32C; the fill value is NaN.
+    Each chunk ends in its CRC-32C; the fill value is one that is never stored.
     """
-    patches, key = contents.grid.patches, contents.key
-    c, h, w = contents.blocks[block].stored(key.layout)
-    image_bytes = patches * c * h * w * np.dtype(key.dtype).itemsize
+    first, *rest = array.shape
     _create(
         group,
-        name,
-        (len(contents.images), patches, c, h, w),
-        chunks=(1, patches if image_bytes <= CHUNK_BYTES else 1, c, h, w),
-        shards=_shards((1, patches, c, h, w), contents.images_per_unit),
-        dtype=key.dtype,
-        fill_value=np.nan,
-        compressors=PACKINGS[key.packing].codecs(key.dtype),
+        array.name,
+        (len(contents.images), *array.shape),
+        chunks=(1, first if array.image_bytes <= CHUNK_BYTES else 1, *rest),
+        shards=_shards((1, *array.shape), contents.images_per_unit),
+        dtype=array.dtype,
+        fill_value=array.fill_value,
+        compressors=contents.packing.codecs(array.dtype),
         config={"write_empty_chunks": True},
-        dimension_names=("image", "patch", *(f"{axis}_block{block:02d}" for axis in ("channel", "y", "x"))),
-        attributes=PACKINGS[key.packing].attributes(),
+        dimension_names=("image", *array.dimension_names),
+        attributes=dict(array.attributes),
     )
 
 

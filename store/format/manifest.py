@@ -25,9 +25,10 @@ class Manifest:
         return f"{name}/zarr.json" in self.texts
 
     def array_sets(self) -> tuple[ArraySet, ...]:
-        """Return timestep and block of every feature array, one each."""
+        """Return timestep and block of every block with an array, one each."""
         found = (FEATURE_NODE.fullmatch(name) for name in self.texts)
-        return tuple(ArraySet(int(node["t"]), (int(node["block"]),)) for node in found if node and node["block"])
+        blocks = (node for node in found if node and node["block"] and not node["scales"])
+        return tuple(ArraySet(int(node["t"]), (int(node["block"]),)) for node in blocks)
 
     def require_intact(self, name: str, text: bytes | None, *, store: str) -> None:
         """Raise Damaged unless the text of a zarr.json, None where it is missing, is the one that was written."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
 from pathseg.store.format.packing import PACKINGS
 from pathseg.store.grid import HEAD_CELLS, PATCH_PX
 
@@ -29,14 +27,20 @@ class BlockShape:
         return self.channels, side, side
 
 
-def patch_bytes(shapes: Mapping[int, BlockShape], *, layout: str, dtype: str, packing: str = "none") -> dict[int, int]:
+def patch_bytes(
+    shapes: Mapping[int, BlockShape], *, layout: str, dtype: str, packing: str = "none", patches_per_image: int = 1
+) -> dict[int, int]:
     """Return the bytes of one patch at one timestep, per block.
 
-    With packing `none` they are exact, on disk as in memory; with a compressing one they are the size on disk to be
-    expected, from the measured `Packing.size_ratio`.
+    Without compression they are exact, on disk as in memory; with a compressing packing they are the size on disk to be
+    expected, from the measured `Packing.size_ratio`. Scales, where there are any, are shared by an image's patches.
     """
-    value_bytes = np.dtype(dtype).itemsize * PACKINGS[packing].size_ratio
-    return {block: round(int(np.prod(shape.stored(layout))) * value_bytes) for block, shape in shapes.items()}
+    sizes = {}
+    for block, shape in shapes.items():
+        arrays = PACKINGS[packing].arrays("", (patches_per_image, *shape.stored(layout)), dtype)
+        image_bytes = sum(array.image_bytes for array in arrays) * PACKINGS[packing].size_ratio
+        sizes[block] = round(image_bytes / patches_per_image)
+    return sizes
 
 
 def images_per_unit(images: int, largest_bytes: int) -> int:
@@ -70,7 +74,11 @@ def fitting_layouts(
     patches: int,
     dtype: str,
     packing: str = "none",
+    patches_per_image: int = 1,
 ) -> list[str]:
     """Return the layouts in which `patches` patches (times timesteps) are expected to fit into the free space."""
-    sizes = {name: patch_bytes(shapes, layout=name, dtype=dtype, packing=packing) for name in layouts}
+    sizes = {
+        name: patch_bytes(shapes, layout=name, dtype=dtype, packing=packing, patches_per_image=patches_per_image)
+        for name in layouts
+    }
     return [name for name, per_block in sizes.items() if sum(per_block.values()) * patches <= free_bytes]

@@ -36,6 +36,19 @@ def test_features_are_those_of_the_store_to_the_bit(model, config, dataset, tmp_
         np.testing.assert_array_equal(found[block], maps)
 
 
+@pytest.mark.parametrize("packing", ["int8", "rounded"])
+def test_features_are_rounded_as_those_of_the_store_each_image_by_itself(model, tmp_path, packing):
+    dataset = open_dataset("synthetic", DatasetOptions(resize=256, limit=2))
+    config = ExtractConfig(blocks=(0, 4), layout="native", batch_size=1, dtype="float32", packing=packing)
+    store = extract(dataset, model, tmp_path / "store.zarr", config).store
+    features = online_features(model, store.contents.key, 50, (0, 4), batch_size=1)
+    patches = np.concatenate([store.contents.grid.cut(store.image(index)) for index in (0, 1)])
+    one, both = features(patches[:1], [0], store.ids[0]), features(patches, [0, 0], store.ids[0])
+    for block, maps in store.read(0, blocks=(0, 4)).items():
+        np.testing.assert_array_equal(one[block], maps)
+        np.testing.assert_array_equal(both[block][:1], maps)
+
+
 @pytest.mark.usefixtures("two_networks")
 @pytest.mark.parametrize("layout", ["native", "grid", "image"])
 def test_a_head_gets_the_same_from_the_store_and_online_in_every_layout(model, layout, tmp_path):

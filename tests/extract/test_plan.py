@@ -78,6 +78,17 @@ def test_the_sizes_follow_the_packing_and_say_that_they_are_estimates(dataset, t
     assert "about" in str(rounded) and "about" not in str(plain)
 
 
+def test_the_sizes_of_bytes_are_exact_and_count_the_scales(dataset, toy_model, store):
+    # 8, 4 and 2 channels: 3 images of 2 patches of a byte a value, and 4 bytes a channel of each image
+    plan = plan_extraction(dataset, toy_model, store, ExtractConfig(layout="native", packing="int8"))
+    assert plan.patch_bytes == {0: 8 * 8 * 8 + 16, 4: 4 * 16 * 16 + 8, 9: 2 * 64 * 64 + 4}
+    assert plan.feature_bytes == 3 * (FEATURE_BYTES // 2 + 4 * (8 + 4 + 2))
+    assert "each 9.8 kB in native int8" in str(plan) and "about" not in str(plan)
+    extract(dataset, toy_model, store, ExtractConfig(layout="native", packing="int8"))
+    chunks = [path for path in (store / "t50").rglob("*") if path.is_file() and path.name != "zarr.json"]
+    assert sum(path.stat().st_size - 4 for path in chunks) == plan.feature_bytes  # each ends in its CRC-32C
+
+
 def test_the_table_names_images_model_blocks_and_free_space(dataset, toy_model, store, free):
     free(12_300_000)
     table = str(plan_extraction(dataset, toy_model, store, NATIVE))

@@ -7,6 +7,7 @@ import zarr
 from pathseg.store.errors import KeyMismatch, StoreError
 from pathseg.store.features import FeatureStore
 from pathseg.store.format.size import BlockShape
+from pathseg.store.verify import verify
 from pathseg.store.writer import StoreWriter
 
 
@@ -104,6 +105,15 @@ def test_later_timesteps_and_blocks_join_the_store(toy_store, fill_store):
     assert again.timesteps() == (50, 200)
     assert again.stored_blocks(200) == (4,)
     assert again.unfinished(t=200, blocks=(4,)) == ()
+
+
+def test_blocks_of_two_digits_are_stored_as_those_of_a_vit_of_24_layers_are(tmp_path, toy_contents, fill_store):
+    made = toy_contents(blocks={9: BlockShape(3, 16), 23: BlockShape(2, 16), 99: BlockShape(1, 8)})
+    fill_store(StoreWriter(tmp_path / "a.zarr", made), blocks=(9, 23, 99))
+    again = FeatureStore.open(tmp_path / "a.zarr")
+    assert again.stored_blocks(50) == (9, 23, 99)
+    assert again.read(2, blocks=(23,))[23].shape == (2, 2, 16, 16)
+    assert verify(again.location) == ()
 
 
 def test_a_folder_of_something_else_is_not_touched(tmp_path, toy_contents):

@@ -12,6 +12,7 @@ import numpy as np
 
 from pathseg.store.contents import UNLISTED
 from pathseg.store.features import FeatureStore
+from pathseg.store.format.packing import StoredArray
 from pathseg.store.location.cache import ReadCache
 from pathseg.store.records import PIXELS
 from pathseg.train.config import IMAGE, Layer
@@ -53,17 +54,16 @@ class JoinedStores:
         """Return the channels of a layer; 3 of the image itself."""
         return 3 if layer == IMAGE else self.stores[layer.source].contents.blocks[layer.block].channels
 
-    def shape(self, layer: Layer) -> tuple[int, ...]:
-        """Return the stored shape of a layer of one image, (P, C, h, w)."""
-        contents = self.stores[layer.source].contents
-        return (contents.grid.patches, *contents.blocks[layer.block].stored(contents.key.layout))
+    def stored_arrays(self, layer: Layer) -> tuple[StoredArray, ...]:
+        """Return the arrays that hold a layer: its values (P, C, h, w) and, where they are scaled, scales (C,)."""
+        return self.stores[layer.source].contents.stored_arrays(layer.t, layer.block)
 
     def dtype(self, layers: Iterable[Layer]) -> np.dtype:
-        """Return the dtype that holds the values of all these layers."""
-        return np.result_type(*(self.stores[layer.source].contents.key.dtype for layer in layers))
+        """Return the dtype that holds the values of all these layers as heads get them: float32 of scaled ones."""
+        return np.result_type(*(array.dtype for layer in layers for array in self.stored_arrays(layer)))
 
     def image_bytes(self, layers: Iterable[Layer]) -> int:
-        """Return the bytes of these layers of one image, in memory."""
+        """Return the bytes of these layers of one image as they are stored, uncompressed."""
         return sum(store.image_bytes(blocks) for store, _, blocks in self.arrays(layers))
 
     def arrays(self, layers: Iterable[Layer]) -> Iterator[tuple[FeatureStore, int, tuple[int, ...]]]:
@@ -71,10 +71,14 @@ class JoinedStores:
         for (source, t), blocks in _reads(layers).items():
             yield self.stores[source], t, blocks
 
-    def read(self, index: int, out: Mapping[Layer, np.ndarray]) -> None:
-        """Read layers of one image into arrays in C order. Raises as `FeatureStore.read` does."""
+    def read(self, index: int, out: Mapping[Layer, Sequence[np.ndarray]]) -> None:
+        """Read what is stored of layers of one image into an array in C order for each of `stored_arrays`.
+
+        Raises as `FeatureStore.read` does.
+        """
         for (source, t), blocks in _reads(out).items():
-            self.stores[source].read(index, t=t, blocks=blocks, out={b: out[Layer(source, t, b)] for b in blocks})
+            into = {block: out[Layer(source, t, block)] for block in blocks}
+            self.stores[source].read_stored(index, t=t, blocks=blocks, out=into)
 
     def of_each(self, values: Value | Mapping[str, Value], *, flag: str) -> tuple[Value, ...]:
         """Return one value for each store, from a mapping of names or from one value for all.
@@ -189,7 +193,7 @@ def _require_same_images(name: str, store: FeatureStore, other_name: str, other:
                 )
         if image.split == UNLISTED or not (store.records.done(PIXELS, index) and other.records.done(PIXELS, index)):
             continue  # an incomplete image is found, or left out, when heads are planned
-        for array in PIXELS.arrays(has_instances=store.contents.has_instances):
+        for array in store.contents.array_names(PIXELS):
             crc, theirs_crc = (one.records.checksum_of(PIXELS, array, index) for one in (store, other))
             if crc != theirs_crc:
                 raise ValueError(

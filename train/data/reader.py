@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from pathseg.store.features import FeatureStore
+from pathseg.store.format.packing import for_cells
 from pathseg.store.grid import PATCH_PX
 from pathseg.store.runtime.prefetch import PREFETCH_BYTES
 from pathseg.train.config import IMAGE, Config, Layer
@@ -21,31 +22,41 @@ from pathseg.train.data.memory import keep_limits
 
 @dataclass(frozen=True)
 class Sample:
-    """Features {layer: (P, C, h, w)} in the stored dtype and class codes (H, W) uint8 of one image.
+    """What is stored of one image: features {layer: (P, C, h, w)} and class codes (H, W) uint8.
 
-    Several images together have a leading dimension N. The layer IMAGE is the image itself, RGB uint8 (P, 3, 256, 256).
+    scales: (C,) float32 of each layer whose features are scaled (`format.packing`), so whole numbers int8; the others
+    are in the store's dtype. Several images together have a leading dimension N. The layer IMAGE is the image itself,
+    RGB uint8 (P, 3, 256, 256).
     """
 
     features: dict[Layer, torch.Tensor]
+    scales: dict[Layer, torch.Tensor]
     masks: torch.Tensor
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Sample:
         """Return a sample of the changed tensors."""
-        return Sample({layer: change(maps) for layer, maps in self.features.items()}, change(self.masks))
+        features, scales = (
+            {layer: change(values) for layer, values in of_layers.items()} for of_layers in (self.features, self.scales)
+        )
+        return Sample(features, scales, change(self.masks))
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """Yield all tensors, always in the same order."""
         yield from self.features.values()
+        yield from self.scales.values()
         yield self.masks
 
 
 @dataclass(frozen=True)
-class Batch(Sample):
+class Batch:
     """Features {layer: (N, P, C, h, w)}, class codes (N, H, W) uint8 and the indices of the images.
 
-    The tensors are read-only, and valid until the next batch is requested: then their memory is filled again.
+    Features are in the store's dtype, or float32 where they are stored scaled. The tensors are read-only, and valid
+    until the next batch is requested: then their memory is filled again.
     """
 
+    features: dict[Layer, torch.Tensor]
+    masks: torch.Tensor
     indices: tuple[int, ...]
 
 
@@ -53,8 +64,9 @@ class FeatureReader:
     """Read chosen layers of one store or of several joined ones, image by image, into batches on a device.
 
     A bounded queue of batches is read ahead by threads, into buffers that are used again and again: on a CPU, fresh
-    memory for each batch costs as much as reading it. What fits into memory stays there in its stored dtype and is not
-    read again: on a GPU in the GPU's memory, then in the machine's. `bytes_read` counts bytes read from the store.
+    memory for each batch costs as much as reading it. What fits into memory stays there as it is stored and is not
+    read again: on a GPU in the GPU's memory, then in the machine's. Values that are stored scaled are multiplied on the
+    device, when their batch is due. `bytes_read` counts bytes read from the store.
     """
 
     def __init__(
@@ -79,6 +91,7 @@ class FeatureReader:
         self._concurrency = max(store.location.concurrency for store in self.stores.stores)
         self._threads = ThreadPoolExecutor(self._concurrency)
         self._buffers: dict[int, list[Sample]] = {}  # batch size -> the buffers of its queue
+        self._values: dict[Layer, torch.Tensor] = {}  # of the batch in use, where values are stored scaled
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     @property
@@ -181,7 +194,18 @@ class FeatureReader:
             for sample in samples:
                 for values in sample.tensors():  # allocated on the copy stream, used on this one
                     values.record_stream(torch.cuda.current_stream(self.device))
-        return Batch(found.features, found.masks, group)
+        unscaled = {layer: self._unscaled(layer, found) for layer in found.scales}
+        return Batch(found.features | unscaled, found.masks, group)
+
+    @torch.inference_mode(False)  # as for `_new_buffer`
+    @torch.no_grad()
+    def _unscaled(self, layer: Layer, stored: Sample) -> torch.Tensor:
+        """Multiply the whole numbers of a batch by their scales, in the memory that the last batch had."""
+        integers, scales = stored.features[layer], stored.scales[layer]
+        values = self._values.get(layer)
+        if values is None or len(values) < len(integers):
+            values = self._values[layer] = torch.empty(integers.shape, device=integers.device)
+        return values[: len(integers)].copy_(integers).mul_(for_cells(scales))
 
     @torch.inference_mode(False)  # tensors allocated in inference mode could not be trained on in a later epoch
     def _new_buffer(self, images: int) -> Sample:
@@ -190,28 +214,37 @@ class FeatureReader:
         def empty(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
             return torch.empty((images, *shape), dtype=dtype, pin_memory=self.device.type == "cuda")
 
-        features = {}
+        features: dict[Layer, torch.Tensor] = {}
+        scales: dict[Layer, torch.Tensor] = {}
         for layer in self.required:
             if layer == IMAGE:
                 features[layer] = empty((self.store.contents.grid.patches, 3, PATCH_PX, PATCH_PX), torch.uint8)
-            else:
-                dtype = torch.from_numpy(np.empty(0, self.stores.dtype([layer]))).dtype
-                features[layer] = empty(self.stores.shape(layer), dtype)
-        return Sample(features, empty(self.store.contents.key.size, torch.uint8))
+                continue
+            arrays = (empty(array.shape, _torch_dtype(array.dtype)) for array in self.stores.stored_arrays(layer))
+            for of_layer, values in zip((features, scales), arrays, strict=False):  # scales: of scaled layers only
+                of_layer[layer] = values
+        return Sample(features, scales, empty(self.store.contents.key.size, torch.uint8))
+
+
+def _torch_dtype(dtype: np.dtype) -> torch.dtype:
+    return torch.from_numpy(np.empty(0, dtype)).dtype
 
 
 def _stack(samples: Sequence[Sample]) -> Sample:
     """Stack the samples of several images along a new first dimension."""
-    features = {layer: torch.stack([sample.features[layer] for sample in samples]) for layer in samples[0].features}
-    return Sample(features, torch.stack([sample.masks for sample in samples]))
+    stacked = map(torch.stack, zip(*(sample.tensors() for sample in samples), strict=True))
+    return samples[0].map(lambda values: next(stacked))
 
 
 def read_image(stores: JoinedStores, index: int, into: Sample) -> None:
     """Read an image into tensors in the machine's memory. Raises what reading the stores raises."""
-    arrays = {layer: maps.numpy() for layer, maps in into.features.items()}
-    if IMAGE in arrays:
+    arrays = {
+        layer: [of_layer[layer].numpy() for of_layer in (into.features, into.scales) if layer in of_layer]
+        for layer in into.features
+    }
+    for image in arrays.pop(IMAGE, ()):
         patches = stores.images.contents.grid.cut(stores.images.image(index))  # (P, 256, 256, 3)
-        np.copyto(arrays.pop(IMAGE), patches.transpose(0, 3, 1, 2))
+        np.copyto(image, patches.transpose(0, 3, 1, 2))
     stores.read(index, arrays)
     np.copyto(into.masks.numpy(), stores.images.mask(index))
 

@@ -253,11 +253,14 @@ def test_the_same_bytes_lie_in_s3_as_in_a_folder(url, toy_contents, fill_store, 
     assert objects(url) == files(toy_store.location.root)
 
 
-def test_units_of_several_images_are_the_same_bytes_too(tmp_path, url, toy_contents, toy_key, fill_store):
-    made = toy_contents(key=toy_key(packing="lossless"), images_per_unit=2)
+@pytest.mark.parametrize("packing", ["lossless", "int8"])
+def test_units_of_several_images_are_the_same_bytes_too(tmp_path, url, toy_contents, toy_key, fill_store, packing):
+    made = toy_contents(key=toy_key(packing=packing), images_per_unit=2)
     for location in (url, tmp_path / "a.zarr"):
         fill_store(StoreWriter(location, made))
     assert objects(url) == files(tmp_path / "a.zarr")
+    for block, maps in FeatureStore.open(tmp_path / "a.zarr").read(3).items():
+        assert np.array_equal(FeatureStore.open(url).read(3)[block], maps)
 
 
 def test_images_read_from_s3_as_they_were_written(s3_store, toy_store, url):

@@ -10,6 +10,7 @@ from pathseg.store.writer import StoreWriter
 from pathseg.train.config import IMAGE, BaselineConfig, HeadConfig, Layer
 from pathseg.train.data import memory
 from pathseg.train.data import reader as reader_module
+from pathseg.train.data.joined import join_stores
 from pathseg.train.data.reader import FeatureReader, class_pixels, required_layers
 
 CPU = torch.device("cpu")
@@ -31,8 +32,8 @@ def test_batches_come_in_the_order_given_with_what_the_store_holds(toy_store):
 @pytest.mark.parametrize(("free", "reads"), [(2**40, 2), (0, 6)])
 def test_an_image_is_read_once_where_it_fits_into_memory(toy_store, monkeypatch, free, reads):
     monkeypatch.setattr(memory, "free_memory", lambda device: free)
-    read, count = toy_store.read, []
-    monkeypatch.setattr(toy_store, "read", lambda index, **kw: count.append(index) or read(index, **kw))
+    read, count = toy_store.read_stored, []
+    monkeypatch.setattr(toy_store, "read_stored", lambda index, **kw: count.append(index) or read(index, **kw))
     reader = FeatureReader(toy_store, layers(4), device=CPU)
     for _ in range(3):
         assert len(list(reader.batches([0, 1], 1))) == 2
@@ -97,8 +98,8 @@ def test_a_batch_of_images_that_are_kept_and_others_is_whole(toy_store):
 
 
 def test_several_images_are_read_at_once(toy_store, monkeypatch):
-    read, meeting = toy_store.read, threading.Barrier(4, timeout=10)  # which nobody leaves before four are there
-    monkeypatch.setattr(toy_store, "read", lambda index, **kw: (index < 4 and meeting.wait(), read(index, **kw)))
+    read, meeting = toy_store.read_stored, threading.Barrier(4, timeout=10)  # which nobody leaves before four are there
+    monkeypatch.setattr(toy_store, "read_stored", lambda index, **kw: (index < 4 and meeting.wait(), read(index, **kw)))
     reader = FeatureReader(toy_store, layers(4), device=CPU, memory_bytes=0)
     assert len(list(reader.batches(range(5), 1))) == 5
 
@@ -142,6 +143,49 @@ def test_images_are_read_as_patches(toy_store):
         assert batch.features[IMAGE].shape == (2, 2, 3, 256, 256)
         right = batch.features[IMAGE][1, 1].permute(1, 2, 0).numpy()  # of image 0 the second patch
         assert np.array_equal(right, toy_store.image(0)[:, 256:])
+
+
+@pytest.fixture
+def int8_store(tmp_path, toy_contents, toy_key, fill_store):
+    made = toy_contents(key=toy_key(packing="int8", dtype="float32"), images_per_unit=2)
+    return fill_store(StoreWriter(tmp_path / "int8.zarr", made))
+
+
+@pytest.mark.parametrize("memory_bytes", [0, None])
+def test_bytes_are_read_and_kept_and_their_values_are_in_the_batches(int8_store, memory_bytes):
+    reader = FeatureReader(int8_store, layers(4, 9), device=CPU, memory_bytes=memory_bytes)
+    for indices, batch_size in (([3, 0, 2], 2), ([1, 0, 2, 3, 4], 1), ([4, 1, 0], 3)):
+        for batch in reader.batches(indices, batch_size):
+            for n, index in enumerate(batch.indices):
+                for block, stored in int8_store.read(index, blocks=(4, 9)).items():
+                    assert batch.features[Layer(0, 50, block)].dtype == torch.float32
+                    assert np.array_equal(values(batch, block)[n], stored)
+                assert np.array_equal(batch.masks[n].numpy(), int8_store.mask(index))
+    # a byte a value of 2 patches of 6 x 16 x 16 and 3 x 64 x 64, 4 bytes a channel of the image, and the mask
+    one = 2 * (6 * 16 * 16 + 3 * 64 * 64) + 4 * (6 + 3) + 256 * 512
+    assert reader.bytes_read == (11 if memory_bytes == 0 else 5) * one
+    assert reader.kept == (0 if memory_bytes == 0 else 5)
+
+
+def test_bytes_first_read_in_inference_mode_can_be_trained_on(int8_store):
+    reader = FeatureReader(int8_store, layers(9), device=CPU, memory_bytes=0)
+    with torch.inference_mode():
+        list(reader.batches([0, 1], 1))
+    (batch,) = reader.batches([1], 1)
+    weight = torch.ones(1, requires_grad=True)
+    (batch.features[Layer(0, 50, 9)] * weight).sum().backward()
+    assert weight.grad.item() == pytest.approx(int8_store.read(1)[9].astype(np.float64).sum(), rel=1e-3)
+
+
+def test_stores_of_two_packings_are_read_together(int8_store, toy_store):
+    joined = join_stores({"bytes": int8_store, "halves": toy_store})
+    scaled, halves = (Layer(joined.names.index(name), 50, 4) for name in ("bytes", "halves"))
+    assert joined.dtype([halves]) == np.float16 and joined.dtype([scaled, halves]) == np.float32
+    (batch,) = FeatureReader(joined, [scaled, halves], device=CPU).batches([2, 4], 2)
+    for layer, store in ((scaled, int8_store), (halves, toy_store)):
+        expected = np.stack([store.read(index, blocks=(4,))[4] for index in (2, 4)])
+        assert batch.features[layer].numpy().dtype == expected.dtype
+        assert np.array_equal(batch.features[layer].numpy(), expected)
 
 
 def test_ignored_pixels_are_of_no_class(tmp_path, toy_contents):

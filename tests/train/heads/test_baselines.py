@@ -114,7 +114,7 @@ def test_a_baseline_starts_from_the_file_in_torchvisions_cache_reads_no_features
     torch.save(theirs, cache / "resnet18-f37072fd.pth")
     weights, message = choose_weights("res-unet", "auto")
     assert (weights, str(cache) in message) == ("imagenet", True)
-    monkeypatch.setattr(one_patch_store, "read", lambda *a, **kw: pytest.fail("features were read"))
+    monkeypatch.setattr(one_patch_store, "read_stored", lambda *a, **kw: pytest.fail("features were read"))
     folder, config = RunFolder(tmp_path / "heads" / "run"), BaselineConfig(weights=weights, epochs=1, lr=1e-12)
     (state,) = train_heads(one_patch_store, [(config, folder)], without=(1,))
     assert torch.allclose(state.head.net.encoder.conv1.weight, theirs["conv1.weight"], atol=1e-9)

@@ -52,6 +52,20 @@ def test_a_head_learns_what_the_features_say(trained):
     assert split.scores.dice > 0.9 > split.constant.scores.dice
 
 
+def test_a_head_learns_as_much_from_signed_bytes_as_from_float16(tmp_path, toy_contents, toy_key, fill_store):
+    dice = {}
+    for packing in ("none", "int8"):
+        key = toy_key(size=(256, 256), packing=packing)
+        store = fill_store(StoreWriter(tmp_path / f"{packing}.zarr", toy_contents(key=key)))
+        metrics = train(store, tmp_path / packing, dataclasses.replace(QUICK, lr=0.05, epochs=8)).read_metrics()
+        dice[packing] = metrics.splits["test"].scores.dice
+        # 3 images to train on, 1 to validate, 1 to test, each read once: 6 x 16 x 16 values, and the mask
+        value_bytes = 2 * 6 * 16 * 16 if packing == "none" else 6 * 16 * 16 + 6 * 4
+        assert metrics.bytes_read == 5 * (value_bytes + 256 * 256)
+    assert dice["none"] > 0.9
+    assert dice["int8"] == pytest.approx(dice["none"], abs=0.01)
+
+
 @pytest.mark.usefixtures("two_networks")
 @pytest.mark.parametrize(
     "head", [pytest.param(name, marks=pytest.mark.slow) if name in ("fcn", "scalar-mix") else name for name in HEADS]
@@ -151,8 +165,8 @@ def test_heads_that_differ_in_a_shared_setting_are_refused(toy_store, tmp_path, 
 
 
 def test_an_image_is_read_once_an_epoch_for_all_heads(toy_store, tmp_path, monkeypatch):
-    read, seen = toy_store.read, []
-    monkeypatch.setattr(toy_store, "read", lambda index, **kw: seen.append(index) or read(index, **kw))
+    read, seen = toy_store.read_stored, []
+    monkeypatch.setattr(toy_store, "read_stored", lambda index, **kw: seen.append(index) or read(index, **kw))
     runs = [(HeadConfig(blocks=(b,), head_type="linear", epochs=2), RunFolder(tmp_path / str(b))) for b in (0, 4, 5, 9)]
     train_heads(toy_store, runs, memory_bytes=0)
     (val,) = split_images(toy_store, val_fraction=0.15, seed=0).val
@@ -244,8 +258,8 @@ def test_a_head_that_the_last_step_ruins_is_given_up_too(one_patch_store, tmp_pa
 
 
 def test_nothing_is_read_any_more_when_every_head_was_given_up(toy_store, tmp_path, monkeypatch):
-    seen, read = [], toy_store.read
-    monkeypatch.setattr(toy_store, "read", lambda index, **kw: seen.append(index) or read(index, **kw))
+    seen, read = [], toy_store.read_stored
+    monkeypatch.setattr(toy_store, "read_stored", lambda index, **kw: seen.append(index) or read(index, **kw))
     wild = HeadConfig(blocks=(4,), head_type="linear", lr=1e37, epochs=50)
     train_heads(toy_store, [(wild, RunFolder(tmp_path / "wild"))], memory_bytes=0)
     assert len(seen) <= 5  # one epoch at the most; never the test image
@@ -293,8 +307,8 @@ def view_store(tmp_path, toy_contents, fill_store):
 
 def views_read(store, folder, config, monkeypatch):
     """What each epoch of a run reads, in order."""
-    read, seen = store.read, []
-    monkeypatch.setattr(store, "read", lambda index, **kw: seen.append(store.ids[index]) or read(index, **kw))
+    read, seen = store.read_stored, []
+    monkeypatch.setattr(store, "read_stored", lambda index, **kw: seen.append(store.ids[index]) or read(index, **kw))
     train(store, folder, config, memory_bytes=0)
     return [seen[start : start + 4] for start in range(0, 4 * config.epochs, 4)], seen[4 * config.epochs :]
 
