@@ -133,9 +133,9 @@ def _pair_files(root: Path) -> tuple[Files, Files, list[str]]:
         for path in paths:
             if path.parent != root / kind:
                 problems.append(f"{path}: files must lie in {kind} itself, not in a folder below; move the file")
-            elif (name := _composed(path.stem)) in files:
+            elif (name := composed(path.stem)) in files:
                 problems.append(f"{path}: a second file of the id {path.stem} beside {files[name].name}; keep one")
-            files.setdefault(_composed(path.stem), path)
+            files.setdefault(composed(path.stem), path)
         if not files:
             raise FileNotFoundError(missing_data("folder", f"no folder data set: no image files in {root / kind}"))
         found[kind] = files
@@ -147,7 +147,8 @@ def _pair_files(root: Path) -> tuple[Files, Files, list[str]]:
     return {ids[name]: images[name] for name in both}, {ids[name]: masks[name] for name in both}, problems
 
 
-def _composed(name: str) -> str:
+def composed(name: str) -> str:
+    """Return a name in composed Unicode (NFC), in which names are compared: file systems differ in the form."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -282,9 +283,9 @@ def read_splits(
     except ValueError as e:
         problems.append(str(e))
         return {}, {}
-    by_name = {_composed(id_): id_ for id_ in [*ids, *optional]}
+    by_name = {composed(id_): id_ for id_ in [*ids, *optional]}
     for line, row in rows:
-        id_, split = by_name.get(_composed(row["id"]), row["id"]), row["split"]
+        id_, split = by_name.get(composed(row["id"]), row["id"]), row["split"]
         if id_ in splits:
             problems.append(f"{path}: line {line}: a second row for {shown(id_)}; keep one of the two")
         elif id_ not in by_name.values():

@@ -114,7 +114,9 @@ class DatasetOptions:
     """Settings of all data sets; `check_options` refuses those that do not apply to one. None: its own default."""
 
     root: Path | None = None
-    limit: int | None = _flag(None, "Take this many images, in proportion to the splits.")
+    limit: int | None = _flag(
+        None, "Take this many images, in proportion to the splits; of slides windows, those with labels first."
+    )
     resize: int | None = _flag(None, "Side in px, a multiple of 256, that images are brought to.")
     keep_aspect: bool = _flag(
         False,
@@ -141,10 +143,11 @@ class DatasetOptions:
     min_labelled_px: int | None = _flag(
         None, "Take windows of slides with at least so many px that have a label.  [default: 1024]"
     )
-    windows: Literal["annotated", "tissue"] | None = _flag(
+    windows: Literal["annotated", "tissue", "all"] | None = _flag(
         None,
         "Which windows of slides to take. annotated: those with labels; tissue: also all others with tissue, of slides "
-        "without outlines too, whose features predict --store reads.  [default: annotated]",
+        "without outlines too, whose features predict --store reads; all: every window, for stains that the tissue "
+        "rule, made for H&E, does not fit.  [default: annotated]",
     )
     brush_um: float | None = _flag(None, "Width in um of lines and points drawn on slides.  [default: 10]")
     region_class: str | None = _flag(

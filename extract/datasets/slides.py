@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from pathseg.extract.datasets.csv_rows import shown
-from pathseg.extract.datasets.folder import read_splits, slide_warnings, test_order
+from pathseg.extract.datasets.folder import composed, read_splits, slide_warnings, test_order
 from pathseg.extract.datasets.image_files import IMAGE_SUFFIXES, list_files, stated_mpp
 from pathseg.extract.datasets.registry import (
     Dataset,
@@ -144,20 +144,22 @@ def open_slides(options: DatasetOptions) -> Dataset:
     `options.classes`. Splits: of whole slides, from splits.csv as in a folder of images, id being the slide's name.
 
     With `options.windows` "tissue", the other windows with tissue (`InputImage.tissue`) of all slides are samples too,
-    of the split `UNLABELLED`; their masks are `IGNORED` everywhere, and their files are the slide alone.
+    with "all" all other windows, of the split `UNLABELLED`; their masks are `IGNORED` everywhere, and their files are
+    the slide alone. `options.limit` takes windows with labels first.
 
     Raises FileNotFoundError where there is no slide or no outline, DatasetError as `open_dataset`.
     """
     root = dataset_root("slides", options)
     slides, labels, foreign, problems = _pair_files(root)
-    all_tissue, side = options.windows == "tissue", options.window_px or WINDOW_PX
+    wanted, side = options.windows or "annotated", options.window_px or WINDOW_PX
+    unlabelled = wanted != "annotated"
     target = options.target_mpp or TARGET_MPP
     reader = SlideReader(target, options.mpp)
     outlines: dict[str, Outlines] = {}
     shapes: dict[str, SlideShape] = {}
-    tissue: dict[str, list[tuple[int, int]]] = {}
+    to_store: dict[str, list[tuple[int, int]]] = {}  # windows, with labels or not
     region_class, brush_um = options.region_class or REGION_CLASS, options.brush_um or BRUSH_UM
-    for name in slides if all_tissue else labels:
+    for name in slides if unlabelled else labels:
         try:
             image = reader.open(slides[name])
             shapes[name] = SlideShape(image.file_px, image.size, image.scale)
@@ -167,9 +169,12 @@ def open_slides(options: DatasetOptions) -> Dataset:
                     brush_px=brush_um / target * image.scale[1],
                     origin=image.origin if options.outline_origin == "file" else (0, 0),
                 )
-            tissue[name] = _tissue_windows(image, side) if all_tissue else []
+            tissue = image.tissue() if wanted == "tissue" else None
+            to_store[name] = _windows(image, side, tissue) if unlabelled else []
         except (ValueError, FileNotFoundError) as e:
             problems.append(str(e))
+    if problems:  # classes and splits of the other files alone would be faulted for what these lack
+        raise DatasetError("slides", root, problems=problems)
     outlined = {one.class_name for own in outlines.values() for one in own.outlines}
     classes = _classes(outlined, options.classes, region_class, problems, root)
     background = background_code(classes)
@@ -182,7 +187,7 @@ def open_slides(options: DatasetOptions) -> Dataset:
     splits, sources = read_splits(root / "splits.csv", list(labels), problems, needed=("train",), optional=bare)
     if problems:
         raise DatasetError("slides", root, problems=problems)
-    for name in bare if all_tissue else ():
+    for name in bare if unlabelled else ():
         annotated[name] = AnnotatedSlide(slides[name], None, shapes[name], (), None)
     settings: dict[str, Setting] = {"target_mpp": target, "brush_um": brush_um, "region_class": region_class}
     if options.outline_origin == "file":
@@ -192,7 +197,7 @@ def open_slides(options: DatasetOptions) -> Dataset:
     least = options.min_labelled_px or MIN_LABELLED_PX
     samples, windows, counts, poor = [], {}, Counter[int](), 0
     for name in (name for name in slides if name in annotated):
-        found = dict.fromkeys(tissue[name], UNLABELLED)
+        found = dict.fromkeys(to_store[name], UNLABELLED)
         for y, x in _candidates(annotated[name], side):
             mask = annotated[name].mask(y, x, side, background=background)
             if np.count_nonzero(mask != IGNORED) >= least:
@@ -214,12 +219,12 @@ def open_slides(options: DatasetOptions) -> Dataset:
     test_split = max(
         (sample.split for sample in samples if sample.split.startswith("test")), key=test_order, default="test"
     )
-    left_out = [f"{len(bare)} slides without outlines"] * bool(bare and not all_tissue)
+    left_out = [f"{len(bare)} slides without outlines"] * bool(bare and not unlabelled)
     left_out += [f"{foreign} .json files that are named after no slide"] * bool(foreign)
     left_out += [f"{poor} windows with fewer than {least} labelled px"] * bool(poor)
     return Dataset(
         name="slides",
-        samples=limit_over_sources(samples, options.limit, test_split=test_split),
+        samples=_limited(samples, options.limit, test_split=test_split),
         load=partial(_load, reader, annotated, windows, side, background),
         load_surroundings=partial(_load_surroundings, reader, annotated, windows, side),
         load_mask=partial(_load_mask, annotated, windows, side, background),
@@ -245,22 +250,24 @@ def _pair_files(root: Path) -> tuple[Files, Files, int, list[str]]:
     """Return all slides by name, the outlines of those that have some, the number of other JSON files, and problems.
 
     Problems are lines: a GeoJSON file that fits no slide, two files of outlines of one slide, two slides of one name.
+    Names are compared in composed Unicode (NFC), as in a folder of images.
     """
     problems: list[str] = []
-    slides: Files = {}
+    listed: Files = {}  # by composed name
     for path in one_per_series(list_files(root, suffixes=IMAGE_SUFFIXES | SLIDE_SUFFIXES)):
-        if (other := slides.setdefault(path.stem, path)) != path:
+        if (other := listed.setdefault(composed(path.stem), path)) != path:
             problems.append(f"{path}: {other} is called {path.stem} too, but slides must differ in name; rename one")
-    if not slides:
+    if not listed:
         raise FileNotFoundError(missing_data("slides", f"no slides data set: there is no slide or image in {root}"))
-    by_name = {**{path.name: name for name, path in slides.items()}, **{name: name for name in slides}}
+    slides = {path.stem: path for path in listed.values()}
+    by_name = {composed(path.name): name for name, path in slides.items()} | {composed(name): name for name in slides}
     labels: Files = {}
     foreign = 0
     for path in list_files(root, suffixes=(".geojson", ".json", ".gz")):
         ending = next((ending for ending in OUTLINE_SUFFIXES if path.name.lower().endswith(ending)), None)
         if ending is None:
             continue
-        name = by_name.get(path.name[: -len(ending)])
+        name = by_name.get(composed(path.name[: -len(ending)]))
         if name is None and ending.startswith(".json"):  # a QuPath project has some of its own
             foreign += 1
         elif name is None:
@@ -356,9 +363,23 @@ def _candidates(slide: AnnotatedSlide, side: int) -> Iterator[tuple[int, int]]:
                 yield y, x
 
 
-def _tissue_windows(image: InputImage, side: int) -> list[tuple[int, int]]:
-    """Return (y, x) of the windows that have a px of the slide's tissue mask, row by row; of an image all."""
-    tissue = image.tissue()
+def _limited(samples: list[Sample], limit: int | None, *, test_split: str) -> tuple[Sample, ...]:
+    """Limit as `limit_over_sources`, taking samples without labels only where those with labels leave room."""
+    labelled = [sample for sample in samples if sample.split != UNLABELLED]
+    others = [sample for sample in samples if sample.split == UNLABELLED]
+    room = None if limit is None else max(0, limit - len(labelled))
+    kept = {
+        *limit_over_sources(labelled, limit, test_split=test_split),
+        *limit_over_sources(others, room, test_split=test_split),
+    }
+    return tuple(sample for sample in samples if sample in kept)
+
+
+def _windows(image: InputImage, side: int, tissue: np.ndarray | None) -> list[tuple[int, int]]:
+    """Return (y, x) of the windows that have a px of a tissue mask of the whole slide, row by row; without one of all.
+
+    tissue: (h, w) bool in any resolution.
+    """
     rows, cols = (range(0, length, side) for length in image.size)
     if tissue is None:
         return [(y, x) for y in rows for x in cols]

@@ -217,15 +217,13 @@ class StoredFeatures:
         windows = SlidingWindow.over(image.size, window=self.head.sampling.size, overlap=0, tissue=tissue)
         wanted = [own.get(windows.corner(number)) for number in windows.selected]
         if missing := [index for index in wanted if index is None or not self._complete(index)]:
-            kind, way_out = (
-                "windows with tissue",
-                (f"run pathseg extract --dataset slides --windows tissue --store {store.location}"),
-            )
-            if tissue is None and image.slide:  # which extract never takes
-                kind, way_out = "windows, with and without tissue,", "pass --tissue otsu or leave --store out"
+            kind, taken, way_out = "windows with tissue", "tissue", ""
+            if tissue is None and image.slide:
+                kind, taken, way_out = "windows, with and without tissue,", "all", ", or pass --tissue otsu"
             raise ValueError(
                 f"{image.path}: {len(missing)} of {len(wanted)} {kind} have no features in "
-                f"{' or '.join(dict.fromkeys(str(store.location) for store in self.stores.stores))}; {way_out}"
+                f"{' or '.join(dict.fromkeys(str(store.location) for store in self.stores.stores))}; run pathseg "
+                f"extract --dataset slides --windows {taken} --store {store.location}{way_out}"
             )
         self._require_unchanged(image, windows, [index for index in wanted if index is not None])
         return windows

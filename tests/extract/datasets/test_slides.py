@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import unicodedata
 from collections import Counter
 
 import numpy as np
@@ -320,6 +321,34 @@ def test_a_fault_gets_one_line_with_the_file_and_the_way_out(root, spoil, words)
         listed(root)
 
 
+@pytest.mark.parametrize("spoil", [spoil_damaged, spoil_no_slide, spoil_empty])
+def test_an_unreadable_file_leads_to_no_other_line(root, spoil):
+    for name in "bc":  # what is left has one class and no training slide
+        write_outlines(root / f"{name}.geojson", box(100, 100, 300, 200))
+    (root / "splits.csv").write_text("id,split\na,train\nb,test\nc,test\n")
+    spoil(root)
+    with pytest.raises(DatasetError) as error:
+        listed(root)
+    assert len(error.value.problems) == 1
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+@pytest.mark.parametrize("ending", [".geojson", ".tif.geojson"])
+def test_outlines_pair_in_composed_and_decomposed_unicode(root, forms, ending):
+    slide, outlines = (unicodedata.normalize(form, "M\u00fcller") for form in forms)
+    (root / "a.tif").rename(root / f"{slide}.tif")
+    (root / "a.geojson").rename(root / f"{outlines}{ending}")
+    (root / "splits.csv").write_text(f"id,split\n{outlines},train\nb,train\nc,test\n", encoding="utf-8")
+    assert [sample.slide for sample in listed(root).samples if sample.slide not in "bc"] == [slide] * 2
+
+
+def test_two_slides_whose_names_differ_in_the_form_of_unicode_alone_are_refused(root):
+    for form in ("NFC", "NFD"):
+        write_slide(root / (unicodedata.normalize(form, "M\u00fcller") + ".tif"))
+    with pytest.raises(DatasetError, match="but slides must differ in name"):
+        listed(root)
+
+
 def test_json_files_of_others_are_counted(root):
     (root / "classifiers").mkdir()
     (root / "classifiers/classes.json").write_text('{"pathClasses": []}')
@@ -432,6 +461,20 @@ def test_all_windows_of_an_image_have_tissue(tissue):
     Image.fromarray(np.full((300, 400, 3), 250, np.uint8)).save(tissue / "d.png", dpi=(50800, 50800))  # 0.5 um/px
     dataset = listed(tissue, windows="tissue")
     assert corners(dataset, "unlabelled", "d") == [(0, 0), (0, 256), (256, 0), (256, 256)]
+
+
+def test_a_limit_takes_windows_with_labels_before_those_without(tissue):
+    few, more = (listed(tissue, windows="tissue", limit=limit).samples for limit in (2, 5))
+    assert [sample.split for sample in few] == ["train"] * 2  # of 24 windows
+    assert Counter(sample.split for sample in more) == {"train": 2, "unlabelled": 3} and set(few) < set(more)
+    assert len(listed(tissue, windows="tissue", limit=1).samples) == 1
+
+
+def test_all_windows_are_samples_if_wanted_whatever_is_tissue(tissue):
+    every = [(y, x) for y in range(0, 1024, 256) for x in range(0, 1600, 256)]
+    dataset = listed(tissue, windows="all")
+    assert corners(dataset, "train") == every[:2]
+    assert corners(dataset, "unlabelled") == every[2:] and corners(dataset, "unlabelled", "b") == every
 
 
 def test_a_store_of_annotated_windows_grows_to_all_tissue_and_labels_follow_without_computing_again(tissue, counting):

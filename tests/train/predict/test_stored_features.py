@@ -190,8 +190,17 @@ def test_windows_without_features_are_counted_and_the_command_is_named(work, tmp
     store = FeatureStore.open(work / "s.zarr")
     with pytest.raises(ValueError, match=r"1 of 9 windows with tissue have no features"):
         predict_one(head_of(store), store, work / "slides" / "slide.tif", tmp_path / "out")
-    with pytest.raises(ValueError, match=r"4 of 12 windows, with and without tissue, .*--tissue otsu"):
+    with pytest.raises(ValueError, match=r"4 of 12 windows, with and without tissue, .*--windows all .*--tissue otsu"):
         predict_one(head_of(store), store, work / "slides" / "slide.tif", tmp_path / "out", tissue="all")
+
+
+def test_a_store_of_all_windows_segments_what_the_tissue_rule_leaves_out(work, tmp_path, head_of):
+    store = extract(listed(work / "slides", windows="all"), ColourModel(), work / "s.zarr", CONFIG).store
+    head, path = head_of(store), work / "slides" / "slide.tif"
+    record = predict_one(head, store, path, tmp_path / "out", tissue="all", formats=("mask",))
+    assert (record.windows, record.windows_total) == (12, 12)
+    mask = tifffile.imread(tmp_path / "out" / "mask" / "slide.tif", key=0)
+    np.testing.assert_array_equal(mask, codes_by_hand(head, store, "slide", (700, 1000)))
 
 
 def test_a_slide_that_is_not_in_the_store_is_named_with_those_that_are(made, tmp_path, head_of):
