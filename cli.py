@@ -583,13 +583,19 @@ def verify_command(store: str, repair: bool) -> None:
     raise click.ClickException(f"{len(findings)} findings in {printable(store)}")
 
 
+# settings of slides and outlines that are flags of refine
+OF_OUTLINES = ("classes", "mpp", "min_labelled_px", "brush_um", "region_class", "outline_origin")
+
+
 @main.command("refine")
-@click.argument("slides", nargs=-1, required=True, type=PATH)
+@click.argument("slides", nargs=-1, required=True)
 @click.option("--out", type=PATH, help="Folder of the results.  [default: <workspace>/refined]")
 @click.option("--root", type=PATH, help="Folder of the slides and outlines.  [default: that of the first slide]")
 @click.option("--store", help="A path or s3://….  [default: <workspace>/slides-<model>.zarr]")
 @click.option("--model", default=DEFAULT_MODEL, help="The model, as for extract.")
+@click.option("--t", type=int, help="Timestep of the features.  [default: that of the store, of a new one 50]")
 @click.option("--blocks", default="4-6", help="Blocks of the features, as for extract and train-head.")
+@flags_of(DatasetOptions, only=OF_OUTLINES)
 @click.option("--head", type=click.Choice(["linear", "fcn", "scalar-mix"]), default="linear", help="As for train-head.")
 @click.option("--lr", type=float, default=1e-2, help="Learning rate of the head.")
 @click.option("--epochs", type=click.IntRange(min=1), default=10, help="Passes over the windows with labels.")
@@ -597,55 +603,111 @@ def verify_command(store: str, repair: bool) -> None:
 @click.option("--format", "formats", default="geojson,review,overlay", help="As for predict.")
 @workspace_option
 @device_option
-def refine_command(slides: tuple[Path, ...], **flags: Any) -> None:
+def refine_command(slides: tuple[str, ...], **flags: Any) -> None:
     """Segment slides again after their outlines have changed: extract, train-head and predict in one go.
 
     Features of every window with tissue are computed once. After that the model is not even loaded: changed outlines
     are read, a head is trained on them from where the last one ended, and the slides are segmented from the store.
     Objects are written as detections, so that QuPath does not export them as outlines. Each step is printed as the
     command that it stands for. Results lie in <out>/<run>/.
+
+    Give the same flags again each time: how a store's features were made is taken from it, but not --classes and
+    --min-labelled-px.
     """
     from pathseg.extract.inputs.images import list_input_images
 
-    list_input_images(tuple(map(str, slides)))  # a missing slide is named before anything is computed
-    workspace: Path = flags["workspace"]
+    files, workspace = list_input_images(slides), Path(flags["workspace"])  # a missing slide is named before all else
+    first = Path(slides[0]).expanduser().absolute()
+    root = flags["root"] or (first if first.is_dir() else files[0].absolute().parent)
+    if beside := [file for file in files if not file.resolve().is_relative_to(root.resolve())]:
+        raise click.UsageError(f"{beside[0]} is not in {root}, whose slides and outlines are read; pass --root")
     store = flags["store"] or str(paths.store_path(workspace, "slides", Path(flags["model"]).name))
     at = ["--workspace", str(workspace), "--device", flags["device"]]
+    made_with, t = features_of_slides(store, flags["model"])
+    read = ["--t", str(t if flags["t"] is None else flags["t"]), "--blocks", flags["blocks"]]
+    taken = run_command(
+        [
+            "extract", "--root", str(root), *made_with, *words_of(flags, OF_OUTLINES), "--windows", "tissue", *read,
+            "--store", store, *at,
+        ],
+        follow_labels,
+    )  # fmt: skip
     name = f"{Path(store).stem}-refine-{flags['head']}"
     earlier = runs_in_sequence(workspace, name)
-    start = next((str(run.path) for run in reversed(earlier) if run.finished), None)
     run = f"{name}-{len(earlier) + 1}"
-    extract = [
-        "extract", "--root", str(flags["root"] or slides[0].parent), *flags_of_slides(store, flags["model"]),
-        "--windows", "tissue", "--blocks", flags["blocks"], "--store", store, *at,
-    ]  # fmt: skip
     train = [
-        "train-head", "--store", store, "--blocks", flags["blocks"], "--head", flags["head"], "--lr",
-        f"{flags['lr']:g}", "--epochs", str(flags["epochs"]), "--name", run,
-        *([] if flags["fresh"] or start is None else ["--from", start]), *at,
+        "train-head", "--store", store, *read, "--head", flags["head"], "--lr", f"{flags['lr']:g}", "--epochs",
+        str(flags["epochs"]), "--name", run, *at,
     ]  # fmt: skip
-    predict = [
-        "predict", *map(str, slides), "--run", run, "--store", store, "--format", flags["formats"],
+    finished = [one for one in earlier if one.finished]
+    seconds = {"extract": taken}
+    seconds["train-head"] = run_command([*train, *start_of(train, None if flags["fresh"] else finished)])
+    origin = ["--outline-origin", flags["outline_origin"]] if flags["outline_origin"] else origin_of_outlines(store)
+    seconds["predict"] = run_command([
+        "predict", *map(str, files), "--run", run, "--store", store, "--format", flags["formats"], *origin,
         "--objects-as", "detections", "--out", str((flags["out"] or workspace / "refined") / run), *at,
-    ]  # fmt: skip
-    seconds = {
-        "extract": run_command(extract, follow_labels),
-        "train-head": run_command(train),
-        "predict": run_command(predict),
-    }
+    ])  # fmt: skip
     show(f"{sum(seconds.values()):.1f} s: {', '.join(f'{step} {taken:.1f} s' for step, taken in seconds.items())}")
 
 
-def flags_of_slides(store: str, model: str) -> list[str]:
-    """Return the flags of extract for slides: those that a store was made with, of a new one the defaults."""
+def words_of(flags: dict[str, Any], names: Sequence[str]) -> list[str]:
+    """Return the command line words of those of these flags that are set."""
+    given = {name: flags[name] for name in names if flags[name] not in (None, ())}
+    return [
+        word
+        for name, value in given.items()
+        for word in (f"--{name.replace('_', '-')}", ",".join(value) if isinstance(value, tuple) else str(value))
+    ]
+
+
+def features_of_slides(store: str, model: str) -> tuple[list[str], int]:
+    """Return the flags of extract that say how features of slides are made, and their timestep: those of a store.
+
+    Of a store that is still to be made, the defaults.
+    """
     from pathseg.store.features import FeatureStore
     from pathseg.store.format.names import MANIFEST
     from pathseg.store.location.location import open_location
     from pathseg.train.runs.commands import extract_flags
 
     if not open_location(store).exists(MANIFEST):
-        return ["--dataset", "slides", "--model", model, "--layout", "native"]
-    return extract_flags(FeatureStore.open(store).contents.key, model=model)
+        return ["--dataset", "slides", "--model", model, "--layout", "native"], 50
+    opened = FeatureStore.open(store)
+    timesteps = opened.timesteps() or (50,)
+    return extract_flags(opened.contents.key, model=model), 50 if 50 in timesteps else timesteps[0]
+
+
+def origin_of_outlines(store: str) -> list[str]:
+    """Return the flag that makes predict count outlines from where those of a store of slides are counted."""
+    from pathseg.store.features import FeatureStore
+
+    origin = FeatureStore.open(store).contents.key.preprocessing.settings.get("outline_origin")
+    return [] if origin is None else ["--outline-origin", str(origin)]
+
+
+def start_of(train: Sequence[str], finished: Sequence[Any] | None) -> list[str]:
+    """Return the flag with which a training starts from the last of these runs, where that fits; say so if it does not.
+
+    train: the command without it.
+    """
+    from pathseg.store.features import FeatureStore
+    from pathseg.train.training import sweep
+    from pathseg.train.training.initial_weights import initial_weights
+
+    if not finished:
+        return []
+    folder = finished[-1].path
+    flags = train_command.make_context("train-head", list(train[1:])).params
+    store = FeatureStore.open(flags["store"][0])
+    flags["initial_weights"] = initial_weights(folder)
+    with wrong_flags():
+        configs = sweep.expand_heads(store, **{name: flags[name] for name in HeadConfig.__dataclass_fields__})
+    try:
+        sweep.require_start(store, configs[0])
+    except ValueError as e:
+        show(f"the head starts from random weights: {e}", err=True)
+        return []
+    return ["--from", str(folder)]
 
 
 def follow_labels(words: Sequence[str]) -> bool:

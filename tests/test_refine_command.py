@@ -114,3 +114,33 @@ def test_a_mistake_in_a_step_ends_the_command_with_its_one_line(refined, tmp_pat
         main, ["refine", str(folder / "slides" / "other.tif"), "--workspace", str(folder), "--model", "mini"]
     )
     assert result.exit_code != 0 and "other.tif" in result.output and "Traceback" not in result.output
+
+
+def test_a_start_that_does_not_fit_is_named_and_left_out(refined):
+    folder, _ = refined
+    result = CliRunner().invoke(
+        main,
+        ["refine", str(folder / "slides"), "--model", "mini", "--blocks", "5", "--workspace", str(folder), "--format",
+         "overlay", "--epochs", "1"],
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "starts from random weights" in result.output and "block 4" in result.output
+    run = FinishedRun.read(RunFolder(folder / "heads" / "slides-mini-refine-linear-4"))
+    assert run.settings.initial_weights is None and run.settings.blocks == (5,)
+
+
+def test_a_slide_beside_the_folder_of_outlines_is_refused_before_anything_runs(refined, tmp_path):
+    folder, _ = refined
+    (tmp_path / "slides").mkdir()
+    result = CliRunner().invoke(
+        main,
+        [
+            "refine",
+            str(folder / "slides" / "slide.tif"),
+            "--root",
+            str(tmp_path / "slides"),
+            "--workspace",
+            str(folder),
+        ],
+    )
+    assert result.exit_code == 2 and "slide.tif" in result.output and "--root" in result.output

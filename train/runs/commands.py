@@ -14,11 +14,14 @@ from pathseg.train.runs.finished_run import FinishedRun
 from pathseg.train.runs.record import Source
 
 SIDES_PX = {"glas": 768, "synthetic": 512}  # that extract brings a data set to without --resize
-NOT_RECORDED = "--root, --limit, --classes, --mpp, --min-labelled-px, --val-institutes, --hipt, --context"  # of extract
+NOT_RECORDED = (  # of extract
+    "--root, --limit, --classes, --mpp, --windows, --min-labelled-px, --val-institutes, --hipt, --weights, --context"
+)
 # settings of a data set's preprocessing that are flags of extract; a tuple (BCSS: of the files' names) is none
 PREPROCESSING_FLAGS = {
     "image_folder": "--image-folder", "target_mpp": "--target-mpp", "stride_px": "--stride", "views": "--views",
-    "brush_um": "--brush-um", "region_class": "--region-class", "file_mpp": "--mpp",
+    "brush_um": "--brush-um", "region_class": "--region-class", "outline_origin": "--outline-origin",
+    "file_mpp": "--mpp",
 }  # fmt: skip
 # fields of a store's key that are flags of extract
 KEY_FLAGS = ("layout", "dtype", "packing", "precision", "batch_size", "seed")

@@ -12,6 +12,7 @@ from torch import nn
 from pathseg.store.key import StoreKey
 from pathseg.train.config import IMAGE, Config, HeadConfig, InitialWeights
 from pathseg.train.data.joined import JoinedStores
+from pathseg.train.data.splits import Splits
 from pathseg.train.heads.registry import HEADS
 from pathseg.train.runs.finished_run import FinishedRun
 from pathseg.train.runs.folder import RunFolder
@@ -31,13 +32,30 @@ def initial_weights(folder: Path) -> InitialWeights:
     return InitialWeights(run.weights_digests()[run.weights.name], str(folder))
 
 
-def require_initial_run(stores: JoinedStores, config: Config) -> None:
+def require_initial_run(stores: JoinedStores, config: Config, splits: Splits) -> None:
     """Raise ValueError, naming both values, unless the initial weights of a head, if any, fit its settings and stores.
 
-    The run must be of the same type of head on the same blocks of the same models, and share a class with the stores.
+    The run must be of the same type of head on the same blocks of the same models and share a class with the stores. No
+    patient, slide or image that it was trained on may validate or test now, none that it was validated on may test.
     """
-    if isinstance(config, HeadConfig) and config.initial_weights is not None:
-        _read_run(stores, config, config.initial_weights)
+    if not isinstance(config, HeadConfig) or config.initial_weights is None:
+        return
+    run, _ = _read_run(stores, config, config.initial_weights)
+    images = stores.images.contents.images
+    source = {image.id: image.source or image.id for image in images}
+    trained, validated = (
+        {source[id_] for id_ in run.data.images.get(name, ()) if id_ in source} for name in ("train", "val")
+    )
+    val, test = (
+        {source[images[i].id] for own in splits_now for i in own}
+        for splits_now in ([splits.val], splits.tests.values())
+    )
+    if leaked := sorted((trained & (val | test)) | (validated & test)):
+        raise ValueError(
+            f"{run.name} was trained or validated on {leaked[0]}"
+            f"{f' and {len(leaked) - 1} more' if len(leaked) > 1 else ''}, which is to validate or test now, so that "
+            "scores would be too high; pass another --from, or keep its split in splits.csv"
+        )
 
 
 def load_initial_weights(head: nn.Module, stores: JoinedStores, config: HeadConfig) -> None:
@@ -76,6 +94,7 @@ def _read_run(stores: JoinedStores, config: HeadConfig, wanted: InitialWeights) 
         raise ValueError(f"{run.name} is a baseline, but a head starts from a head; pass another --from")
     for what, before, now in (
         ("head", settings.head_type, config.head_type),
+        ("number of stores", len(run.data.sources), len(stores.stores)),
         ("layers", _layers_text(settings), _layers_text(config)),
         ("image in the head", settings.image_in_head, config.image_in_head),
     ):
@@ -99,7 +118,10 @@ def _read_run(stores: JoinedStores, config: HeadConfig, wanted: InitialWeights) 
 
 
 def _layers_text(config: HeadConfig) -> str:
-    return ", ".join(f"t {layer.t} block {layer.block}" for layer in config.layers if layer != IMAGE)
+    named = (layer for layer in config.layers if layer != IMAGE)
+    return ", ".join(
+        f"{f'store {layer.source + 1} ' * bool(layer.source)}t {layer.t} block {layer.block}" for layer in named
+    )
 
 
 def _differing(before: StoreKey, now: StoreKey) -> list[str]:

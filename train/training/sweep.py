@@ -237,9 +237,16 @@ def plan_sweep(store: Stores, runs: Runs, complete_only: bool = False) -> SweepP
             run.remove_leftovers()
     left_out = incomplete_images_of(stores, configs, allowed=complete_only) if unfinished else frozenset()
     for config, _ in unfinished:
-        run_splits(stores.images, config, without=left_out)  # raises before anything is trained
-        require_initial_run(stores, config)
+        splits, _ = run_splits(stores.images, config, without=left_out)  # raises before anything is trained
+        require_initial_run(stores, config, splits)
     return SweepPlan(stores, tuple(runs), unfinished, left_out)
+
+
+def require_start(store: Stores, config: HeadConfig) -> None:
+    """Raise ValueError as `plan_sweep` does for initial weights that do not fit, images without features left out."""
+    stores = JoinedStores.of(store)
+    splits, _ = run_splits(stores.images, config, without=incomplete_images_of(stores, [config], allowed=True))
+    require_initial_run(stores, config, splits)
 
 
 def is_finished(

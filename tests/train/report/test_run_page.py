@@ -1,19 +1,23 @@
 """What the page says of one run: facts, configuration, and commands that the command line accepts."""
 
 import dataclasses
+import json
 import shlex
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
+import tifffile
 
 from pathseg.cli import main
 from pathseg.extract.datasets import glas
+from pathseg.extract.datasets.registry import DatasetOptions, open_dataset
 from pathseg.extract.datasets.synthetic import dataset as synthetic
 from pathseg.train.config import HEAD_DEFAULTS, BaselineConfig, HeadConfig, InitialWeights
 from pathseg.train.report.prediction_images import Stores
 from pathseg.train.report.run_page import flatten, run_facts, run_page
-from pathseg.train.runs.commands import NOT_RECORDED, SIDES_PX, commands
+from pathseg.train.runs.commands import NOT_RECORDED, PREPROCESSING_FLAGS, SIDES_PX, commands
 
 ODD = {
     "t": 10, "blocks": (0, 4, 5, 6, 12), "head_type": "linear", "lr": 3e-4, "epochs": 7, "patience": 2,
@@ -208,3 +212,18 @@ def test_the_commands_of_a_joined_run_make_each_store_and_join_them(make_joined_
     values = parsed(run, 2)
     assert values["store"] == ("S1=/data/mini.zarr", "S2=/data/mini-hipt.zarr")
     assert values["blocks"] == {"S1": (4, 5, 6), "S2": (0,)} and values["t"] == {"S1": (50,), "S2": (200,)}
+
+
+def test_every_setting_of_slides_is_a_flag_of_the_extraction_command(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.full((300, 300, 3), 120, np.uint8), tile=(256, 256), photometric="rgb",
+                     resolution=(2e4, 2e4), resolutionunit=3)  # fmt: skip
+    ring = [[10, 10], [200, 10], [200, 200], [10, 200], [10, 10]]
+    outline = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]},
+               "properties": {"classification": {"name": "Region*"}}}  # fmt: skip
+    small = {**outline, "geometry": {"type": "Polygon", "coordinates": [[[20, 20], [60, 20], [60, 60], [20, 20]]]},
+             "properties": {"classification": {"name": "gland"}}}  # fmt: skip
+    (tmp_path / "a.geojson").write_text(json.dumps([outline, small]))
+    options = DatasetOptions(root=tmp_path, mpp=0.5, target_mpp=0.5, outline_origin="file", views="flips")
+    settings = open_dataset("slides", options).preprocessing.settings
+    assert set(settings) <= set(PREPROCESSING_FLAGS)
+    assert "outline_origin" in settings

@@ -9,13 +9,14 @@ from safetensors.torch import load_file
 
 from pathseg.store.writer import StoreWriter
 from pathseg.train.config import BaselineConfig, HeadConfig, InitialWeights
-from pathseg.train.data.joined import JoinedStores
+from pathseg.train.data.joined import JoinedStores, join_stores
+from pathseg.train.data.splits import Splits
 from pathseg.train.heads.registry import HEADS
 from pathseg.train.runs.finished_run import FinishedRun
 from pathseg.train.runs.folder import RunFolder
 from pathseg.train.training.checkpoint import build_head
-from pathseg.train.training.initial_weights import initial_weights, load_initial_weights
-from pathseg.train.training.sweep import train
+from pathseg.train.training.initial_weights import initial_weights, load_initial_weights, require_initial_run
+from pathseg.train.training.sweep import expand_heads, train
 
 LINEAR = HeadConfig(blocks=(4,), head_type="linear", lr=1e-2, epochs=2)
 
@@ -127,10 +128,28 @@ def test_features_of_another_model_are_refused(first_run, written_stores, tmp_pa
     shutil.copytree(written_stores / "other.zarr", tmp_path / "changed.zarr")
     StoreWriter(tmp_path / "third.zarr", contents).add_arrays([50], [2])
     third = FeatureStore.open(tmp_path / "third.zarr")
-    from pathseg.train.training.initial_weights import require_initial_run
-
     with pytest.raises(ValueError, match=r"model_digest cd.*ef"):
-        require_initial_run(JoinedStores.of(third), same_blocks)
+        require_initial_run(JoinedStores.of(third), same_blocks, Splits((), (), {}))
+
+
+def test_a_run_that_was_trained_on_what_is_to_test_now_is_refused(first_run, toy_contents, fill_store, tmp_path):
+    made = toy_contents()
+    images = tuple(
+        dataclasses.replace(image, split="test" if image.id == "train_0" else image.split) for image in made.images
+    )
+    other = fill_store(StoreWriter(tmp_path / "other.zarr", dataclasses.replace(made, images=images)))
+    message = refusal(other, started_from(first_run), tmp_path)
+    assert "train_0" in message and "splits.csv" in message
+
+
+def test_a_run_on_two_joined_stores_is_no_start_for_a_head_on_one(toy_store, other_model_store, tmp_path):
+    joined = JoinedStores.of(toy_store)
+    both = expand_heads(join_stores({"A": toy_store, "B": other_model_store}), blocks={"A": (4,), "B": (2,)},
+                        head_type="linear", epochs=1)  # fmt: skip
+    run = train(join_stores({"A": toy_store, "B": other_model_store}), both, tmp_path, device="cpu").runs[0]
+    single = HeadConfig(blocks=(4, 5), head_type="linear", initial_weights=initial_weights(run.folder.path))
+    with pytest.raises(ValueError, match="number of stores 2, but 1"):
+        require_initial_run(joined, single, Splits((), (), {}))
 
 
 def test_weights_that_changed_since_are_refused(toy_store, first_run, tmp_path):
