@@ -205,7 +205,13 @@ class FeatureReader:
         values = self._values.get(layer)
         if values is None or len(values) < len(integers):
             values = self._values[layer] = torch.empty(integers.shape, device=integers.device)
-        return values[: len(integers)].copy_(integers).mul_(for_cells(scales))
+        values, factors = values[: len(integers)], for_cells(scales)
+        if integers.device.type != "cpu":
+            return values.copy_(integers).mul_(factors)
+        for image, whole, of_image in zip(values, integers, factors, strict=True):
+            for patch, whole_of_patch in zip(image, whole, strict=True):  # which stays in the cache between both steps
+                patch.copy_(whole_of_patch).mul_(of_image[0])
+        return values
 
     @torch.inference_mode(False)  # tensors allocated in inference mode could not be trained on in a later epoch
     def _new_buffer(self, images: int) -> Sample:
