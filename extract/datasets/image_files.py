@@ -16,8 +16,10 @@ import psutil
 from PIL import ExifTags, Image
 
 from pathseg.extract.datasets.registry import Sample
+from pathseg.store.format.names import FOLDER
 from pathseg.store.grid import fitted_size
 from pathseg.store.resolution import plausible_mpp
+from pathseg.store.runtime.workspace import heads_path
 
 FORMATS = ("BMP", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # by content; not EPS, which starts Ghostscript
 
@@ -39,6 +41,8 @@ MODE_NAMES = {  # Pillow's modes other than RGB, in words
 }
 MAX_PIXELS = 2**29  # of an image that is decoded whole, 23,170 px squared: 3.8 GB; a region of BCSS has 24 Mpx
 DECODED_BYTES = 7  # of a px: 4 in Pillow's memory, 3 in the array
+DONE = FOLDER  # of stores, and of the folders that `predict` writes
+OF_A_WORKSPACE = frozenset({"heads", "report"})
 SAME_MPP = 0.01  # relative difference of um/px below which they count as one
 _PIXEL_LIMIT_LOCK = threading.Lock()
 
@@ -215,8 +219,9 @@ def files_of(images: Mapping[str, Path], masks: Mapping[str, Path], sample: Samp
 def list_files(root: Path, *, suffixes: Collection[str] = IMAGE_SUFFIXES) -> list[Path]:
     """Return all files below a folder with one of the suffixes, sorted; linked folders are entered, once each.
 
-    Hidden files and macOS's `__MACOSX` folders are left out. Raises ValueError for a dead link, OSError for a folder
-    that cannot be read.
+    Hidden files and macOS's `__MACOSX` folders are left out, and so is what pathseg wrote below the folder: stores and
+    results of `predict` (folders that hold DONE), and the runs and the report of a workspace. Raises ValueError for a
+    dead link, OSError for a folder that cannot be read.
     """
     found: list[Path] = []
     entered: set[str] = set()
@@ -226,6 +231,11 @@ def list_files(root: Path, *, suffixes: Collection[str] = IMAGE_SUFFIXES) -> lis
             folders.clear()
             continue
         entered.add(real)
+        if DONE in folders and folder != os.fspath(root):
+            folders.clear()
+            continue
+        if "heads" in folders and any(heads_path(Path(folder)).glob("*/config.json")):
+            folders[:] = [name for name in folders if name not in OF_A_WORKSPACE]
         for name in names:
             path = Path(folder, name)
             if _hidden(name) or path.suffix.lower() not in {*suffixes, ""}:

@@ -14,7 +14,7 @@ import numpy as np
 
 from pathseg.extract.datasets.csv_rows import shown
 from pathseg.extract.datasets.folder import composed, read_splits, slide_warnings, test_order
-from pathseg.extract.datasets.image_files import IMAGE_SUFFIXES, list_files, stated_mpp
+from pathseg.extract.datasets.image_files import DONE, IMAGE_SUFFIXES, list_files, stated_mpp
 from pathseg.extract.datasets.registry import (
     Dataset,
     DatasetError,
@@ -252,6 +252,9 @@ def _pair_files(root: Path) -> tuple[Files, Files, int, list[str]]:
     Problems are lines: a GeoJSON file that fits no slide, two files of outlines of one slide, two slides of one name.
     Names are compared in composed Unicode (NFC), as in a folder of images.
     """
+    if (root / DONE).is_dir():  # below the root such folders are left out
+        mixed = f"it holds a folder {DONE}, so it is a store or holds results of predict, which may be taken for slides"
+        raise DatasetError("slides", root, problems=[f"{mixed} and outlines; move the slides to a folder of their own"])
     problems: list[str] = []
     listed: Files = {}  # by composed name
     for path in one_per_series(list_files(root, suffixes=IMAGE_SUFFIXES | SLIDE_SUFFIXES)):

@@ -343,6 +343,18 @@ def test_files_of_other_types_and_hidden_files_are_not_listed(tmp_path):
     assert [path.name for path in list_files(tmp_path)] == ["b.PNG", "a.tif"]
 
 
+def test_stores_results_and_runs_below_a_folder_are_not_listed(tmp_path):
+    for name in (
+        "a.png", "new/_done/a.json", "new/mask/a.png", "work/heads/run/config.json", "work/heads/run/a.png",
+        "work/report/a.png", "work/b.png", "tumours/heads/c.png", "tumours/report/d.png",
+    ):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    listed = [path.relative_to(tmp_path).as_posix() for path in list_files(tmp_path)]
+    assert listed == ["a.png", "tumours/heads/c.png", "tumours/report/d.png", "work/b.png"]
+    assert list_files(tmp_path / "new") == [tmp_path / "new/mask/a.png"]  # named itself
+
+
 def test_linked_folders_are_entered_once_and_dead_links_named(tmp_path):
     (tmp_path / "far").mkdir()
     (tmp_path / "far" / "a.png").touch()

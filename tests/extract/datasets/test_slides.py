@@ -349,6 +349,27 @@ def test_two_slides_whose_names_differ_in_the_form_of_unicode_alone_are_refused(
         listed(root)
 
 
+def test_a_store_and_results_below_the_root_are_no_slides_and_outlines(root, counting):
+    write_slide(root / "bare.tif")
+    before = listed(root)
+    extract(before, counting, root / "work" / "s.zarr", ExtractConfig(layout="native", blocks=(4,)))
+    for name in ("results/_done", "results/mask", "results/geojson", "work/heads/run", "work/report"):
+        (root / name).mkdir(parents=True)
+    Image.fromarray(np.zeros((300, 400, 3), np.uint8)).save(root / "results/mask/bare.png")
+    write_outlines(root / "results/geojson/bare.geojson", box(100, 100, 300, 200))
+    (root / "work/heads/run/config.json").write_text("{}")
+    for folder in ("work/heads/run", "work/report"):
+        Image.fromarray(np.zeros((300, 400, 3), np.uint8)).save(root / folder / "a.png")
+    after = listed(root)
+    assert (after.samples, after.left_out) == (before.samples, before.left_out)
+
+
+def test_a_root_with_results_of_its_own_is_refused(root):
+    (root / "_done").mkdir()
+    with pytest.raises(DatasetError, match=r"holds a folder _done.* move the slides"):
+        listed(root)
+
+
 def test_json_files_of_others_are_counted(root):
     (root / "classifiers").mkdir()
     (root / "classifiers/classes.json").write_text('{"pathClasses": []}')
