@@ -98,7 +98,7 @@ def stored_features(stores: FeatureStore | JoinedStores) -> OpenFeatures:
 
     def open_features(head: TrainedHead, config: PredictConfig) -> FeatureSource:
         joined = JoinedStores.of(stores)
-        return StoredFeatures(head, _in_order_of_sources(head, joined))
+        return StoredFeatures(head, _in_order_of_sources(head, joined), config)
 
     return open_features
 
@@ -188,6 +188,7 @@ class StoredFeatures:
 
     head: TrainedHead
     stores: JoinedStores
+    config: PredictConfig
 
     stored, overlap, batch_size = True, 0, STORED_BATCH
 
@@ -220,6 +221,8 @@ class StoredFeatures:
             kind, taken, way_out = "windows with tissue", "tissue", ""
             if tissue is None and image.slide:
                 kind, taken, way_out = "windows, with and without tissue,", "all", ", or pass --tissue otsu"
+                if self.config.tissue != "all":
+                    way_out = ", or leave --truth out: without a background class it scores what lies beside the tissue"
             raise ValueError(
                 f"{image.path}: {len(missing)} of {len(wanted)} {kind} have no features in "
                 f"{' or '.join(dict.fromkeys(str(store.location) for store in self.stores.stores))}; run pathseg "

@@ -34,9 +34,9 @@ class OutlineSettings:
 
     classes: those that are outlined, code -> (name, hex colour). scale: px of the image file per px of the codes,
     (down, across). origin: (y, x) that the first px of the codes has in the file of outlines. mpp: um/px of the codes,
-    None where it is unknown. simplify: px of the codes that an outline may
-    leave the border of its object by. smallest: px of the codes below which an object is dropped. object_type: as what
-    QuPath takes the objects.
+    None where it is unknown. simplify: px of the codes that an outline may leave the border of its object by. smallest:
+    px of the codes below which an object is dropped. object_type: as what QuPath takes the objects. extent: height and
+    width of the image in px of the codes, where it ends within their last px; outlines and areas end there.
     """
 
     classes: Mapping[int, tuple[str, str]]
@@ -46,6 +46,7 @@ class OutlineSettings:
     smallest: float
     object_type: ObjectType = "annotation"
     origin: tuple[int, int] = (0, 0)
+    extent: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -85,10 +86,10 @@ def uncertainty_name(confidence: Confidence) -> str:
 
 
 class OutlinedObject(NamedTuple):
-    """A 4-connected region of one class: class code, area in px of the codes, outline and the region's own polygon."""
+    """A 4-connected region of one class: class code, area in px of the codes, outline and the polygon of its pixels."""
 
     code: int
-    area_px: int
+    area_px: float
     polygon: Polygon
     exact: Polygon
 
@@ -104,15 +105,15 @@ def outline_objects(codes: np.ndarray, settings: OutlineSettings) -> Iterator[Ou
 
     wanted = np.isin(codes, list(settings.classes))
     for geometry, value in shapes(codes, mask=wanted, connectivity=4):
-        exact = shapely.geometry.shape(geometry)
-        area = round(exact.area)
-        if area < max(1, settings.smallest):
+        found = shapely.geometry.shape(geometry)
+        if round(found.area) < max(1, settings.smallest):
             continue
-        exact = exact if exact.is_valid else _largest_polygon(shapely.make_valid(exact))
+        ended = found if settings.extent is None else _ended(found, settings.extent)
+        whole, exact = (one if one.is_valid else _largest_polygon(shapely.make_valid(one)) for one in (found, ended))
         # half: where a ring closes, GEOS drops a corner after the others, which may double the deviation
         thinned = exact.simplify(settings.simplify / 2, preserve_topology=True) if settings.simplify else exact
         sound = thinned.is_valid and thinned.geom_type == "Polygon" and not thinned.is_empty
-        yield OutlinedObject(int(value), area, thinned if sound else exact, exact)
+        yield OutlinedObject(int(value), round(ended.area, 6), thinned if sound else exact, whole)
 
 
 def write_geojson(
@@ -156,19 +157,19 @@ def write_geojson(
 
 
 def write_review(
-    path: Path, regions: Sequence[ReviewRegion], *, size: tuple[int, int], scale: tuple[float, float],
+    path: Path, regions: Sequence[ReviewRegion], *, extent: tuple[float, float], scale: tuple[float, float],
     measurement: str, source: str, origin: tuple[int, int] = (0, 0),
 ) -> None:  # fmt: skip
     """Write regions as a FeatureCollection of QuPath annotations without a class, ranked by a measurement, in order.
 
-    size: (H, W) of the mosaic, which ends regions at its border. scale: px of the image file per px of the mosaic,
-    (down, across). measurement: name of what the regions are ranked by. source: as of `write_geojson`. origin: (y, x)
-    that the first px of the mosaic has in the file of regions.
+    extent: height and width of the image in px of the mosaic, where regions end. scale: px of the image file per px of
+    the mosaic, (down, across). measurement: name of what the regions are ranked by. source: as of `write_geojson`.
+    origin: (y, x) that the first px of the mosaic has in the file of regions.
     """
     features = []
     for rank, (y, x, uncertainty) in enumerate(regions, 1):
-        top, bottom = (origin[0] + edge * scale[0] for edge in (y, min(y + REGION_PX, size[0])))
-        left, right = (origin[1] + edge * scale[1] for edge in (x, min(x + REGION_PX, size[1])))
+        top, bottom = (origin[0] + edge * scale[0] for edge in (y, min(y + REGION_PX, extent[0])))
+        left, right = (origin[1] + edge * scale[1] for edge in (x, min(x + REGION_PX, extent[1])))
         corners = [(left, top), (right, top), (right, bottom), (left, bottom), (left, top)]
         features.append(
             _Feature(
@@ -213,6 +214,20 @@ def _rings(polygon: Polygon, scale: tuple[float, float], origin: tuple[int, int]
     (down, across), (top, left) = scale, origin
     rings = (polygon.exterior, *polygon.interiors)
     return [[(round(left + x * across, 2), round(top + y * down, 2)) for x, y in ring.coords] for ring in rings]
+
+
+def _ended(polygon: Polygon, extent: tuple[float, float]) -> Polygon:
+    """Move the edges of pixels that lie beyond (height, width) there.
+
+    Only the last px of an axis reach beyond, so that corners keep their order and a valid polygon stays valid.
+    """
+    import shapely
+
+    height, width = extent
+    _, _, right, bottom = polygon.bounds
+    if right <= width and bottom <= height:
+        return polygon
+    return shapely.transform(polygon, lambda corners: np.minimum(corners, (width, height)))
 
 
 def _largest_polygon(geometry: Geometry) -> Polygon:

@@ -187,11 +187,15 @@ class _MosaicWriter:
 
 
 def resize_nearest(
-    codes: np.ndarray, size: tuple[int, int], rows: slice | None = None, cols: slice | None = None
-) -> np.ndarray:
-    """Resize (h, w) codes to (H, W), or to these rows and columns of it: the value at each new pixel's centre."""
+    codes: np.ndarray, size: tuple[int, int], rows: slice | None = None, cols: slice | None = None, *,
+    extent: tuple[float, float] | None = None,
+) -> np.ndarray:  # fmt: skip
+    """Resize (h, w) codes to (H, W), or to these rows and columns of it: the value at each new pixel's centre.
+
+    extent: height and width of what is resized, in px of the codes, where that ends within their last px.
+    """
     picks = []
-    for part, new, old in zip((rows, cols), size, codes.shape, strict=True):
+    for part, new, old in zip((rows, cols), size, extent or codes.shape, strict=True):
         first, last = (0, new) if part is None else (part.start, part.stop)
         picks.append(((np.arange(first, last) + 0.5) * (old / new)).astype(np.intp))
     return codes[picks[0][:, None], picks[1]]

@@ -11,7 +11,7 @@ from zarr.codecs import BloscCodec
 from zarr.storage import LocalStore
 
 from pathseg.train.colours import rgb
-from pathseg.train.predict.mosaic import TILE_PX, Mosaic
+from pathseg.train.predict.mosaic import NOT_COMPUTED, TILE_PX, Mosaic
 
 VERSION = "0.5"
 OPAQUE, TRANSPARENT = 255, 0
@@ -20,15 +20,18 @@ AXES = ("y", "x")
 
 def write_ome_zarr(
     mosaic: Mosaic, path: Path, *, name: str, mpp: float, classes: Sequence[str], colours: Sequence[str],
-    background: int | None,
+    background: int | None, origin_um: tuple[float, float] = (0.0, 0.0),
 ) -> None:  # fmt: skip
     """Write all levels of a mosaic, tile by tile, as a Zarr group that is both a multiscale image and a label image.
 
     name: of the image. mpp: um/px at full resolution. colours: a hex colour `#rrggbb` per class; the background is
-    transparent. Tiles without prediction take no bytes. Source: https://ngff.openmicroscopy.org/0.5/.
+    transparent, and so is what was not computed, which has the label value 255 where no class is the background.
+    origin_um: (y, x) of the first px in the image file, um. Tiles without prediction take no bytes.
+    Source: https://ngff.openmicroscopy.org/0.5/.
     """
+    moved = [_Translation(translation=origin_um)] if any(origin_um) else []
     datasets = [
-        _Dataset(path=str(level), coordinateTransformations=[_Scale(scale=(mpp * 2**level, mpp * 2**level))])
+        _Dataset(path=str(level), coordinateTransformations=[_Scale(scale=(mpp * 2**level, mpp * 2**level)), *moved])
         for level in range(len(mosaic.levels))
     ]
     multiscale = _Multiscale(
@@ -38,13 +41,15 @@ def write_ome_zarr(
         axes=[_Axis(name=axis) for axis in AXES],
         datasets=datasets,
     )
-    label = _ImageLabel(
-        colors=[
-            _Colour(label_value=code, rgba=(*rgb(colour), TRANSPARENT if code == background else OPAQUE))
-            for code, colour in enumerate(colours)
-        ],
-        properties=[_Property(label_value=code, class_name=one) for code, one in enumerate(classes)],
-    )
+    painted = [
+        _Colour(label_value=code, rgba=(*rgb(colour), TRANSPARENT if code == background else OPAQUE))
+        for code, colour in enumerate(colours)
+    ]
+    named = [_Property(label_value=code, class_name=one) for code, one in enumerate(classes)]
+    if mosaic.fill == NOT_COMPUTED:
+        painted.append(_Colour(label_value=NOT_COMPUTED, rgba=(0, 0, 0, TRANSPARENT)))
+        named.append(_Property(label_value=NOT_COMPUTED, class_name="not computed"))
+    label = _ImageLabel(colors=painted, properties=named)
     ome = msgspec.to_builtins(_Ome(multiscales=[multiscale], image_label=label))
     group = zarr.create_group(LocalStore(path), zarr_format=3, attributes={"ome": ome})
     for level, codes in enumerate(mosaic.levels):
@@ -73,9 +78,14 @@ class _Scale(msgspec.Struct, frozen=True, kw_only=True):
     scale: tuple[float, float]  # um per px of the level, along y and x
 
 
+class _Translation(msgspec.Struct, frozen=True, kw_only=True):
+    type: str = "translation"
+    translation: tuple[float, float]  # um along y and x
+
+
 class _Dataset(msgspec.Struct, frozen=True, kw_only=True):
     path: str
-    coordinateTransformations: list[_Scale]
+    coordinateTransformations: list[_Scale | _Translation]
 
 
 class _Multiscale(msgspec.Struct, frozen=True, kw_only=True):

@@ -193,6 +193,15 @@ class ImageOutputs:
         """What the first px of the image has as (y, x) in GeoJSON."""
         return self.image.origin if self.config.outline_origin == "file" else (0, 0)
 
+    def _extent(self, level: int = 0) -> tuple[float, float]:
+        """Height and width of the image in px of a level of the mosaic, beyond which its last px may reach."""
+        image = self.image
+        height, width = (
+            min(side, file_side / scale) / 2**level
+            for side, file_side, scale in zip(image.size, image.file_px, image.scale, strict=True)
+        )
+        return height, width
+
     @property
     def _training_px(self) -> float:
         """The area of one px of the head's training files in px of the mosaic.
@@ -209,6 +218,9 @@ class ImageOutputs:
             return
         assert self.image.mpp is not None, "slides are read at a known um/px"
         if self.config.pyramid == "ome-zarr":
+            top, left = (
+                px * self.image.mpp / scale for px, scale in zip(self.image.origin, self.image.scale, strict=True)
+            )
             with atomic_path(self.path("mask")) as path:
                 write_ome_zarr(
                     mosaic,
@@ -218,6 +230,7 @@ class ImageOutputs:
                     classes=self.head.classes,
                     colours=self._colours(),
                     background=self.head.background,
+                    origin_um=(top, left),
                 )
             return
         names = [f"{code}: {name}" for code, name in enumerate(self.head.classes)]
@@ -229,9 +242,11 @@ class ImageOutputs:
         """Classes painted over the tissue, JPEG."""
         tissue = self.image.overview(OVERLAY_PX)  # (h, w, 3)
         level = max(0, mosaic.level_within(OVERLAY_PX) - 1)  # the next finer than the overview
+        height, width = mosaic.size
+        extent = height / 2**level, width / 2**level
         painted = overlay(
             tissue,
-            resize_nearest(mosaic.codes(level), tissue.shape[:2]),
+            resize_nearest(mosaic.codes(level), tissue.shape[:2], extent=extent),
             classes=self.head.classes,
             background=self.head.background,
             ignore=self.head.ignore,
@@ -244,7 +259,7 @@ class ImageOutputs:
         head, mpp = self.head, self.image.mpp
         level = mosaic.level_within(self.config.outline)
         predicted = codes = mosaic.codes(level)
-        shrunk = max(full / side for full, side in zip(mosaic.size, codes.shape, strict=True))
+        shrunk = 2**level
         object_code = object_class(head.classes, background=head.background, ignore=head.ignore)
         if self.object_rule != ObjectRule() and object_code is not None and head.background is not None:
             codes = post_process(
@@ -261,7 +276,8 @@ class ImageOutputs:
                 code: (head.classes[code], colours[code])
                 for code in painted_classes(head.classes, background=head.background, ignore=head.ignore)
             },
-            scale=(self.image.file_px[0] / codes.shape[0], self.image.file_px[1] / codes.shape[1]),
+            scale=(self.image.scale[0] * shrunk, self.image.scale[1] * shrunk),
+            extent=self._extent(level),
             mpp=None if mpp is None else mpp * shrunk,
             simplify=self.config.simplify,
             smallest=self.config.smallest / shrunk**2,
@@ -283,8 +299,8 @@ class ImageOutputs:
             write_review(
                 path,
                 regions,
-                size=mosaic.size,
-                scale=(self.image.file_px[0] / mosaic.size[0], self.image.file_px[1] / mosaic.size[1]),
+                extent=self._extent(),
+                scale=self.image.scale,
                 measurement=uncertainty_name(mosaic.confidence),
                 source=f"{self.head.weights_digest}/{self.image.id}",
                 origin=self._outline_origin,

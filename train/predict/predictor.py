@@ -10,8 +10,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import torch
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
+from pathseg.store.format.packing import PACKINGS
 from pathseg.store.grid import PatchGrid
 from pathseg.store.runtime.atomic_files import write_atomic
 from pathseg.store.runtime.file_lock import file_lock
@@ -265,9 +266,17 @@ class Predictor:
             weights_digest=self.head.weights_digest,
             model_digest="+".join(source.key.model_digest for source in self.head.sources),
             features="stored" if self.source.stored else UNSET,
+            packing=UNSET if self.source.stored else _rounding_packing(self.head),
             overlap=self.source.overlap,
             tissue=self.config.tissue,
         )
+
+
+def _rounding_packing(head: TrainedHead) -> str | UnsetType:
+    """The packings of a head's stores, joined by `+`; unset where none of them changes a value."""
+    names = [source.key.packing for source in head.sources]
+    rounds = any(PACKINGS[name].scaled or PACKINGS[name].keep_bits is not None for name in names)
+    return "+".join(names) if rounds else UNSET
 
 
 def summary(result: PredictionResult) -> str:

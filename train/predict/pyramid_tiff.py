@@ -26,7 +26,7 @@ def write_pyramid(mosaic: Mosaic, path: Path, *, mpp: float, colours: Sequence[s
 
     with tifffile.TiffWriter(path, bigtiff=mosaic.size[0] * mosaic.size[1] > CLASSIC_TIFF_PX) as file:
         for level, codes in enumerate(mosaic.levels):
-            down, across = (full / side for full, side in zip(mosaic.size, codes.shape, strict=True))
+            px_per_cm = UM_PER_CM / (mpp * 2**level)  # not by the sides, which are rounded up
             file.write(
                 _compressed_tiles(mosaic, level),
                 shape=codes.shape,
@@ -35,7 +35,7 @@ def write_pyramid(mosaic: Mosaic, path: Path, *, mpp: float, colours: Sequence[s
                 photometric="palette",
                 colormap=_colormap(colours),
                 compression="zlib",
-                resolution=(UM_PER_CM / mpp / across, UM_PER_CM / mpp / down),
+                resolution=(px_per_cm, px_per_cm),
                 resolutionunit="CENTIMETER",
                 subfiletype=1 if level else 0,  # 1: a reduced copy; readers of pyramids look for it
                 description=legend if not level else None,

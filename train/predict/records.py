@@ -21,11 +21,12 @@ class PredictionIdentity(msgspec.Struct, frozen=True, kw_only=True):
 
     file, size_bytes, content_digest: name, bytes and digest of the image file. size: (H, W) px that it is predicted at,
     mpp: um/px there. run, weights_digest: name and hex SHA-256 of head.safetensors. model_digest: of the frozen model.
-    features: unset where the model computed them for the prediction. overlap: px that neighbouring windows share.
-    smallest, simplify, outline: of `PredictConfig`, unset where no GeoJSON was written. objects: the post-processing of
-    its objects in words, unset where they are as predicted. objects_as: of `PredictConfig`, unset for annotations.
-    outline_origin: of `PredictConfig`, unset for bounds. regions: of `PredictConfig`, unset where no regions to review
-    were written.
+    features: unset where the model computed them for the prediction. packing: of the head's stores, as whose values
+    computed features were rounded; unset for stored features and where packing changes no value. overlap: px that
+    neighbouring windows share. smallest, simplify, outline: of `PredictConfig`, unset where no GeoJSON was written.
+    objects: the post-processing of its objects in words, unset where they are as predicted. objects_as: of
+    `PredictConfig`, unset for annotations. outline_origin: of `PredictConfig`, unset for bounds. regions: of
+    `PredictConfig`, unset where no regions to review were written.
     """
 
     file: str
@@ -37,6 +38,7 @@ class PredictionIdentity(msgspec.Struct, frozen=True, kw_only=True):
     weights_digest: str = msgspec.field(name="head")
     model_digest: str = msgspec.field(name="model")
     features: Literal["stored"] | UnsetType = UNSET
+    packing: str | UnsetType = UNSET
     overlap: int
     tissue: str
     smallest: int | UnsetType = UNSET
@@ -52,6 +54,7 @@ class PredictionIdentity(msgspec.Struct, frozen=True, kw_only=True):
         here, there = msgspec.to_builtins(self), msgspec.to_builtins(wanted)
         for values in (here, there):
             values.setdefault("features", "computed")
+            values.setdefault("packing", "none")  # as of releases that did not round computed features
             if not {"outline", "regions"}.isdisjoint(values):
                 values.setdefault("outline_origin", "bounds")
             if "outline" in values:

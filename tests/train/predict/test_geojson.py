@@ -152,6 +152,19 @@ def test_areas_are_px_of_the_file_where_it_is_not(tmp_path):
     assert totals["stroma"] == ClassObjects(1, area_px=1200.0)
 
 
+@pytest.mark.parametrize("simplify", [0.0, 2.0])
+def test_outlines_and_areas_end_with_the_image_within_the_last_px(tmp_path, simplify):
+    codes = np.ones((40, 30), np.uint8)
+    _, totals = written(tmp_path, codes, scale=(4.0, 4.0), extent=(39.25, 29.5), simplify=simplify)
+    assert totals["gland"] == ClassObjects(1, area_px=157.0 * 118.0)
+    ragged = np.random.default_rng(0).integers(1, 3, (40, 30)).astype(np.uint8)
+    found = list(outline_objects(ragged, settings(extent=(39.25, 29.5), simplify=simplify)))
+    assert all(one.polygon.is_valid for one in found)
+    assert sum(one.area_px for one in found) == pytest.approx(39.25 * 29.5)
+    assert max(one.polygon.bounds[2] for one in found) == 29.5
+    assert max(one.polygon.bounds[3] for one in found) == 39.25
+
+
 @pytest.mark.parametrize("kind", ["detection", "tile"])
 def test_many_objects_may_be_detections_or_tiles(tmp_path, kind):
     codes = np.zeros((40, 40), np.uint8)

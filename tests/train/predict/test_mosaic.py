@@ -147,6 +147,14 @@ def test_nearest_agrees_with_pillow(size):
     np.testing.assert_array_equal(resize_nearest(codes, size), expected)
 
 
+@pytest.mark.parametrize("level", [1, 2, 3])
+def test_a_level_of_odd_sides_is_resized_by_what_its_px_cover(level):
+    codes = np.random.default_rng(0).integers(0, 5, tuple(-(-side // 2**level) for side in (41, 33))).astype(np.uint8)
+    expected = codes.repeat(2**level, axis=0).repeat(2**level, axis=1)[:41, :33]
+    found = resize_nearest(codes, (41, 33), extent=(41 / 2**level, 33 / 2**level))
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_rows_and_columns_of_a_resized_mask_are_those_of_the_whole():
     codes = np.random.default_rng(0).integers(0, 5, (13, 11)).astype(np.uint8)
     region = resize_nearest(codes, (40, 50), slice(10, 25), slice(30, 50))

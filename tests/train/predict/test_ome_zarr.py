@@ -68,5 +68,14 @@ def test_each_class_has_its_name_and_colour_once_and_the_background_is_transpare
     ]
 
 
+def test_what_was_not_computed_has_its_name_and_is_transparent_where_no_class_is_the_background(tmp_path, codes):
+    mosaic = Mosaic((np.where(codes, 1, 255).astype(np.uint8),), 255, np.array([0, 0]))
+    write_ome_zarr(mosaic, tmp_path / "b", name="b", mpp=1, classes=CLASSES, colours=COLOURS, background=None)
+    label = json.loads((tmp_path / "b" / "zarr.json").read_text())["attributes"]["ome"]["image-label"]
+    assert label["properties"][2:] == [{"label-value": 255, "class": "not computed"}]
+    assert [colour["rgba"][3] for colour in label["colors"]] == [255, 255, 0]
+    assert label["colors"][2] == {"label-value": 255, "rgba": [0, 0, 0, 0]}
+
+
 def test_tiles_without_prediction_take_no_bytes(path):
     assert {chunk.relative_to(path).as_posix() for chunk in (path / "0").rglob("c/*/*")} == {"0/c/0/0", "0/c/0/1"}

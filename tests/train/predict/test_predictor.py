@@ -294,6 +294,46 @@ def test_another_resolution_of_the_same_pixels_is_refused(predictor, image, colo
         predict_one(predictor(head=head), image[0])
 
 
+def packed(head, *packings):
+    """The head, trained from stores of these packings."""
+    (source,) = head.sources
+    keys = [dataclasses.replace(source.key, packing=packing) for packing in packings]
+    return dataclasses.replace(head, sources=tuple(dataclasses.replace(source, key=key) for key in keys))
+
+
+@pytest.mark.parametrize("packing", ["rounded", "int8"])
+def test_results_of_a_release_that_did_not_round_features_are_refused(predictor, image, colour_head, tmp_path, packing):
+    head, path = packed(colour_head(), packing), tmp_path / "out" / "_done" / "image.json"
+    predict_one(predictor(head=head, formats=("mask",)), image[0])
+    record = json.loads(path.read_text())
+    assert record["about"].pop("packing") == packing
+    predict_one(predictor(head=head, formats=("overlay",)), image[0])
+    path.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=rf"packing is none there, {packing} asked for; pass another --out"):
+        predict_one(predictor(head=head, formats=("mask",)), image[0])
+
+
+@pytest.mark.parametrize("packing", ["none", "lossless"])
+def test_a_packing_that_changes_no_value_is_not_recorded(predictor, image, colour_head, tmp_path, packing):
+    predict_one(predictor(head=packed(colour_head(), packing), formats=("mask",)), image[0])
+    assert "packing" not in json.loads((tmp_path / "out" / "_done" / "image.json").read_text())["about"]
+
+
+def test_windows_of_a_release_that_did_not_round_features_are_computed_again(
+    predictor, slide, colour_head, tmp_path, colour_features
+):
+    head, cut_off = packed(colour_head(), "rounded"), stopping(colour_features, 2)
+    with pytest.raises(Stop):
+        predict_one(predictor(head=head, features=cut_off, batch_size=1), slide[0])
+    about = tmp_path / "out" / "_work" / "slide" / "about.json"
+    identity = json.loads(about.read_text())
+    assert identity.pop("packing") == "rounded"
+    about.write_text(json.dumps(identity))
+    before = colour_features.patches
+    record = predict_one(predictor(head=head, batch_size=1), slide[0])
+    assert colour_features.patches - before == record.windows
+
+
 def test_patches_are_numbered_by_window_and_position_for_the_noise(predictor, colour_head, colour_features, tmp_path):
     Image.fromarray(tissue(512, 1000)[0]).save(tmp_path / "wide.png")
     predict_one(predictor(head=colour_head(size=(512, 512))), tmp_path / "wide.png")

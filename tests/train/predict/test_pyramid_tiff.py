@@ -43,6 +43,15 @@ def test_openslide_opens_it_with_levels_and_um_per_px(path):
         assert float(slide.properties["openslide.mpp-x"]) == pytest.approx(0.5, rel=1e-3)
 
 
+def test_each_level_has_twice_the_um_per_px_of_the_one_before_whatever_its_sides_are(tmp_path):
+    path = write(tmp_path / "odd.tif", np.zeros((601, 1101), np.uint8))
+    with tifffile.TiffFile(path) as file:
+        for level, page in enumerate(file.pages):
+            across, per = page.tags["XResolution"].value
+            assert across / per == pytest.approx(2e4 / 2**level, rel=1e-9)
+            assert page.tags["YResolution"].value == page.tags["XResolution"].value
+
+
 def test_classes_are_seen_in_their_colours(path):
     with openslide.OpenSlide(path) as slide:
         seen = [slide.read_region(at, 0, (1, 1)).getpixel((0, 0)) for at in ((0, 0), (400, 300), (1080, 580))]

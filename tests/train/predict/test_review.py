@@ -34,7 +34,8 @@ def test_the_most_uncertain_regions_come_first():
 
 def test_regions_do_not_overlap_and_are_no_more_than_there_are():
     found = most_uncertain_regions(uncertainty(np.random.default_rng(0).uniform(0, 1, (1100, 1030))), 100)
-    assert sorted((y, x) for y, x, _ in found) == [(y, x) for y in range(0, 1024, 256) for x in range(0, 1024, 256)]
+    rows = range(0, 1100, 256)  # the last one is cut off to 76 px; a sixth column would have 6 px
+    assert sorted((y, x) for y, x, _ in found) == [(y, x) for y in rows for x in range(0, 1024, 256)]
 
 
 def test_what_was_not_computed_counts_in_no_mean_and_mostly_background_is_no_region():
@@ -43,6 +44,29 @@ def test_what_was_not_computed_counts_in_no_mean_and_mostly_background_is_no_reg
     values[:256, 256:380] = 1.0  # less than half of a region
     (found,) = most_uncertain_regions(uncertainty(values), 20)
     assert found[:2] == (0, 0) and found.uncertainty == pytest.approx(0.5, abs=0.5 / 254)
+
+
+@pytest.mark.parametrize(
+    ("size", "corners"),
+    [
+        ((127, 129), []),
+        ((128, 128), [(0, 0)]),
+        ((256, 319), [(0, 0)]),
+        ((256, 320), [(0, 0), (0, 256)]),
+        ((384, 256 + 128), [(0, 0), (0, 256), (256, 0), (256, 256)]),
+    ],
+)
+def test_what_the_edges_leave_of_a_square_is_a_region_from_a_quarter_on(size, corners):
+    found = most_uncertain_regions(uncertainty(np.full(size, 0.5)), 20)
+    assert sorted((y, x) for y, x, _ in found) == corners
+
+
+def test_of_a_region_at_the_edge_half_must_be_computed_too():
+    values = np.full((256, 384), np.nan)
+    values[:, :128] = values[:, 256:320] = 0.5
+    assert len(most_uncertain_regions(uncertainty(values), 20)) == 2
+    values[0, 256:320] = np.nan
+    assert len(most_uncertain_regions(uncertainty(values), 20)) == 1
 
 
 @pytest.fixture
@@ -88,7 +112,7 @@ def test_another_number_of_regions_in_one_folder_is_refused(tmp_path, half_sure,
 def test_regions_end_with_the_image(tmp_path):
     path = tmp_path / "a.geojson"
     regions = [ReviewRegion(256, 512, 0.5)]
-    write_review(path, regions, size=(400, 700), scale=(2.0, 1.5), measurement="Mean entropy (nats)", source="a")
+    write_review(path, regions, extent=(400, 700), scale=(2.0, 1.5), measurement="Mean entropy (nats)", source="a")
     (feature,) = json.loads(path.read_text())["features"]
     assert feature["geometry"]["coordinates"] == [
         [[768, 512], [1050, 512], [1050, 800], [768, 800], [768, 512]],
@@ -104,12 +128,18 @@ def test_regions_end_with_the_image(tmp_path):
 def test_regions_may_be_counted_from_elsewhere(tmp_path):
     path = tmp_path / "a.geojson"
     write_review(
-        path, [ReviewRegion(0, 0, 0.5)], size=(400, 700), scale=(2.0, 2.0), measurement="m", source="a", origin=(7, 100)
+        path,
+        [ReviewRegion(0, 0, 0.5)],
+        extent=(400, 700),
+        scale=(2.0, 2.0),
+        measurement="m",
+        source="a",
+        origin=(7, 100),
     )
     (feature,) = json.loads(path.read_text())["features"]
     assert feature["geometry"]["coordinates"][0][0::2] == [[100, 7], [612, 519], [100, 7]]
 
 
 def test_an_image_without_regions_has_an_empty_collection(tmp_path):
-    write_review(tmp_path / "a.geojson", [], size=(9, 9), scale=(1, 1), measurement="m", source="a")
+    write_review(tmp_path / "a.geojson", [], extent=(9, 9), scale=(1, 1), measurement="m", source="a")
     assert json.loads((tmp_path / "a.geojson").read_text()) == {"type": "FeatureCollection", "features": []}

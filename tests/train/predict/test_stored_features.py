@@ -21,6 +21,7 @@ from pathseg.train.data.joined import join_stores
 from pathseg.train.heads.linear import LinearHead
 from pathseg.train.predict.config import PredictConfig
 from pathseg.train.predict.feature_sources import ModelFeatures, StoredFeatures, stored_features
+from pathseg.train.predict.ground_truth import GroundTruth
 from pathseg.train.predict.predictor import Predictor
 from pathseg.train.runs.record import Source
 from tests.extract.conftest import ToyModel
@@ -201,6 +202,24 @@ def test_a_store_of_all_windows_segments_what_the_tissue_rule_leaves_out(work, t
     assert (record.windows, record.windows_total) == (12, 12)
     mask = tifffile.imread(tmp_path / "out" / "mask" / "slide.tif", key=0)
     np.testing.assert_array_equal(mask, codes_by_hand(head, store, "slide", (700, 1000)))
+
+
+def test_scores_without_a_background_class_want_features_beside_the_tissue_and_truth_is_named(made, tmp_path, head_of):
+    store = FeatureStore.open(made / "s.zarr")
+    head, config = head_of(store, classes=("stroma", "gland")), PredictConfig(formats=("mask",))
+    truth = GroundTruth("masks", lambda image_id: np.zeros((700, 1000), np.uint8))
+    predictor = Predictor(head, stored_features(store)(head, config), tmp_path, config, truth)
+    with pytest.raises(
+        ValueError, match=r"3 of 12 windows, with and without tissue, .*--windows all .*leave --truth out"
+    ):
+        predictor.predict_image(open_input_image(made / "slides" / "slide.tif", head.sampling))
+
+
+def test_results_from_a_store_with_rounded_values_are_as_those_of_earlier_releases(made, tmp_path, head_of):
+    config = dataclasses.replace(CONFIG, packing="rounded")
+    store = extract(listed(made / "slides"), ColourModel(), tmp_path / "r.zarr", config).store
+    predict_one(head_of(store), store, made / "slides" / "slide.tif", tmp_path, formats=("mask",))
+    assert "packing" not in json.loads((tmp_path / "_done" / "slide.json").read_text())["about"]
 
 
 def test_a_slide_that_is_not_in_the_store_is_named_with_those_that_are(made, tmp_path, head_of):
