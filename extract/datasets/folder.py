@@ -39,6 +39,7 @@ from pathseg.store.grid import PATCH_PX
 from pathseg.store.key import Preprocessing
 
 TEST_SHARE = 0.2  # of the images, where there is no splits.csv
+IGNORED = 255  # code in the store of what `options.ignore` names
 MAX_CLASSES = 64  # more codes than this in a mask are instance ids or smoothed edges, not classes
 
 MIN_HIGHEST_ID = 4  # masks that hold 1..N each, with other N, hold ids from here on; below, they may well be classes
@@ -58,21 +59,31 @@ def open_folder(options: DatasetOptions) -> Dataset:
     Classes: the distinct codes of all masks in ascending order, so masks of 0 and 255 have the classes 0 and 1;
     `options.classes` names them. Every mask is decoded once for this, whatever the limit. Codes that look like numbers
     of objects are refused unless `options.classes` names them; with `options.instances` they are objects of one class,
-    and the ids are kept for object scores. The class named `background`, if any, is the background. Splits: from
+    and the ids are kept for object scores. The class named `background`, if any, is the background. The code
+    `options.ignore` is of no class, and its px have the ignored code `IGNORED`. Splits: from
     splits.csv (columns id,split and optionally source), else about 20 % are `test` by a hash of the id, which does not
     change when images are added. Size: all images are resized to `options.resize` px, or all have one size whose sides
     are multiples of 256 px. With `options.keep_aspect` resized images keep their aspect ratio, and what they do not
     fill is white and of one more class, padding, which is ignored.
 
-    Raises ValueError for `keep_aspect` without `resize`, FileNotFoundError where there is no image or mask,
-    DatasetError as `open_dataset`.
+    Raises ValueError for `keep_aspect` without `resize` and for `ignore` with `instances` or `keep_aspect`,
+    FileNotFoundError where there is no image or mask, DatasetError as `open_dataset`.
     """
+    if options.ignore is not None and options.instances:
+        raise ValueError(
+            f"--ignore {options.ignore} names a class code, but with --instances masks number objects; leave one out"
+        )
+    if options.ignore is not None and options.keep_aspect:
+        raise ValueError(
+            f"one code alone can count nowhere, that of --ignore {options.ignore} or the padding of --keep-aspect; "
+            "leave one out"
+        )
     if options.keep_aspect and options.resize is None:
         raise ValueError("--keep-aspect does nothing without --resize, which images are stretched by; leave it out")
     root = dataset_root("folder", options)
     images, masks, problems = _pair_files(root)
     sizes = _read_sizes(images, masks, problems)
-    counts = {} if options.instances else _count_codes(masks, options.classes, problems)
+    counts = {} if options.instances else _count_codes(masks, options.classes, options.ignore, problems)
     codes = tuple(sorted(counts))
     classes = options.classes or (INSTANCE_CLASSES if options.instances else tuple(f"code {code}" for code in codes))
     if options.instances and len(set(classes)) != 2:
@@ -93,7 +104,7 @@ def open_folder(options: DatasetOptions) -> Dataset:
         samples=limit_samples(samples, options.limit, test_split=test_split),
         load=partial(_load_instances, images, masks, size, padding)
         if options.instances
-        else partial(_load, images, masks, codes, size, padding),
+        else partial(_load, images, masks, codes, options.ignore, size, padding),
         files=partial(files_of, images, masks),
         classes=classes if padding is None else (*classes, PADDING_CLASS),
         size=size,
@@ -106,7 +117,7 @@ def open_folder(options: DatasetOptions) -> Dataset:
             },
         ),
         background=0 if options.instances else background_code(classes),
-        ignore=padding,
+        ignore=padding if options.ignore is None else IGNORED,
         mpp=options.mpp,
         has_instances=options.instances,
         masks_per_class={name: counts[code] for name, code in zip(classes, codes, strict=False)},
@@ -170,9 +181,13 @@ def _read_sizes(images: Files, masks: Files, problems: list[str]) -> dict[str, t
     return sizes
 
 
-def _count_codes(masks: Files, classes: tuple[str, ...], problems: list[str]) -> dict[int, int]:
-    """Return the number of masks that hold each code; add a line to `problems` for each invalid mask."""
+def _count_codes(masks: Files, classes: tuple[str, ...], ignore: int | None, problems: list[str]) -> dict[int, int]:
+    """Return the number of masks that hold each code but `ignore`; add a line to `problems` for each invalid mask.
+
+    Also where no mask holds `ignore`.
+    """
     found: dict[Path, list[int]] = {}
+    ignored = False
     for path in masks.values():
         try:
             codes = np.unique(read_mask(path)).tolist()
@@ -180,6 +195,8 @@ def _count_codes(masks: Files, classes: tuple[str, ...], problems: list[str]) ->
             if str(e) not in problems:
                 problems.append(str(e))
             continue
+        ignored |= ignore in codes
+        codes = [code for code in codes if code != ignore]
         if len(codes) > MAX_CLASSES:
             problems.append(
                 f"{path}: a mask must hold at most {MAX_CLASSES} class codes, but this one holds {len(codes)}: "
@@ -187,6 +204,11 @@ def _count_codes(masks: Files, classes: tuple[str, ...], problems: list[str]) ->
             )
             continue
         found[path] = codes
+    if not problems and ignore is not None and not ignored:
+        held = ", ".join(map(str, sorted({code for codes in found.values() for code in codes})[:MAX_CLASSES]))
+        problems.append(
+            f"--ignore {ignore}: no mask holds this code, they hold {held}; name one of these or leave it out"
+        )
     if not problems:
         problems += _check_codes(found, classes)
     return dict(Counter(code for codes in found.values() for code in codes))
@@ -348,6 +370,7 @@ def _load(
     images: Files,
     masks: Files,
     codes: tuple[int, ...],
+    ignore: int | None,
     size: tuple[int, int],
     padding: int | None,
     sample: Sample,
@@ -355,6 +378,9 @@ def _load(
     raw = read_mask(masks[sample.id])
     mask = np.searchsorted(codes, raw)
     strange = np.take(codes, mask, mode="clip") != raw
+    if ignore is not None:
+        strange &= raw != ignore
+        mask[raw == ignore] = IGNORED
     if strange.any():
         raise ValueError(
             f"{masks[sample.id]}: code {raw[strange].flat[0]} is none of the codes {', '.join(map(str, codes))} that "

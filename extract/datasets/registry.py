@@ -125,6 +125,10 @@ class DatasetOptions:
     )
     classes: tuple[str, ...] = _flag((), "Class names in code order, for --dataset folder or slides.")
     instances: bool = _flag(False, "Masks of --dataset folder number objects of one class: 1, 2, ...; 0 = background.")
+    ignore: int | None = _flag(
+        None,
+        "Code in masks of --dataset folder that counts in no loss, class weight or metric; --classes leaves it out.",
+    )
     mpp: float | None = _flag(None, "um/px of the files, where the data set does not say or says it wrongly.")
     target_mpp: float | None = _flag(
         None, "um/px that bcss regions and slides are brought to.  [default: 0.5, the paper's 20x]"
@@ -248,7 +252,7 @@ DATASETS: dict[str, DatasetEntry] = {
             "                  test..., source the patient or slide that is never divided"
         ),
         licence="yours",
-        options=("root", "resize", "keep_aspect", "classes", "instances", "mpp", "views"),
+        options=("root", "resize", "keep_aspect", "classes", "instances", "ignore", "mpp", "views"),
     ),
     "slides": DatasetEntry(
         summary="your own whole slides (or images) with outlines drawn in QuPath",

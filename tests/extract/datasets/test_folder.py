@@ -4,10 +4,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from pathseg.extract.config import ExtractConfig
 from pathseg.extract.datasets.registry import DatasetError, DatasetOptions, open_dataset
+from pathseg.extract.pipeline import extract
+from pathseg.extract.plan import plan_extraction
 from pathseg.store.key import Preprocessing
+from pathseg.store.verify import verify
+from pathseg.train.config import HeadConfig
+from pathseg.train.runs.folder import RunFolder
+from pathseg.train.training.loop import train_heads
+from tests.extract.conftest import ToyModel
 
 IDS = [f"case {number}" for number in range(10)]
 
@@ -329,6 +338,75 @@ def test_a_class_name_without_a_code_is_refused(root):
 def test_equal_class_names_are_refused(root):
     (problem,) = problems_of(root, classes=("stroma", "stroma"))
     assert "class names must differ" in problem
+
+
+@pytest.fixture
+def three(tmp_path):
+    """Six images whose masks have stripes of 64 px: of the codes 0 and 5, and two of 9."""
+    for id_ in IDS[:6]:
+        add(tmp_path, id_, codes=(0, 5, 9, 9))
+    return tmp_path
+
+
+@pytest.mark.parametrize(("ignore", "kept"), [(0, (5, 9)), (5, (0, 9)), (9, (0, 5))])
+@pytest.mark.parametrize("names", [(), ("stroma", "tumor")])
+def test_the_ignored_code_is_of_no_class(three, ignore, kept, names):
+    dataset = listed(three, ignore=ignore, classes=names)
+    assert dataset.classes == (names or tuple(f"code {code}" for code in kept)) and dataset.ignore == 255
+    assert dataset.masks_per_class == dict.fromkeys(dataset.classes, 6)
+    expected = np.array([kept.index(code) if code in kept else 255 for code in (0, 5, 9, 9)]).repeat(64)
+    np.testing.assert_array_equal(dataset.load(dataset.samples[0]).mask, np.tile(expected, (256, 1)))
+
+
+def test_masks_may_hold_255_for_what_is_ignored_or_nothing_else(three):
+    add(three, IDS[6], codes=(0, 5, 9, 255))
+    add(three, IDS[7], codes=(255,))
+    dataset = listed(three, ignore=255)
+    assert dataset.classes == ("code 0", "code 5", "code 9")
+    assert (dataset.load(dataset.samples[7]).mask == 255).all()
+
+
+def test_a_code_that_no_mask_holds_cannot_be_ignored(three):
+    (problem,) = problems_of(three, ignore=7)
+    assert "--ignore 7" in problem and "0, 5, 9" in problem
+
+
+@pytest.mark.parametrize("option", [{"instances": True}, {"keep_aspect": True, "resize": 256}])
+def test_an_ignored_code_is_refused_beside_what_it_does_not_go_with(three, option):
+    with pytest.raises(ValueError, match=r"--ignore 5.* leave one out"):
+        listed(three, ignore=5, **option)
+
+
+def test_masks_of_one_code_beside_the_ignored_one_are_refused(root):
+    (problem,) = problems_of(root, ignore=1)
+    assert "two or more codes" in problem
+
+
+def test_ignored_pixels_count_in_no_class_weight_and_no_metric(three):
+    write_splits(three, *(f"{id_},{'test' if id_ == IDS[3] else 'train'}" for id_ in IDS[:6]))
+    store = extract(
+        listed(three, ignore=5), ToyModel(), three / "s.zarr", ExtractConfig(layout="native", blocks=(4,))
+    ).store
+    assert store.contents.ignore == 255
+    config = HeadConfig(blocks=(4,), head_type="linear", lr=1e-2, epochs=1, class_weights="balanced")
+    (state,) = train_heads(store, [(config, RunFolder(three / "run"))])
+    assert state.failure is None
+    # of the counted px a third is of code 0, two thirds of code 9; weights are 1 - the share
+    torch.testing.assert_close(state.class_weights.cpu(), torch.tensor([2 / 3, 1 / 3]))
+    confusion = np.array(state.run.read_metrics().splits["test"].confusion)
+    np.testing.assert_array_equal(confusion.sum(axis=1), [64 * 256, 128 * 256])
+
+
+def test_a_store_follows_another_ignored_code_without_computing_features(three):
+    config = ExtractConfig(layout="native", blocks=(4,))
+    extract(listed(three), ToyModel(), three / "s.zarr", config)
+    for ignore in (9, 0):
+        dataset = listed(three, ignore=ignore, classes=("a", "b"))
+        plan = plan_extraction(dataset, ToyModel(), three / "s.zarr", config)
+        assert not plan.missing_maps and len(plan.changes.relabelled) == 6
+        store = extract(dataset, ToyModel(), three / "s.zarr", config).store
+        np.testing.assert_array_equal(store.mask(0), dataset.load(dataset.samples[0]).mask)
+    assert verify(three / "s.zarr") == ()
 
 
 def test_masks_of_one_code_are_refused(tmp_path):

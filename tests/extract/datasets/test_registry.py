@@ -50,7 +50,7 @@ def test_every_data_set_refuses_the_options_that_do_not_apply_by_name(name):
     given = {"root": Path("x"), "resize": 256, "classes": ("a", "b"), "mpp": 0.5, "target_mpp": 0.5, "stride": 8}
     given |= {"image_folder": "images", "views": 3, "val_institutes": ("BH",), "instances": True, "keep_aspect": True}
     given |= {"window_px": 512, "min_labelled_px": 9, "brush_um": 5.0, "region_class": "roi", "windows": "tissue"}
-    given |= {"outline_origin": "file"}
+    given |= {"outline_origin": "file", "ignore": 0}
     assert given.keys() | {"limit", "seed"} == {field.name for field in dataclasses.fields(DatasetOptions)}
     for option in given.keys() - set(DATASETS[name].options):
         flag = option.replace("_", "-")
