@@ -109,7 +109,12 @@ class Contents:
         return PACKINGS[self.key.packing]
 
     def stored_arrays(self, t: int, block: int) -> tuple[StoredArray, ...]:
-        """Return the arrays that hold a block at a timestep: its values and, where they are scaled, their scales."""
+        """Return the arrays that hold a block at a timestep: its values and, where they are scaled, their scales.
+
+        Raises ValueError for a block that the model does not have.
+        """
+        if block not in self.blocks:
+            raise ValueError(f"the model has no block {block}")
         shape = (self.grid.patches, *self.blocks[block].stored(self.key.layout))
         return self.packing.arrays(array_name(t, block), shape, self.key.dtype)
 

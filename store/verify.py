@@ -151,7 +151,9 @@ class Verification:
     def _in_store(self, record: Unit) -> bool:
         """Return whether a record is about a unit and arrays that the store has."""
         arrays, unit = record
-        return unit < self.contents.units and all(map(self.manifest.has_array, self._arrays(arrays)))
+        if unit >= self.contents.units or not self.contents.blocks.keys() >= set(arrays.blocks):
+            return False
+        return all(map(self.manifest.has_array, self._arrays(arrays)))
 
     def _array(self, name: str) -> zarr.Array:
         if name not in self._opened:
@@ -183,7 +185,7 @@ class Verification:
             blocks = () if match["block"] is None else (int(match["block"]),)
             if self.contents.blocks.keys() >= set(blocks):
                 created = zarr_metadata(self.contents, [ArraySet(int(match["t"]), blocks)])
-                return same_metadata(self._text(name), created[name])
+                return name in created and same_metadata(self._text(name), created[name])
         return False
 
     def _text(self, name: str) -> bytes:

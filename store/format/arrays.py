@@ -33,8 +33,6 @@ def zarr_metadata(contents: Contents, array_sets: Iterable[ArraySet] = ()) -> di
     for arrays in sorted(set(array_sets), key=lambda arrays: arrays.name):
         if arrays.t is not None:
             group.require_group(f"t{arrays.t}")
-            for block in arrays.blocks:
-                _require_block(contents, block)
             for name in contents.array_names(arrays):
                 _create_array(group, contents, name)
     return {name: buffer.to_bytes().decode() for name, buffer in memory.items() if name.endswith("zarr.json")}
@@ -47,7 +45,6 @@ def _create_array(group: zarr.Group, contents: Contents, name: str) -> None:
     """
     node = FEATURE_NODE.fullmatch(f"{name}/zarr.json")
     if node and node["block"]:
-        _require_block(contents, int(node["block"]))
         found = [array for array in contents.stored_arrays(int(node["t"]), int(node["block"])) if array.name == name]
         if not found:
             raise ValueError(f"there is no array {name} in a store of packing {contents.key.packing}")
@@ -57,11 +54,6 @@ def _create_array(group: zarr.Group, contents: Contents, name: str) -> None:
         _create(group, name, (0,), chunks=(1,), dtype="uint8", dimension_names=("record",), attributes={"about": about})
     else:
         _create_pixel_array(group, contents, name)
-
-
-def _require_block(contents: Contents, block: int) -> None:
-    if block not in contents.blocks:
-        raise ValueError(f"the model has no block {block}")
 
 
 def _create_pixel_array(group: zarr.Group, contents: Contents, name: str) -> None:

@@ -109,6 +109,24 @@ def test_verify_finds_nothing(any_path):
     assert verify(any_path) == ()
 
 
+def test_files_named_as_others_that_pathseg_writes_are_told_apart(tmp_path):
+    folder = shutil.copytree(FIXTURES / "store-v1", tmp_path / "a.zarr")
+    before = files_of(folder)
+    scales = zarr.open_group(str(folder / "t50")).create_array("block04_scales", shape=(2, 5), dtype="float32")
+    scales[...] = 1
+    foreign = {name for name in files_of(folder) if name not in before}
+    assert foreign == {"t50/block04_scales/zarr.json", "t50/block04_scales/c/0/0"}
+    record = folder / "_done/t50/77/000000.json"  # of a block that the model does not have
+    record.parent.mkdir()
+    record.write_bytes((folder / "_done/t50/4,9/000000.json").read_bytes())
+    found = {(finding.kind, finding.name) for finding in verify(folder, repair=True)}
+    assert found == {("foreign", name) for name in foreign} | {("stray", "_done/t50/77/000000.json")}
+    assert {finding.name for finding in verify(folder)} == foreign and not record.exists()
+    assert np.array_equal(zarr.open_array(str(folder / "t50/block04_scales"))[...], np.ones((2, 5)))
+    assert {name: data for name, data in files_of(folder).items() if name not in foreign} == before
+    assert np.array_equal(FeatureStore.open(folder).read(1)[4], ramp(1, 4))
+
+
 def test_each_store_is_described(any_path):
     store = FeatureStore.open(any_path)
     text = describe(store)
