@@ -22,6 +22,7 @@ from pathseg.store.format.arrays import chunk_names, open_array
 from pathseg.store.format.chunks import is_uncompressed, is_uncompressed_shards, read_chunks, read_from_shard
 from pathseg.store.format.manifest import Manifest, read_description, read_growth, read_manifest
 from pathseg.store.format.names import FOLDER, MANIFEST, ROOT
+from pathseg.store.format.packing import unscaled
 from pathseg.store.location.cache import ReadCache
 from pathseg.store.location.location import Location, open_location
 from pathseg.store.records import PIXELS, ArraySet, Records, checksum
@@ -138,16 +139,17 @@ class FeatureStore:
         long as reading. Raises Incomplete when a block is not in the store yet, Damaged when the bytes are not those
         that were written, ValueError when an array of `out` has another shape or dtype.
         """
-        blocks, packing = tuple(blocks) or self.stored_blocks(t), self.contents.packing
-        dtype = np.dtype(self.contents.key.dtype)
-        values: dict[int, np.ndarray] = {}
-        for block in blocks if packing.scaled else ():
-            stored = self.contents.stored_arrays(t, block)[0]
-            values[block] = np.empty(stored.shape, dtype) if out is None else out[block]
-            _require_fitting(values[block], stored.name, stored.shape, dtype)
-        unscaled = None if packing.scaled or out is None else {block: (out[block],) for block in blocks}
-        found = self.read_stored(index, t=t, blocks=blocks, out=unscaled)
-        return {block: packing.decode(arrays, out=values.get(block, arrays[0])) for block, arrays in found.items()}
+        blocks = tuple(blocks) or self.stored_blocks(t)
+        if not self.contents.packing.scaled:
+            into = None if out is None else {block: (out[block],) for block in blocks}
+            found = self.read_stored(index, t=t, blocks=blocks, out=into)
+            return {block: values for block, (values,) in found.items()}
+        dtype, scaled = np.dtype(self.contents.key.dtype), {}
+        for block, (integers, scales) in self.read_stored(index, t=t, blocks=blocks).items():
+            values = np.empty(integers.shape, dtype) if out is None else out[block]
+            _require_fitting(values, array_name(t, block), integers.shape, dtype)
+            scaled[block] = unscaled(integers, scales, out=values)
+        return scaled
 
     def read_stored(
         self, index: int, *, t: int, blocks: Iterable[int], out: Mapping[int, Sequence[np.ndarray]] | None = None

@@ -61,13 +61,26 @@ class Packing:
         return self.stored_dtype is not None
 
     @property
-    def bound(self) -> float:
+    def exact(self) -> bool:
+        """Whether values in the store's dtype are given back as they were."""
+        return not self.scaled and self.keep_bits is None
+
+    @property
+    def bound(self) -> float | None:
         """Largest relative error of a stored value against the value in the store's dtype: 2^-(keep_bits + 1).
 
         0 without rounding. Holds for normal numbers; below 2^-14 (float16) or 2^-126 (float32) in magnitude the error
-        is at most that bound times this smallest normal number.
+        is at most that bound times this smallest normal number. None of a scaled packing, which has no such bound:
+        its error is at most half the scale, whatever the value, so small values of a channel become 0.
         """
+        if self.scaled:
+            return None
         return 0.0 if self.keep_bits is None else 2.0 ** -(self.keep_bits + 1)
+
+    def largest_rounded(self, largest: float) -> float:
+        """Return the largest number that rounding leaves as it is, of a dtype whose largest is `largest`."""
+        assert self.keep_bits is not None
+        return math.ldexp(1 - 2.0 ** -(self.keep_bits + 1), math.frexp(largest)[1])
 
     def arrays(self, name: str, shape: tuple[int, int, int, int], dtype: str) -> tuple[StoredArray, ...]:
         """Return the arrays of a block: its values and, of a scaled packing, its scales.
@@ -84,7 +97,7 @@ class Packing:
             "scales": f"{block}{SCALES}",
             "scale_axis": 2,
             "values": f"stored[image, patch, channel, y, x] * {block}{SCALES}[image, channel]",
-            "absolute_error_at_most": "half the scale of the image and channel",
+            "error_at_most_of_scale": 0.5,
         }
         of_scales = {"about": f"values of {block} = its whole numbers * the scale of their image and channel"}
         return (
@@ -126,19 +139,16 @@ class Packing:
             return (values,)
         if not all_finite(values):
             raise OverflowError("a value is not finite")
-        return (BitRound(self.keep_bits).encode(values.copy()).view(values.dtype).reshape(values.shape),)
+        limit = self.largest_rounded(float(np.finfo(values.dtype).max))  # larger ones would become infinite
+        within = np.clip(values, -limit, limit)
+        return (BitRound(self.keep_bits).encode(within).view(values.dtype).reshape(values.shape),)
 
-    def decode(self, stored: tuple[np.ndarray, ...], out: np.ndarray) -> np.ndarray:
-        """Fill `out` with the values of an image of which `arrays` hold this, and return it.
 
-        Without scales the only stored array is returned, and `out` is not used.
-        """
-        if not self.scaled:
-            return stored[0]
-        import numpy as np
+def unscaled(integers: np.ndarray, scales: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """Fill `out` (P, C, h, w) with whole numbers times the scales (C,) of their channels, and return it."""
+    import numpy as np
 
-        integers, scales = stored
-        return np.multiply(integers, for_cells(scales), out=out, casting="same_kind")
+    return np.multiply(integers, for_cells(scales), out=out, casting="same_kind")
 
 
 def for_cells(scales: Array) -> Array:
@@ -149,8 +159,8 @@ def for_cells(scales: Array) -> Array:
 def _scaled(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return whole numbers (P, C, h, w) int8 and the scale of each channel, (C,) float32: its largest magnitude / 127.
 
-    Of a channel of zeros, or of less than 2^-126 / 127, the scale is 2^-126, so that none is divided by zero. Raises
-    OverflowError.
+    Of a channel of zeros, or of less than 127 * 2^-126, the scale is 2^-126, so that none is divided by zero. Where
+    127 scales would be infinite, as of the largest float32, it is the next smaller number. Raises OverflowError.
     """
     import numpy as np
 
@@ -160,6 +170,9 @@ def _scaled(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if not np.isfinite(largest).all():
         raise OverflowError("a value is not finite")
     scales = np.maximum(largest / np.float32(LARGEST), np.finfo(np.float32).tiny)
+    with np.errstate(over="ignore"):
+        beyond = np.isinf(scales * np.float32(LARGEST))
+    scales = np.where(beyond, np.nextafter(scales, np.float32(0)), scales)
     integers = np.empty(values.shape, np.int8)
     for patch, whole in zip(values, integers, strict=True):
         scaled = patch.astype(np.float32)
@@ -176,7 +189,7 @@ PACKINGS: dict[str, Packing] = {
     ),
     "int8": Packing(
         "one signed byte a value, times a scale per image and channel: half of float16, not compressed; error at most "
-        "1/254 of the channel's largest magnitude",
+        "1/254 of the channel's largest magnitude, plus the rounding of the dtype",
         stored_dtype="int8",
     ),
 }

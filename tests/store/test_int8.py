@@ -5,7 +5,7 @@ import pytest
 import zarr
 
 from pathseg.store.describe import describe
-from pathseg.store.errors import Damaged, StoreError
+from pathseg.store.errors import Damaged, Incomplete, StoreError
 from pathseg.store.features import FeatureStore
 from pathseg.store.format.size import BlockShape
 from pathseg.store.growth import grow
@@ -64,6 +64,7 @@ def test_other_readers_see_signed_bytes_without_compression(int8_store):
     assert (scales.dtype, scales.shape) == (np.float32, (5, 6)) and np.isnan(scales.fill_value)
     chunk = int8_store("again.zarr").location.root / "t50/block04/c/2/0/0/0/0"
     assert chunk.read_bytes()[:-4] == array[2].tobytes()  # then its CRC-32C
+    assert array.attrs["error_at_most_of_scale"] == 0.5
     assert array[...].min() >= -127 and np.abs(array[...].astype(int)).max() == 127
 
 
@@ -75,6 +76,11 @@ def test_values_are_read_in_the_dtype_of_the_key_and_into_arrays_that_are_given(
     np.testing.assert_array_equal(out[4], values_by_zarr(group, 4, 1).astype(np.float16))
     with pytest.raises(ValueError, match=r"t50/block04 is float16 .* but out is float32"):
         store.read(1, blocks=(4,), out={4: np.empty((2, 6, 16, 16), np.float32)})
+
+
+def test_a_block_that_is_not_there_is_named(int8_store):
+    with pytest.raises(Incomplete, match="no block 77 at t 50"):
+        int8_store().read(0, blocks=(77,))
 
 
 def test_lazy_arrays_are_values_and_images_that_are_not_there_nan(int8_store, toy_contents, toy_key, tmp_path):

@@ -17,7 +17,8 @@ def keep_limits(device: torch.device, memory_bytes: int | None) -> dict[torch.de
     """Return the bytes of features that may be kept in the memory of each device, the first to be filled first.
 
     Half of what is free on each, or `memory_bytes` in all. A GPU's memory is never filled by more than half: the heads
-    need the rest.
+    need the rest. Batches are not counted: those that are read ahead, as stored, and of layers that are stored scaled
+    one more in float32, the one in use.
     """
     machine = int(free_memory(CPU) * KEEP_SHARE) if memory_bytes is None else memory_bytes
     if device.type != "cuda":  # other accelerators share the machine's memory

@@ -226,9 +226,10 @@ class FeatureReader:
             if layer == IMAGE:
                 features[layer] = empty((self.store.contents.grid.patches, 3, PATCH_PX, PATCH_PX), torch.uint8)
                 continue
-            arrays = (empty(array.shape, _torch_dtype(array.dtype)) for array in self.stores.stored_arrays(layer))
-            for of_layer, values in zip((features, scales), arrays, strict=False):  # scales: of scaled layers only
-                of_layer[layer] = values
+            values, *of_scales = self.stores.stored_arrays(layer)
+            features[layer] = empty(values.shape, _torch_dtype(values.dtype))
+            if of_scales:
+                scales[layer] = empty(of_scales[0].shape, _torch_dtype(of_scales[0].dtype))
         return Sample(features, scales, empty(self.store.contents.key.size, torch.uint8))
 
 

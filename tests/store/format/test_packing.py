@@ -5,7 +5,7 @@ import pytest
 import torch
 from numcodecs.bitround import BitRound
 
-from pathseg.store.format.packing import PACKINGS
+from pathseg.store.format.packing import PACKINGS, unscaled
 from pathseg.store.format.rounding import as_stored
 
 INT8 = PACKINGS["int8"]
@@ -17,7 +17,7 @@ def normal(dtype="float32", shape=(2, 5, 3, 3)):
 
 
 def decoded(stored, dtype=np.float32):
-    return INT8.decode(stored, np.empty(stored[0].shape, dtype))
+    return unscaled(*stored, out=np.empty(stored[0].shape, dtype))
 
 
 def test_numbers_and_scales_by_hand():
@@ -45,6 +45,30 @@ def test_a_channel_of_zeros_or_of_extreme_values_stays_finite(magnitude):
     found = decoded(INT8.encode(values, "float32"))
     assert np.isfinite(found).all()
     np.testing.assert_allclose(found[:, 2], values[:, 2], rtol=1e-6, atol=2.0**-127)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_the_largest_values_of_a_dtype_stay_finite_as_bytes(dtype):
+    values = normal(dtype)
+    values[0, 3, 1, 1], values[1, 3, 0, 2] = np.finfo(dtype).max, -np.finfo(dtype).max
+    found, largest = decoded(INT8.encode(values, dtype), dtype), float(np.finfo(dtype).max)
+    error = np.abs(found[:, 3].astype(float) - values[:, 3].astype(float)).max()
+    assert error <= largest * (1 / 254 + np.finfo(dtype).eps / 2)
+    assert found[0, 3, 1, 1] == pytest.approx(largest, rel=1e-6)
+    np.testing.assert_array_equal(as_stored(torch.from_numpy(values), INT8), decoded(INT8.encode(values, dtype)))
+
+
+def test_values_that_rounding_would_make_infinite_become_the_largest_rounded_one():
+    # in float16, 1.11111 (binary) * 2^15 = 64512 is the largest with 5 bits after the point; 65024 is half way to 2^16
+    values = np.array([63000, 64512, 64992, 65024, 65504, -65024, -65504], np.float16).reshape(1, 7, 1, 1)
+    (stored,) = PACKINGS["rounded"].encode(values, "float16")
+    assert stored.ravel().tolist() == [63488, 64512, 64512, 64512, 64512, -64512, -64512]
+    assert np.abs(stored.astype(float) / values.astype(float) - 1).max() < 1 / 64
+    np.testing.assert_array_equal(as_stored(torch.from_numpy(values), PACKINGS["rounded"]), stored)
+    largest = np.full((1, 1, 1, 2), np.finfo(np.float32).max) * np.array([1, -1], np.float32)
+    (stored,) = PACKINGS["rounded"].encode(largest, "float32")
+    assert stored.ravel().tolist() == [(2 - 2**-5) * 2.0**127, -(2 - 2**-5) * 2.0**127]
+    np.testing.assert_array_equal(as_stored(torch.from_numpy(largest), PACKINGS["rounded"]), stored)
 
 
 @pytest.mark.parametrize("packing", ["int8", "rounded"])
