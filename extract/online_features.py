@@ -27,11 +27,11 @@ def online_features(
     """Return a function that computes the features of patches as the store with this key has them.
 
     The function takes patches (P, 256, 256, 3) uint8 (as `PatchGrid.cut` cuts them), their P indices and the
-    image's id, on which the noise depends, and returns {block: (P, C, h, w)} in the layout of the key, but for `image`
-    in native resolution: heads take the
-    same values from both up to rounding (`train.heads.stack.to_head_grid`), and native maps are smaller by up to a
-    factor of 1,000. Noise, precision, dtype and the rounding of the packing are those of the key: the P patches are
-    those of whole images, one after the other, whose scales are their own. Of a scaled packing, float32 is returned.
+    image's id, on which the noise depends, and returns {block: (P, C, h, w)} in the layout of the key. Only for `image`
+    with an exact packing they are in native resolution: heads take the same values from both up to rounding
+    (`train.heads.stack.to_head_grid`), and native maps are smaller by up to a factor of 1,000. Noise, precision, dtype
+    and the rounding of the packing are those of the key: the P patches are those of whole images, one after the other,
+    whose scales are their own. Of a scaled packing, float32 is returned.
     batch_size: patches per forward pass; the features equal the stored ones to the bit for the key's batch size and
     the patches of one image at a time. The forward pass ends after the last of `blocks`.
 
@@ -51,18 +51,21 @@ def online_features(
         t=(t,), blocks=wanted[t], precision=precision, seed=key.seed, batch_size=batch_size,
         surroundings=key.field_patches,
     )  # fmt: skip
-    dtype, layout = getattr(torch, key.dtype), "native" if key.layout == "image" else key.layout
-    packing, patches_per_image = PACKINGS[key.packing], PatchGrid.of(*key.size).patches
+    dtype, packing = getattr(torch, key.dtype), PACKINGS[key.packing]
+    patches_per_image = PatchGrid.of(*key.size).patches
+    # a store rounds values in its layout: of native maps, scales and rounded values are others than of pixels
+    layout = "native" if key.layout == "image" and packing.exact else key.layout
 
     def features(patches: np.ndarray, numbers: Sequence[int], image_id: str) -> dict[int, torch.Tensor]:
         maps = compute_patches(model, patches, numbers, image_id, wanted, config)[t]
-        stored = {block: to_layout(torch.cat(batches), layout).to(dtype) for block, batches in maps.items()}
-        for block, values in stored.items():
+        found = {}
+        for block in tuple(maps):  # one after the other, so that only one is held twice
+            values = to_layout(torch.cat(maps.pop(block)), layout).to(dtype)
             if not values.isfinite().all():
                 raise ValueError(key.overflow(f"block {block} of {image_id}") + " and train again")
-        return {
-            block: torch.cat([as_stored(image, packing) for image in values.split(patches_per_image)])
-            for block, values in stored.items()
-        }
+            if not packing.exact:
+                values = torch.cat([as_stored(image, packing) for image in values.split(patches_per_image)])
+            found[block] = values
+        return found
 
     return features

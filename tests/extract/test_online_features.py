@@ -36,10 +36,11 @@ def test_features_are_those_of_the_store_to_the_bit(model, config, dataset, tmp_
         np.testing.assert_array_equal(found[block], maps)
 
 
+@pytest.mark.parametrize("layout", ["native", "image"])
 @pytest.mark.parametrize("packing", ["int8", "rounded"])
-def test_features_are_rounded_as_those_of_the_store_each_image_by_itself(model, tmp_path, packing):
+def test_features_are_rounded_as_those_of_the_store_each_image_by_itself(model, tmp_path, packing, layout):
     dataset = open_dataset("synthetic", DatasetOptions(resize=256, limit=2))
-    config = ExtractConfig(blocks=(0, 4), layout="native", batch_size=1, dtype="float32", packing=packing)
+    config = ExtractConfig(blocks=(0, 4), layout=layout, batch_size=1, dtype="float32", packing=packing)
     store = extract(dataset, model, tmp_path / "store.zarr", config).store
     features = online_features(model, store.contents.key, 50, (0, 4), batch_size=1)
     patches = np.concatenate([store.contents.grid.cut(store.image(index)) for index in (0, 1)])
