@@ -263,7 +263,11 @@ def contents_of(dataset: Dataset, model: FeatureModel, config: ExtractConfig) ->
         diffusers=model.diffusers,
     )
     shapes = block_shapes(model, config)
-    largest = max(patch_bytes(shapes, layout=config.layout, dtype=config.dtype).values())
+    stored = (
+        PACKINGS[config.packing].arrays("", (patches, *shape.stored(config.layout)), config.dtype)
+        for shape in shapes.values()
+    )
+    largest = max(array.image_bytes for arrays in stored for array in arrays)
     return Contents(
         key=key,
         images=tuple(ImageEntry(**dataclasses.asdict(sample)) for sample in dataset.samples),
@@ -276,7 +280,7 @@ def contents_of(dataset: Dataset, model: FeatureModel, config: ExtractConfig) ->
         model_trained=model.trained,
         has_instances=dataset.has_instances,
         made_by={name: importlib.metadata.version(name) for name in PACKAGES},
-        images_per_unit=images_per_unit(len(dataset.samples), largest * patches),
+        images_per_unit=images_per_unit(len(dataset.samples), largest),
     )
 
 

@@ -89,6 +89,16 @@ def test_the_sizes_of_bytes_are_exact_and_count_the_scales(dataset, toy_model, s
     assert sum(path.stat().st_size - 4 for path in chunks) == plan.feature_bytes  # each ends in its CRC-32C
 
 
+@pytest.mark.parametrize(
+    ("dtype", "packing", "images"),  # in 100 MiB, of 2 patches x 8 channels x 256 x 256 values; 64 at most
+    [("float32", "none", 25), ("float16", "none", 50), ("float16", "rounded", 50), ("float16", "int8", 64)],
+)
+def test_a_shard_holds_as_many_images_as_their_stored_bytes_allow(toy_dataset, toy_model, dtype, packing, images):
+    many = toy_dataset(*map(str, range(2001)))
+    config = ExtractConfig(layout="image", dtype=dtype, packing=packing)
+    assert contents_of(many, toy_model, config).images_per_unit == images
+
+
 def test_the_table_names_images_model_blocks_and_free_space(dataset, toy_model, store, free):
     free(12_300_000)
     table = str(plan_extraction(dataset, toy_model, store, NATIVE))
