@@ -32,6 +32,8 @@ def with_symmetries(dataset: Dataset) -> Dataset:
             f"--views flips names a turned {taken.group} {taken.id}, but an image has this name already; rename it"
         )
     settings = {**dataset.preprocessing.settings, "views": "flips"}
+    if dataset.preprocessing.padded:  # tells these stores from earlier ones, in which padding was turned with the image
+        settings["padding_in_views"] = "kept"
     return dataclasses.replace(
         dataset,
         samples=tuple(samples),

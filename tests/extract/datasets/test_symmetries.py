@@ -17,6 +17,7 @@ from pathseg.extract.models.noise import patch_noise
 from pathseg.extract.pipeline import extract
 from pathseg.store.errors import KeyMismatch
 from pathseg.train.data.splits import draw_views, split_images
+from pathseg.train.runs.commands import extract_flags
 
 Turn = Image.Transpose
 BY_PILLOW = {
@@ -95,6 +96,17 @@ def test_a_padded_image_is_turned_and_its_padding_stays_right_and_below(oblong):
         ):  # fmt: skip
             assert np.array_equal(getattr(turn, name), np.concatenate([inside, whole[filled:]]))
     assert np.array_equal(half.instances, plain.instances[::-1, ::-1])
+
+
+def test_padded_views_have_another_key_than_those_whose_padding_was_turned(oblong, toy_key):
+    key = toy_key(preprocessing=listed(oblong, "folder", resize=256, keep_aspect=True).preprocessing)
+    settings = dict(key.preprocessing.settings)
+    assert settings.pop("padding_in_views") == "kept" and settings["views"] == "flips"
+    before = toy_key(preprocessing=replace(key.preprocessing, settings=settings))
+    assert before.differences(key) == ["preprocessing.padding_in_views is not set there, 'kept' asked for"]
+    flags = extract_flags(key)
+    assert flags[flags.index("--views") + 1] == "flips" and "--keep-aspect" in flags
+    assert "padding_in_views" not in listed(oblong, "folder", resize=256).preprocessing.settings
 
 
 def test_the_data_set_can_be_sent_to_workers():
