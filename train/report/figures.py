@@ -351,6 +351,24 @@ def _png(figure: Any, colours: int | None = 96) -> bytes:
         canvas.draw()
     picture = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
     if colours is not None:
-        picture = picture.quantize(colours, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+        picture = _in_few_colours(picture, colours)
     picture.save(buffer, "PNG", dpi=(figure.dpi, figure.dpi))
     return buffer.getvalue()
+
+
+def _in_few_colours(picture: Image.Image, colours: int) -> Image.Image:
+    """Give an RGB picture so many colours, each the most frequent of those that it stands for.
+
+    Flat areas, as the white ground and the colours of classes, so keep theirs, which the means of Pillow would change.
+    """
+    few = picture.quantize(colours, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    red, green, blue = np.moveaxis(np.asarray(picture, np.uint32), -1, 0)
+    entries = np.zeros(2**24, np.uint8)  # of the palette, by colour
+    entries[red << 16 | green << 8 | blue] = np.asarray(few)
+    palette = few.getpalette() or []
+    counted: Any = picture.getcolors(picture.width * picture.height)  # pairs of a number of pixels and (r, g, b)
+    for _, (r, g, b) in sorted(counted):  # the most frequent last
+        entry = 3 * int(entries[r << 16 | g << 8 | b])
+        palette[entry : entry + 3] = r, g, b
+    few.putpalette(palette)
+    return few

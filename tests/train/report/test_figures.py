@@ -30,6 +30,13 @@ def size_of(png: bytes) -> tuple[int, int]:
         return picture.size
 
 
+def colours_of(png: bytes) -> list[tuple[int, tuple[int, int, int]]]:
+    """Pairs of a number of pixels and an RGB colour, of a figure in few colours."""
+    with Image.open(io.BytesIO(png)) as picture:
+        assert picture.mode == "P"
+        return picture.convert("RGB").getcolors(picture.width * picture.height)
+
+
 def panels(side: int = 32) -> list[np.ndarray]:
     return [np.full((side, 2 * side, 3), value, np.uint8) for value in (0, 120, 250)]
 
@@ -52,6 +59,14 @@ def test_learning_curves_are_the_same_bytes_again_and_move_with_the_best_epoch()
     width, height = size_of(curves)
     assert width > 2 * height
     assert curves == learning_curves(HISTORY, 2, "run") != learning_curves(HISTORY, 3, "run")
+
+
+def test_the_ground_is_white_and_flat_areas_keep_their_colours(over_time):
+    curves = learning_curves(HISTORY, 2, "run")
+    for figure in (curves, drawn(over_time())):
+        assert max(colours_of(figure))[1] == (255, 255, 255)
+    # blue and bluish green of Okabe and Ito
+    assert {(0, 114, 178), (0, 158, 115)} <= {colour for _, colour in colours_of(curves)}
 
 
 def test_learning_curves_of_one_epoch_and_missing_values_can_be_drawn():
