@@ -46,8 +46,9 @@ def test_what_is_stored_is_what_the_model_gives_with_the_noise_of_the_rule(refer
         assert np.array_equal(reference[block], maps.numpy().astype(np.float16))
 
 
-def test_another_batch_size_changes_at_most_one_rounding_step(reference, tmp_path, model, dataset):
-    for block, maps in stored(tmp_path / "b.zarr", model, dataset, batch_size=3).items():  # of four patches: 3 and 1
+@pytest.mark.parametrize("batch_size", [1, 3])  # of four patches
+def test_another_batch_size_changes_at_most_one_rounding_step(reference, tmp_path, model, dataset, batch_size):
+    for block, maps in stored(tmp_path / "b.zarr", model, dataset, batch_size=batch_size).items():
         exact = reference[block].astype(np.float64)
         scale = np.maximum(np.abs(exact), np.sqrt((exact**2).mean()))  # small values carry the noise of large ones
         assert (np.abs(maps - exact) <= np.spacing(scale.astype(np.float16))).all()
