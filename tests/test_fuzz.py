@@ -72,6 +72,8 @@ from pathseg.train.runs.finished_run import FinishedRun
 from pathseg.train.runs.folder import RunFolder
 from pathseg.train.training.loop import train_heads
 
+pytestmark = pytest.mark.soak
+
 FIXTURES = Path(__file__).parent / "fixtures"
 FILES = runpy.run_path(Path(__file__).parent / "golden/files.py")
 SEED = int(os.environ.get("FUZZ_SEED", "0"))

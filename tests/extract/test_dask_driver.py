@@ -27,6 +27,8 @@ from pathseg.store.features import FeatureStore
 from pathseg.store.runtime import dask_client as scheduler
 from pathseg.store.runtime.dask_client import ClusterError, scheduler_client
 
+pytestmark = pytest.mark.soak
+
 IMAGES = 6
 CONFIG = ExtractConfig(blocks=(4, 5, 6), layout="native")
 TISSUE = partial(open_dataset, "synthetic", DatasetOptions(limit=IMAGES, resize=256))
@@ -243,9 +245,7 @@ def test_a_worker_that_is_killed_costs_only_time(run, client, one_process, tmp_p
     assert tree(tmp_path / "store.zarr") == one_process
 
 
-@pytest.mark.parametrize(
-    "retries", [pytest.param(0, marks=pytest.mark.soak), pytest.param(RETRIES, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("retries", [0, pytest.param(RETRIES, marks=pytest.mark.slow)])
 def test_a_unit_that_kills_its_workers_is_set_aside_and_the_rest_finishes(
     retries, run, client, traps, tmp_path, monkeypatch
 ):
@@ -343,7 +343,6 @@ def seconds_until_gone(pids):
     return time.monotonic() - start
 
 
-@pytest.mark.soak
 def test_the_workers_go_with_a_driver_that_is_killed_and_the_next_run_goes_on(driver, run, one_process, tmp_path):
     process, pids = driver
     process.kill()
@@ -354,7 +353,6 @@ def test_the_workers_go_with_a_driver_that_is_killed_and_the_next_run_goes_on(dr
     assert tree(tmp_path / "store.zarr") == one_process
 
 
-@pytest.mark.soak
 def test_ctrl_c_ends_driver_and_workers(driver):
     process, pids = driver
     os.killpg(process.pid, signal.SIGINT)

@@ -15,6 +15,8 @@ from pathseg.extract.pipeline import open_extraction
 from pathseg.store.features import FeatureStore
 from pathseg.store.runtime.dask_client import ClusterError
 
+pytestmark = pytest.mark.soak
+
 CONFIG = ExtractConfig(blocks=(4,), layout="native")
 
 

@@ -16,7 +16,10 @@ import pytest
 
 from pathseg.store.verify import Verification
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the runs are forked, which this system cannot do")
+pytestmark = [
+    pytest.mark.soak,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="the runs are forked, which this system cannot do"),
+]
 
 MB = 2**20
 DEFAULT = {"images": 10, "t": [10, 50], "layout": "native", "per_unit": 1}
@@ -167,7 +170,7 @@ def test_killed_at_random_moments_a_store_ends_as_if_nothing_had_happened(runs, 
     assert kill_runs(runs, order, whole_files, wanted=4, seed=0) >= 4
 
 
-@pytest.mark.parametrize("kills", [pytest.param(20, marks=pytest.mark.soak), pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [20, pytest.param(100, marks=pytest.mark.slow)])
 def test_many_kills_leave_no_trace(runs, order, whole_files, kills):
     assert kill_runs(runs, order, whole_files, wanted=kills, seed=1) >= kills
 
@@ -191,7 +194,7 @@ def kill_growths(runs, order, whole_files, wanted, seed):
     return kills
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("kills", [2, 20])
 def test_a_store_killed_while_it_grows_ends_as_one_made_at_once(runs, order, whole_files, kills):
     assert kill_growths(runs, order, whole_files, wanted=kills, seed=2) >= kills
 
@@ -291,7 +294,7 @@ def test_a_quota_that_is_too_small_harms_nothing(runs, order, whole_files):
     assert files_of(cut) == whole_files()
 
 
-@pytest.mark.parametrize("turn", [0, *(pytest.param(turn, marks=pytest.mark.soak) for turn in (1, 2))])
+@pytest.mark.parametrize("turn", [0, 1, 2])
 def test_two_runs_that_start_at_once_share_the_work(runs, others, order, whole_files, turn):
     one = order("shared", images=40)
     other = one | {"log": one["log"].replace("shared", "other")}
@@ -302,7 +305,7 @@ def test_two_runs_that_start_at_once_share_the_work(runs, others, order, whole_f
     assert 80 <= len(computed(one)) + len(computed(other)) < 120  # 40 images at 2 timesteps; a few are done twice
 
 
-@pytest.mark.parametrize("turn", [0, *(pytest.param(turn, marks=pytest.mark.soak) for turn in (1, 2))])
+@pytest.mark.parametrize("turn", [0, 1, 2])
 def test_when_one_of_two_runs_is_killed_the_other_ends_the_work(runs, others, order, whole_files, turn):
     one = order("shared", images=40)
     other = one | {"log": one["log"].replace("shared", "other")}

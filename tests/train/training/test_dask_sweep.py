@@ -23,6 +23,8 @@ from pathseg.train.runs.folder import RunFolder
 from pathseg.train.training.dask_sweep import divide, train_on_cluster
 from pathseg.train.training.sweep import expand_heads, plan_sweep, train_plan
 
+pytestmark = pytest.mark.soak
+
 SWEEP = [
     HeadConfig(blocks=(4,), head_type="linear", lr=1e-2, epochs=3, class_weights="balanced"),
     HeadConfig(blocks=(4, 9), head_type="linear", lr=1e-2, epochs=3, augment="flips"),

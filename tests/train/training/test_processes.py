@@ -15,6 +15,8 @@ from pathseg.train.runs.finished_run import FinishedRun
 from pathseg.train.runs.folder import RunFolder
 from pathseg.train.training.loop import train_heads
 
+pytestmark = pytest.mark.soak
+
 SETTINGS = ("--blocks", 4, "--head", "linear", "--lr", 0.01, "--epochs", 3, "--memory", 0, "--name", "run")
 BLOCK = "t50/block04"
 
@@ -76,7 +78,6 @@ def test_a_second_train_head_of_a_run_is_refused_in_one_line_and_changes_nothing
     assert FinishedRun.read(run).metrics.epochs == 3 and run.weights.read_bytes() == undisturbed
 
 
-@pytest.mark.soak
 def test_two_train_heads_started_at_once_leave_the_result_of_one(toy_store, tmp_path, undisturbed):
     both = [start_training(toy_store, tmp_path / "work") for _ in range(2)]
     codes = [ended(process)[0] for process in both]
@@ -85,7 +86,7 @@ def test_two_train_heads_started_at_once_leave_the_result_of_one(toy_store, tmp_
     assert FinishedRun.read(run).metrics.epochs == 3 and run.weights.read_bytes() == undisturbed
 
 
-@pytest.mark.parametrize("damaged", [pytest.param(False, marks=pytest.mark.soak), True])
+@pytest.mark.parametrize("damaged", [False, True])
 def test_train_head_beside_verify_repair_gives_the_right_head_or_names_the_damage(
     toy_store, tmp_path, undisturbed, damaged
 ):
