@@ -82,6 +82,7 @@ def open_folder(options: DatasetOptions) -> Dataset:
         raise ValueError("--keep-aspect does nothing without --resize, which images are stretched by; leave it out")
     root = dataset_root("folder", options)
     images, masks, problems = _pair_files(root)
+    unpaired = bool(problems)
     sizes = _read_sizes(images, masks, problems)
     counts = {} if options.instances else _count_codes(masks, options.classes, options.ignore, problems)
     codes = tuple(sorted(counts))
@@ -92,7 +93,8 @@ def open_folder(options: DatasetOptions) -> Dataset:
         problems.append(
             f"{PADDING_CLASS} is the class of what --keep-aspect adds; call the class of your masks otherwise"
         )
-    splits, sources = read_splits(root / "splits.csv", list(images), problems)
+    # rows of files without a partner would be faulted
+    splits, sources = ({}, {}) if unpaired else read_splits(root / "splits.csv", list(images), problems)
     size = (options.resize, options.resize) if options.resize else _common_size(sizes, images, problems)
     if problems:
         raise DatasetError("folder", root, problems=problems)

@@ -472,6 +472,13 @@ def test_an_image_without_mask_is_named(root):
     assert f"{IDS[1]}.png: no mask" in problem
 
 
+def test_an_image_without_mask_leads_to_no_line_about_its_split(root):
+    write_splits(root, *(f"{id_},{'test' if id_ == IDS[3] else 'train'}" for id_ in IDS))
+    (root / "masks" / f"{IDS[3]}.png").unlink()
+    (problem,) = problems_of(root)
+    assert "no mask" in problem
+
+
 def test_a_mask_without_image_is_named(root):
     (root / "images" / f"{IDS[1]}.png").unlink()
     (problem,) = problems_of(root)
