@@ -37,8 +37,16 @@ class ConfidenceMap:
 
     def write(self, rows: slice, cols: slice, values: np.ndarray, computed: np.ndarray) -> None:
         """Write values (h, w), 0..maximum, where `computed` (h, w) bool, to a tile at full resolution."""
-        steps = np.rint(np.clip(values / self.maximum, 0, 1) * (NOT_COMPUTED - 1))
-        self.levels[0][rows, cols] = np.where(computed, steps, NOT_COMPUTED).astype(np.uint8)
+        self.levels[0][rows, cols] = self.steps(values, computed)
+
+    def steps(self, values: np.ndarray, computed: np.ndarray) -> np.ndarray:
+        """Return values (h, w), 0..maximum, as the levels hold them, uint8, where `computed` (h, w) bool."""
+        scaled = values / self.maximum
+        np.clip(scaled, 0, 1, out=scaled)
+        scaled *= NOT_COMPUTED - 1
+        steps = np.rint(scaled, out=scaled).astype(np.uint8)
+        steps[~computed] = NOT_COMPUTED
+        return steps
 
     def tiles(self) -> Iterator[tuple[slice, slice, np.ndarray]]:
         """Yield rows, columns and values (h, w) uint8 of each tile at full resolution, row by row."""
@@ -128,7 +136,7 @@ def blend_windows(cache: WindowCache, windows: SlidingWindow, settings: MosaicSe
 
 
 def join_windows(predicted: Iterable[np.ndarray], windows: SlidingWindow, settings: MosaicSettings) -> Mosaic:
-    """Put windows that lie side by side into a mosaic, each as it comes; memory holds one of them.
+    """Put windows that lie side by side into a mosaic, each as it comes; memory holds one of them and a row of tiles.
 
     predicted: the maps (M, h, w) of each selected window, in their order.
     """
@@ -157,33 +165,73 @@ class _MosaicWriter:
         if (path := settings.probabilities) is not None:
             self._probabilities = _probability_arrays(path, size, settings.classes, settings.uncertainty)
         self._pixels = np.zeros(settings.classes, np.int64)
+        confidence = self._confidence
+        measured = () if confidence is None else (confidence.probability, confidence.uncertainty)
+        self._code_tiles = _TileWriter(self.levels[0])
+        self._confidence_tiles = [_TileWriter(one.levels[0]) for one in measured]
 
     def write(self, rows: slice, cols: slice, maps: np.ndarray, computed: np.ndarray) -> None:
         """Write the maps (M, h, w) of a region where they are computed, (h, w) bool, and there is tissue."""
         classes, tissue = self._settings.classes, self._settings.tissue
         if tissue is not None:
             computed = computed & resize_nearest(tissue, self._size, rows, cols)
-        codes = np.where(computed, maps[:classes].argmax(axis=0), self._settings.fill).astype(np.uint8)
-        self.levels[0][rows, cols] = codes
-        self._pixels += np.bincount(codes[computed], minlength=classes)[:classes]
+        codes, probability = _most_probable(maps[:classes])
+        self._pixels += np.bincount(codes[computed], minlength=classes)
+        codes[~computed] = self._settings.fill
+        self._code_tiles.write(rows, cols, codes)
         if self._probabilities:
             known = np.where(computed, maps, np.nan)
             self._probabilities["probabilities"][:, rows, cols] = known[:classes]
             if self._settings.uncertainty:
                 self._probabilities["uncertainty"][rows, cols] = known[classes]
         if self._confidence is not None:
-            shares = maps[:classes]
-            uncertainty = maps[classes] if self._settings.uncertainty else _entropy(shares)
-            self._confidence.probability.write(rows, cols, shares.max(axis=0), computed)
-            self._confidence.uncertainty.write(rows, cols, uncertainty, computed)
+            uncertainty = maps[classes] if self._settings.uncertainty else _entropy(maps[:classes])
+            measured = (self._confidence.probability, probability), (self._confidence.uncertainty, uncertainty)
+            for tiles, (one, values) in zip(self._confidence_tiles, measured, strict=True):
+                tiles.write(rows, cols, one.steps(values, computed))
 
     def finish(self) -> Mosaic:
         """Return the mosaic with its coarser levels."""
         settings, confidence = self._settings, self._confidence
+        for tiles in (self._code_tiles, *self._confidence_tiles):
+            tiles.flush()
         _downsample(self.levels, fill=settings.fill)
         for one in () if confidence is None else (confidence.probability, confidence.uncertainty):
             _downsample(one.levels, fill=NOT_COMPUTED)
         return Mosaic(self.levels, settings.fill, self._pixels, settings.probabilities, confidence)
+
+
+class _TileWriter:
+    """Writes regions of (H, W) uint8 that come from the top down, so that each tile of the array is encoded once.
+
+    Memory holds the tiles of which regions cover a part.
+    """
+
+    def __init__(self, array: zarr.Array) -> None:
+        self._array, self._begun = array, dict[tuple[int, int], np.ndarray]()
+
+    def write(self, rows: slice, cols: slice, values: np.ndarray) -> None:
+        """Take the values (h, w) of a region; write the tiles that it covers and those above it."""
+        self.flush(rows.start)
+        height, width = self._array.shape
+        for y in range(rows.start // TILE_PX * TILE_PX, rows.stop, TILE_PX):
+            tile_rows, own_rows = _intersection(slice(y, min(y + TILE_PX, height)), rows.start, rows.stop - rows.start)
+            for x in range(cols.start // TILE_PX * TILE_PX, cols.stop, TILE_PX):
+                shape = min(TILE_PX, height - y), min(TILE_PX, width - x)
+                tile_cols, own_cols = _intersection(slice(x, x + shape[1]), cols.start, cols.stop - cols.start)
+                part = values[own_rows, own_cols]
+                if part.shape == shape:
+                    self._array[y : y + shape[0], x : x + shape[1]] = part
+                    continue
+                if (y, x) not in self._begun:
+                    self._begun[y, x] = np.full(shape, self._array.fill_value, np.uint8)
+                self._begun[y, x][tile_rows, tile_cols] = part
+
+    def flush(self, row: int | None = None) -> None:
+        """Write the tiles that end above a row, without one all of them."""
+        for y, x in [corner for corner in self._begun if row is None or corner[0] + TILE_PX <= row]:
+            tile = self._begun.pop((y, x))
+            self._array[y : y + tile.shape[0], x : x + tile.shape[1]] = tile
 
 
 def resize_nearest(
@@ -198,12 +246,31 @@ def resize_nearest(
     for part, new, old in zip((rows, cols), size, extent or codes.shape, strict=True):
         first, last = (0, new) if part is None else (part.start, part.stop)
         picks.append(((np.arange(first, last) + 0.5) * (old / new)).astype(np.intp))
-    return codes[picks[0][:, None], picks[1]]
+    return codes[picks[0]][:, picks[1]]
+
+
+def _most_probable(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the code of each pixel's most probable class, of equals the smallest, and its probability.
+
+    (K, h, w) float32 -> (h, w) uint8, (h, w) float32. Class by class: NumPy's `argmax` over them takes three times as
+    long.
+    """
+    codes, largest = np.zeros(probabilities.shape[1:], np.uint8), probabilities[0].copy()
+    for code, one in enumerate(probabilities[1:], 1):
+        codes[one > largest] = code
+        np.maximum(largest, one, out=largest)
+    return codes, largest
 
 
 def _entropy(probabilities: np.ndarray) -> np.ndarray:
-    """Return the entropy of each pixel in nats, (K, h, w) -> (h, w)."""
-    return -(probabilities * np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))).sum(axis=0)
+    """Return the entropy of each pixel in nats, (K, h, w) -> (h, w); class by class, which needs memory for one."""
+    total = np.zeros(probabilities.shape[1:], np.float32)
+    scratch = np.empty_like(total)
+    for one in probabilities:
+        np.log(np.maximum(one, np.finfo(np.float32).tiny, out=scratch), out=scratch)
+        scratch *= one
+        total -= scratch
+    return total
 
 
 def _empty_confidence(folder: Path | None, size: tuple[int, int], classes: int, *, of_ensemble: bool) -> Confidence:

@@ -206,6 +206,28 @@ def test_an_ensembles_uncertainty_is_its_own():
     np.testing.assert_allclose(of_level(mosaic.confidence.uncertainty), 0.125, atol=0.6 / 254)
 
 
+@pytest.mark.parametrize(("window", "tissue"), [(384, None), (512, None), (640, None), (256, one_corner(4))])
+def test_windows_of_any_size_give_the_codes_and_the_confidence_of_the_whole(tmp_path, window, tissue):
+    size, fill = (1300, 1500), 255
+    values = np.random.default_rng(0).random((3, 2560, 2560), np.float32)
+    values[:, ::7] = 1  # ties
+    values /= values.sum(axis=0)
+    windows = SlidingWindow.over(size, window=(window, window), overlap=0, tissue=tissue)
+    corners = [windows.corner(number) for number in windows.selected]
+    parts = [values[:, y : y + window, x : x + window] for y, x in corners]
+    settings = MosaicSettings(classes=3, fill=fill, tissue=tissue, folder=tmp_path, confidence=True)
+    mosaic = join_windows(iter(parts), windows, settings)
+    whole = values[:, : size[0], : size[1]].astype(np.float64)
+    computed = np.ones(size, bool) if tissue is None else resize_nearest(tissue, size)
+    np.testing.assert_array_equal(mosaic.codes(), np.where(computed, whole.argmax(axis=0), fill))
+    assert mosaic.pixels.tolist() == np.bincount(whole.argmax(axis=0)[computed], minlength=3).tolist()
+    entropy = -(whole * np.log(np.maximum(whole, 1e-30))).sum(axis=0)
+    confidence = mosaic.confidence
+    for one, expected in ((confidence.probability, whole.max(axis=0)), (confidence.uncertainty, entropy)):
+        np.testing.assert_array_equal(np.isnan(of_level(one)), ~computed)
+        np.testing.assert_allclose(of_level(one)[computed], expected[computed], atol=0.6 / 254 * one.maximum)
+
+
 def test_windows_side_by_side_are_put_where_they_lie_and_cut_off_at_the_edges(tmp_path):
     windows = SlidingWindow.over((600, 700), window=(256, 256), overlap=0)
     windows = SlidingWindow(windows.rows, windows.cols, (0, 4, 8))  # the diagonal of 3x3
