@@ -362,13 +362,13 @@ def _in_few_colours(picture: Image.Image, colours: int) -> Image.Image:
     Flat areas, as the white ground and the colours of classes, so keep theirs, which the means of Pillow would change.
     """
     few = picture.quantize(colours, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-    red, green, blue = np.moveaxis(np.asarray(picture, np.uint32), -1, 0)
-    entries = np.zeros(2**24, np.uint8)  # of the palette, by colour
-    entries[red << 16 | green << 8 | blue] = np.asarray(few)
-    palette = few.getpalette() or []
-    counted: Any = picture.getcolors(picture.width * picture.height)  # pairs of a number of pixels and (r, g, b)
-    for _, (r, g, b) in sorted(counted):  # the most frequent last
-        entry = 3 * int(entries[r << 16 | g << 8 | b])
-        palette[entry : entry + 3] = r, g, b
-    few.putpalette(palette)
+    pixels = np.asarray(picture.convert("RGBX")).view(np.uint32).ravel()
+    starts = np.flatnonzero(np.diff(pixels, prepend=~pixels[0]))  # of runs of one colour, which are far fewer
+    lengths = np.diff(starts, append=pixels.size)
+    _, first, of_run = np.unique(pixels[starts], return_index=True, return_inverse=True)
+    order = np.argsort(np.bincount(of_run, weights=lengths), kind="stable")  # the most frequent last
+    found = starts[first][order]  # a pixel of each colour
+    palette = np.array(few.getpalette(), np.uint8).reshape(-1, 3)
+    palette[np.asarray(few).ravel()[found]] = np.asarray(picture).reshape(-1, 3)[found]
+    few.putpalette(palette.tobytes())
     return few
