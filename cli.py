@@ -732,7 +732,7 @@ def follow_labels(words: Sequence[str]) -> bool:
         return False
     dataset, model = open_dataset(flags["dataset"], options), StoredModel(store)
     plan = plan_extraction(dataset, model, flags["store"], config)
-    if plan.missing_patches:
+    if any(plan.missing_maps.values()):
         return False
     show(plan, err=True)
     show_extracted(extract(dataset, model, flags["store"], config), config)

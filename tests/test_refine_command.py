@@ -9,6 +9,7 @@ import tifffile
 from click.testing import CliRunner
 
 from pathseg.cli import main
+from pathseg.extract.models import load as load_module
 from pathseg.extract.models.ldm_features import DiffusionFeatures
 from pathseg.store.features import FeatureStore
 from pathseg.train.runs.finished_run import FinishedRun
@@ -40,7 +41,7 @@ def refined(tmp_path_factory):
     )  # fmt: skip
     outputs = []
     command = ["refine", str(root / "slide.tif"), "--model", "mini", "--blocks", "4-6", "--workspace", str(folder)]
-    computed, features = [], DiffusionFeatures.denoise
+    computed, features, loaded, load = [], DiffusionFeatures.denoise, [], load_module.load_model
 
     def counted(self, z0, *arguments, **more):
         computed.append(len(z0))
@@ -48,6 +49,7 @@ def refined(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DiffusionFeatures, "denoise", counted)
+        patch.setattr(load_module, "load_model", lambda *a, **k: loaded.append(a) or load(*a, **k))
         for boxes in (
             [box(10, 10, 80, 80, "left"), box(900, 10, 1000, 80, "right")],
             [box(10, 10, 80, 80, "left"), box(900, 10, 1000, 80, "right"), box(560, 300, 640, 400, "right")],
@@ -56,13 +58,14 @@ def refined(tmp_path_factory):
             outline(root, *boxes)
             result = CliRunner().invoke(main, command)
             assert result.exit_code == 0, result.output
-            outputs.append((result.output, sum(computed)))
+            outputs.append((result.output, sum(computed), len(loaded)))
     return folder, outputs
 
 
 def test_features_are_computed_once_however_often_outlines_change(refined):
     _, outputs = refined
-    assert [patches for _, patches in outputs] == [8, 8, 8]  # two windows of four patches
+    assert [patches for _, patches, _ in outputs] == [8, 8, 8]  # two windows of four patches
+    assert [models for _, _, models in outputs] == [1, 1, 1]  # the model is loaded the first time alone
 
 
 def test_each_call_trains_a_run_of_its_own_from_the_one_before(refined):
@@ -93,7 +96,7 @@ def span(one):
 
 def test_it_prints_the_commands_it_stands_for_and_their_seconds(refined):
     _, outputs = refined
-    for output, _ in outputs:
+    for output, *_ in outputs:
         commands = [line.split()[2] for line in output.splitlines() if line.startswith("$ pathseg")]
         assert commands == ["extract", "train-head", "predict"]
         assert re.search(
