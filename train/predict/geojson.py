@@ -111,9 +111,24 @@ def outline_objects(codes: np.ndarray, settings: OutlineSettings) -> Iterator[Ou
         ended = found if settings.extent is None else _ended(found, settings.extent)
         whole, exact = (one if one.is_valid else _largest_polygon(shapely.make_valid(one)) for one in (found, ended))
         # half: where a ring closes, GEOS drops a corner after the others, which may double the deviation
-        thinned = exact.simplify(settings.simplify / 2, preserve_topology=True) if settings.simplify else exact
-        sound = thinned.is_valid and thinned.geom_type == "Polygon" and not thinned.is_empty
-        yield OutlinedObject(int(value), round(ended.area, 6), thinned if sound else exact, whole)
+        thinned = _thinned(exact, settings.simplify / 2) if settings.simplify else exact
+        yield OutlinedObject(int(value), round(ended.area, 6), thinned, whole)
+
+
+def _thinned(polygon: Polygon, tolerance: float) -> Polygon:
+    """Thin the rings of a polygon, each by itself, or all together where they would cross then.
+
+    Of thousands of holes GEOS takes minutes together and a second one by one.
+    """
+    import shapely
+
+    rings = shapely.simplify(shapely.polygons(shapely.get_rings(polygon)), tolerance, preserve_topology=True)
+    outer, *holes = shapely.get_exterior_ring(rings)
+    for thinned in (lambda: shapely.Polygon(outer, holes), lambda: polygon.simplify(tolerance, preserve_topology=True)):
+        found = thinned()
+        if found.is_valid and found.geom_type == "Polygon" and not found.is_empty:
+            return found
+    return polygon
 
 
 def write_geojson(

@@ -75,6 +75,19 @@ def test_no_corner_of_an_object_is_further_from_its_outline_than_was_asked(simpl
         assert shapely.distance(shapely.points(shapely.get_coordinates(a)), b.boundary).max() <= simplify
 
 
+def test_of_thousands_of_holes_all_stay():
+    noise = ndimage.gaussian_filter(np.random.default_rng(0).standard_normal((1600, 1600)), 4)
+    codes = (noise > np.quantile(noise, 0.25)).astype(np.uint8)
+    exact, thinned = (
+        max((found.polygon for found in outline_objects(codes, settings(simplify=px))), key=lambda one: one.area)
+        for px in (0.0, 2.0)
+    )
+    assert thinned.is_valid and len(thinned.interiors) == len(exact.interiors) > 2000
+    assert shapely.get_num_coordinates(thinned) < shapely.get_num_coordinates(exact) / 3
+    distances = shapely.distance(shapely.points(shapely.get_coordinates(exact)[::50]), thinned.boundary)
+    assert distances.max() <= 2
+
+
 def test_thinning_drops_most_corners():
     exact, thinned = (
         sum(len(found.polygon.exterior.coords) for found in outline_objects(blobs(), settings(simplify=px)))
