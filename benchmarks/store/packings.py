@@ -1,0 +1,116 @@
+"""What each packing costs: the error of stored features, and the time until a head has them as float32.
+
+    python -m benchmarks.store.packings [--images DIR] [--turns 6] [--out FILE]
+
+error  Features of the first two 256 px patches of each of three images in DIR (generated tissue without it), `mini`,
+       by block: root mean square of the error over that of the values, after what `Packing.encode` stores.
+time   All 13 blocks of two images of 768 px with the shapes of the paper's model, random values, one thread, warm page
+       cache: read from the store, decoded, checked, and brought to float32, in alternating turns; relative to
+       `--packing none`, which reads float16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.constant_model import FULL_SIZE
+from benchmarks.extract.stage_one import tissue_patches
+from benchmarks.machine import RESULTS, describe_machine, median_ratio, save_rows
+from benchmarks.store.random_store import random_store
+from pathseg.extract.datasets.image_files import list_files, read_image
+from pathseg.extract.models import load_model
+from pathseg.store.format.packing import PACKINGS
+from pathseg.store.format.rounding import as_stored
+from pathseg.store.grid import PATCH_PX
+from pathseg.train.config import Layer
+from pathseg.train.data.reader import FeatureReader
+
+Rows = list[dict[str, object]]
+
+
+def patches_of(folder: Path | None) -> list[np.ndarray]:
+    """Return two patches (2, 256, 256, 3) uint8 of each of three images."""
+    if folder is None:
+        return list(tissue_patches(6).reshape(3, 2, PATCH_PX, PATCH_PX, 3))
+    files = [path for path in list_files(folder) if not path.stem.endswith("_anno")][:3]
+    images = [read_image(path)[:PATCH_PX, : 2 * PATCH_PX] for path in files]
+    return [np.stack([image[:, :PATCH_PX], image[:, PATCH_PX:]]) for image in images]
+
+
+def measure_error(folder: Path | None) -> Rows:
+    """Return the relative error of each block for every packing that rounds; of `none` that of float16."""
+    model, rows = load_model("mini"), []
+    images = [model.features(patches, t=50) for patches in patches_of(folder)]
+    for name, packing in PACKINGS.items():
+        by_block = {}
+        for block in model.blocks:
+            errors = []
+            for maps in images:
+                values = maps[block]
+                found = as_stored(values if packing.scaled else values.half(), packing).float()
+                errors.append(float((found - values).norm() / values.norm()))
+            by_block[str(block)] = round(statistics.fmean(errors), 5)
+        rows.append({"packing": name, "relative_error": by_block})
+        print(f"  {name:>8}: relative error {min(by_block.values()):.4f} to {max(by_block.values()):.4f}", flush=True)
+    return rows
+
+
+def measure_time(turns: int) -> Rows:
+    """Return milliseconds an image, bytes an image and the ratio to `none` for every packing."""
+    torch.set_num_threads(1)
+    layers = [Layer(0, 50, block) for block in FULL_SIZE]
+    with tempfile.TemporaryDirectory() as folder:
+        readers = {
+            name: FeatureReader(
+                random_store(f"{folder}/{name}.zarr", ["train"] * 2, packing=name), layers,
+                device=torch.device("cpu"), memory_bytes=0,
+            )
+            for name in PACKINGS
+        }  # fmt: skip
+        floats: dict[Layer, torch.Tensor] = {}
+
+        def epoch(name: str) -> float:
+            started = time.perf_counter()
+            for batch in readers[name].batches([0, 1], 1):
+                for layer, maps in batch.features.items():
+                    if maps.dtype != torch.float32:
+                        floats.setdefault(layer, torch.empty(maps.shape)).copy_(maps)
+            return time.perf_counter() - started
+
+        times: dict[str, list[float]] = {name: [] for name in readers}
+        for turn in range(turns + 1):
+            for name, own in times.items():
+                taken = epoch(name)
+                own += [taken] * bool(turn)  # the first warms up
+        stored = {name: sum(f.stat().st_size for f in Path(folder, f"{name}.zarr", "t50").rglob("*")) for name in times}
+    rows: Rows = []
+    for name, own in times.items():
+        ratio = median_ratio(own, times["none"])
+        row = {"packing": name, "ms_an_image": min(own) * 500, "bytes_an_image": stored[name] // 2, "times_none": ratio}
+        rows.append(row)
+        print(f"  {name:>8}: {min(own) * 500:.0f} ms an image, {ratio:.2f} of none, "
+              f"{stored[name] / stored['none']:.2f} of the bytes", flush=True)  # fmt: skip
+    return rows
+
+
+def main() -> None:
+    """Measure both and save the rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path, help="folder of images; generated tissue without it")
+    parser.add_argument("--turns", type=int, default=6)
+    parser.add_argument("--out", type=Path, default=RESULTS / "packings.json")
+    arguments = parser.parse_args()
+    machine = describe_machine(Path(tempfile.gettempdir()))
+    save_rows(arguments.out, "error", measure_error(arguments.images), machine=machine)
+    save_rows(arguments.out, "time", measure_time(arguments.turns), machine=machine)
+
+
+if __name__ == "__main__":
+    main()
