@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -28,6 +30,17 @@ class ToyModel:
         zt = (z0 + noise * (t / 1000)).mean(1, keepdim=True)  # (N, 1, 64, 64)
         sides = {block: self.blocks[block] for block in blocks}
         return {b: F.avg_pool2d(zt, 64 // side).expand(-1, channels, -1, -1) for b, (channels, side) in sides.items()}
+
+
+class CountingModel(ToyModel):
+    """Counts how often each patch is computed, by its pixels."""
+
+    def __init__(self):
+        self.computed = Counter()
+
+    def prepare(self, images):
+        self.computed.update(image.tobytes() for image in images)
+        return super().prepare(images)
 
 
 def random_pixels(sample):

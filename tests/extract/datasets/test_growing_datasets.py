@@ -1,7 +1,5 @@
 """Stores of GlaS, BCSS and a folder that follow their files, through the real `extract`; features are computed once."""
 
-from collections import Counter
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,20 +9,9 @@ from pathseg.extract.datasets.registry import DatasetOptions, open_dataset
 from pathseg.extract.pipeline import extract
 from pathseg.store.contents import UNLISTED
 from pathseg.store.verify import verify
-from tests.extract.conftest import ToyModel
+from tests.extract.conftest import CountingModel, ToyModel
 
 CONFIG = ExtractConfig(layout="native", blocks=(0, 4))
-
-
-class CountingModel(ToyModel):
-    """Counts how often each patch is computed, by its pixels."""
-
-    def __init__(self):
-        self.computed = Counter()
-
-    def prepare(self, images):
-        self.computed.update(image.tobytes() for image in images)
-        return super().prepare(images)
 
 
 class Growing:

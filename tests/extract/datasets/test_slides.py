@@ -17,7 +17,7 @@ from pathseg.extract.pipeline import extract
 from pathseg.extract.plan import plan_extraction
 from pathseg.store.features import FeatureStore
 from pathseg.store.verify import verify
-from tests.extract.conftest import ToyModel
+from tests.extract.conftest import CountingModel
 
 OPTIONS = {"window_px": 256, "min_labelled_px": 100, "target_mpp": 0.5}
 
@@ -51,17 +51,6 @@ def root(tmp_path):
         )  # fmt: skip
     (tmp_path / "splits.csv").write_text("id,split\na,train\nb,train\nc,test\n")
     return tmp_path
-
-
-class CountingModel(ToyModel):
-    """Counts how often each patch is computed, by the digest of its pixels."""
-
-    def __init__(self):
-        self.computed = Counter()
-
-    def prepare(self, images):
-        self.computed.update(image.tobytes() for image in images)
-        return super().prepare(images)
 
 
 @pytest.fixture
