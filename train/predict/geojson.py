@@ -118,7 +118,7 @@ def outline_objects(codes: np.ndarray, settings: OutlineSettings) -> Iterator[Ou
 def _thinned(polygon: Polygon, tolerance: float) -> Polygon:
     """Thin the rings of a polygon, each by itself, or all together where they would cross then.
 
-    Of thousands of holes GEOS takes minutes together and a second one by one.
+    With 6,000 holes GEOS takes fifteen times as long for all together.
     """
     import shapely
 
