@@ -660,28 +660,31 @@ def words_of(flags: dict[str, Any], names: Sequence[str]) -> list[str]:
     ]
 
 
-def features_of_slides(store: str, model: str) -> tuple[list[str], int]:
+def existing_store(path: str) -> Any:
+    """Open a store; None where there is none yet."""
+    from pathseg.store.features import FeatureStore
+    from pathseg.store.format.names import MANIFEST
+    from pathseg.store.location.location import open_location
+
+    return FeatureStore.open(path) if open_location(path).exists(MANIFEST) else None
+
+
+def features_of_slides(path: str, model: str) -> tuple[list[str], int]:
     """Return the flags of extract that say how features of slides are made, and their timestep: those of a store.
 
     Of a store that is still to be made, the defaults.
     """
-    from pathseg.store.features import FeatureStore
-    from pathseg.store.format.names import MANIFEST
-    from pathseg.store.location.location import open_location
     from pathseg.train.runs.commands import extract_flags
 
-    if not open_location(store).exists(MANIFEST):
+    if (store := existing_store(path)) is None:
         return ["--dataset", "slides", "--model", model, "--layout", "native"], 50
-    opened = FeatureStore.open(store)
-    timesteps = opened.timesteps() or (50,)
-    return extract_flags(opened.contents.key, model=model), 50 if 50 in timesteps else timesteps[0]
+    timesteps = store.timesteps() or (50,)
+    return extract_flags(store.contents.key, model=model), 50 if 50 in timesteps else timesteps[0]
 
 
-def origin_of_outlines(store: str) -> list[str]:
+def origin_of_outlines(path: str) -> list[str]:
     """Return the flag that makes predict count outlines from where those of a store of slides are counted."""
-    from pathseg.store.features import FeatureStore
-
-    origin = FeatureStore.open(store).contents.key.preprocessing.settings.get("outline_origin")
+    origin = existing_store(path).contents.key.preprocessing.settings.get("outline_origin")
     return [] if origin is None else ["--outline-origin", str(origin)]
 
 
@@ -690,7 +693,6 @@ def start_of(train: Sequence[str], finished: Sequence[Any] | None) -> list[str]:
 
     train: the command without it.
     """
-    from pathseg.store.features import FeatureStore
     from pathseg.train.training import sweep
     from pathseg.train.training.initial_weights import initial_weights
 
@@ -698,7 +700,7 @@ def start_of(train: Sequence[str], finished: Sequence[Any] | None) -> list[str]:
         return []
     folder = finished[-1].path
     flags = train_command.make_context("train-head", list(train[1:])).params
-    store = FeatureStore.open(flags["store"][0])
+    store = existing_store(flags["store"][0])
     flags["initial_weights"] = initial_weights(folder)
     with wrong_flags():
         configs = sweep.expand_heads(store, **{name: flags[name] for name in HeadConfig.__dataclass_fields__})
@@ -718,18 +720,13 @@ def follow_labels(words: Sequence[str]) -> bool:
     from pathseg.extract.models.stored_model import StoredModel
     from pathseg.extract.pipeline import extract
     from pathseg.extract.plan import plan_extraction
-    from pathseg.store.features import FeatureStore
-    from pathseg.store.format.names import MANIFEST
-    from pathseg.store.location.location import open_location
 
     flags = extract_command.make_context("extract", list(words[1:])).params
-    if not open_location(flags["store"]).exists(MANIFEST):
+    store = existing_store(flags["store"])
+    if store is None or store.contents.key.surroundings is not None:
         return False
-    store = FeatureStore.open(flags["store"])
     with wrong_flags():
         config, options = extract_settings(flags)
-    if store.contents.key.surroundings is not None:
-        return False
     dataset, model = open_dataset(flags["dataset"], options), StoredModel(store)
     plan = plan_extraction(dataset, model, flags["store"], config)
     if any(plan.missing_maps.values()):
