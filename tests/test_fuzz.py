@@ -1,6 +1,6 @@
 """Mutated files of every kind that pathseg reads: each works with right values or ends in one line.
 
-The seeds are fixed; `FUZZ_SEED=n` takes others. `-m slow` runs several times as many cases.
+The seeds are fixed; `FUZZ_SEED=n` takes others. A few cases run by default, many with `-m soak`, more with `-m slow`.
 """
 
 import dataclasses
@@ -72,8 +72,6 @@ from pathseg.train.runs.finished_run import FinishedRun
 from pathseg.train.runs.folder import RunFolder
 from pathseg.train.training.loop import train_heads
 
-pytestmark = pytest.mark.soak
-
 FIXTURES = Path(__file__).parent / "fixtures"
 FILES = runpy.run_path(Path(__file__).parent / "golden/files.py")
 SEED = int(os.environ.get("FUZZ_SEED", "0"))
@@ -87,12 +85,16 @@ def libtiff_is_silenced(tmp_path_factory):
     read_image(path)
 
 
-def cases(default, slow):
-    """Parametrise the number of cases: of the default run and of the slow one, which begins after it."""
+def cases(few, many, more):
+    """Parametrise the numbers of the cases: `few` by default, the `many` after them as soak, `more` as slow."""
     return pytest.mark.parametrize(
         "numbers",
-        [range(default), pytest.param(range(default, default + slow), marks=pytest.mark.slow)],
-        ids=["", "more"],
+        [
+            range(few),
+            pytest.param(range(few, few + many), marks=pytest.mark.soak),
+            pytest.param(range(few + many, few + many + more), marks=pytest.mark.slow),
+        ],
+        ids=["few", "many", "more"],
     )
 
 
@@ -153,7 +155,7 @@ def held_in(content, tensors):
     return all(bytes(tensor.untyped_storage()) in content for tensor in tensors.values() if tensor.numel())
 
 
-@cases(100, 950)
+@cases(10, 90, 950)
 def test_mutated_checkpoints_hold_what_is_read_from_them_or_are_refused(tmp_path, workspace, numbers):
     (tmp_path / "base").mkdir()
     findings = Findings("checkpoints")
@@ -195,7 +197,7 @@ def mutated_state(state, rng):
     return state
 
 
-@cases(25, 185)
+@cases(5, 20, 185)
 def test_mutated_weights_of_a_vit_are_taken_whole_or_refused(workspace, numbers):
     findings = Findings("weights of a ViT")
     whole = FILES["weights"]("kl_f8_patch")["vit"]
@@ -209,7 +211,7 @@ def test_mutated_weights_of_a_vit_are_taken_whole_or_refused(workspace, numbers)
     findings.check()
 
 
-@cases(20, 240)
+@cases(10, 10, 240)
 def test_a_mutated_config_of_a_release_is_understood_or_refused(workspace, numbers):
     findings = Findings("configs of releases")
     case = FILES["case"]("kl_f8_patch")
@@ -309,7 +311,7 @@ def foreign_of(folder):
     return {name: data for name, data in snapshot(folder).items() if name.startswith(("notes", "my_labels"))}
 
 
-@cases(12, 168)
+@cases(2, 10, 168)
 def test_a_mutated_store_is_read_right_or_refused_and_repair_touches_nothing_else(
     base_stores, workspace, outside, numbers
 ):
@@ -345,7 +347,7 @@ def _mutated_store_file(path, rng):
     return mutate(path.read_bytes(), rng)
 
 
-@cases(12, 168)
+@cases(2, 10, 168)
 def test_a_forged_store_is_opened_or_refused_and_nothing_around_it_changes(base_stores, workspace, numbers):
     """Descriptions, the manifest and records are mutated and sealed again, as by somebody who wants to be believed."""
     findings = Findings("forged stores")
@@ -417,7 +419,7 @@ READS = (read_image, read_mask, read_instances, image_size, mask_size, stated_mp
 CHECKED = ("grey.png", "palette.png", "bits.png", "deep.png", "rgb.png")  # formats with checksums
 
 
-@cases(150, 750)
+@cases(15, 135, 750)
 def test_mutated_images_and_masks_are_decoded_right_or_refused(tmp_path, workspace, numbers):
     findings = Findings("images")
     (tmp_path / "base").mkdir()
@@ -441,7 +443,7 @@ def _decoded(path, workspace):
     return {read.__name__: outcome(partial(read, path), workspace)[0] for read in READS}
 
 
-@cases(40, 150)
+@cases(4, 36, 150)
 def test_mutated_slides_and_images_are_opened_for_predict_or_refused(tmp_path, workspace, numbers):
     findings = Findings("inputs of predict")
     (tmp_path / "base").mkdir()
@@ -491,7 +493,7 @@ def write_glas_dataset(root):
     (root / "Grade.csv").write_text("\n".join([header, *rows]) + "\n")
 
 
-@cases(80, 240)
+@cases(8, 72, 240)
 def test_a_mutated_data_set_is_listed_and_loaded_or_refused(tmp_path, workspace, outside, numbers):
     findings = Findings("data sets")
     write_folder_dataset(tmp_path / "base/folder")
@@ -544,7 +546,7 @@ def write_slides_dataset(root):
     (root / "splits.csv").write_text("id,split,source\na,train,p\nb,test,q\n")
 
 
-@cases(250, 800)
+@cases(25, 225, 800)
 def test_mutated_outlines_are_drawn_or_refused(tmp_path, workspace, outside, numbers):
     findings, base = Findings("outlines"), tmp_path / "base/slides"
     write_slides_dataset(base)
@@ -602,7 +604,7 @@ def write_runs(folder, names=RUNS):
         new.write_metrics(msgspec.structs.replace(run.metrics, sha256=new.weights_digests()))
 
 
-@cases(50, 350)
+@cases(5, 45, 350)
 def test_a_mutated_run_predicts_as_before_or_is_refused(tmp_path, workspace, outside, numbers):
     findings = Findings("runs")
     write_runs(tmp_path / "base")
@@ -641,7 +643,7 @@ def _predict_with(folder):
         run.read_prediction(image_id), run.read_uncertainty(image_id)
 
 
-@cases(2, 21)
+@cases(1, 4, 18)
 def test_a_report_of_mutated_runs_shows_them_or_names_them(tmp_path, workspace, outside, numbers):
     findings = Findings("reports")
     base = tmp_path / "base"
@@ -660,7 +662,7 @@ def test_a_report_of_mutated_runs_shows_them_or_names_them(tmp_path, workspace, 
     findings.check()
 
 
-@cases(40, 100)
+@cases(4, 36, 100)
 def test_mutated_results_of_predict_are_kept_made_again_or_named(
     tmp_path, workspace, outside, numbers, colour_head, colour_features
 ):
@@ -692,7 +694,7 @@ def test_mutated_results_of_predict_are_kept_made_again_or_named(
     findings.check()
 
 
-@cases(40, 100)
+@cases(4, 36, 100)
 def test_a_mutated_window_cache_is_used_right_or_refused(tmp_path, workspace, outside, numbers):
     findings = Findings("window caches")
     values = np.random.default_rng(0).random((4, 2, 16, 16), np.float32)
@@ -720,7 +722,7 @@ def test_a_mutated_window_cache_is_used_right_or_refused(tmp_path, workspace, ou
     findings.check()
 
 
-@cases(6, 66)
+@cases(1, 5, 66)
 def test_mutated_training_states_are_resumed_right_or_named(tmp_path, workspace, outside, numbers, toy_store):
     """A run that was cut off after its first epoch goes on to the weights of an undisturbed one, or is named."""
     findings = Findings("training states")
