@@ -13,10 +13,12 @@ from functools import cache, cached_property
 from typing import NamedTuple
 
 import numpy as np
-from scipy import ndimage
-from scipy.spatial import KDTree
+import scipy  # loads ndimage and spatial where they are used: a second that a report need not wait
 
-STRUCTURES = {4: ndimage.generate_binary_structure(2, 1), 8: ndimage.generate_binary_structure(2, 2)}
+STRUCTURES = {  # of scipy.ndimage, by connectivity
+    4: np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], bool),
+    8: np.ones((3, 3), bool),
+}
 
 OBJECT_DEFINITIONS: dict[str, str] = {
     "partner": (
@@ -187,8 +189,8 @@ def components(mask: np.ndarray, *, connectivity: int = 8, min_px: int = 0, fill
     if connectivity not in STRUCTURES:
         raise ValueError(f"connectivity must be 4 or 8, got {connectivity}")
     if fill_holes:
-        mask = ndimage.binary_fill_holes(mask, STRUCTURES[12 - connectivity])
-    labels, _ = ndimage.label(mask, STRUCTURES[connectivity])
+        mask = scipy.ndimage.binary_fill_holes(mask, STRUCTURES[12 - connectivity])
+    labels, _ = scipy.ndimage.label(mask, STRUCTURES[connectivity])
     small = np.bincount(labels.ravel()) < min_px
     small[0] = False
     labels[small[labels]] = 0
@@ -224,12 +226,12 @@ class _Object:
     @cached_property
     def boundary(self) -> np.ndarray:
         """(M, 2) pixels with a 4-neighbour that is not in the object."""
-        return np.argwhere(self.mask & ~ndimage.binary_erosion(self.mask, STRUCTURES[4])) + self.corner
+        return np.argwhere(self.mask & ~scipy.ndimage.binary_erosion(self.mask, STRUCTURES[4])) + self.corner
 
     @cached_property
-    def tree(self) -> KDTree:
+    def tree(self) -> scipy.spatial.KDTree:
         """A tree of the boundary, which holds the object's nearest pixel to any pixel outside."""
-        return KDTree(self.boundary)
+        return scipy.spatial.KDTree(self.boundary)
 
     def within(self, box: np.ndarray) -> np.ndarray:
         """Return the pixels (M, 2) of the object that lie in a box."""
@@ -266,7 +268,7 @@ def _objects(labels: np.ndarray, name: str) -> _Objects:
     dense = np.where(labels > 0, np.searchsorted(values, labels) + 1, 0)
     objects = tuple(
         _Object(dense[box] == number, np.array([side.start for side in box]))
-        for number, box in enumerate(ndimage.find_objects(dense), 1)
+        for number, box in enumerate(scipy.ndimage.find_objects(dense), 1)
     )
     boxes = np.array([one.box for one in objects]).reshape(-1, 4)
     areas = np.bincount(dense.ravel(), minlength=len(values) + 1)[1:]

@@ -6,6 +6,7 @@ import base64
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import resources
 from itertools import zip_longest
 from pathlib import Path
@@ -17,6 +18,7 @@ from markupsafe import Markup
 from pathseg.store.runtime.printable import printable
 from pathseg.train.metrics.object import OBJECT_DEFINITIONS
 from pathseg.train.metrics.pixel import DEFINITIONS
+from pathseg.train.report.drawn_figures import INDEX, DrawnFigures
 from pathseg.train.report.paper_scores import PAPER, PAPER_LINK
 from pathseg.train.report.prediction_images import Stores
 from pathseg.train.report.run_page import SHEET_ROWS
@@ -29,7 +31,7 @@ from pathseg.train.report.sections import (
     untrained_warning,
 )
 from pathseg.train.report.staged_folder import StagedFolder
-from pathseg.train.report.table_formats import markdown_text
+from pathseg.train.report.table_formats import Table, markdown_text
 from pathseg.train.report.tables import SETTINGS
 from pathseg.train.runs.commands import NOT_RECORDED
 from pathseg.train.runs.finished_run import FinishedRun
@@ -43,7 +45,7 @@ IMAGES_PER_PAGE = 48  # of all runs together: at some 0.2 MB each the page stays
 # files of a report: what an earlier report wrote and this one does not is removed
 FIGURES = ("curves", "images", "comparison", "sidebyside", "mixing", *(stem for _, stem in SWEEP_GROUPS.values()))
 TABLES = ("table-*.csv", "table-*.tex", "images-*.csv", "images-*.tex")
-OWNED = (*(f"{name}-*.png" for name in FIGURES), *TABLES, "tables.md", "index.html")
+OWNED = (*(f"{name}-*.png" for name in FIGURES), *TABLES, "tables.md", INDEX, "index.html")
 
 
 @dataclass(frozen=True)
@@ -65,15 +67,20 @@ class Page:
 
 @dataclass(frozen=True)
 class Report:
-    """The path of the page, the main table as text, lines on the runs that could not be read, all tables as frames.
+    """The path of the page, the main table as text, lines on the runs that could not be read, all tables.
 
-    frames: name of a CSV file without `.csv` -> its data frame.
+    tables: name of a CSV file without `.csv` -> its table.
     """
 
     path: Path
     table: str
     damaged: tuple[str, ...]
-    frames: dict[str, pd.DataFrame]
+    tables: dict[str, Table]
+
+    @cached_property
+    def frames(self) -> dict[str, pd.DataFrame]:
+        """The tables as data frames, by the same names."""
+        return {name: table.frame() for name, table in self.tables.items()}
 
 
 def build_report(workspace: Path | str) -> Report:
@@ -84,7 +91,8 @@ def build_report(workspace: Path | str) -> Report:
     Raises ValueError when no run is finished and scored.
     """
     workspace = Path(workspace)
-    page = collect_page(workspace)
+    drawn = DrawnFigures(workspace / "report")
+    page = collect_page(workspace, drawn)
     tables = {f"table-{one.stem}-{table.name}": table for one in page.sections for table in one.tables}
     tables |= {table.name: table for one in page.sections for run in one.runs for table in run.image_tables}
     with StagedFolder(workspace / "report", owned=OWNED) as staged:
@@ -95,18 +103,22 @@ def build_report(workspace: Path | str) -> Report:
         for one in page.sections:
             for figure in one.figures:
                 staged.add(figure.file, figure.png)
+        staged.add(INDEX, drawn.index())
         staged.add("index.html", html(page).encode())
         staged.publish()
     return Report(
         path=staged.folder / "index.html",
         table=_terminal_text(page),
         damaged=page.damaged,
-        frames={name: table.frame() for name, table in tables.items()},
+        tables=tables,
     )
 
 
-def collect_page(workspace: Path) -> Page:
-    """Read all runs of a workspace, draw their figures and fill the tables. Raises ValueError without scored runs."""
+def collect_page(workspace: Path, drawn: DrawnFigures) -> Page:
+    """Read all runs of a workspace, draw their figures and fill the tables. Raises ValueError without scored runs.
+
+    drawn: the figures of the last report, of which those that show the same are taken.
+    """
     runs, unfinished, damaged = _read_runs(workspace)
     finished = [run for run in runs if run.scored]
     unscored = tuple(f"{run.name}: its store has no test split" for run in runs if not run.scored)
@@ -121,7 +133,8 @@ def collect_page(workspace: Path) -> Page:
     groups, stores = comparable_runs(finished), Stores()
     rows = _rows_per_run(groups)
     sections = tuple(
-        section(group, stores, order=order, rows=rows, workspace=workspace) for order, group in enumerate(groups, 1)
+        section(group, stores, drawn, order=order, rows=rows, workspace=workspace)
+        for order, group in enumerate(groups, 1)
     )
     return Page(str(workspace), sections, untrained_warning(finished), unfinished, unscored, damaged)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import warnings
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
@@ -165,7 +166,7 @@ def sheet(
     width = 2.0 * len(columns)
     figure = _new_figure(width, len(rows) * width / len(columns) * h / w + 0.9)
     axes = figure.subplots()  # one for all panels: laying out one for each takes longer than all else
-    axes.imshow(whole, interpolation="lanczos")
+    axes.set(xlim=(0, whole.shape[1]), ylim=(whole.shape[0], 0), aspect="equal")
     axes.set_xticks([left + w / 2 for left in lefts], columns, fontsize=9)
     letters = max(8, int(28 * h / w))  # that fit along a row; names of regions have 66
     labels = ["\n".join(fill(_shortened(line, 100), letters) for line in label.splitlines()) for label, _ in rows]
@@ -175,7 +176,9 @@ def sheet(
     patches = [Patch(color=colour, label=_legend_label(name)) for name, colour in legend]
     figure.legend(handles=patches, loc="outside lower center", ncols=max(1, min(4, len(patches))), frameon=False)
     _title(figure, title)
-    return _png(figure, colours=None)
+    picture = _rendered(figure)
+    _paste(picture, axes, Image.fromarray(whole))
+    return _encoded(picture, figure.dpi, photograph=True)
 
 
 def sweep_figure(sweep: Sweep, title: str) -> bytes | None:
@@ -341,18 +344,34 @@ def _light_grid(axes: Any) -> None:
     axes.set_axisbelow(True)
 
 
-def _png(figure: Any, colours: int | None = 96) -> bytes:
-    """Encode a figure, the same bytes each time; in so many colours, or in all (None) for photographs."""
+def _png(figure: Any) -> bytes:
+    """Render and encode a figure, the same bytes each time, in 96 colours."""
+    return _encoded(_in_few_colours(_rendered(figure), 96), figure.dpi)
+
+
+def _rendered(figure: Any) -> Image.Image:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    canvas, buffer = FigureCanvasAgg(figure), io.BytesIO()
+    canvas = FigureCanvasAgg(figure)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # names in any script; missing letters become boxes
         canvas.draw()
-    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
-    if colours is not None:
-        picture = _in_few_colours(picture, colours)
-    picture.save(buffer, "PNG", dpi=(figure.dpi, figure.dpi))
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
+
+
+def _paste(picture: Image.Image, axes: Any, photograph: Image.Image) -> None:
+    """Fill the axes of a rendered figure, as `imshow` would; Pillow resizes in a tenth of the time."""
+    box = axes.get_window_extent()  # px from the lower left corner
+    left, top = round(box.x0), round(picture.height - box.y1)
+    size = (round(box.x1) - left, round(picture.height - box.y0) - top)
+    picture.paste(photograph.resize(size, Image.Resampling.LANCZOS), (left, top))
+
+
+def _encoded(picture: Image.Image, dpi: float, *, photograph: bool = False) -> bytes:
+    """Encode a picture as PNG. photograph: half the time, for 3 % more bytes."""
+    buffer = io.BytesIO()
+    strategy = {"compress_type": zlib.Z_RLE} if photograph else {}
+    picture.save(buffer, "PNG", dpi=(dpi, dpi), **strategy)
     return buffer.getvalue()
 
 

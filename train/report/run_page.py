@@ -13,6 +13,7 @@ from pathseg.store.blocks import format_blocks
 from pathseg.store.features import FeatureStore
 from pathseg.train.colours import jpeg_bytes
 from pathseg.train.report import figures
+from pathseg.train.report.drawn_figures import DrawnFigures
 from pathseg.train.report.figures import Figure, data_uri
 from pathseg.train.report.prediction_images import (
     PANELS,
@@ -93,7 +94,7 @@ class RunPage:
     commands: tuple[str, ...]
 
 
-def run_page(run: FinishedRun, stores: Stores, *, rows: int, workspace: Path) -> RunPage:
+def run_page(run: FinishedRun, stores: Stores, drawn: DrawnFigures, *, rows: int, workspace: Path) -> RunPage:
     """Collect what the page shows of a run, the pictures of `rows` test images among it."""
     split, ids = run.metrics.test_split, worst_first(run.test_scores)
     store = stores.get(run.data.store) if rows else "they are made for the best runs only"
@@ -112,12 +113,12 @@ def run_page(run: FinishedRun, stores: Stores, *, rows: int, workspace: Path) ->
             if image.id in on_sheet:
                 sheet_rows[image.id] = (f"{image.id}\n{image.scores}", image.panels)
         if sheet_rows:
-            sheet = _sheet(run, [sheet_rows[name] for name in on_sheet if name in sheet_rows])
+            sheet = _sheet(run, drawn, [sheet_rows[name] for name in on_sheet if name in sheet_rows])
     return RunPage(
         name=run.name, facts=run_facts(run), untrained=is_untrained(run),
         store=" + ".join(source.store for source in run.data.sources), split=split,
-        images=len(ids), curves=_curves(run) if run.history else None, shown=tuple(shown), missing=tuple(missing),
-        no_images=no_images, sheet=sheet,
+        images=len(ids), curves=_curves(run, drawn) if run.history else None, shown=tuple(shown),
+        missing=tuple(missing), no_images=no_images, sheet=sheet,
         worst=_worst_images(run, None if isinstance(store, str) else store, [row.id for row in shown]),
         image_tables=tuple(
             image_table(found, name=f"images-{run.name}-{name}", caption=f"Images of {name}, worst first")
@@ -173,18 +174,20 @@ def _worst_images(run: FinishedRun, store: FeatureStore | None, shown: Sequence[
     return tuple(found)
 
 
-def _curves(run: FinishedRun) -> Figure:
+def _curves(run: FinishedRun, drawn: DrawnFigures) -> Figure:
     best, epochs = run.metrics.best_epoch, run.metrics.epochs
-    png = figures.learning_curves(run.history, best, f"{run.name}: learning curves")
+    file = f"curves-{run.name}.png"
+    png = drawn.png(file, figures.learning_curves, run.history, best, f"{run.name}: learning curves")
     alt = f"Learning curves of {run.name} over {epochs} epochs; the best is epoch {best}"
-    return Figure(f"curves-{run.name}.png", png, alt)
+    return Figure(file, png, alt)
 
 
-def _sheet(run: FinishedRun, rows: list[tuple[str, tuple[Any, ...]]]) -> Figure:
+def _sheet(run: FinishedRun, drawn: DrawnFigures, rows: list[tuple[str, tuple[Any, ...]]]) -> Figure:
     legend = Legend.of(run.data)
     title = f"{run.name}: images of {run.metrics.test_split}, from the worst to the best"
-    png = figures.sheet(rows, PANELS, legend=(*legend.classes, *legend.errors), title=title)
-    return Figure(f"images-{run.name}.png", png, title)
+    file = f"images-{run.name}.png"
+    png = drawn.png(file, figures.sheet, rows, PANELS, legend=(*legend.classes, *legend.errors), title=title)
+    return Figure(file, png, title)
 
 
 def _image_row(image: TestImage) -> ImageRow:

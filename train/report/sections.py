@@ -12,6 +12,7 @@ from pathseg.store.key import Preprocessing
 from pathseg.train.colours import class_colours
 from pathseg.train.config import BaselineConfig
 from pathseg.train.report import figures
+from pathseg.train.report.drawn_figures import DrawnFigures
 from pathseg.train.report.figures import DiceOfRun, Figure
 from pathseg.train.report.paper_scores import paper_scores
 from pathseg.train.report.prediction_images import Legend, Stores, compare_systems
@@ -159,7 +160,9 @@ def comparable_runs(runs: Sequence[FinishedRun]) -> tuple[ComparableRuns, ...]:
     return tuple(ComparableRuns(*key, tuple(by_dice(members, key[2]))) for key, members in sorted(found.items()))
 
 
-def section(group: ComparableRuns, stores: Stores, *, order: int, rows: Mapping[str, int], workspace: Path) -> Section:
+def section(
+    group: ComparableRuns, stores: Stores, drawn: DrawnFigures, *, order: int, rows: Mapping[str, int], workspace: Path
+) -> Section:  # fmt: skip
     """Collect what the page shows of comparable runs.
 
     order: the section's number, from 1. rows: run name -> number of test images to show, none where it is missing.
@@ -182,21 +185,21 @@ def section(group: ComparableRuns, stores: Stores, *, order: int, rows: Mapping[
         facts=data_facts(runs[0]),
         legend=Legend.of(runs[0].data),
         systems=tuple(systems_table(systems, split, title=title) for split in scored),
-        side_by_side=_side_by_side(systems, stores, title, stem),
+        side_by_side=_side_by_side(systems, stores, drawn, title=title, stem=stem),
         tissues=tissue_table(systems, group.test_split, title=title),
         results=tuple(results_table(runs, split, caption=_caption(group, split)) for split in group.splits),
-        comparison=_comparison(group, stem),
+        comparison=_comparison(group, drawn, stem),
         objects=tuple(table for table in objects if table is not None),
         intervals=tuple(
             table for split in group.splits for table in interval_tables(runs, split, title=title, systems=systems)
         ),
         seeds=seeds_table(runs, title=title),
-        sweeps=_sweep_groups(swept, _mixing_group(runs, title, stem), title, stem),
+        sweeps=_sweep_groups(swept, _mixing_group(runs, drawn, title, stem), drawn, title=title, stem=stem),
         classes=tuple(class_table(runs, split, title=title) for split in group.splits),
         confusions=tuple(table for table in confusions if table is not None),
         paper_rates=None if rates_shown else paper_rates_table(group.dataset),
         cost=cost_table(runs, title=title),
-        runs=tuple(run_page(run, stores, rows=rows.get(run.name, 0), workspace=workspace) for run in runs),
+        runs=tuple(run_page(run, stores, drawn, rows=rows.get(run.name, 0), workspace=workspace) for run in runs),
     )
 
 
@@ -296,7 +299,7 @@ def _key_scores(best: FinishedRun) -> tuple[tuple[str, str], ...]:
     return tuple((name, score(value)) for name, value in values)
 
 
-def _comparison(group: ComparableRuns, stem: str) -> Figure:
+def _comparison(group: ComparableRuns, drawn: DrawnFigures, stem: str) -> Figure:
     data, constant = group.runs[0].data, group.runs[0].test_scores.constant.scores.dice
     colours = class_colours(data.classes, background=data.background, ignore=data.ignore, own=data.colours)
     counted = [code for code in range(len(data.classes)) if code != data.ignore]
@@ -305,16 +308,19 @@ def _comparison(group: ComparableRuns, stem: str) -> Figure:
         scores = run.test_scores.scores
         lines.append(DiceOfRun(run.name, scores.dice, tuple(scores.classes[code].dice for code in counted)))
     dice = _paper_dice(group.runs[0])
-    png = figures.comparison(
-        lines, [(data.classes[code], colours[code]) for code in counted], constant=constant,
+    file = f"comparison-{stem}.png"
+    png = drawn.png(
+        file, figures.comparison, lines, [(data.classes[code], colours[code]) for code in counted], constant=constant,
         paper=None if dice is None else ("PathSegDiff (paper)", dice),
         title=f"Dice on {group.test_split}, {group.title}",
     )  # fmt: skip
     values = ", ".join(f"{line.name} {score(line.dice)}" for line in lines)
-    return Figure(f"comparison-{stem}.png", png, f"Dice of the runs on {group.test_split}: {values}")
+    return Figure(file, png, f"Dice of the runs on {group.test_split}: {values}")
 
 
-def _side_by_side(systems: Sequence[System], stores: Stores, title: str, stem: str) -> Figure | None:
+def _side_by_side(
+    systems: Sequence[System], stores: Stores, drawn: DrawnFigures, *, title: str, stem: str
+) -> Figure | None:
     """The predictions of all systems on the same test images; None where none can be read."""
     rows = compare_systems(systems, stores)
     if not rows:
@@ -322,14 +328,15 @@ def _side_by_side(systems: Sequence[System], stores: Stores, title: str, stem: s
     first = systems[0].run
     columns = ("image", "ground truth", *(textwrap.fill(one.name, 22) for one in systems))
     heading = f"{first.metrics.test_split} of {title}, from the worst to the best image"
-    png = figures.sheet(rows, columns, legend=Legend.of(first.data).classes, title=heading)
+    file, legend = f"sidebyside-{stem}.png", Legend.of(first.data).classes
+    png = drawn.png(file, figures.sheet, rows, columns, legend=legend, title=heading)
     runs = "; ".join(f"{one.name}: run {one.run.name}, {one.weights}" for one in systems)
     alt, caption = f"{title}: image, ground truth, predictions", f"As the paper's Figures 2 and 3. {runs}."
-    return Figure(f"sidebyside-{stem}.png", png, alt, caption)
+    return Figure(file, png, alt, caption)
 
 
 def _sweep_groups(
-    sweeps: Sequence[Sweep], mixing: Sequence[SweepGroup], title: str, stem: str
+    sweeps: Sequence[Sweep], mixing: Sequence[SweepGroup], drawn: DrawnFigures, *, title: str, stem: str
 ) -> tuple[SweepGroup, ...]:
     groups: list[SweepGroup] = []
     for axis, (heading, name) in SWEEP_GROUPS.items():
@@ -339,15 +346,15 @@ def _sweep_groups(
             continue
         tables = [sweep_table(sweep, name=f"{name}-{number}", title=title) for number, sweep in enumerate(found, 1)]
         if axis == "train_images":  # one figure for all: few images are where models and heads differ most
-            drawn = [_images_figure(found, title, f"{name}-{stem}.png"), *(None,) * (len(found) - 1)]
+            made = [_images_figure(found, drawn, title, f"{name}-{stem}.png"), *(None,) * (len(found) - 1)]
         else:
-            drawn = [
-                _sweep_figure(sweep, title, f"{name}-{stem}-{number}.png")
+            made = [
+                _sweep_figure(sweep, drawn, title, f"{name}-{stem}-{number}.png")
                 for number, sweep in enumerate(found[:SWEEPS_SHOWN], 1)
             ]
         shown = tuple(
             SweepView(sweep.fixed, table, figure)
-            for sweep, table, figure in zip(found[:SWEEPS_SHOWN], tables, drawn, strict=False)
+            for sweep, table, figure in zip(found[:SWEEPS_SHOWN], tables, made, strict=False)
         )
         groups.append(SweepGroup(heading, AXES[axis], shown, tuple(tables[SWEEPS_SHOWN:])))
         if axis == "blocks":
@@ -355,7 +362,7 @@ def _sweep_groups(
     return tuple(groups)
 
 
-def _mixing_group(runs: Sequence[FinishedRun], title: str, stem: str) -> list[SweepGroup]:
+def _mixing_group(runs: Sequence[FinishedRun], drawn: DrawnFigures, title: str, stem: str) -> list[SweepGroup]:
     """The learned weights of the scalar mixes, to be shown beside the scores of single blocks; empty without any."""
     tables: list[Table] = []
     shown: list[SweepView] = []
@@ -366,27 +373,29 @@ def _mixing_group(runs: Sequence[FinishedRun], title: str, stem: str) -> list[Sw
         table = mixing_table(repeats, settings, name=f"mixing-{number}", title=title)
         tables.append(table)
         if number <= SWEEPS_SHOWN:
-            png = figures.mixing_figure(layer_weight_spreads(repeats), title)
+            file = f"mixing-{stem}-{number}.png"
+            png = drawn.png(file, figures.mixing_figure, layer_weight_spreads(repeats), title)
             several = len(repeats.runs) > 1
             bars = f"mean ± one sample standard deviation over {seeds_label([repeats])}" if several else "one seed"
             caption = f"{title}: weights of a softmax over the layers, learned on {images} training images; {bars}."
-            figure = Figure(f"mixing-{stem}-{number}.png", png, f"{title}: learned weights; numbers below", caption)
+            figure = Figure(file, png, f"{title}: learned weights; numbers below", caption)
             shown.append(SweepView(", ".join(settings), table, figure))
     more = tuple(tables[SWEEPS_SHOWN:])
     return [SweepGroup("Learned mixing (beside Figure 5)", "learned weights", tuple(shown), more)] if shown else []
 
 
-def _sweep_figure(sweep: Sweep, title: str, file: str) -> Figure | None:
-    png = figures.sweep_figure(sweep, title)
+def _sweep_figure(sweep: Sweep, drawn: DrawnFigures, title: str, file: str) -> Figure | None:
+    png = drawn.png(file, figures.sweep_figure, sweep, title)
     alt = f"{title}: scores by {AXES[sweep.axis]}; numbers in the table below"
     return None if png is None else Figure(file, png, alt, sweep_caption(sweep, title))
 
 
-def _images_figure(sweeps: Sequence[Sweep], title: str, file: str) -> Figure:
+def _images_figure(sweeps: Sequence[Sweep], drawn: DrawnFigures, title: str, file: str) -> Figure:
     """The learning curves of all models and heads: test Dice over the number of training images."""
     first = sweeps[0].runs[0]
     split, images = first.metrics.test_split, len(first.data.images.get("val", ()))
-    png = figures.training_images_figure(sweeps, labels := distinct_settings(sweeps), title)
+    labels = distinct_settings(sweeps)
+    png = drawn.png(file, figures.training_images_figure, sweeps, labels, title)
     several = any(len(point.runs) > 1 for sweep in sweeps for point in sweep.points)
     seeds = seeds_label([point for sweep in sweeps for point in sweep.points])
     caption = (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -156,13 +158,9 @@ class Table:
         """
         import pandas as pd
 
-        names, series = [], []
-        for index, name in enumerate(self.header):
-            for suffix, values in _components([row.values[index] for row in self.rows]):
-                names.append(name + suffix)
-                series.append(pd.Series(values, dtype=_dtype(values)))
-        frame = pd.concat(series, axis=1)
-        frame.columns = pd.Index(names)
+        columns = list(self._numbers())
+        frame = pd.concat([pd.Series(values, dtype=_dtype(values)) for _, values in columns], axis=1)
+        frame.columns = pd.Index([name for name, _ in columns])
         return frame
 
     def csv(self) -> str:
@@ -170,10 +168,17 @@ class Table:
 
         Text that a spreadsheet would take for a formula gets a leading apostrophe.
         """
-        frame = self.frame()
-        text = frame.select_dtypes("object").columns
-        frame[text] = frame[text].map(lambda value: value if value is None else _no_formula(value))
-        return frame.rename(columns=_no_formula).to_csv(index=False, lineterminator="\n")
+        columns, text = list(self._numbers()), io.StringIO()  # without pandas, which takes ten times as long
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow([_no_formula(name) for name, _ in columns])
+        writer.writerows(zip(*(_csv_cells(values) for _, values in columns), strict=True))
+        return text.getvalue()
+
+    def _numbers(self) -> Iterator[tuple[str, list[Any]]]:
+        """Yield name and values of each column of the data frame."""
+        for index, name in enumerate(self.header):
+            for suffix, values in _components([row.values[index] for row in self.rows]):
+                yield name + suffix, values
 
     def markdown(self) -> str:
         """Write a GitHub table, caption before and notes after it."""
@@ -244,6 +249,12 @@ def _dtype(values: Sequence[Any]) -> str:
     if not known or any(isinstance(value, str) for value in known):
         return "object"
     return "Int64" if all(isinstance(value, int) for value in known) else "float64"
+
+
+def _csv_cells(values: Sequence[Any]) -> list[Any]:
+    """The cells of a column of the data frame as CSV has them: integers among other numbers as these, missing empty."""
+    number = float if _dtype(values) == "float64" else _no_formula
+    return ["" if value is None or value != value else number(value) for value in values]
 
 
 def _no_formula(text: Any) -> Any:

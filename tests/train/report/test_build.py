@@ -6,6 +6,8 @@ import dataclasses
 import hashlib
 import io
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from html.parser import HTMLParser
 from pathlib import Path
@@ -410,6 +412,16 @@ def test_reporting_again_gives_the_same_bytes(one_run, report):
     before = {path.name: path.read_bytes() for path in report.path.parent.iterdir()}
     build_report(one_run)
     assert {path.name: path.read_bytes() for path in report.path.parent.iterdir()} == before
+
+
+def test_reporting_again_loads_neither_matplotlib_nor_pandas(one_run, report):
+    """The imports take longer than a report whose figures are there."""
+    code = (
+        "import sys; from pathseg.train.report.build import build_report;"
+        "build_report(sys.argv[1]); print({'matplotlib', 'pandas'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, one_run], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["set()"]
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from pathseg.extract.datasets import glas
 from pathseg.extract.datasets.registry import DatasetOptions, open_dataset
 from pathseg.extract.datasets.synthetic import dataset as synthetic
 from pathseg.train.config import HEAD_DEFAULTS, BaselineConfig, HeadConfig, InitialWeights
+from pathseg.train.report.drawn_figures import DrawnFigures
 from pathseg.train.report.prediction_images import Stores
 from pathseg.train.report.run_page import flatten, run_facts, run_page
 from pathseg.train.runs.commands import NOT_RECORDED, PREPROCESSING_FLAGS, SIDES_PX, commands
@@ -57,13 +58,13 @@ def with_losses(run, losses):
 def test_the_ten_images_of_the_highest_loss_are_listed_from_the_highest(make_run):
     ids = [f"image {number}" for number in range(12)]
     run = with_losses(make_run(ids=ids), {name: number / 4 for number, name in enumerate(ids)})
-    page = run_page(run, Stores(), rows=0, workspace=Path("work"))
+    page = run_page(run, Stores(), DrawnFigures(), rows=0, workspace=Path("work"))
     assert [one.id for one in page.worst] == ids[:1:-1]
     assert (page.worst[0].loss, page.worst[0].place, page.worst[0].row) == ("2.750", "", None)
 
 
 def test_a_run_without_recorded_losses_lists_none(make_run):
-    assert run_page(make_run(), Stores(), rows=0, workspace=Path("work")).worst == ()
+    assert run_page(make_run(), Stores(), DrawnFigures(), rows=0, workspace=Path("work")).worst == ()
 
 
 def test_the_odd_settings_have_no_default_value():
