@@ -6,13 +6,11 @@ import dataclasses
 import dis
 import errno
 import io
-import itertools
 import shlex
 import signal
 import sys
 import tempfile
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +25,7 @@ from tqdm import tqdm
 from pathseg.extract.config import ExtractConfig, ViTConfig
 from pathseg.extract.datasets.registry import DATASETS, DatasetOptions, check_options, open_dataset
 from pathseg.extract.models.registry import DEFAULT_MODEL, MODELS
+from pathseg.refine.config import RefineConfig
 from pathseg.store.errors import StoreError
 from pathseg.store.runtime import workspace as paths
 from pathseg.store.runtime.flags import PATH, device_option, flags_of, workspace_option, wrong_flags
@@ -221,7 +220,9 @@ def extract_command(**flags: Any) -> None:
     from pathseg.store.runtime.device import device
 
     with wrong_flags():
-        config, options = extract_settings(flags)
+        config = ExtractConfig(**{name: flags[name] for name in ExtractConfig.__dataclass_fields__})
+        options = DatasetOptions(**{name: flags[name] for name in DatasetOptions.__dataclass_fields__})
+        check_options(flags["dataset"], options)
         vit = ViTConfig(**{name: flags[name] for name in ViTConfig.__dataclass_fields__})
         if flags["workers"] and flags["scheduler"]:
             raise ValueError("--workers and --scheduler exclude each other; name one")
@@ -261,23 +262,14 @@ def extract_command(**flags: Any) -> None:
                 )
         else:
             result = extract(dataset, model, path, config, progress=bar.update)
-    show_extracted(result, config)
+    show_extracted(result, config.t)
+    require_all([f"{failure.id}: {failure.reason}" for failure in result.failures], len(result.store.listed))
 
 
-def extract_settings(flags: dict[str, Any]) -> tuple[ExtractConfig, DatasetOptions]:
-    """Return the settings of an extraction. Raises ValueError for those that do not apply to its data set."""
-    config = ExtractConfig(**{name: flags[name] for name in ExtractConfig.__dataclass_fields__})
-    options = DatasetOptions(**{name: flags[name] for name in DatasetOptions.__dataclass_fields__})
-    check_options(flags["dataset"], options)
-    return config, options
-
-
-def show_extracted(result: Any, config: ExtractConfig) -> None:
-    """Print how complete a store is; ends in an error if images were set aside."""
+def show_extracted(result: Any, t: Sequence[int]) -> None:
+    """Print how complete a store is."""
     store = result.store
-    images = len(store.listed)
-    show(f"{store.location}: {result.complete} of {images} images at t {','.join(map(str, config.t))}")
-    require_all([f"{failure.id}: {failure.reason}" for failure in result.failures], images)
+    show(f"{store.location}: {result.complete} of {len(store.listed)} images at t {','.join(map(str, t))}")
 
 
 def local_workers(flags: dict[str, Any]) -> int | None:
@@ -583,24 +575,12 @@ def verify_command(store: str, repair: bool) -> None:
     raise click.ClickException(f"{len(findings)} findings in {printable(store)}")
 
 
-# settings of slides and outlines that are flags of refine
-OF_OUTLINES = ("classes", "mpp", "min_labelled_px", "brush_um", "region_class", "outline_origin")
-
-
 @main.command("refine")
 @click.argument("slides", nargs=-1, required=True)
 @click.option("--out", type=PATH, help="Folder of the results.  [default: <workspace>/refined]")
 @click.option("--root", type=PATH, help="Folder of the slides and outlines.  [default: that of the first slide]")
 @click.option("--store", help="A path or s3://….  [default: <workspace>/slides-<model>.zarr]")
-@click.option("--model", default=DEFAULT_MODEL, help="The model, as for extract.")
-@click.option("--t", type=int, help="Timestep of the features.  [default: that of the store, of a new one 50]")
-@click.option("--blocks", default="4-6", help="Blocks of the features, as for extract and train-head.")
-@flags_of(DatasetOptions, only=OF_OUTLINES)
-@click.option("--head", type=click.Choice(["linear", "fcn", "scalar-mix"]), default="linear", help="As for train-head.")
-@click.option("--lr", type=float, default=1e-2, help="Learning rate of the head.")
-@click.option("--epochs", type=click.IntRange(min=1), default=10, help="Passes over the windows with labels.")
-@click.option("--fresh", is_flag=True, help="Start from random weights, not from the last run of this command.")
-@click.option("--format", "formats", default="geojson,review,overlay", help="As for predict.")
+@flags_of(RefineConfig)
 @workspace_option
 @device_option
 def refine_command(slides: tuple[str, ...], **flags: Any) -> None:
@@ -614,146 +594,70 @@ def refine_command(slides: tuple[str, ...], **flags: Any) -> None:
     Give the same flags again each time: how a store's features were made is taken from it, but not --classes and
     --min-labelled-px.
     """
-    from pathseg.extract.inputs.images import list_input_images
-
-    files, workspace = list_input_images(slides), Path(flags["workspace"])  # a missing slide is named before all else
-    first = Path(slides[0]).expanduser().absolute()
-    root = flags["root"] or (first if first.is_dir() else files[0].absolute().parent)
-    if beside := [file for file in files if not file.resolve().is_relative_to(root.resolve())]:
-        raise click.UsageError(f"{beside[0]} is not in {root}, whose slides and outlines are read; pass --root")
-    store = flags["store"] or str(paths.store_path(workspace, "slides", Path(flags["model"]).name))
-    at = ["--workspace", str(workspace), "--device", flags["device"]]
-    made_with, t = features_of_slides(store, flags["model"])
-    read = ["--t", str(t if flags["t"] is None else flags["t"]), "--blocks", flags["blocks"]]
-    taken = run_command(
-        [
-            "extract", "--root", str(root), *made_with, *words_of(flags, OF_OUTLINES), "--windows", "tissue", *read,
-            "--store", store, *at,
-        ],
-        follow_labels,
-    )  # fmt: skip
-    name = f"{Path(store).stem}-refine-{flags['head']}"
-    earlier = runs_in_sequence(workspace, name)
-    run = f"{name}-{len(earlier) + 1}"
-    train = [
-        "train-head", "--store", store, *read, "--head", flags["head"], "--lr", f"{flags['lr']:g}", "--epochs",
-        str(flags["epochs"]), "--name", run, *at,
-    ]  # fmt: skip
-    finished = [one for one in earlier if one.finished]
-    seconds = {"extract": taken}
-    seconds["train-head"] = run_command([*train, *start_of(train, None if flags["fresh"] else finished)])
-    origin = ["--outline-origin", flags["outline_origin"]] if flags["outline_origin"] else origin_of_outlines(store)
-    seconds["predict"] = run_command([
-        "predict", *map(str, files), "--run", run, "--store", store, "--format", flags["formats"], *origin,
-        "--objects-as", "detections", "--out", str((flags["out"] or workspace / "refined") / run), *at,
-    ])  # fmt: skip
-    show(f"{sum(seconds.values()):.1f} s: {', '.join(f'{step} {taken:.1f} s' for step, taken in seconds.items())}")
-
-
-def words_of(flags: dict[str, Any], names: Sequence[str]) -> list[str]:
-    """Return the command line words of those of these flags that are set."""
-    given = {name: flags[name] for name in names if flags[name] not in (None, ())}
-    return [
-        word
-        for name, value in given.items()
-        for word in (f"--{name.replace('_', '-')}", ",".join(value) if isinstance(value, tuple) else str(value))
-    ]
-
-
-def existing_store(path: str) -> Any:
-    """Open a store; None where there is none yet."""
-    from pathseg.store.features import FeatureStore
-    from pathseg.store.format.names import MANIFEST
-    from pathseg.store.location.location import open_location
-
-    return FeatureStore.open(path) if open_location(path).exists(MANIFEST) else None
-
-
-def features_of_slides(path: str, model: str) -> tuple[list[str], int]:
-    """Return the flags of extract that say how features of slides are made, and their timestep: those of a store.
-
-    Of a store that is still to be made, the defaults.
-    """
-    from pathseg.train.runs.commands import extract_flags
-
-    if (store := existing_store(path)) is None:
-        return ["--dataset", "slides", "--model", model, "--layout", "native"], 50
-    timesteps = store.timesteps() or (50,)
-    return extract_flags(store.contents.key, model=model), 50 if 50 in timesteps else timesteps[0]
-
-
-def origin_of_outlines(path: str) -> list[str]:
-    """Return the flag that makes predict count outlines from where those of a store of slides are counted."""
-    origin = existing_store(path).contents.key.preprocessing.settings.get("outline_origin")
-    return [] if origin is None else ["--outline-origin", str(origin)]
-
-
-def start_of(train: Sequence[str], finished: Sequence[Any] | None) -> list[str]:
-    """Return the flag with which a training starts from the last of these runs, where that fits; say so if it does not.
-
-    train: the command without it.
-    """
+    with wrong_flags():
+        config = RefineConfig(**{name: flags[name] for name in RefineConfig.__dataclass_fields__})
+        config = dataclasses.replace(config, model=absolute(config.model))
+    from pathseg.refine.pipeline import refine, slides_root
+    from pathseg.train.predict.predictor import summary
     from pathseg.train.training import sweep
-    from pathseg.train.training.initial_weights import initial_weights
 
-    if not finished:
-        return []
-    folder = finished[-1].path
-    flags = train_command.make_context("train-head", list(train[1:])).params
-    store = existing_store(flags["store"][0])
-    flags["initial_weights"] = initial_weights(folder)
     with wrong_flags():
-        configs = sweep.expand_heads(store, **{name: flags[name] for name in HeadConfig.__dataclass_fields__})
-    try:
-        sweep.require_start(store, configs[0])
-    except ValueError as e:
-        show(f"the head starts from random weights: {e}", err=True)
-        return []
-    return ["--from", str(folder)]
+        root = slides_root(slides, flags["root"])
+    with StepBar() as bar:
+        result = refine(
+            slides,
+            flags["workspace"],
+            config,
+            root=root,
+            on_step=bar.start,
+            on_note=partial(show, err=True),
+            on_progress=bar.advance,
+            **{name: flags[name] for name in ("store", "out", "device")},
+        )
+    show_extracted(result.extraction, [selection.t for selection in result.run.settings.selections])
+    show(f"{sweep.summary([result.run])}\n{summary(result.prediction)}")
+    steps = ", ".join(f"{step} {taken:.1f} s" for step, taken in result.seconds.items())
+    show(f"{sum(result.seconds.values()):.1f} s: {steps}")
+    prediction = result.prediction
+    require_all([str(failure) for failure in prediction.failures], len(prediction.images) + len(prediction.failures))
 
 
-def follow_labels(words: Sequence[str]) -> bool:
-    """Let the store of an extraction follow changed outlines without loading the model, given its command.
+class StepBar:
+    """A progress bar of one step after another, each below the command that it stands for."""
 
-    Returns False, with nothing written, where there is no store yet or features have to be computed.
-    """
-    from pathseg.extract.models.stored_model import StoredModel
-    from pathseg.extract.pipeline import extract
-    from pathseg.extract.plan import plan_extraction
+    def __init__(self) -> None:
+        self._bar: tqdm | None = None
+        self._step = ""
 
-    flags = extract_command.make_context("extract", list(words[1:])).params
-    store = existing_store(flags["store"])
-    if store is None or store.contents.key.surroundings is not None:
-        return False
-    with wrong_flags():
-        config, options = extract_settings(flags)
-    dataset, model = open_dataset(flags["dataset"], options), StoredModel(store)
-    plan = plan_extraction(dataset, model, flags["store"], config)
-    if any(plan.missing_maps.values()):
-        return False
-    show(plan, err=True)
-    show_extracted(extract(dataset, model, flags["store"], config), config)
-    return True
+    def start(self, command: str) -> None:
+        """Print the command of the next step."""
+        self._close()
+        self._step = command.split()[1]
+        show_command(command)
+
+    def advance(self, done: int, total: int) -> None:
+        """Show how much of the step is done."""
+        if self._bar is None:
+            self._bar = tqdm(total=total, desc=self._step)
+        self._bar.total = total
+        self._bar.update(done - self._bar.n)
+
+    def __enter__(self) -> StepBar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            sys.stderr.flush()  # before the next command is printed
+            self._bar = None
 
 
-def runs_in_sequence(workspace: Path, name: str) -> list[Any]:
-    """Return the runs `<name>-1`, `<name>-2`, ... of a workspace."""
-    from pathseg.train.runs.folder import RunFolder
-
-    runs = (RunFolder(paths.heads_path(workspace) / f"{name}-{number}") for number in itertools.count(1))
-    return list(itertools.takewhile(lambda run: run.path.is_dir(), runs))
-
-
-def run_command(words: Sequence[str], instead: Callable[[Sequence[str]], bool] = lambda words: False) -> float:
-    """Print a command of pathseg and run it in this process; return its seconds.
-
-    instead: does the same in a quicker way, or returns False where it cannot.
-    """
-    click.secho(f"$ pathseg {shlex.join(words)}", bold=True)
-    started = time.perf_counter()
-    if not instead(words):
-        main.main(list(words), prog_name="pathseg", standalone_mode=False)
-    return time.perf_counter() - started
+def show_command(line: str) -> None:
+    """Print a command line that pathseg runs itself."""
+    click.secho(f"$ {printable(line)}", bold=True)
 
 
 @main.command("demo")
@@ -767,7 +671,8 @@ def demo_command(ctx: click.Context, workspace: Path) -> None:
         ["train-head", "--store", store, "--blocks", "4-6", "--lr", "1e-3", "--epochs", "8", *at],
         ["report", *at],
     ):
-        run_command(arguments)
+        show_command(f"pathseg {shlex.join(arguments)}")
+        main.main(arguments, prog_name="pathseg", standalone_mode=False)
 
 
 def show(text: object, *, err: bool = False) -> None:

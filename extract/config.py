@@ -6,10 +6,10 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pathseg.store.format.packing import PACKINGS
-from pathseg.store.key import BATCH_SIZE, LAYOUTS, ViTSettings
+from pathseg.store.key import BATCH_SIZE, LAYOUTS, StoreKey, ViTSettings
 
 
 def _flag(default: Any, help: str) -> Any:
@@ -63,6 +63,15 @@ class ExtractConfig:
             raise ValueError(f"seed and timesteps must be 0 or more, got seed {self.seed}, t {self.t}")
         if self.batch_size < 1:
             raise ValueError(f"batch size must be at least 1, got {self.batch_size}")
+
+    @classmethod
+    def of_key(
+        cls, key: StoreKey, t: tuple[int, ...], blocks: tuple[int, ...] | Literal["all", "last"] | None = None
+    ) -> Self:
+        """Return the configuration that makes features of a store's key."""
+        names = ("layout", "dtype", "packing", "precision", "seed", "batch_size")
+        kept = {name: getattr(key, name) for name in names}
+        return cls(t=t, blocks=blocks, surroundings=key.field_patches, **kept)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from pathseg.extract.inputs.images import SLIDE_SUFFIXES, one_per_series, open_i
 from pathseg.extract.inputs.outlines import OUTLINE_SUFFIXES, UNCLASSIFIED, Outlines, rasterise, read_outlines
 from pathseg.store.classes import background_code
 from pathseg.store.contents import UNLABELLED
-from pathseg.store.key import Preprocessing, Setting
+from pathseg.store.key import Preprocessing, Setting, StoreKey
 from pathseg.store.sampling import InputImage, Sampling, read_field, scaled_range
 
 if TYPE_CHECKING:
@@ -244,6 +244,14 @@ def open_slides(options: DatasetOptions) -> Dataset:
             *slide_warnings(tuple(sample for sample in samples if sample.split != UNLABELLED)),
         ),
     )
+
+
+def recorded_options(key: StoreKey) -> DatasetOptions:
+    """Return the settings of slides that the key of a store of slides records."""
+    settings: dict[str, Any] = dict(key.preprocessing.settings)
+    names = ("target_mpp", "brush_um", "region_class", "outline_origin", "views")
+    kept = {name: settings[name] for name in names if name in settings}
+    return DatasetOptions(window_px=key.size[0], mpp=settings.get("file_mpp"), **kept)
 
 
 def _pair_files(root: Path) -> tuple[Files, Files, int, list[str]]:

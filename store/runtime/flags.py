@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import click
 
-from pathseg.store.blocks import parse_selection
+from pathseg.store.blocks import format_blocks, parse_selection
 from pathseg.store.runtime.workspace import DEFAULT
 
 
@@ -193,6 +193,24 @@ def flags_of(config: type, *, only: Collection[str] = ()) -> Callable[[Callable]
         return command
 
     return decorate
+
+
+def words_of(config: Any) -> list[str]:
+    """Return the command line words that give a configuration, values at their default left out.
+
+    config: a dataclass of which `flags_of` makes options; blocks and timesteps are of a single store.
+    """
+    words: list[str] = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if "help" not in field.metadata or value == field.metadata.get("flag_default", field.default):
+            continue
+        words.append(field.metadata.get("flag", f"--{field.name.replace('_', '-')}"))
+        if field.name == "blocks" and isinstance(value, tuple):
+            words.append(format_blocks(value))
+        elif value is not True:
+            words.append(",".join(map(str, value)) if isinstance(value, tuple) else str(value))
+    return words
 
 
 def _without_none(kind: Any) -> Any:

@@ -68,13 +68,10 @@ def _extract(source: Source, selection: Selection | None, common: list[str]) -> 
     return ["extract", *common, *extract_flags(key), *features, "--store", source.store]
 
 
-def extract_flags(key: StoreKey, *, model: str | None = None) -> list[str]:
-    """Return the flags of extract that a key records: those of the data set, of the model, and of how they are kept.
-
-    model: path of the model's files, in place of its name.
-    """
+def extract_flags(key: StoreKey) -> list[str]:
+    """Return the flags of extract that a key records: those of the data set, of the model, and of how they are kept."""
     return [
-        "--dataset", key.dataset, "--model", model or key.model,
+        "--dataset", key.dataset, "--model", key.model,
         *(["--condition", key.condition] if key.model_kind == "latent-diffusion" else []), *_resize_flag(key),
         *_preprocessing_flags(key), *_model_flags(key),
         *(word for name in KEY_FLAGS for word in (f"--{name.replace('_', '-')}", str(getattr(key, name)))),

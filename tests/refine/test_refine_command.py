@@ -1,7 +1,8 @@
-"""`pathseg refine`: from changed outlines to new predictions in one command, without computing a feature again."""
+"""`refine`: from changed outlines to new predictions in one call or command, without computing a feature again."""
 
 import json
 import re
+import shlex
 
 import numpy as np
 import pytest
@@ -9,9 +10,17 @@ import tifffile
 from click.testing import CliRunner
 
 from pathseg.cli import main
+from pathseg.extract.config import ExtractConfig
+from pathseg.extract.datasets.registry import DatasetOptions
 from pathseg.extract.models import load as load_module
 from pathseg.extract.models.ldm_features import DiffusionFeatures
+from pathseg.refine.config import RefineConfig
+from pathseg.refine.pipeline import refine, slides_root
+from pathseg.store.errors import StoreError
 from pathseg.store.features import FeatureStore
+from pathseg.store.verify import verify
+from pathseg.train.config import HeadConfig
+from pathseg.train.predict.config import PredictConfig
 from pathseg.train.runs.finished_run import FinishedRun
 from pathseg.train.runs.folder import RunFolder
 
@@ -30,7 +39,10 @@ def outline(root, *features):
 
 @pytest.fixture(scope="module")
 def refined(tmp_path_factory):
-    """The outputs of three calls on a slide of 1024x512 px, the second with changed outlines; and their folder."""
+    """The outputs of a command, a call and a command on a slide of 1024x512 px, each with changed outlines; the folder.
+
+    Of the call its result, the lines it gave and the progress of each step.
+    """
     folder = tmp_path_factory.mktemp("refine")
     root, noise = folder / "slides", np.random.default_rng(0).normal(0, 12, (512, 1024, 3))
     root.mkdir()
@@ -39,7 +51,7 @@ def refined(tmp_path_factory):
         root / "slide.tif", pixels.clip(0, 255).astype(np.uint8), tile=(256, 256), photometric="rgb",
         resolution=(2e4, 2e4), resolutionunit="CENTIMETER", metadata=None,
     )  # fmt: skip
-    outputs = []
+    outputs, called = [], {"steps": [], "notes": [], "progress": []}
     command = ["refine", str(root / "slide.tif"), "--model", "mini", "--blocks", "4-6", "--workspace", str(folder)]
     computed, features, loaded, load = [], DiffusionFeatures.denoise, [], load_module.load_model
 
@@ -50,26 +62,33 @@ def refined(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DiffusionFeatures, "denoise", counted)
         patch.setattr(load_module, "load_model", lambda *a, **k: loaded.append(a) or load(*a, **k))
-        for boxes in (
+        for number, boxes in enumerate((
             [box(10, 10, 80, 80, "left"), box(900, 10, 1000, 80, "right")],
             [box(10, 10, 80, 80, "left"), box(900, 10, 1000, 80, "right"), box(560, 300, 640, 400, "right")],
             [box(10, 10, 80, 80, "left"), box(900, 10, 1000, 80, "right"), box(480, 100, 520, 200, "border")],
-        ):
+        )):  # fmt: skip
             outline(root, *boxes)
+            if number == 1:
+                called["result"] = refine(
+                    [root / "slide.tif"], folder, RefineConfig(model="mini"), on_step=called["steps"].append,
+                    on_note=called["notes"].append, on_progress=lambda *step: called["progress"].append(step),
+                )  # fmt: skip
+                outputs.append((None, sum(computed), len(loaded)))
+                continue
             result = CliRunner().invoke(main, command)
             assert result.exit_code == 0, result.output
             outputs.append((result.output, sum(computed), len(loaded)))
-    return folder, outputs
+    return folder, outputs, called
 
 
 def test_features_are_computed_once_however_often_outlines_change(refined):
-    _, outputs = refined
+    _, outputs, _ = refined
     assert [patches for _, patches, _ in outputs] == [8, 8, 8]  # two windows of four patches
     assert [models for _, _, models in outputs] == [1, 1, 1]  # the model is loaded the first time alone
 
 
 def test_each_call_trains_a_run_of_its_own_from_the_one_before(refined):
-    folder, _ = refined
+    folder, _, _ = refined
     runs = [FinishedRun.read(RunFolder(folder / "heads" / f"slides-mini-refine-linear-{n}")) for n in (1, 2, 3)]
     starts = [run.settings.initial_weights for run in runs]
     assert starts[0] is None
@@ -78,7 +97,7 @@ def test_each_call_trains_a_run_of_its_own_from_the_one_before(refined):
 
 
 def test_the_slide_is_segmented_into_the_outlined_tissues(refined):
-    folder, _ = refined
+    folder, _, _ = refined
     geojson = folder / "refined" / "slides-mini-refine-linear-2" / "geojson" / "slide.geojson"
     objects = json.loads(geojson.read_text())["features"]
     largest = {
@@ -95,8 +114,8 @@ def span(one):
 
 
 def test_it_prints_the_commands_it_stands_for_and_their_seconds(refined):
-    _, outputs = refined
-    for output, *_ in outputs:
+    _, outputs, _ = refined
+    for output, *_ in (outputs[0], outputs[2]):
         commands = [line.split()[2] for line in output.splitlines() if line.startswith("$ pathseg")]
         assert commands == ["extract", "train-head", "predict"]
         assert re.search(
@@ -105,14 +124,13 @@ def test_it_prints_the_commands_it_stands_for_and_their_seconds(refined):
 
 
 def test_the_store_is_whole_after_all_changes(refined):
-    folder, _ = refined
-    result = CliRunner().invoke(main, ["verify", str(folder / "slides-mini.zarr")])
-    assert result.exit_code == 0, result.output
+    folder, _, _ = refined
+    assert verify(folder / "slides-mini.zarr") == ()
     assert FeatureStore.open(folder / "slides-mini.zarr").classes == ("border", "left", "right")
 
 
 def test_a_mistake_in_a_step_ends_the_command_with_its_one_line(refined, tmp_path):
-    folder, _ = refined
+    folder, _, _ = refined
     result = CliRunner().invoke(
         main, ["refine", str(folder / "slides" / "other.tif"), "--workspace", str(folder), "--model", "mini"]
     )
@@ -120,7 +138,7 @@ def test_a_mistake_in_a_step_ends_the_command_with_its_one_line(refined, tmp_pat
 
 
 def test_a_start_that_does_not_fit_is_named_and_left_out(refined):
-    folder, _ = refined
+    folder, _, _ = refined
     result = CliRunner().invoke(
         main,
         ["refine", str(folder / "slides"), "--model", "mini", "--blocks", "5", "--workspace", str(folder), "--format",
@@ -133,8 +151,10 @@ def test_a_start_that_does_not_fit_is_named_and_left_out(refined):
 
 
 def test_a_slide_beside_the_folder_of_outlines_is_refused_before_anything_runs(refined, tmp_path):
-    folder, _ = refined
+    folder, _, _ = refined
     (tmp_path / "slides").mkdir()
+    with pytest.raises(ValueError, match=r"slide\.tif is not in .*--root"):
+        slides_root([folder / "slides" / "slide.tif"], tmp_path / "slides")
     result = CliRunner().invoke(
         main,
         [
@@ -147,3 +167,74 @@ def test_a_slide_beside_the_folder_of_outlines_is_refused_before_anything_runs(r
         ],
     )
     assert result.exit_code == 2 and "slide.tif" in result.output and "--root" in result.output
+
+
+def test_the_call_returns_store_run_and_prediction_and_tells_how_far_it_is(refined):
+    folder, _, called = refined
+    result = called["result"]
+    assert result.run.folder.path == folder / "heads" / "slides-mini-refine-linear-2"
+    assert (result.extraction.complete, result.extraction.failures) == (2, ())
+    assert [image.id for image in result.prediction.images] == ["slide"]
+    assert result.prediction.out == folder / "refined" / "slides-mini-refine-linear-2"
+    assert list(result.seconds) == ["extract", "train-head", "predict"]
+    assert tuple(called["steps"]) == result.commands
+    assert "with changed masks" in called["notes"][0]
+    totals = list(dict.fromkeys(total for _, total in called["progress"]))
+    assert totals[-2:] == [10, 2]  # epochs, windows
+    assert {(10, 10), (2, 2)} <= set(called["progress"])
+
+
+def parsed(line):
+    """The values that the command line makes of the flags of a printed command."""
+    _, command, *words = shlex.split(line)
+    return main.commands[command].make_context(command, words).params
+
+
+def test_the_printed_commands_have_the_settings_of_the_steps(refined):
+    folder, _, called = refined
+    extract, train, predict = map(parsed, called["result"].commands)
+    store = str(folder / "slides-mini.zarr")
+    options = DatasetOptions(**{name: extract[name] for name in DatasetOptions.__dataclass_fields__})
+    assert options == DatasetOptions(
+        root=folder / "slides", windows="tissue", target_mpp=0.5, brush_um=10.0, region_class="Region*", window_px=512
+    )
+    config = ExtractConfig(**{name: extract[name] for name in ExtractConfig.__dataclass_fields__})
+    assert config == ExtractConfig(layout="native", blocks=(4, 5, 6))
+    assert (extract["dataset"], extract["model"], extract["store"]) == ("slides", "mini", store)
+    assert (train["head_type"], train["lr"], train["epochs"]) == ("linear", (0.01,), 10)
+    assert (train["blocks"], train["t"], train["store"]) == ((4, 5, 6), (50,), (store,))
+    assert train["initial_weights"] == str(folder / "heads" / "slides-mini-refine-linear-1")
+    settings = PredictConfig(**{name: predict[name] for name in PredictConfig.__dataclass_fields__})
+    assert settings == PredictConfig(formats=("geojson", "review", "overlay"), objects_as="detections")
+    assert predict["images"] == (str(folder / "slides" / "slide.tif"),)
+    assert (predict["run"], predict["store"]) == (train["name"], (store,))
+
+
+def test_windows_that_cannot_be_read_end_the_call_with_their_ids(refined, tmp_path):
+    folder, _, _ = refined
+    root = tmp_path / "slides"
+    root.mkdir()
+    whole = (folder / "slides" / "slide.tif").read_bytes()
+    (root / "slide.tif").write_bytes(whole[:300_000])  # the header is whole, tiles are missing
+    outline(root, box(10, 10, 80, 80, "left"), box(900, 10, 1000, 80, "right"))
+    with pytest.raises((StoreError, ValueError), match=r"slide"):
+        refine([root], tmp_path / "work", RefineConfig(model="mini"))
+
+
+def test_settings_out_of_range_are_named():
+    for settings, words in (
+        ({"brush_um": 0.0}, "--brush-um"),
+        ({"lr": 0.0}, "lr must be above 0"),
+        ({"epochs": 0}, "epochs"),
+        ({"formats": ("svg",)}, "svg"),
+        ({"t": -1}, "t must be 0 or more"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            RefineConfig(**settings)
+
+
+def test_a_fresh_head_starts_from_random_weights(refined):
+    folder, _, _ = refined
+    config = RefineConfig(model="mini", fresh=True, epochs=1, formats=("overlay",))
+    run = refine([folder / "slides"], folder, config).run
+    assert run.settings == HeadConfig(blocks=(4, 5, 6), head_type="linear", lr=1e-2, epochs=1)
