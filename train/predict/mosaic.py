@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import zarr
@@ -16,6 +17,7 @@ from zarr.storage import LocalStore, MemoryStore
 from pathseg.train.predict.sliding_window import SlidingWindow
 from pathseg.train.predict.window_cache import WindowCache
 
+Number = TypeVar("Number", float, np.ndarray)
 TILE_PX = 512  # side of a tile in memory and in every file: 256 KiB of class codes
 NOT_COMPUTED = 255  # code of pixels without a prediction where no class is the background; in confidence maps too
 
@@ -54,7 +56,11 @@ class ConfidenceMap:
 
     def mean(self, steps: np.ndarray) -> float:
         """Return the mean value of pixels of a level, uint8 without `NOT_COMPUTED`; NaN of none."""
-        return float(steps.mean(dtype=np.float64)) / (NOT_COMPUTED - 1) * self.maximum if steps.size else math.nan
+        return self.of_steps(float(steps.mean(dtype=np.float64))) if steps.size else math.nan
+
+    def of_steps(self, steps: Number) -> Number:
+        """Return the value of steps of the levels, or their means."""
+        return steps / (NOT_COMPUTED - 1) * self.maximum
 
 
 @dataclass(frozen=True)

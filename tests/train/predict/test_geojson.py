@@ -6,6 +6,7 @@ import shapely
 from rasterio.features import rasterize
 from scipy import ndimage
 
+from pathseg.train.predict import geojson
 from pathseg.train.predict.geojson import OutlineSettings, measured_maps, outline_objects, write_geojson
 from pathseg.train.predict.mosaic import Confidence, ConfidenceMap
 from pathseg.train.predict.records import ClassObjects
@@ -213,6 +214,29 @@ def test_each_object_has_the_means_over_its_own_pixels(tmp_path, of_ensemble, na
         "gland 2": (pytest.approx(0.75, abs=step), pytest.approx(0.2, abs=step)),
         "stroma 1": (pytest.approx(0.5, abs=step), pytest.approx(0.6, abs=step)),
     }
+
+
+@pytest.mark.parametrize("smallest", [0, 12])
+@pytest.mark.parametrize("codes", [noise(), blobs()], ids=["noise", "blobs"])
+def test_means_are_those_over_the_pixels_that_rasterio_draws_of_each_object(tmp_path, codes, smallest):
+    rng = np.random.default_rng(1)
+    values = {"Mean probability": rng.random(codes.shape), "Mean entropy (nats)": rng.random(codes.shape) * 0.69}
+    measured = measured_maps(codes, confidence_of(*values.values()), level=0)
+    content, _ = written(tmp_path, codes, measured=measured, smallest=smallest)
+    assert len(content["features"]) > 5
+    for feature in content["features"]:
+        inside = rasterize([feature["geometry"]], out_shape=codes.shape).astype(bool)
+        assert np.count_nonzero(inside) == feature["properties"]["measurements"]["Area px^2"] >= max(1, smallest)
+        for name, of_map in values.items():
+            step = 0.5 * of_map.max() / 254 + 1e-4  # of rounding
+            assert feature["properties"]["measurements"][name] == pytest.approx(of_map[inside].mean(), abs=step)
+
+
+def test_outlines_do_not_depend_on_how_many_are_made_at_once(tmp_path, monkeypatch):
+    whole = written(tmp_path, noise(), simplify=1.0)
+    monkeypatch.setattr(geojson, "BATCH_CORNERS", 50)
+    monkeypatch.setattr(geojson, "BAND_ROWS", 7)
+    assert written(tmp_path, noise(), simplify=1.0) == whole
 
 
 def test_pixels_that_post_processing_added_to_an_object_do_not_count_in_its_means(tmp_path):
