@@ -62,13 +62,16 @@ def random_store(path: Path | str, splits: Sequence[str], **settings: object) ->
     contents = random_contents(splits, **settings)
     writer, rng = StoreWriter(path, contents), np.random.default_rng(0)
     writer.add_arrays([50], contents.blocks)
+    side = contents.key.size[0]
     for unit in range(contents.units):
-        side, mask = contents.key.size[0], np.zeros(contents.key.size, np.uint8)
-        mask[:, : rng.integers(side // 4, side)] = 1
-        writer.write_pixels(unit, [(np.full((side, side, 3), 200, np.uint8), mask, None)])
+        images = range(len(splits))[unit * contents.images_per_unit :][: contents.images_per_unit]
+        masks = [np.broadcast_to(np.arange(side) < rng.integers(side // 4, side), (side, side)) for _ in images]
+        image = np.full((side, side, 3), 200, np.uint8)
+        writer.write_pixels(unit, [(image, mask.astype(np.uint8), None) for mask in masks])
         maps = (
-            (b, [rng.standard_normal((contents.grid.patches, s.channels, s.side, s.side), np.float32).astype("f2")])
+            (b, [rng.standard_normal((contents.grid.patches, s.channels, s.side, s.side), np.float32).astype("f2")
+                 for _ in images])
             for b, s in contents.blocks.items()
-        )
+        )  # fmt: skip
         writer.write_features(unit, t=50, features=maps)
     return writer.store
