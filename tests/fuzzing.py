@@ -67,7 +67,8 @@ INTEGERS = tuple(
 )
 
 LONGEST_LINE = 2000  # characters of a message
-CASE_SECONDS = 20  # of one case: a hundred times what the slowest takes, so that a busy machine makes none fail
+CASE_SECONDS = 20  # of processor time of one case; the slowest take a few
+WAITING_SECONDS = 200  # of one case: on a busy machine it waits for a processor, a case that hangs waits for ever
 CASE_BYTES = 2**30  # of address space that one case may add
 
 
@@ -309,7 +310,7 @@ class Forbidden(BaseException):
 
 
 class TooSlow(BaseException):
-    """A case took longer than CASE_SECONDS."""
+    """A case took longer than CASE_SECONDS, or waited longer than WAITING_SECONDS."""
 
 
 STARTS = (
@@ -373,24 +374,29 @@ def watched(workspace):
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + CASE_BYTES, hard))
-    usual = signal.signal(signal.SIGALRM, _too_slow)
-    signal.setitimer(signal.ITIMER_REAL, CASE_SECONDS)
-    faulthandler.dump_traceback_later(2 * CASE_SECONDS, exit=True)  # where a thread or a library does not end
+    usual = {number: signal.signal(number, _too_slow) for number in (signal.SIGPROF, signal.SIGALRM)}
+    signal.setitimer(signal.ITIMER_PROF, CASE_SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, WAITING_SECONDS)
+    faulthandler.dump_traceback_later(2 * WAITING_SECONDS, exit=True)  # where a thread or a library does not end
     _Watch.workspace, _Watch.forbidden = os.path.realpath(workspace), []
     try:
         yield
     finally:
         _Watch.workspace = None
         faulthandler.cancel_dump_traceback_later()
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, usual)
+        for number, handler in usual.items():
+            signal.signal(number, handler)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     if _Watch.forbidden:
         raise Forbidden(_Watch.forbidden[0])
 
 
 def _too_slow(number, frame):
-    raise TooSlow(f"more than {CASE_SECONDS} s")
+    if number == signal.SIGPROF:
+        raise TooSlow(f"more than {CASE_SECONDS} s of processor time")
+    raise TooSlow(f"more than {WAITING_SECONDS} s")
 
 
 def outcome(call, workspace):
