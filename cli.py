@@ -27,6 +27,7 @@ from pathseg.extract.datasets.registry import DATASETS, DatasetOptions, check_op
 from pathseg.extract.models.registry import DEFAULT_MODEL, MODELS
 from pathseg.refine.config import RefineConfig
 from pathseg.store.errors import StoreError
+from pathseg.store.key import MAGNIFICATIONS
 from pathseg.store.runtime import workspace as paths
 from pathseg.store.runtime.flags import PATH, device_option, flags_of, workspace_option, wrong_flags
 from pathseg.store.runtime.printable import printable
@@ -40,6 +41,10 @@ MODEL_HELP = (
     "with --weights."
 )
 CONTEXT_HELP = "File that holds the context tokens of a diffusers pipeline, one tensor."
+HIPT_HELP = (
+    "HIPT's vit256_small_dino.pth, if it does not lie beside the model; of ZoomLDM the folder of UNI (config.json with "
+    "its weights)."
+)
 MPP = click.FloatRange(min=0, min_open=True)
 
 DEBUG = "pathseg.debug"  # key of the click context's meta
@@ -187,7 +192,12 @@ def main() -> None:
 @flags_of(DatasetOptions)
 @click.option("--model", default=DEFAULT_MODEL, help=MODEL_HELP)
 @click.option("--weights", type=PATH, help="File of weights of --model timm:NAME.")
-@click.option("--hipt", type=PATH, help="HIPT's vit256_small_dino.pth, if it does not lie beside the model.")
+@click.option("--hipt", type=PATH, help=HIPT_HELP)
+@click.option(
+    "--magnification",
+    type=click.Choice(MAGNIFICATIONS),
+    help="Of what ZoomLDM with its condition is shown.  [default: by um/px]",
+)
 @click.option(
     "--condition",
     type=click.Choice(["ssl", "none"]),
@@ -227,6 +237,7 @@ def extract_command(**flags: Any) -> None:
         if flags["workers"] and flags["scheduler"]:
             raise ValueError("--workers and --scheduler exclude each other; name one")
     opener = partial(open_dataset, flags["dataset"], options)
+    dataset = opener()
     loader = partial(
         load_model,
         absolute(flags["model"]),
@@ -236,9 +247,11 @@ def extract_command(**flags: Any) -> None:
         vit=vit,
         context=flags["context"],
         class_label=flags["class_label"],
+        magnification=flags["magnification"],
+        mpp=None if dataset.mpp is None else dataset.mpp * config.surroundings,
     )
     on_workers = bool(flags["workers"] or flags["scheduler"])
-    dataset, model = opener(), loader(device="cpu" if on_workers else device(flags["device"]))
+    model = loader(device="cpu" if on_workers else device(flags["device"]))
     path = flags["store"] or paths.store_path(flags["workspace"], dataset.name, model.name)
     plan = plan_extraction(dataset, model, path, config)
     show(plan, err=not flags["dry_run"])
@@ -391,7 +404,7 @@ def report_command(workspace: Path) -> None:
     help="File of weights, if it is a timm model without a folder; of several models NAME=PATH each.",
 )
 @click.option("--context", multiple=True, help=f"{CONTEXT_HELP} Of several models NAME=PATH each.")
-@click.option("--hipt", type=PATH, help="HIPT's vit256_small_dino.pth, if it does not lie beside the model.")
+@click.option("--hipt", multiple=True, help=f"{HIPT_HELP} Of several models that need different ones NAME=PATH each.")
 @click.option(
     "--store",
     multiple=True,
@@ -464,12 +477,14 @@ def model_loader(run: Path, flags: dict[str, Any], device_name: str) -> Any:
     keys = [source.key for source in RunFolder(run).read_config().data.sources]
     names = list(dict.fromkeys(key.model for key in keys))
     folders = of_each_model(flags["model"], names, flag="--model")
-    weights, contexts = (
-        {
-            name: PATH.convert(path, None, None)
-            for name, path in of_each_model(flags[flag], names, flag=f"--{flag}").items()
-        }
-        for flag in ("weights", "context")
+    hipt_models = list(dict.fromkeys(key.model for key in keys if _takes_hipt(key))) or names
+    hipt = flags["hipt"]
+    if len(hipt) == 1 and hipt[0].partition("=")[0] not in hipt_models:
+        hipt = [f"{name}={hipt[0]}" for name in hipt_models]  # one for all
+    given = {"weights": (flags["weights"], names), "context": (flags["context"], names), "hipt": (hipt, hipt_models)}
+    weights, contexts, hipts = (
+        {name: PATH.convert(path, None, None) for name, path in of_each_model(*values, flag=f"--{flag}").items()}
+        for flag, values in given.items()
     )
     with wrong_flags():
         if flags["hipt"]:
@@ -490,13 +505,14 @@ def model_loader(run: Path, flags: dict[str, Any], device_name: str) -> Any:
                 )
             loaded[made_by] = load_model(
                 absolute(named),
-                flags["hipt"] if _takes_hipt(key) else None,
+                hipts.get(key.model) if _takes_hipt(key) else None,
                 key.condition if key.model_kind == "latent-diffusion" else None,
                 device=device_name,
                 weights=weights.get(key.model),
                 vit=None if key.vit is None else ViTConfig.from_settings(key.vit),
                 context=contexts.get(key.model) if _has_context(key) else None,
                 class_label=made_by[-1],
+                magnification=None if key.zoom is None else key.zoom.magnification,
             )
         return online_features(loaded[made_by], key, t, blocks, batch_size=batch_size)
 
@@ -509,7 +525,7 @@ def _has_context(key: Any) -> bool:
 
 
 def _takes_hipt(key: Any) -> bool:
-    """Whether features with this key were made with HIPT's ViT."""
+    """Whether features with this key were made with HIPT's ViT or, of ZoomLDM, with UNI."""
     return key.condition == "ssl" or key.model_kind == "vit"
 
 

@@ -261,6 +261,7 @@ def contents_of(dataset: Dataset, model: FeatureModel, config: ExtractConfig) ->
         vit=model.vit,
         surroundings=surroundings_of(dataset, config.surroundings),
         diffusers=model.diffusers,
+        zoom=model.zoom,
     )
     shapes = block_shapes(model, config)
     stored = (

@@ -28,6 +28,8 @@ NOISE_RULE = "sha256(seed/image/patch/t)"  # the rule that INTERFACE fixes; its 
 
 # a CompVis or ZoomLDM release, the ViT of HIPT, any ViT of timm, a pipeline of diffusers
 ModelKind = Literal["latent-diffusion", "vit", "timm", "diffusers"]
+Magnification = Literal["20x", "10x", "5x", "2.5x", "1.25x"]
+MAGNIFICATIONS: tuple[Magnification, ...] = ("20x", "10x", "5x", "2.5x", "1.25x")  # each covers four times the area
 Setting = str | int | float | tuple[str | int | float, ...]
 # settings of `Preprocessing` that change mask codes alone: a store follows them without computing features again
 LABEL_SETTINGS = frozenset({"mask_codes", "masks", "brush_um", "region_class", "outline_origin"})
@@ -161,8 +163,24 @@ class DiffusersSettings:
         return label if self.context == "none" else f"{context}, {label}"
 
 
+@dataclass(frozen=True)
+class ZoomSettings:
+    """How ZoomLDM was conditioned, by embeddings of the 20x patches that each picture covers.
+
+    magnification: of the pictures. vit: the model that gave the embeddings, whose weights are in the model's digest.
+    cells: what stood for the 20x patches, `enlarged` for the cells of 256 px of the picture itself, enlarged to 20x
+    (bicubic).
+    """
+
+    magnification: Magnification
+    vit: ViTSettings
+    cells: Literal["enlarged"] = "enlarged"
+
+
 # not in the JSON of a key that does without them
-LATER_FIELDS: dict[str, Any] = {"vit": ViTSettings, "surroundings": Surroundings, "diffusers": DiffusersSettings}
+LATER_FIELDS: dict[str, Any] = {
+    "vit": ViTSettings, "surroundings": Surroundings, "diffusers": DiffusersSettings, "zoom": ZoomSettings,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -177,7 +195,7 @@ class StoreKey:
     arithmetic of the forward pass. packing: a name in `format.packing.PACKINGS`; rounding changes numbers. batch_size:
     patches per forward pass at most; kernels, and so the last bits of the features, are chosen by it. vit: of a timm
     model, None of others. surroundings: None where the model saw the patches alone. diffusers: of a diffusers pipeline,
-    None of others.
+    None of others. zoom: of ZoomLDM with its condition, None of others.
     """
 
     dataset: str
@@ -199,6 +217,7 @@ class StoreKey:
     vit: ViTSettings | None = None
     surroundings: Surroundings | None = None
     diffusers: DiffusersSettings | None = None
+    zoom: ZoomSettings | None = None
 
     @property
     def field_patches(self) -> int:
@@ -249,7 +268,9 @@ class StoreKey:
 
     @property
     def condition_text(self) -> str:
-        """The condition for people: `ssl`, `none`, or what the denoiser of a diffusers pipeline got."""
+        """The condition for people: `ssl`, of ZoomLDM `ssl at 10x`, `none`, or what a diffusers pipeline got."""
+        if self.zoom is not None:
+            return f"{self.condition} at {self.zoom.magnification}"
         return self.condition if self.diffusers is None else str(self.diffusers)
 
     @property

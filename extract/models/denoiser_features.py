@@ -16,7 +16,7 @@ from pathseg.extract.models.noise import add_noise, patch_noise
 
 if TYPE_CHECKING:
     from pathseg.extract.models.feature_model import Images
-    from pathseg.store.key import DiffusersSettings, ViTSettings
+    from pathseg.store.key import DiffusersSettings, ViTSettings, ZoomSettings
 
 
 class DenoiserFeatures(ABC):
@@ -32,6 +32,7 @@ class DenoiserFeatures(ABC):
     timesteps: int
     vit: ViTSettings | None = None
     diffusers: DiffusersSettings | None = None
+    zoom: ZoomSettings | None = None
     notes: tuple[str, ...] = ()
     _unet: UNet
     _alpha_bars: np.ndarray

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from pathseg.store.key import DiffusersSettings, ViTSettings
+    from pathseg.store.key import DiffusersSettings, ViTSettings, ZoomSettings
 
     Images = np.ndarray | torch.Tensor
 
@@ -30,6 +30,7 @@ class FeatureModel(Protocol):
         default_blocks: those that are extracted unless others are named.
         vit: how a timm model was built and fed, None for others.
         diffusers: how the denoiser of a diffusers pipeline was conditioned, None for others.
+        zoom: how ZoomLDM was conditioned, None for others and without its condition.
         notes: what a user should know about the choice of files and settings, one line each.
     """
 
@@ -42,6 +43,7 @@ class FeatureModel(Protocol):
     default_blocks: tuple[int, ...]
     vit: ViTSettings | None
     diffusers: DiffusersSettings | None
+    zoom: ZoomSettings | None
     notes: tuple[str, ...]
     device: torch.device
 
@@ -54,7 +56,10 @@ class FeatureModel(Protocol):
         """The number of timesteps: 0 <= t < timesteps. None for a model without noise."""
 
     def embed(self, images: Images) -> torch.Tensor:
-        """Return the SSL embeddings y = SSL(x), equation 1: (N, D). Raises ValueError without a ViT."""
+        """Return the SSL embeddings y = SSL(x), equation 1: (N, D), for ZoomLDM (N, D, h, w) of the cells of images.
+
+        Raises ValueError without a ViT.
+        """
 
     def encode(self, images: Images) -> torch.Tensor:
         """Return the latents z0 = E(x), equation 2: (N, z, h, w), scale factor applied.

@@ -52,10 +52,10 @@ MODELS: dict[str, ModelRecord] = {
         name="zoomldm-brca",
         kind="latent-diffusion",
         description="ZoomLDM, by the authors of the paper's model (CVPR 2025): latent diffusion, TCGA-BRCA at 20x and "
-        "coarser; --condition none alone",
+        "coarser, conditioned on UNI",
         licence="of the weights not known (the code's is MIT)",
         source="config.yaml and weights.ckpt of the BRCA model that ZoomLDM's authors publish (CVPR 2025)",
-        folder="config.yaml and weights.ckpt lie in there",
+        folder="config.yaml and weights.ckpt lie in there, and UNI in the folder uni beside it",
     ),
     "mini": ModelRecord(
         name="mini",
@@ -162,6 +162,23 @@ def find_timm_folder(name: str) -> Path:
             f"{record.source} (licence {record.licence}) and put both in there; pathseg downloads nothing"
         )
     return folder
+
+
+def find_uni(release: Path) -> Path:
+    """Find UNI's folder, named `uni`, in the folder of a ZoomLDM, beside it or in the models folder.
+
+    Raises FileNotFoundError, with the source of the model.
+    """
+    for folder in (release / "uni", release.resolve().parent / "uni"):
+        if folder.is_dir():
+            return folder
+    try:
+        return find_timm_folder("uni")
+    except FileNotFoundError as e:
+        raise FileNotFoundError(
+            f"ZoomLDM takes its condition from the embeddings of UNI: {e}; or pass --hipt DIR for another place, or "
+            "--condition none"
+        ) from e
 
 
 def bundled_file(name: str, file: str) -> Path:

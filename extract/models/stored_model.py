@@ -33,7 +33,7 @@ class StoredModel:
         self.condition = cast(Literal["ssl", "none"], key.condition)
         self.blocks = {block: (shape.channels, shape.side) for block, shape in blocks.items()}
         self.default_blocks = tuple(sorted(blocks))
-        self.vit, self.diffusers = key.vit, key.diffusers
+        self.vit, self.diffusers, self.zoom = key.vit, key.diffusers, key.zoom
         self.notes: tuple[str, ...] = ()
         self.device = torch.device("cpu")
         self.latent_shape = None

@@ -23,7 +23,7 @@ from pathseg.extract.models.timm_files import OWN, TimmFiles
 from pathseg.extract.models.weights import check_weights, load_frozen, shapes_of, weights_digest
 from pathseg.store.blocks import MAX_BLOCK, format_blocks
 from pathseg.store.grid import HEAD_CELLS, PATCH_PX
-from pathseg.store.key import DiffusersSettings, ViTSettings
+from pathseg.store.key import DiffusersSettings, ViTSettings, ZoomSettings
 
 if TYPE_CHECKING:
     from pathseg.extract.models.feature_model import Images
@@ -50,6 +50,7 @@ class TimmFeatures:
     latent_shape = None
     timesteps = None
     diffusers: DiffusersSettings | None = None
+    zoom: ZoomSettings | None = None
     notes: tuple[str, ...] = ()
 
     def __init__(

@@ -27,7 +27,8 @@ class TimmFiles:
     """A timm model as read from files.
 
     source: path of the weights, for messages. architecture: a name that timm knows. arguments: of the architecture,
-    JSON values. mean, std: of RGB in 0..1. tensors: as they are in the file, under its names.
+    JSON values. mean, std: of RGB in 0..1. tensors: as they are in the file, under its names. input_px: side of the
+    images that the model was trained on, None where the file does not say.
     """
 
     name: str
@@ -37,6 +38,7 @@ class TimmFiles:
     mean: tuple[float, float, float] | None
     std: tuple[float, float, float] | None
     tensors: Mapping[str, torch.Tensor]
+    input_px: int | None = None
 
 
 def is_hub_folder(folder: Path) -> bool:
@@ -76,6 +78,7 @@ def read_hub_folder(folder: Path) -> TimmFiles:
         mean=_channels(pretrained.get("mean"), "mean", str(path)),
         std=_channels(pretrained.get("std"), "std", str(path)),
         tensors=read_state_dict(weights, "state_dict"),
+        input_px=_side(pretrained.get("input_size")),
     )
 
 
@@ -105,6 +108,14 @@ def _known(architecture: Any, source: str) -> str:
             "timm.list_models() lists those, a newer timm may know it"
         )
     return architecture
+
+
+def _side(input_size: Any) -> int | None:
+    """Return the side of square images (3, side, side), None for anything else."""
+    match input_size:
+        case [3, int(height), int(width)] if height == width > 0:
+            return height
+    return None
 
 
 def _channels(values: Any, name: str, source: str) -> tuple[float, float, float] | None:

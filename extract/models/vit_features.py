@@ -15,7 +15,7 @@ from pathseg.store.grid import PATCH_PX
 
 if TYPE_CHECKING:
     from pathseg.extract.models.feature_model import Images
-    from pathseg.store.key import DiffusersSettings, ViTSettings
+    from pathseg.store.key import DiffusersSettings, ViTSettings, ZoomSettings
 
 
 class TokenFeatures:
@@ -27,6 +27,7 @@ class TokenFeatures:
     timesteps = None
     vit: ViTSettings | None = None
     diffusers: DiffusersSettings | None = None
+    zoom: ZoomSettings | None = None
     notes: tuple[str, ...] = ()
     default_blocks: tuple[int, ...] = (0,)
 

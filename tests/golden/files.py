@@ -90,6 +90,43 @@ def zoom_release():
     return compvis_state(parts, use_ema=True), yaml.safe_dump(config)
 
 
+def diffusers_zoom(state):
+    """The UNet and the VQ encoder of `zoom_release` as diffusers converts them from its state dict."""
+    # imported here, as it takes seconds
+    from diffusers import UNet2DConditionModel, VQModel
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
+
+    unet = UNet2DConditionModel(
+        in_channels=3, out_channels=3, block_out_channels=(32, 32, 64, 64), cross_attention_dim=512,
+        attention_head_dim=1,  # the number of heads
+        down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * 3),
+        up_block_types=(*["CrossAttnUpBlock2D"] * 3, "UpBlock2D"),
+    ).eval()  # fmt: skip
+    unet.load_state_dict(convert_ldm_unet_checkpoint(dict(state), {"layers_per_block": 2}, extract_ema=True))
+    shape = {
+        "down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3,
+        "block_out_channels": (32, 32, 64), "layers_per_block": 2, "latent_channels": 3, "num_vq_embeddings": 64,
+    }  # fmt: skip
+    vq = VQModel(**shape).eval()
+    weights = convert_ldm_vae_checkpoint({k: v for k, v in state.items() if k.startswith("first_stage")}, shape)
+    vq.load_state_dict(weights | {"quantize.embedding.weight": state["first_stage_model.quantize.embedding.weight"]})
+    return unet, vq
+
+
+def hooked(unet, zt, t, context):
+    """The block outputs of diffusers' UNet, by hooks on the layers that CompVis' output blocks end with."""
+    layers = [unet.mid_block]
+    for block in unet.up_blocks:
+        ends = list(getattr(block, "attentions", block.resnets))
+        layers += [*ends[:-1], block.upsamplers[0] if block.upsamplers else ends[-1]]
+    outputs = []
+    for layer in layers:
+        layer.register_forward_hook(lambda _module, _inputs, out: outputs.append(out[0] if type(out) is tuple else out))
+    with torch.inference_mode():
+        unet(zt, t, context)
+    return outputs
+
+
 def write_release(folder, state, config):
     """A release folder with a Lightning checkpoint, whose callbacks are of a class that is not installed."""
     (folder / "configs").mkdir(parents=True, exist_ok=True)

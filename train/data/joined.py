@@ -142,7 +142,7 @@ def _require_one_model_per_name(stores: Mapping[str, FeatureStore]) -> None:
     found: dict[tuple[str, ...], tuple[str, str]] = {}
     for name, store in stores.items():
         key = store.contents.key
-        model = key.model, key.condition, repr(key.vit), repr(key.diffusers)
+        model = key.model, key.condition, repr(key.vit), repr(key.diffusers), repr(key.zoom)
         other, digest = found.setdefault(model, (name, key.model_digest))
         if digest != key.model_digest:
             raise ValueError(

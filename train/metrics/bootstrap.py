@@ -18,9 +18,9 @@ Samples = dict[str, np.ndarray]  # score -> (R,) float64, its value in each resa
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """The pooled Dice of run B minus that of run A on the same images, its bootstrap interval, and a p-value.
+    """A pooled score of run B minus that of run A on the same images, its bootstrap interval, and a p-value.
 
-    p: two-sided Wilcoxon signed-rank test over the Dice of each of the `units` (regions or images) that have one in
+    p: two-sided Wilcoxon signed-rank test over the score of each of the `units` (regions or images) that have one in
     both runs; None without any.
     """
 
@@ -58,12 +58,19 @@ def bootstrap_scores(split: SplitScores, *, ignore: int | None) -> Samples:
     matrices = _group_matrices(split)  # (n, K, K)
     counts = _draw_counts(len(matrices))  # (R, n)
     samples = pooled_scores(np.tensordot(counts, matrices, 1), ignore)
-    for prefix, by_image in (("object", split.object_sums), ("tuned object", split.tuned_object_sums)):
+    for prefix, by_image in _sums_by_image(split).items():
         if len(by_image) == split.images:
-            sums = (ObjectSums.total(by_image[name] for name in names) for names in split.groups)
-            rows = np.array([dataclasses.astuple(one) for one in sums], float)  # (n, 13)
-            samples |= {f"{prefix} {name}": values for name, values in pooled_object_scores(counts @ rows).items()}
+            drawn = pooled_object_scores(counts @ _group_sums(split, by_image))
+            samples |= {f"{prefix} {name}": values for name, values in drawn.items()}
     return samples
+
+
+def pooled_score(split: SplitScores, score: str) -> float | None:
+    """Return a score of a whole split by its name in `bootstrap_scores`; None where it is not defined."""
+    prefix, _, name = score.rpartition(" ")
+    scores = {"object": split.pooled_objects, "tuned object": split.pooled_tuned_objects, "": split.scores}
+    value: float | None = getattr(scores[prefix], name, None)
+    return value
 
 
 def pooled_scores(matrices: np.ndarray, ignore: int | None) -> Samples:
@@ -112,21 +119,46 @@ def interval(samples: np.ndarray) -> tuple[float, float] | None:
 
 
 def paired_difference(
-    a: SplitScores, b: SplitScores, samples_a: Samples, samples_b: Samples, *, ignore: int | None = None
+    a: SplitScores,
+    b: SplitScores,
+    samples_a: Samples,
+    samples_b: Samples,
+    *,
+    score: str = "dice",
+    ignore: int | None = None,
 ) -> PairedDifference | None:
-    """Compare run B with run A on one test split; samples are those of `bootstrap_scores`.
+    """Compare a score of run B with that of run A on one test split; samples are those of `bootstrap_scores`.
 
-    None unless both runs have scores and samples of the same images in the same regions (a run that did not record
-    the regions was resampled by image, so its samples are not paired with those of a run that did).
+    score: one of its names. None unless both runs have scores and samples of the same images in the same regions (a run
+    that did not record the regions was resampled by image, so its samples are not paired with those of a run that did).
     """
-    if a.groups != b.groups or not samples_a or not samples_b:
+    if a.groups != b.groups or score not in samples_a or score not in samples_b:
         return None
-    bounds = interval(samples_b["dice"] - samples_a["dice"])
-    if a.scores.dice is None or b.scores.dice is None or bounds is None:
+    bounds = interval(samples_b[score] - samples_a[score])
+    before, after = pooled_score(a, score), pooled_score(b, score)
+    if before is None or after is None or bounds is None:
         return None
-    left, right = (pooled_scores(_group_matrices(split), ignore)["dice"] for split in (a, b))  # (n,)
+    left, right = (_unit_scores(split, score, ignore) for split in (a, b))  # (n,)
     differences = (right - left)[~np.isnan(right - left)]
-    return PairedDifference(b.scores.dice - a.scores.dice, *bounds, _signed_rank_p(differences), len(differences))
+    return PairedDifference(after - before, *bounds, _signed_rank_p(differences), len(differences))
+
+
+def _unit_scores(split: SplitScores, score: str, ignore: int | None) -> np.ndarray:
+    """Return a score of each region or image, (n,) in the order of `split.groups`; nan where it is not defined."""
+    prefix, _, name = score.rpartition(" ")
+    if not prefix:
+        return pooled_scores(_group_matrices(split), ignore)[name]
+    return pooled_object_scores(_group_sums(split, _sums_by_image(split)[prefix]))[name]
+
+
+def _sums_by_image(split: SplitScores) -> dict[str, dict[str, ObjectSums]]:
+    return {"object": split.object_sums, "tuned object": split.tuned_object_sums}
+
+
+def _group_sums(split: SplitScores, by_image: dict[str, ObjectSums]) -> np.ndarray:
+    """Return the object sums of each region or image, (n, 13), in the order of `split.groups`."""
+    sums = (ObjectSums.total(by_image[name] for name in names) for names in split.groups)
+    return np.array([dataclasses.astuple(one) for one in sums], float)
 
 
 def _group_matrices(split: SplitScores) -> np.ndarray:

@@ -438,6 +438,8 @@ def _trained_from(run: FinishedRun) -> str:
     condition = CONDITIONS.get(key.condition, f"condition {key.condition}")
     if key.diffusers is not None:
         condition = str(key.diffusers)
+    elif key.zoom is not None:
+        condition = f"{condition}s of its cells at {key.zoom.magnification}"
     weights = " with random weights" if is_untrained(run) else ""
     features = f"blocks {format_blocks(settings.selections[0].blocks)} at t = {settings.t}"
     return f"Its features are those of the model {key.model}{weights}, {condition}, {features}."

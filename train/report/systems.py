@@ -79,6 +79,8 @@ def _without_image(run: FinishedRun) -> str:
     features = FEATURES.get(key.model, "PathSegDiff-uncond" if is_unconditional(run) else "")
     if key.model not in FEATURES and (key.first_stage == "none" or key.diffusers is not None):  # a model of the user's
         features = key.model
+    if key.zoom is not None:
+        features = "ZoomLDM"
     if run.is_baseline or not features:
         return SYSTEMS[network]
     return features if network == "fcn" else f"{SYSTEMS[network]} on {features}"

@@ -11,7 +11,14 @@ from typing import cast
 from pathseg.store.blocks import format_blocks
 from pathseg.store.format.size import format_bytes
 from pathseg.train.config import HeadConfig
-from pathseg.train.metrics.bootstrap import Samples, bootstrap_scores, describe_method, interval, paired_difference
+from pathseg.train.metrics.bootstrap import (
+    Samples,
+    bootstrap_scores,
+    describe_method,
+    interval,
+    paired_difference,
+    pooled_score,
+)
 from pathseg.train.metrics.object import ObjectRule, ObjectScores, ObjectSums, mean_scores
 from pathseg.train.metrics.object_tuning import MIN_PX
 from pathseg.train.metrics.pixel import Scores
@@ -375,37 +382,37 @@ def interval_tables(
     """Bootstrap intervals of the runs on a test split, differences from the best run, and from the best system.
 
     The best system is that with the highest mean validation Dice, so that test images do not choose it. A system is
-    compared by the run that stands for it. Differences need two runs or two systems.
+    compared by the run that stands for it. Differences need two runs or two systems; those of object scores follow.
     """
     ranked = by_dice(runs, split)
     if not ranked:
         return ()
     samples = {run.name: bootstrap_scores(run.metrics.splits[split], ignore=run.data.ignore) for run in ranked}
-    tables = [_intervals(ranked, samples, split, title)]
+    compared: list[tuple[list[tuple[str, FinishedRun]], dict[str, str]]] = []
     if len(ranked) > 1:
-        tables.append(
-            _differences(
-                [(run.name, run) for run in ranked],
-                samples,
-                split,
-                name=f"intervals-{split}-2",
-                caption=f"Each run against {ranked[0].name} on {split}, {title}",
-                row="run",
-                first_name="best",
-                on_p="; the run it is compared with was chosen on these images, which makes p too small",
-            )
-        )
+        texts = {
+            "caption": f"Each run against {ranked[0].name} on {split}, {title}", "row": "run", "first_name": "best",
+            "on_p": "; the run it is compared with was chosen on these images, which makes p too small",
+        }  # fmt: skip
+        compared.append(([(run.name, run) for run in ranked], texts))
     ordered = sorted(systems, key=lambda one: -one.repeats.mean_validation_dice)
     named = [(one.name, one.run) for one in ordered if one.run.name in samples]
     if len(named) > 1:
         first, _ = named[0]
-        table = _differences(
-            named, samples, split, name=f"intervals-{split}-{len(tables) + 1}",
-            caption=f"Each system against {first} on {split}, {title}", row="system", first_name=first,
-            note=f"Each system by one run, of its seeds the best on validation images: "
+        texts = {
+            "caption": f"Each system against {first} on {split}, {title}", "row": "system", "first_name": first,
+            "note": f"Each system by one run, of its seeds the best on validation images: "
             f"{'; '.join(f'{name}: {run.name}' for name, run in named)}.",
-        )  # fmt: skip
-        tables.append(table)
+        }  # fmt: skip
+        compared.append((named, texts))
+    tables = [_intervals(ranked, samples, split, title)]
+    for pairs, texts in compared:
+        tables.append(_differences(pairs, samples, split, name=f"intervals-{split}-{len(tables) + 1}", **texts))
+    for pairs, texts in compared:
+        texts = {**texts, "caption": f"Objects: {texts['caption'][0].lower()}{texts['caption'][1:]}"}
+        name = f"intervals-{split}-{len(tables) + 1}"
+        if table := _object_differences(pairs, samples, split, name=name, **texts):
+            tables.append(table)
     return tuple(tables)
 
 
@@ -620,20 +627,15 @@ def _paper_rates_note(dataset: str) -> str:
 
 
 def _intervals(runs: Sequence[FinishedRun], samples: Mapping[str, Samples], split: str, title: str) -> Table:
-    objects = any("object f1" in samples[run.name] for run in runs)
-    measures: list[tuple[str, Column]] = list(zip(METRICS, SCORES, strict=True))
-    tuned = any("tuned object f1" in samples[run.name] for run in runs)
-    for prefix, columns, shown in (("object", OBJECT_COLUMNS, objects), ("tuned object", TUNED_COLUMNS, tuned)):
-        names = [f"{prefix} {name}" for name in ("f1", "dice", "hausdorff")]
-        measures += zip(names, columns, strict=True) if shown else []
+    of_objects = _object_measures([samples[run.name] for run in runs])
+    measures = [*zip(METRICS, SCORES, strict=True), *of_objects.items()]
+    tuned = any(measure.startswith("tuned") for measure in of_objects)
     rows = []
     for run in runs:
         found = run.metrics.splits[split]
-        scores = {"object": found.pooled_objects, "tuned object": found.pooled_tuned_objects, "": found.scores}
         values: list[Interval | None] = []
         for measure, _ in measures:
-            prefix, _, name = measure.rpartition(" ")
-            value = getattr(scores[prefix], name, None)
+            value = pooled_score(found, measure)
             drawn = samples[run.name].get(measure)
             bounds = None if drawn is None else interval(drawn)
             values.append(None if value is None or bounds is None else Interval(*bounds, value=value))
@@ -646,24 +648,27 @@ def _intervals(runs: Sequence[FinishedRun], samples: Mapping[str, Samples], spli
     )  # fmt: skip
 
 
+def _object_measures(samples: Sequence[Samples]) -> dict[str, Column]:
+    """Return the object scores that at least one run has, by their names in its samples."""
+    columns = {"object": OBJECT_COLUMNS, "tuned object": TUNED_COLUMNS}
+    measures = {
+        f"{prefix} {name}": column
+        for prefix, named in columns.items()
+        for name, column in zip(ObjectScores._fields[3:], named, strict=True)
+    }
+    return {name: column for name, column in measures.items() if any(name in drawn for drawn in samples)}
+
+
 def _differences(
     named: Sequence[tuple[str, FinishedRun]], samples: Mapping[str, Samples], split: str, *, name: str, caption: str,
     row: str, first_name: str, on_p: str = "", note: str = "",
 ) -> Table:  # fmt: skip
-    """The difference of each run from the first; row: what a row is. on_p: a restriction on the p-values."""
+    """The difference of each run's Dice from the first's; row: what a row is. on_p: a restriction on the p-values."""
     _, first = named[0]
     reference = first.metrics.splits[split]
     rows: list[Row] = []
     for label, run in named[1:]:
-        same_size = first.data.key.size == run.data.key.size
-        pair = same_size and paired_difference(
-            reference, run.metrics.splits[split], samples[first.name], samples[run.name], ignore=run.data.ignore
-        )
-        if pair:
-            values: tuple[Value, ...] = (pair.difference, Interval(pair.low, pair.high), pair.p, pair.units)
-        else:
-            values = (None,) * 4
-        rows.append(Row("run", (label, *values)))
+        rows.append(Row("run", (label, *_difference(first, run, samples, split, "dice"))))
     units = "regions" if reference.by_region else "images"
     notes = [note] if note else []
     notes.append(
@@ -676,8 +681,62 @@ def _differences(
             f"{DASH}: the two runs were scored on different images, on images of another size, or only one of them "
             "recorded the images' regions."
         )
-    columns = (
-        words(row), Column(f"Dice − {first_name}", signed), Column("95% interval", signed),
-        Column("p (Wilcoxon)", lambda p: "< 0.001" if p < 0.001 else f"{p:.3f}"), Column(units, count),
-    )  # fmt: skip
+    columns = (words(row), Column(f"Dice − {first_name}", signed), *_test_columns(units))
     return Table(name, caption, columns, tuple(rows), tuple(notes))
+
+
+def _object_differences(
+    named: Sequence[tuple[str, FinishedRun]], samples: Mapping[str, Samples], split: str, *, name: str, caption: str,
+    row: str, first_name: str, on_p: str = "", note: str = "",
+) -> Table | None:  # fmt: skip
+    """The same as `_differences` of the object scores, a row for each; None unless two runs have any."""
+    _, first = named[0]
+    reference = first.metrics.splits[split]
+    rows: list[Row] = []
+    for label, run in named[1:]:
+        for measure, column in _object_measures([samples[first.name], samples[run.name]]).items():
+            values = _difference(first, run, samples, split, measure)
+            rows.append(Row("run", (label, column.name, *values)))
+    if all(one.values[2] is None for one in rows):
+        return None
+    units = "regions" if reference.by_region else "images"
+    notes = [note] if note else []
+    notes.append(
+        f"Differences are those of the pooled scores, with the interval of the paired bootstrap (both runs on the same "
+        f"resampled {units}); of Hausdorff distances, in px, a negative one is better. p: Wilcoxon signed-rank test, "
+        f"two-sided, over the pooled score of each of the {units} that have one in both runs, not corrected for the "
+        f"number of comparisons{on_p}."
+    )
+    if any(one.values[2] is None for one in rows):
+        notes.append(
+            f"{DASH}: the two runs were scored on different images, on images of another size, only one of them has "
+            "the score, or their objects were counted by different rules."
+        )
+    columns = (words(row), words("score"), Column(f"score − {first_name}", signed), *_test_columns(units))
+    return Table(name, caption, columns, tuple(rows), tuple(notes))
+
+
+def _difference(
+    first: FinishedRun, run: FinishedRun, samples: Mapping[str, Samples], split: str, score: str
+) -> tuple[Value, ...]:
+    """The difference of a run's score from the first's, its interval, p and number of units; None for each without."""
+    a, b = first.metrics.splits[split], run.metrics.splits[split]
+    if first.data.key.size != run.data.key.size or _object_rule(a, score) != _object_rule(b, score):
+        return (None,) * 4
+    drawn = samples[first.name], samples[run.name]
+    pair = paired_difference(a, b, *drawn, score=score, ignore=run.data.ignore)
+    return (pair.difference, Interval(pair.low, pair.high), pair.p, pair.units) if pair else (None,) * 4
+
+
+def _object_rule(split: SplitScores, score: str) -> str:
+    """How the objects of a score were counted, which two runs must share; each tunes its least size by itself."""
+    if split.objects is None or not score.rpartition(" ")[0]:
+        return ""
+    return split.objects.connectivity if score.startswith("tuned") else str(split.objects)
+
+
+def _test_columns(units: str) -> tuple[Column, ...]:
+    return (
+        Column("95% interval", signed), Column("p (Wilcoxon)", lambda p: "< 0.001" if p < 0.001 else f"{p:.3f}"),
+        Column(units, count),
+    )  # fmt: skip

@@ -80,8 +80,10 @@ def extract_flags(key: StoreKey) -> list[str]:
 
 
 def _model_flags(key: StoreKey) -> list[str]:
-    """The flags that build and feed a timm model or a diffusers pipeline as the run recorded."""
+    """The flags that build and feed a timm model, a diffusers pipeline or ZoomLDM as the run recorded."""
     vit = key.vit
+    if key.zoom is not None:
+        return ["--magnification", key.zoom.magnification]
     if vit is None:
         label = None if key.diffusers is None else key.diffusers.class_label
         return [] if label is None else ["--class-label", str(label)]

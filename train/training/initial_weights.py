@@ -19,7 +19,7 @@ from pathseg.train.runs.folder import RunFolder
 from pathseg.train.runs.record import TRAIN_AGAIN
 
 # fields of a key that decide what a feature means; others, such as the data set, may differ
-OF_THE_MODEL = ("model_digest", "condition", "vit", "surroundings", "diffusers")
+OF_THE_MODEL = ("model_digest", "condition", "vit", "surroundings", "diffusers", "zoom")
 
 
 def initial_weights(folder: Path) -> InitialWeights:

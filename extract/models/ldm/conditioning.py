@@ -120,15 +120,17 @@ def zoom_conditioning(params: Mapping[str, Any], weights: Mapping[str, torch.Ten
 def conditioning_shapes(design: ConditioningDesign | ZoomDesign, context_dim: int) -> dict[str, Shape]:
     """Return the shapes of a design's tensors, named as below `cond_stage_model.`."""
     with torch.device("meta"):
-        return shapes_of(
-            ZoomConditioning(design) if isinstance(design, ZoomDesign) else Conditioning(design, context_dim)
-        )
+        return shapes_of(_empty_stage(design, context_dim))
 
 
 def build_conditioning(
-    design: ConditioningDesign, context_dim: int, tensors: Mapping[str, torch.Tensor]
-) -> Conditioning:
+    design: ConditioningDesign | ZoomDesign, context_dim: int, tensors: Mapping[str, torch.Tensor]
+) -> Conditioning | ZoomConditioning:
     """Build the conditioning stage of a release with its weights: float32, CPU, frozen, ready to run."""
     with torch.device("meta"):
-        stage = Conditioning(design, context_dim)
+        stage = _empty_stage(design, context_dim)
     return load_frozen(stage, tensors)
+
+
+def _empty_stage(design: ConditioningDesign | ZoomDesign, context_dim: int) -> Conditioning | ZoomConditioning:
+    return ZoomConditioning(design) if isinstance(design, ZoomDesign) else Conditioning(design, context_dim)

@@ -43,12 +43,29 @@ def rows(matrix):
     return tuple(map(tuple, matrix.tolist()))
 
 
+def drawn_objects(count, seed=0):
+    """Object sums of images; every fifth has objects on one side only, and so no Hausdorff distance."""
+    rng, sums = np.random.default_rng(seed), []
+    for number in range(count):
+        tp, fp, fn = (int(n) for n in rng.integers(1, 9, 3))
+        area, true = (int(n) for n in rng.integers(200, 900, 2))
+        measured = number % 5 > 0
+        sums.append(ObjectSums(
+            tp=tp, fp=fp, fn=fn, predicted_px=area, true_px=true,
+            predicted_dice=area * rng.random(), true_dice=true * rng.random(),
+            measured_predicted_px=area * measured, measured_true_px=true * measured,
+            predicted_hausdorff=area * 9 * rng.random() * measured, true_hausdorff=true * 9 * rng.random() * measured,
+            left_out=int(not measured),
+        ))  # fmt: skip
+    return sums
+
+
 def samples_of(*arguments, **named):
     return bootstrap_scores(split_of(*arguments, **named), ignore=None)
 
 
-def compared(a, b):
-    return paired_difference(a, b, bootstrap_scores(a, ignore=None), bootstrap_scores(b, ignore=None))
+def compared(a, b, score="dice"):
+    return paired_difference(a, b, bootstrap_scores(a, ignore=None), bootstrap_scores(b, ignore=None), score=score)
 
 
 def drawn(count, seed=0, better=0):
@@ -148,6 +165,26 @@ def test_the_p_value_over_regions_is_scipys_over_their_pooled_dice():
     dice = [[Scores.of(m[i] + m[i + 1]).dice for i in range(0, 24, 2)] for m in both]
     found = compared(*(split_of(matrices, sources=sources) for matrices in both))
     assert found.p == pytest.approx(stats.wilcoxon(dice[1], dice[0]).pvalue) and found.units == 12
+
+
+@pytest.mark.parametrize("score", ["f1", "dice", "hausdorff"])
+@pytest.mark.parametrize("size", [1, 2], ids=["images", "regions"])
+def test_the_p_value_of_object_scores_is_scipys_over_images_or_regions(score, size):
+    sums = [drawn_objects(24), drawn_objects(24, seed=5)]
+    sources = [f"region {i // size:02}" for i in range(24)]
+    matrices = drawn(24)
+    a, b = (split_of(matrices, [f"{i:02}" for i in range(24)], sources, one) for one in sums)
+    units = [[getattr(ObjectSums.total(one[i : i + size]).scores(), score) for i in range(0, 24, size)] for one in sums]
+    pairs = [(before, after) for before, after in zip(*units, strict=True) if before is not None]
+    found = compared(a, b, f"object {score}")
+    assert found.p == pytest.approx(stats.wilcoxon(*np.transpose(pairs)).pvalue)
+    assert found.units == len(pairs) == {1: 19 if score == "hausdorff" else 24, 2: 12}[size]
+    pooled = [getattr(ObjectSums.total(one).scores(), score) for one in sums]
+    assert found.difference == pytest.approx(pooled[1] - pooled[0]) and found.low < found.difference < found.high
+
+
+def test_object_scores_that_one_run_lacks_are_not_compared():
+    assert compared(split_of(drawn(2), sums=SUMS), split_of(drawn(2)), "object f1") is None
 
 
 def test_a_run_that_records_regions_is_not_paired_with_one_that_does_not():

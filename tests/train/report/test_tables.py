@@ -4,11 +4,12 @@ import dataclasses
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from pathseg.train.metrics.object import ObjectRule, ObjectSums
 from pathseg.train.report.sweeps import Repeats, find_repeats, find_sweeps
 from pathseg.train.report.systems import System, find_systems
-from pathseg.train.report.table_formats import DASH, Table
+from pathseg.train.report.table_formats import DASH, MINUS, Table
 from pathseg.train.report.tables import (
     SETTINGS,
     by_dice,
@@ -311,6 +312,45 @@ def test_tuned_object_scores_stand_beside_those_as_predicted_in_systems_and_inte
         at = header.index("object F1"), header.index("tuned object F1")
         assert tuple(first.cells[i] for i in at) == values and second.cells[at[1]] == DASH
         assert any("chose on its validation images" in note for note in table.notes)
+
+
+def objects_by_image(shares):
+    """Object sums of images whose only object is found with this Dice (predicted and true weigh the same)."""
+    return {name: dataclasses.replace(FOUND, predicted_dice=share * FOUND.predicted_px, true_dice=share * FOUND.true_px)
+            for name, share in shares.items()}  # fmt: skip
+
+
+def test_object_scores_of_systems_are_tested_against_the_best_in_pairs_of_images(make_run, make_split):
+    best, other = ({f"i{n}": share + n / 100 * scale for n in range(6)} for share, scale in ((0.8, 1), (0.5, 2)))
+    runs = [
+        make_run(name, head_type=head, val=val, splits={"testB": make_split(
+            dict.fromkeys(shares, GOOD), objects=objects_by_image(shares))})
+        for name, head, val, shares in (("fcn", "fcn", 0.9, best), ("probe", "linear", 0.5, other))
+    ]  # fmt: skip
+    tables = interval_tables(runs, "testB", title="GlaS", systems=find_systems(runs))
+    table = tables[-1]
+    assert table.caption == "Objects: each system against PathSegDiff on testB, GlaS"
+    assert table.header == ("system", "score", "score − PathSegDiff", "95% interval", "p (Wilcoxon)", "images")
+    by_score = {row[1]: row for row in rows(table)}
+    assert list(by_score) == ["object F1", "object Dice", "object Hausdorff, px"]
+    difference = [other[name] - best[name] for name in best]  # of each image; equal areas: their mean is the pooled one
+    p = stats.wilcoxon(difference).pvalue
+    mean = sum(difference) / 6
+    assert by_score["object Dice"][2:] == (
+        f"{mean:+.3f}".replace("-", MINUS),
+        by_score["object Dice"][3],
+        f"{p:.3f}",
+        "6",
+    )
+    assert by_score["object F1"][2:] == ("+0.000", "[+0.000, +0.000]", "1.000", "6")
+    assert "PathSegDiff: fcn; linear probe: probe" in table.notes[0]
+    assert "not corrected for the number of comparisons" in table.notes[1] and "Wilcoxon" in table.notes[1]
+    assert tables[-2].caption.startswith("Objects: each run against") and "makes p too small" in tables[-2].notes[0]
+
+
+def test_objects_that_were_counted_by_different_rules_are_not_compared(make_run, make_split):
+    runs = [counted(make_run, make_split, "8"), counted(make_run, make_split, "4", head_type="linear")]
+    assert not any("Objects" in table.caption for table in interval_tables(runs, "testB", title="t"))
 
 
 def test_objects_counted_in_two_ways_have_no_mean(make_run, make_split):

@@ -9,8 +9,6 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
-from diffusers import UNet2DConditionModel, VQModel
-from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -165,44 +163,16 @@ def release_of(state, config):
     return release_from(config["model"]["params"], state, name="zoom", source="weights.ckpt")
 
 
-def hooked(unet, zt, t, context):
-    """The block outputs of diffusers' UNet, by hooks on the layers that CompVis' output blocks end with."""
-    layers = [unet.mid_block]
-    for block in unet.up_blocks:
-        ends = list(getattr(block, "attentions", block.resnets))
-        layers += [*ends[:-1], block.upsamplers[0] if block.upsamplers else ends[-1]]
-    outputs = []
-    for layer in layers:
-        layer.register_forward_hook(lambda _module, _inputs, out: outputs.append(out[0] if type(out) is tuple else out))
-    with torch.inference_mode():
-        unet(zt, t, context)
-    return outputs
-
-
 def test_features_are_those_of_diffusers_networks_with_a_context_of_65_zero_tokens(published, model):
     state, _ = published
-    unet = UNet2DConditionModel(
-        in_channels=3, out_channels=3, block_out_channels=(32, 32, 64, 64), cross_attention_dim=512,
-        attention_head_dim=1,  # the number of heads
-        down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * 3),
-        up_block_types=(*["CrossAttnUpBlock2D"] * 3, "UpBlock2D"),
-    ).eval()  # fmt: skip
-    unet.load_state_dict(convert_ldm_unet_checkpoint(state, {"layers_per_block": 2}, extract_ema=True))
-    shape = {
-        "down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3,
-        "block_out_channels": (32, 32, 64), "layers_per_block": 2, "latent_channels": 3, "num_vq_embeddings": 64,
-    }  # fmt: skip
-    vq = VQModel(**shape).eval()
-    weights = convert_ldm_vae_checkpoint({k: v for k, v in state.items() if k.startswith("first_stage")}, shape)
-    vq.load_state_dict(weights | {"quantize.embedding.weight": state["first_stage_model.quantize.embedding.weight"]})
-
+    unet, vq = FILES["diffusers_zoom"](state)
     patch, eps = FILES["patch"]("vq_f4_ssl"), np.random.default_rng(2).standard_normal((1, 3, 64, 64))
     pixels = torch.from_numpy(patch.copy()).permute(0, 3, 1, 2) / 127.5 - 1
     with FILES["reference_threads"](), torch.inference_mode():
         z0 = vq.encode(pixels.contiguous(memory_format=torch.channels_last)).latents
     alpha_bar = (1 - np.linspace(0.0015**0.5, 0.0195**0.5, 1000) ** 2).cumprod()[50]
     zt = math.sqrt(alpha_bar) * z0 + math.sqrt(1 - alpha_bar) * torch.from_numpy(eps).float()
-    expected = hooked(unet, zt, 50, torch.zeros(1, 65, 512))
+    expected = FILES["hooked"](unet, zt, 50, torch.zeros(1, 65, 512))
 
     features = model.features(patch, 50, range(13), eps)
     errors = {block: FILES["relative_error"](maps, expected[block]) for block, maps in features.items()}
@@ -280,8 +250,8 @@ def test_a_folder_with_other_files_says_which_layouts_there_are(tmp_path):
         read_release(tmp_path)
 
 
-def test_a_vit_is_refused(folder):
-    with pytest.raises(ValueError, match="by the embeddings of several patches, so it takes no ViT; use condition"):
+def test_a_dino_vit_is_refused(folder):
+    with pytest.raises(ValueError, match="takes the ViT of its condition as a timm model"):
         DiffusionFeatures(read_release(folder), mini_vit(), name="zoom", trained=True)
 
 
@@ -312,12 +282,3 @@ def test_extract_train_and_predict_with_it(folder, tmp_path):
     assert result.exit_code == 0, result.output
     found = np.asarray(Image.open(tmp_path / "out/mask" / expected.name))
     np.testing.assert_array_equal(found, np.asarray(Image.open(expected)))
-
-
-def test_extract_with_the_default_condition_says_what_to_pass(folder, tmp_path):
-    result = run("extract", "--dataset", "synthetic", "--model", folder, "--workspace", tmp_path / "work")
-    assert result.exit_code == 1
-    assert result.output.splitlines()[-1] == (
-        "Error: model zoom takes condition ssl from the embeddings of UNI (a ViT-L/16) for the 20x patches of an "
-        "image, which pathseg does not compute; use --condition none"
-    )
