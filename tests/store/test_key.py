@@ -4,7 +4,15 @@ import json
 import pytest
 
 from pathseg.store.errors import KeyMismatch, StoreError
-from pathseg.store.key import DiffusersSettings, Preprocessing, StoreKey, Surroundings, ViTSettings
+from pathseg.store.key import (
+    LATER_FIELDS,
+    DiffusersSettings,
+    Preprocessing,
+    StoreKey,
+    Surroundings,
+    ViTSettings,
+    ZoomSettings,
+)
 
 VIT = ViTSettings(
     "vit_small_patch16_224", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), 256, "final", {"depth": 2, "init_values": 1e-5}
@@ -30,6 +38,7 @@ OTHER = {
     "vit": VIT,
     "surroundings": Surroundings(2, "mirrored"),
     "diffusers": DiffusersSettings("file", 3),
+    "zoom": ZoomSettings("10x", VIT),
 }
 BCSS = Preprocessing(settings={"image_folder": "images", "file_mpp": (0.25,), "patch_px": 800, "views": 3})
 
@@ -44,9 +53,7 @@ def test_a_key_comes_back_equal_through_json(toy_key, preprocessing):
     assert StoreKey.from_json(json.loads(json.dumps(key.to_json()))) == key
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in OTHER if name not in ("preprocessing", "vit", "surroundings", "diffusers")]
-)
+@pytest.mark.parametrize("name", [name for name in OTHER if name not in ("preprocessing", *LATER_FIELDS)])
 def test_a_differing_field_is_refused_with_both_values(toy_key, name):
     other = toy_key(**{name: OTHER[name]})
     with pytest.raises(KeyMismatch) as caught:
@@ -58,12 +65,19 @@ def test_a_differing_field_is_refused_with_both_values(toy_key, name):
     assert toy_key().digest != other.digest
 
 
-@pytest.mark.parametrize("name", ["vit", "surroundings"])
+@pytest.mark.parametrize("name", ["vit", "surroundings", "zoom"])
 def test_a_field_of_some_models_comes_back_equal_and_other_keys_do_not_mention_it(toy_key, name):
     key = toy_key(**{name: OTHER[name]})
     assert StoreKey.from_json(json.loads(json.dumps(key.to_json()))) == key
     assert name not in toy_key().to_json()
     assert toy_key().digest != key.digest
+
+
+def test_keys_of_two_magnifications_differ_by_them(toy_key):
+    key, other = (toy_key(zoom=ZoomSettings(magnification, VIT)) for magnification in ("20x", "10x"))
+    with pytest.raises(KeyMismatch, match=r"zoom\.magnification is '20x' there, '10x' asked for; pass"):
+        key.require(other, store="a.zarr")
+    assert (key.condition_text, other.condition_text) == ("ssl at 20x", "ssl at 10x")
 
 
 def test_a_key_of_a_diffusers_pipeline_comes_back_equal_and_differs_by_its_condition(toy_key):

@@ -144,9 +144,10 @@ def test_a_name_that_is_none_lists_the_names(tmp_path):
 GIVEN = {
     "condition": "none", "hipt": "vit.pth", "context": "context.safetensors", "class_label": 0, "mean": (0.5, 0.5, 0.5),
     "std": (0.5, 0.5, 0.5), "input_px": 224, "norm": "final", "model_args": ("depth=2",),
+    "magnification": "20x",
 }  # fmt: skip
 MODELS_OF = {
-    "mini": {"condition", "hipt"},
+    "mini": {"condition", "hipt", "magnification"},
     "mini-hipt": {"hipt"},
     "uni": set(ViTConfig.__dataclass_fields__),
     "pipeline": {"context", "class_label"},
@@ -165,7 +166,7 @@ def test_an_option_that_does_nothing_for_a_model_is_refused_by_name(tmp_path, na
 
 
 def test_the_options_of_every_kind_of_model_are_tried():
-    assert {*GIVEN, "path", "device", "weights", "vit"} == {
+    assert {*GIVEN, "path", "device", "weights", "vit", "mpp"} == {
         *signature(load_model).parameters,
         *ViTConfig.__dataclass_fields__,
     }

@@ -117,6 +117,12 @@ def test_the_extraction_command_of_a_model_without_condition_names_none(make_run
     assert parsed(make_run(key=key), 0)["condition"] is None
 
 
+def test_the_extraction_command_of_zoomldm_names_its_magnification(make_run):
+    vit = {"architecture": "vit_large_patch16_224", "mean": (0.5,) * 3, "std": (0.5,) * 3, "input_px": 224,
+           "norm": "final"}  # fmt: skip
+    assert parsed(make_run(key={"zoom": {"magnification": "10x", "vit": vit}}), 0)["magnification"] == "10x"
+
+
 def test_the_extraction_command_of_a_diffusers_pipeline_names_its_class(make_run):
     assert parsed(make_run(key={"diffusers": {"context": "none", "class_label": 3}}), 0)["class_label"] == 3
 

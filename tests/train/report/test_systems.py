@@ -5,6 +5,8 @@ import pytest
 
 from pathseg.train.report.systems import find_systems, system_name
 
+VIT = {"architecture": "vit_large_patch16_224", "mean": [0.5] * 3, "std": [0.5] * 3, "input_px": 224, "norm": "final"}
+ZOOM = {"magnification": "20x", "vit": VIT}
 GOOD, FAIR = np.array([[50, 10], [20, 20]]), np.array([[40, 20], [20, 20]])
 
 
@@ -16,6 +18,8 @@ GOOD, FAIR = np.array([[50, 10], [20, 20]]), np.array([[40, 20], [20, 20]])
         ({"model": "hipt", "condition": "none"}, {}, "HIPT"),
         ({"model": "mini-hipt", "condition": "none"}, {}, "HIPT"),
         ({"model": "zoomldm-brca", "condition": "none"}, {}, "ZoomLDM-uncond"),
+        ({"model": "zoomldm-brca", "zoom": ZOOM}, {}, "ZoomLDM"),
+        ({"model": "my-zoom", "zoom": ZOOM}, {"head_type": "linear"}, "linear probe on ZoomLDM"),
         ({"model": "uni", "first_stage": "none", "condition": "none"}, {}, "uni"),
         ({"model": "tissue-sd", "condition": "none", "diffusers": {"context": "zero"}}, {}, "tissue-sd"),
         ({"model": "uni", "first_stage": "none", "condition": "none"}, {"head_type": "linear"}, "linear probe on uni"),
