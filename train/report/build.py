@@ -6,7 +6,7 @@ import base64
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import resources
 from itertools import zip_longest
 from pathlib import Path
@@ -141,15 +141,19 @@ def collect_page(workspace: Path, drawn: DrawnFigures) -> Page:
 
 def html(page: Page) -> str:
     """Write the page as one HTML file that loads nothing."""
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_template), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True, finalize=_for_the_page,
-    )  # fmt: skip
     script = _template("report.js")
-    return environment.get_template("report.html").render(
+    return _environment().get_template("report.html").render(
         page=page, script=script, script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         definitions=DEFINITIONS, object_definitions=OBJECT_DEFINITIONS, not_recorded=NOT_RECORDED, paper=PAPER,
         paper_link=PAPER_LINK,
+    )  # fmt: skip
+
+
+@cache  # with its compiled templates, which take longer to compile than to fill in
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FunctionLoader(_template), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, finalize=_for_the_page,
     )  # fmt: skip
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
+from types import MappingProxyType
 
 import torch
 from diffusers.models.autoencoders.vae import Encoder
@@ -42,12 +44,13 @@ class FirstStage(nn.Module):
         return z.chunk(2, dim=1)[0] if self.kind == "kl" else z
 
 
-def encoder_shapes(design: FirstStageDesign) -> dict[str, Shape]:
-    """Return the shapes of a design's tensors under CompVis' names, as below `first_stage_model.`."""
+@lru_cache(maxsize=8)
+def encoder_shapes(design: FirstStageDesign) -> Mapping[str, Shape]:
+    """Return the shapes of a design's tensors under CompVis' names, as below `first_stage_model.`; read-only."""
     with torch.device("meta"):
         shapes = {encoder_name(name): shape for name, shape in shapes_of(FirstStage(design)).items()}
     # CompVis' attention projects by convolutions, diffusers' by matrices.
-    return {name: (*s, 1, 1) if ".attn_1." in name and len(s) == 2 else s for name, s in shapes.items()}
+    return MappingProxyType({n: (*s, 1, 1) if ".attn_1." in n and len(s) == 2 else s for n, s in shapes.items()})
 
 
 def build_first_stage(design: FirstStageDesign, tensors: Mapping[str, torch.Tensor]) -> FirstStage:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -44,8 +46,9 @@ def empty_unet(design: UNetDesign) -> UNet:
     return unet
 
 
-def unet_shapes(design: UNetDesign) -> dict[str, Shape]:
-    """Return the shapes of a design's tensors under CompVis' names, as below `model.diffusion_model.`."""
+@lru_cache(maxsize=8)
+def unet_shapes(design: UNetDesign) -> Mapping[str, Shape]:
+    """Return the shapes of a design's tensors under CompVis' names, as below `model.diffusion_model.`; read-only."""
     with torch.device("meta"):
         shapes = shapes_of(empty_unet(design))
     named = {unet_name(name, design): shape for name, shape in shapes.items()}
@@ -55,7 +58,7 @@ def unet_shapes(design: UNetDesign) -> dict[str, Shape]:
                 named[name] = (3 * rows, *columns, 1) if columns else (3 * rows,)
             elif name.endswith(".proj_out.weight"):
                 named[name] = (rows, *columns, 1)
-    return named
+    return MappingProxyType(named)
 
 
 def build_unet(design: UNetDesign, tensors: Mapping[str, torch.Tensor]) -> UNet:
