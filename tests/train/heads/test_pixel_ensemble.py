@@ -80,7 +80,7 @@ def test_half_precision_features_are_blended_in_float32():
 
 
 def test_a_prediction_is_that_of_every_network_on_the_dense_stack():
-    grid, head = PatchGrid(1, 2), ensemble()
+    grid, head = PatchGrid(1, 2), ensemble(models=2)
     maps = features(grid)
     stack = dense(maps, grid).flatten(1).T  # (H W, d)
     with torch.no_grad():
@@ -276,40 +276,40 @@ def train(store, folder, config=CONFIG):
 
 
 @pytest.mark.usefixtures("two_networks")
-def test_an_ensemble_learns_what_the_features_say(toy_store, tmp_path):
-    run = train(toy_store, tmp_path / "run", HeadConfig(**{**vars(CONFIG), "pixels": 2000, "epochs": 4})).run
+def test_an_ensemble_learns_what_the_features_say(one_patch_store, tmp_path):
+    run = train(one_patch_store, tmp_path / "run", HeadConfig(**{**vars(CONFIG), "pixels": 2000, "epochs": 4})).run
     split = run.read_metrics().splits["test"]
     assert split.scores.dice > 0.8 > split.constant.scores.dice
 
 
 @pytest.mark.usefixtures("two_networks")
-def test_the_last_epoch_is_kept_and_each_test_image_has_its_uncertainty(toy_store, tmp_path):
-    run = train(toy_store, tmp_path / "run").run
+def test_the_last_epoch_is_kept_and_each_test_image_has_its_uncertainty(one_patch_store, tmp_path):
+    run = train(one_patch_store, tmp_path / "run").run
     metrics = run.read_metrics()
     assert metrics.best_epoch == metrics.epochs == 2
     (image,) = metrics.splits["test"].per_image
     assert 0 <= image.uncertainty <= np.log(2)
-    assert (run.path / "uncertainty" / "test_4.png").is_file()
+    assert (run.path / "uncertainty" / "test_3.png").is_file()
     assert run.read_config().settings.lr == 1e-3
 
 
 @pytest.mark.usefixtures("two_networks")
-def test_training_ends_when_every_network_has_stopped(toy_store, tmp_path, monkeypatch):
+def test_training_ends_when_every_network_has_stopped(one_patch_store, tmp_path, monkeypatch):
     monkeypatch.setattr(pixel_ensemble, "STALE_STEPS", 0)
     config = HeadConfig(**{**vars(CONFIG), "epochs": 100})
-    assert train(toy_store, tmp_path / "run", config).run.read_metrics().epochs < 20
+    assert train(one_patch_store, tmp_path / "run", config).run.read_metrics().epochs < 20
 
 
 @pytest.mark.usefixtures("two_networks")
-def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(toy_store, tmp_path):
-    whole = train(toy_store, tmp_path / "whole").run
+def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(one_patch_store, tmp_path):
+    whole = train(one_patch_store, tmp_path / "whole").run
 
     def cut(run, line):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_heads(toy_store, [(CONFIG, RunFolder(tmp_path / "cut"))], on_epoch=cut)
-    again = train(toy_store, tmp_path / "cut").run
+        train_heads(one_patch_store, [(CONFIG, RunFolder(tmp_path / "cut"))], on_epoch=cut)
+    again = train(one_patch_store, tmp_path / "cut").run
     assert again.weights.read_bytes() == whole.weights.read_bytes()
     assert again.read_metrics().splits == whole.read_metrics().splits
 
@@ -323,9 +323,9 @@ def test_a_run_with_too_few_counted_pixels_fails_and_says_so(tmp_path, toy_conte
 
 
 @pytest.mark.usefixtures("two_networks")
-def test_an_epoch_whose_last_image_fills_the_pool_ends_normally(toy_store, tmp_path, monkeypatch):
-    monkeypatch.setattr(pixel_ensemble, "POOL_PX", 3 * CONFIG.pixels)  # just what the three training images have
-    assert train(toy_store, tmp_path / "run").run.read_metrics().epochs == 2
+def test_an_epoch_whose_last_image_fills_the_pool_ends_normally(one_patch_store, tmp_path, monkeypatch):
+    monkeypatch.setattr(pixel_ensemble, "POOL_PX", 2 * CONFIG.pixels)  # just what the two training images have
+    assert train(one_patch_store, tmp_path / "run").run.read_metrics().epochs == 2
 
 
 def test_an_empty_pool_gives_no_steps():

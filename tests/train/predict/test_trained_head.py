@@ -22,27 +22,31 @@ from pathseg.train.training.loop import train_heads
 HEADS_V1 = Path(__file__).parents[2] / "fixtures" / "workspace-v1" / "heads"  # written by release 0.1.0
 
 
-@pytest.fixture
-def run(one_patch_store, tmp_path):
+@pytest.fixture(scope="module")
+def trained(written_stores, tmp_path_factory):
+    """A store of four images of one patch and a run of the paper's head on it, to be read only."""
+    store = FeatureStore.open(written_stores / "one-patch.zarr")
     config = HeadConfig(blocks=(4, 9), lr=1e-3, epochs=1)
-    (state,) = train_heads(one_patch_store, [(config, RunFolder(tmp_path / "run"))])
-    return state.run
+    (state,) = train_heads(store, [(config, RunFolder(tmp_path_factory.mktemp("trained") / "run"))])
+    return store, state.run
 
 
-def test_it_predicts_the_test_images_as_its_run_did(run, one_patch_store):
-    head, index = TrainedHead.load(run.path), one_patch_store.splits.index("test")
-    maps = one_patch_store.read(index, blocks=(4, 9))
+def test_it_predicts_the_test_images_as_its_run_did(trained):
+    store, run = trained
+    head, index = TrainedHead.load(run.path), store.splits.index("test")
+    maps = store.read(index, blocks=(4, 9))
     features = {Layer(0, 50, block): torch.from_numpy(values)[None] for block, values in maps.items()}
-    codes = head.predict(features, one_patch_store.contents.grid)[0].argmax(0).numpy()
-    np.testing.assert_array_equal(codes, run.read_prediction(one_patch_store.ids[index]))
+    codes = head.predict(features, store.contents.grid)[0].argmax(0).numpy()
+    np.testing.assert_array_equal(codes, run.read_prediction(store.ids[index]))
 
 
-def test_a_run_records_the_mean_cross_entropy_of_each_test_image(run, one_patch_store):
-    head, index = TrainedHead.load(run.path), one_patch_store.splits.index("test")
-    maps = one_patch_store.read(index, blocks=(4, 9))
+def test_a_run_records_the_mean_cross_entropy_of_each_test_image(trained):
+    store, run = trained
+    head, index = TrainedHead.load(run.path), store.splits.index("test")
+    maps = store.read(index, blocks=(4, 9))
     features = {Layer(0, 50, block): torch.from_numpy(values)[None] for block, values in maps.items()}
-    probabilities = head.predict(features, one_patch_store.contents.grid)[0].double().numpy()
-    of_truth = np.take_along_axis(probabilities, one_patch_store.mask(index)[None].astype(int), axis=0)
+    probabilities = head.predict(features, store.contents.grid)[0].double().numpy()
+    of_truth = np.take_along_axis(probabilities, store.mask(index)[None].astype(int), axis=0)
     (recorded,) = FinishedRun.read(run).test_scores.per_image
     assert recorded.loss == pytest.approx(-np.log(of_truth).mean(), rel=1e-4)
 

@@ -63,10 +63,10 @@ def test_the_same_weights_in_another_folder_are_the_same_setting(toy_store, firs
 
 @pytest.mark.parametrize("head_type", ["linear", "fcn", "scalar-mix"])
 def test_classes_are_matched_by_name_and_new_ones_keep_fresh_weights(
-    head_type, toy_store, toy_contents, fill_store, tmp_path
+    head_type, one_patch_store, toy_contents, fill_store, tmp_path
 ):
     settings = HeadConfig(blocks=(4,), head_type=head_type, lr=1e-3, epochs=1)
-    run = train(toy_store, [settings], tmp_path, device="cpu").runs[0]
+    run = train(one_patch_store, [settings], tmp_path, device="cpu").runs[0]
     classes = ("gland", "necrosis", "background")  # (background, gland) before
     other = fill_store(StoreWriter(tmp_path / "other.zarr", toy_contents(classes=classes)))
     stores, wanted = JoinedStores.of(other), started_from(run, settings)

@@ -294,15 +294,17 @@ def test_class_weights_are_the_papers():
 
 
 @pytest.fixture
-def view_store(tmp_path, toy_contents, fill_store):
+def view_store(tmp_path, toy_contents, toy_key, fill_store):
     """Three training patches of three views, of a region each; a validation and a test patch of one."""
     images = [
-        ImageEntry(f"p{patch}_v{view}", "train", 256, 512, f"r{patch}", f"p{patch}", view)
+        ImageEntry(f"p{patch}_v{view}", "train", 256, 256, f"r{patch}", f"p{patch}", view)
         for patch in range(3)
         for view in range(3)
     ]
-    images += [ImageEntry(f"{split}_v0", split, 256, 512, split, split, 0) for split in ("val", "test")]
-    return fill_store(StoreWriter(tmp_path / "views.zarr", toy_contents(images=tuple(images))))
+    images += [ImageEntry(f"{split}_v0", split, 256, 256, split, split, 0) for split in ("val", "test")]
+    return fill_store(
+        StoreWriter(tmp_path / "views.zarr", toy_contents(key=toy_key(size=(256, 256)), images=tuple(images)))
+    )
 
 
 def views_read(store, folder, config, monkeypatch):
@@ -347,7 +349,7 @@ def test_class_weights_count_all_views_that_training_draws_from(view_store, tmp_
     config = HeadConfig(blocks=(4,), head_type="linear", epochs=1, class_weights="balanced")
     (state,) = train_heads(view_store, [(config, RunFolder(tmp_path / "run"))])
     glands = sum(int((view_store.mask(index) == 1).sum()) for index in range(9))
-    share = glands / (9 * 256 * 512)
+    share = glands / (9 * 256 * 256)
     assert state.class_weights.tolist() == pytest.approx([share, 1 - share])  # 1 - N_c / N of two classes
 
 

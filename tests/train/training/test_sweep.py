@@ -78,30 +78,38 @@ def of_an_undisturbed_run(metrics):
 
 
 @pytest.mark.usefixtures("two_networks")
-@pytest.mark.parametrize("settings", [{"head_type": "linear"}, {"head_type": "pixel-ensemble", "pixels": 200}])
-@pytest.mark.parametrize("moment", ["before metrics.json", "after metrics.json"])
+@pytest.mark.parametrize(
+    "settings",
+    [{"head_type": "linear", "epochs": 2}, {"head_type": "pixel-ensemble", "pixels": 200, "epochs": 1}],
+    ids=lambda settings: settings["head_type"],
+)
 def test_after_a_kill_in_the_last_moments_a_rerun_leaves_what_an_undisturbed_run_leaves(
-    one_patch_store, tmp_path, monkeypatch, settings, moment
+    one_patch_store, tmp_path, monkeypatch, settings
 ):
-    config, write = HeadConfig(blocks=(4,), epochs=2, **settings), RunFolder.write_metrics
+    config, write = HeadConfig(blocks=(4,), **settings), RunFolder.write_metrics
 
-    def killed(run, metrics):
-        if moment == "after metrics.json":
-            write(run, metrics)
+    def before_metrics(run, metrics):
         (run.path / "metrics.json.partial").write_bytes(b"half")
         raise KeyboardInterrupt
 
+    def after_metrics(run, metrics):
+        write(run, metrics)
+        before_metrics(run, metrics)
+
     train_into(one_patch_store, [config], [tmp_path / "whole"])
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(RunFolder, "write_metrics", killed)
-        train_into(one_patch_store, [config], [tmp_path / "killed"])
-    train_into(one_patch_store, [config], [tmp_path / "killed"])
-    whole, rerun = (files_of(tmp_path / name) for name in ("whole", "killed"))
-    assert whole.keys() == rerun.keys()
-    for name in whole.keys() - {Path("metrics.json"), Path("history.jsonl"), Path("checksums.json")}:
-        assert whole[name] == rerun[name], name
-    found, expected = (RunFolder(tmp_path / name).read_metrics() for name in ("killed", "whole"))
-    assert of_an_undisturbed_run(found) == of_an_undisturbed_run(expected)
+    whole = files_of(tmp_path / "whole")
+    for killed in (before_metrics, after_metrics):
+        folder = tmp_path / killed.__name__
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(RunFolder, "write_metrics", killed)
+            train_into(one_patch_store, [config], [folder])
+        train_into(one_patch_store, [config], [folder])
+        rerun = files_of(folder)
+        assert whole.keys() == rerun.keys()
+        for name in whole.keys() - {Path("metrics.json"), Path("history.jsonl"), Path("checksums.json")}:
+            assert whole[name] == rerun[name], (killed, name)
+        found, expected = (RunFolder(path).read_metrics() for path in (folder, tmp_path / "whole"))
+        assert of_an_undisturbed_run(found) == of_an_undisturbed_run(expected)
 
 
 def test_a_finished_run_whose_weights_are_damaged_is_trained_again(toy_store, tmp_path):
