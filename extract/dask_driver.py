@@ -21,7 +21,7 @@ from distributed.worker import Worker
 from pathseg.extract.config import ExtractConfig
 from pathseg.extract.dask_worker import ExtractionJob, ExtractionPlugin
 from pathseg.extract.datasets.registry import Dataset
-from pathseg.extract.models.cpu_threads import CPU_THREADS
+from pathseg.extract.models.arithmetic import CPU_THREADS
 from pathseg.extract.models.feature_model import FeatureModel
 from pathseg.extract.pipeline import ExtractResult, in_store_order, open_extraction
 from pathseg.extract.unit import Extraction, Failure, missing_work

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import cloudpickle
-import torch
 from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.worker import Worker
 
@@ -22,6 +21,7 @@ from pathseg.store.errors import StoreError
 from pathseg.store.format.names import MANIFEST
 from pathseg.store.location.location import open_location
 from pathseg.store.runtime.dask_client import ClusterError, first_line
+from pathseg.store.runtime.device import device, worker_device
 from pathseg.store.writer import StoreWriter
 
 
@@ -94,7 +94,7 @@ class ExtractionPlugin(WorkerPlugin):
         with self._errors_named("the data set"):
             dataset = job.open_dataset()
         with self._errors_named("the model"):
-            model = job.load_model(device=worker_device(job.device, self._worker.name))
+            model = job.load_model(device=device(worker_device(job.device, self._worker.name)))
             if model.digest != job.model_digest:
                 raise ValueError(f"its digest is {model.digest} here, but the store is made with {job.model_digest}")
         with self._errors_named("the store"):
@@ -114,15 +114,3 @@ class ExtractionPlugin(WorkerPlugin):
     @property
     def _name(self) -> str:
         return f"worker {self._worker.name} at {self._worker.address}"
-
-
-def worker_device(device: str, worker_name: object) -> str:
-    """Return the device of a worker: `auto` is the GPU with the worker's number, as local workers have, else the first.
-
-    On a machine without a GPU `auto` is its CPU.
-    """
-    if device != "auto":
-        return device
-    if torch.cuda.is_available():
-        return f"cuda:{worker_name % torch.cuda.device_count() if isinstance(worker_name, int) else 0}"
-    return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -20,6 +20,7 @@ from pathseg.store.contents import UNLISTED
 from pathseg.store.features import FeatureStore
 from pathseg.store.format.layout import to_layout
 from pathseg.store.records import PIXELS, ArraySet
+from pathseg.store.runtime.device import wait_for_stream
 from pathseg.store.writer import StoreWriter
 
 TimestepBlocks = dict[int, tuple[int, ...]]  # timestep -> blocks
@@ -159,7 +160,7 @@ class Extraction:
                 for block in blocks:
                     maps[t][block][position] = torch.cat(batches[t][block])
         computed = None
-        if self.model.device.type == "cuda":
+        if self._copy_stream is not None:
             computed = torch.cuda.Event()
             computed.record(torch.cuda.current_stream(self.model.device))
         return ComputedUnit(loaded, maps, computed)
@@ -190,6 +191,7 @@ class Extraction:
 
     @cached_property
     def _copy_stream(self) -> torch.cuda.Stream | None:
+        """The stream of `write`, made by `compute` in its thread, whose current device is that of the model."""
         return torch.cuda.Stream(self.model.device) if self.model.device.type == "cuda" else None
 
     def _missing_now(self, unit: int) -> UnitWork:
@@ -276,9 +278,8 @@ def _stored_map(maps: torch.Tensor, config: ExtractConfig) -> np.ndarray:
     stored = to_layout(maps, config.layout).to(getattr(torch, config.dtype))
     if not stored.is_cuda:
         return stored.cpu().numpy()
-    stream = torch.cuda.current_stream(stored.device)
-    maps.record_stream(stream)  # allocated on another stream, whose allocator must not reuse the memory before this one
     host = torch.empty(stored.shape, dtype=stored.dtype, pin_memory=True)  # copies to pageable memory block the GPU
     host.copy_(stored, non_blocking=True)
-    stream.synchronize()
+    # until then the caller holds `maps`, whose memory the stream that they were allocated on could use again
+    wait_for_stream(torch.cuda.current_stream(stored.device))
     return host.numpy()

@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.machine import PICTURES, RESULTS, describe_machine, module_command
 from benchmarks.mini.fields import draw_fields
 from benchmarks.mini.probe import probe
-from pathseg.extract.models.cpu_threads import CPU_THREADS
+from pathseg.extract.models.arithmetic import CPU_THREADS
 from pathseg.extract.models.dino_vit import build_vit, vit_shapes, vit_tokens
 from pathseg.extract.models.ldm.conditioning import build_conditioning, conditioning_shapes
 from pathseg.extract.models.ldm.config import conditioning_design, first_stage_design, unet_design

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from pathseg.extract.models.cpu_threads import fixed_threads
+from pathseg.extract.models.arithmetic import fixed_arithmetic
 from pathseg.extract.models.hooks import captured
 from pathseg.extract.models.ldm.unet import UNet
 from pathseg.extract.models.noise import add_noise, patch_noise
+from pathseg.store.runtime.device import upload
 
 if TYPE_CHECKING:
     from pathseg.extract.models.feature_model import Images
@@ -41,8 +42,8 @@ class DenoiserFeatures(ABC):
     def prepare(self, images: Images) -> tuple[torch.Tensor, torch.Tensor]:
         """Compute z0 (N, z, h, w) and the context tokens (N, L, c), L = 0 for a denoiser that takes none."""
 
-    def _run(self, zt: torch.Tensor, t: int, context: torch.Tensor) -> None:
-        """Call the denoiser, whose block outputs are captured meanwhile."""
+    def _run(self, zt: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> None:
+        """Call the denoiser, whose block outputs are captured meanwhile. t: (), int64, on `device`."""
         self._unet(zt, t, *([context] if context.shape[1] else []))
 
     @torch.inference_mode()
@@ -51,12 +52,14 @@ class DenoiserFeatures(ABC):
     ) -> dict[int, torch.Tensor]:
         """Add noise (equation 3) and run the denoiser up to the last wanted block: block -> (N, C, h, w)."""
         wanted = self._check(t, blocks)
-        eps = torch.as_tensor(self._noise(len(z0), t) if noise is None else noise).to(self.device, torch.float32)
+        eps = torch.as_tensor(self._noise(len(z0), t) if noise is None else noise, dtype=torch.float32)
+        eps = upload(eps, self.device)
         if eps.shape != z0.shape:
             raise ValueError(f"noise must have the latents' shape {tuple(z0.shape)}, got {tuple(eps.shape)}")
         zt = add_noise(z0, eps, float(self._alpha_bars[t]))
-        with fixed_threads(self.device), captured(self._unet, wanted) as features:
-            self._run(zt, t, context)
+        with fixed_arithmetic(self.device), captured(self._unet, wanted) as features:
+            # a number would be copied to a GPU after all that is queued there (`upload`)
+            self._run(zt, torch.full((), t, dtype=torch.long, device=self.device), context)
         return features
 
     def features(

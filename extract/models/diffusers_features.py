@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from pathseg.extract.models.arithmetic import fixed_arithmetic
 from pathseg.extract.models.checkpoint import read_state_dict
-from pathseg.extract.models.cpu_threads import fixed_threads
 from pathseg.extract.models.denoiser_features import DenoiserFeatures
 from pathseg.extract.models.diffusers_files import DiffusersFiles, Network
 from pathseg.extract.models.hooks import block_modules, captured
@@ -139,7 +139,7 @@ class DiffusersFeatures(DenoiserFeatures):
         pixels = network_input(images, self.device).contiguous()
         if self._vae is None:
             return pixels
-        with fixed_threads(self.device):
+        with fixed_arithmetic(self.device):
             encoded = self._vae.encode(pixels)
         latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
         return (latents - self._shift) * self._scale
@@ -152,7 +152,7 @@ class DiffusersFeatures(DenoiserFeatures):
             return z0, z0.new_zeros(len(z0), 0, 0)
         return z0, self._tokens.expand(len(z0), -1, -1)
 
-    def _run(self, zt: torch.Tensor, t: int, context: torch.Tensor) -> None:
+    def _run(self, zt: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> None:
         labels = None
         if self._class_label is not None:
             labels = torch.full((len(zt),), self._class_label, device=self.device)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 from torch import nn
 
-from pathseg.extract.models.cpu_threads import fixed_threads
+from pathseg.extract.models.arithmetic import fixed_arithmetic
 from pathseg.extract.models.denoiser_features import DenoiserFeatures
 from pathseg.extract.models.dino_vit import build_vit, vit_tokens
 from pathseg.extract.models.ldm.conditioning import Conditioning, ZoomConditioning, build_conditioning
@@ -78,13 +78,13 @@ class DiffusionFeatures(DenoiserFeatures):
             return self._embeddings(images)
         if self._vit is None:
             raise ValueError(f"model {self.name} was loaded with condition 'none' and has no ViT; use condition 'ssl'")
-        with fixed_threads(self.device):
+        with fixed_arithmetic(self.device):
             return vit_tokens(self._vit, network_input(images, self.device))[1]
 
     @torch.inference_mode()
     def encode(self, images: Images) -> torch.Tensor:
         """Compute the latents of equation 2: (N, z, h, w), scale factor applied."""
-        with fixed_threads(self.device):
+        with fixed_arithmetic(self.device):
             return self._encoder(network_input(images, self.device)) * self._scale_factor
 
     @torch.inference_mode()
@@ -96,13 +96,13 @@ class DiffusionFeatures(DenoiserFeatures):
         if isinstance(self._conditioning, ZoomConditioning):
             assert self._embeddings is not None  # without them the stage is not built
             embeddings = self.embed(images)
-            with fixed_threads(self.device):
+            with fixed_arithmetic(self.device):
                 return z0, self._conditioning(embeddings, self._embeddings.level)
         if self._vit is None:
             embedding = torch.zeros(len(z0), self._conditioning.design.patch_embed_dim, device=self.device)
         else:
             embedding = self.embed(images)
-        with fixed_threads(self.device):
+        with fixed_arithmetic(self.device):
             return z0, self._conditioning(embedding)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from pathseg.store.grid import PATCH_PX
+from pathseg.store.runtime.device import upload
 
 
 def network_input(images: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -26,4 +27,4 @@ def channels_first(images: np.ndarray | torch.Tensor, device: torch.device) -> t
         raise ValueError(f"patches must be uint8 (N, {PATCH_PX}, {PATCH_PX}, 3), got {dtype} {tuple(images.shape)}")
     if isinstance(images, np.ndarray):
         images = torch.tensor(images)  # a copy: decoded images are often read-only, which as_tensor warns of
-    return images.to(device).permute(0, 3, 1, 2).float()
+    return upload(images, device).permute(0, 3, 1, 2).float()

@@ -17,7 +17,7 @@ from timm.models._registry import model_entrypoint
 from torch import nn
 
 from pathseg.extract.config import ViTConfig
-from pathseg.extract.models.cpu_threads import fixed_threads
+from pathseg.extract.models.arithmetic import fixed_arithmetic
 from pathseg.extract.models.patches import channels_first
 from pathseg.extract.models.timm_files import OWN, TimmFiles
 from pathseg.extract.models.weights import check_weights, load_frozen, shapes_of, weights_digest
@@ -95,7 +95,7 @@ class TimmFeatures:
     @torch.inference_mode()
     def embed(self, images: Images) -> torch.Tensor:
         """Return the embeddings that the model pools for a classifier: (N, D)."""
-        with fixed_threads(self.device):
+        with fixed_arithmetic(self.device):
             pooled: torch.Tensor = self._network.forward_head(
                 self._network.forward_features(self._pixels(images)), pre_logits=True
             )
@@ -108,7 +108,7 @@ class TimmFeatures:
     @torch.inference_mode()
     def prepare(self, images: Images) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the resized, normalised images (N, 3, H, W) and an empty context (N, 0, 0)."""
-        with fixed_threads(self.device):
+        with fixed_arithmetic(self.device):
             pixels = self._pixels(images)
         return pixels, pixels.new_zeros(len(pixels), 0, 0)
 
@@ -124,7 +124,7 @@ class TimmFeatures:
             )
         if not wanted:
             raise ValueError(f"model {self.name} needs at least one block of {format_blocks(self.blocks)}")
-        with fixed_threads(self.device):
+        with fixed_arithmetic(self.device):
             maps = self._network.forward_intermediates(
                 z0,
                 indices=wanted,

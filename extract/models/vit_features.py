@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, NoReturn
 
 import torch
 
-from pathseg.extract.models.cpu_threads import fixed_threads
+from pathseg.extract.models.arithmetic import fixed_arithmetic
 from pathseg.extract.models.dino_vit import build_vit, vit_tokens
 from pathseg.extract.models.patches import network_input
 from pathseg.extract.models.weights import weights_digest
@@ -52,7 +52,7 @@ class TokenFeatures:
     @torch.inference_mode()
     def prepare(self, images: Images) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the patch tokens as a map (N, D, g, g) and the embeddings (N, D)."""
-        with fixed_threads(self.device):
+        with fixed_arithmetic(self.device):
             return vit_tokens(self._vit, network_input(images, self.device))
 
     def denoise(

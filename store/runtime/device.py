@@ -1,6 +1,10 @@
-"""The torch device to compute on."""
+"""The torch device to compute on, and how: which one, in which float32, and copies that do not hold it up."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -13,7 +17,66 @@ def device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        torch.empty(0, device=name)
+        if torch.empty(0, device=name).is_meta:
+            raise RuntimeError("it holds no values")
     except (RuntimeError, AssertionError) as e:
         raise ValueError(f"device {name} is not available ({str(e).splitlines()[0]}); pass --device auto") from e
     return name
+
+
+def worker_device(name: str, worker: object) -> str:
+    """Return the name of the device of a Dask worker, on its machine; worker: its name, of local workers a number.
+
+    `auto` gives the GPUs to local workers in turn, and another worker the first GPU that it sees. Without a GPU it is
+    as of `device`.
+    """
+    if name != "auto" or not torch.cuda.is_available():
+        return name
+    return f"cuda:{worker % torch.cuda.device_count() if isinstance(worker, int) else 0}"
+
+
+@contextmanager
+def ieee_float32() -> Iterator[None]:
+    """Compute float32 as float32 in this context, on a GPU with convolutions that repeat to the bit.
+
+    PyTorch computes float32 convolutions on a GPU in TF32, which has 10 bits of mantissa, unless it is told otherwise,
+    and a process may have allowed that for matrix products too, or bfloat16 on a CPU. A process may also have let cuDNN
+    choose its algorithms by their speed at that moment. These are settings of the whole process; they are put back.
+    """
+    cudnn: Any = torch.backends.cudnn
+    mkldnn: Any = torch.backends.mkldnn
+    settings: list[tuple[object, str, object]] = [(cudnn, "benchmark", False), (cudnn, "deterministic", True)]
+    if hasattr(cudnn, "conv"):
+        backends = torch.backends.cuda.matmul, cudnn.conv, mkldnn.matmul, mkldnn.conv
+        settings += [(backend, "fp32_precision", "ieee") for backend in backends]
+    else:  # before PyTorch 2.9
+        settings += [(backend, "allow_tf32", False) for backend in (torch.backends.cuda.matmul, cudnn)]
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in settings]
+    try:
+        for owner, name, value in settings:
+            setattr(owner, name, value)
+        yield
+    finally:
+        for owner, name, value in before:
+            setattr(owner, name, value)
+
+
+def upload(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy a tensor to a device, to a GPU without waiting for the kernels that are queued there.
+
+    A copy from memory that is not pinned waits for them, and then the GPU waits for the kernels that are queued after
+    the copy. PyTorch does not reuse pinned memory before copies from it have finished.
+    """
+    if device.type != "cuda" or values.device.type != "cpu":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
+
+
+def wait_for_stream(stream: torch.cuda.Stream) -> None:
+    """Wait until the work that is queued on a CUDA stream has finished; the thread sleeps meanwhile.
+
+    `Stream.synchronize` keeps a core busy.
+    """
+    event = torch.cuda.Event(blocking=True)
+    event.record(stream)
+    event.synchronize()

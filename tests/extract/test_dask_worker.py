@@ -8,7 +8,7 @@ import pytest
 from distributed import LocalCluster
 
 from pathseg.extract.config import ExtractConfig
-from pathseg.extract.dask_worker import ExtractionJob, ExtractionPlugin, worker_device
+from pathseg.extract.dask_worker import ExtractionJob, ExtractionPlugin
 from pathseg.extract.datasets.registry import DatasetOptions, open_dataset
 from pathseg.extract.models.load import load_model
 from pathseg.extract.pipeline import open_extraction
@@ -72,11 +72,3 @@ def test_a_failure_to_open_names_the_worker_in_one_line(job, worker, tmp_path):
     ) as caught:
         installed(missing, worker).extract_unit(0)
     assert "\n" not in str(caught.value)
-
-
-def test_local_workers_share_the_gpus(monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    assert [worker_device("auto", number) for number in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
-    assert worker_device("auto", "tcp://10.0.0.1:4000") == "cuda:0"
-    assert worker_device("cpu", 1) == "cpu"

@@ -30,9 +30,10 @@ def keep_limits(device: torch.device, memory_bytes: int | None) -> dict[torch.de
 
 
 def free_memory(device: torch.device) -> int:
-    """Return the bytes of the device's memory that are free."""
+    """Return the bytes of the device's memory that are free, of a GPU with those that PyTorch holds unused."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
     return min([psutil.virtual_memory().available, *cgroup_limits()])
 
 

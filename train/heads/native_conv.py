@@ -197,23 +197,19 @@ def _with_borders(gradient: torch.Tensor, grid: PatchGrid) -> torch.Tensor:
     return bordered
 
 
+@lru_cache(maxsize=64)  # a copy to a GPU waits for all that is queued there
 def spread_matrix(side: int, *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Return the matrix A that upsamples, shifts by a tap and sums along one axis of a patch, (66, side * 3).
 
     Row: a fine cell, from the border before the patch to the border after it; column: (coarse cell, tap). Fine cells
-    beyond the patch count as 0: they are its neighbours'.
+    beyond the patch count as 0: they are its neighbours'. The matrix is shared: it is only read.
     """
-    return _spread(side).to(device=device, dtype=dtype)
-
-
-@lru_cache(maxsize=64)
-def _spread(side: int) -> torch.Tensor:
     up = _upsampling(side)
     matrix = torch.zeros(BORDERED, side, TAPS, dtype=torch.float64)
     for tap in range(TAPS):
         first = TAPS - 1 - tap  # row whose tap reads the patch's first cell
         matrix[first : first + HEAD_CELLS, :, tap] = up
-    return matrix.flatten(1)
+    return matrix.flatten(1).to(dtype).to(device)  # in two steps: not every device has float64
 
 
 def _upsampling(side: int) -> torch.Tensor:

@@ -16,6 +16,7 @@ from torch import nn
 
 from pathseg.store.classes import object_class
 from pathseg.store.grid import PatchGrid
+from pathseg.store.runtime.device import ieee_float32
 from pathseg.store.sampling import Sampling
 from pathseg.train.config import HeadConfig, Layer
 from pathseg.train.heads import inference
@@ -98,6 +99,7 @@ class TrainedHead:
         return isinstance(self.module, PixelEnsemble)
 
     @torch.inference_mode()
+    @ieee_float32()
     def predict(self, features: Mapping[Layer, torch.Tensor], grid: PatchGrid) -> torch.Tensor:
         """Return the probabilities of the classes, {layer: (N, P, C, h, w)} -> (N, K, H, W) float32; the ignored one 0.
 

@@ -17,6 +17,8 @@ from distributed import CancelledError, Client, Future, KilledWorker, Worker, as
 
 from pathseg.store.errors import StoreError
 from pathseg.store.runtime.dask_client import ClusterError, first_line, require_workers
+from pathseg.store.runtime.device import device as resolve_device
+from pathseg.store.runtime.device import worker_device
 from pathseg.train.config import Config
 from pathseg.train.data.joined import JoinedStores
 from pathseg.train.runs.folder import RunFolder
@@ -162,6 +164,14 @@ def _work(job: Job, task: Task) -> dict[str, str]:
             raise
         except Exception as e:
             raise ClusterError(f"{name} failed: {first_line(e)}; what is finished is kept") from e
+
+
+def device_of_worker(name: str) -> str:
+    """Return the device of the worker that calls this, of `auto` as `worker_device` chooses it.
+
+    Raises ValueError for a device that is not available.
+    """
+    return resolve_device(worker_device(name, get_worker().name))
 
 
 def _open(job: Job, task: Task) -> tuple[JoinedStores, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 
 from pathseg.store.features import FeatureStore
+from pathseg.store.runtime.device import ieee_float32
 from pathseg.store.sampling import Sampling
 from pathseg.train.config import BATCH_PX, IMAGE, BaselineConfig, Config, HeadConfig
 from pathseg.train.data.augment import apply_symmetry, apply_symmetry_to_features, symmetry
@@ -40,6 +42,7 @@ from pathseg.train.training.initial_weights import load_initial_weights
 OnEpoch = Callable[[RunFolder, Epoch], None]
 
 
+@ieee_float32()
 def train_heads(
     stores: FeatureStore | JoinedStores,
     runs: Sequence[tuple[Config, RunFolder]],
@@ -55,8 +58,9 @@ def train_heads(
     alone. Pixel-wise cross-entropy, Adam, constant learning rate (section 4 of the paper). The epoch with the best
     validation Dice is kept, of a pixel ensemble and without validation images the last. Of a patch with several views
     each epoch draws one, the same for all heads; class weights count all views. An interrupted run resumes after its
-    last finished epoch with the same result. A head whose loss is not finite is given up (`failure` says why), the
-    others go on.
+    last finished epoch with the same result; on a GPU up to rounding, since PyTorch's loss and the gradient of its
+    bilinear upsampling add in no fixed order there. A head whose loss is not finite is given up (`failure` says why),
+    the others go on.
 
     memory_bytes: limit for features kept in memory, None for half of the free memory. without: indices of images that
     are left out. on_epoch: called with each run and each line of its history.jsonl.
@@ -263,13 +267,14 @@ def _train_step(state: TrainingState, batch: Batch, store: FeatureStore, *, epoc
     with seeded(masks.device, seed_of([settings.seed, epoch, step])):  # dropout of the baselines
         scores = score(state.head, features, grid, layers=settings.layers, precision=settings.precision)  # (N, K, H, W)
     loss = pixel_loss(scores, masks, weights=state.class_weights, ignore=store.ignore)
-    if not torch.isfinite(loss):
-        state.failure = _diverged(loss.item(), epoch)
+    value = loss.item()
+    if not math.isfinite(value):
+        state.failure = _diverged(value, epoch)
         return
     state.optimizer.zero_grad()
     loss.backward()
     state.optimizer.step()
-    state.losses.append(loss.item())
+    state.losses.append(value)
 
 
 def _pixel_step(state: TrainingState, batch: Batch, store: FeatureStore, *, epoch: int, step: int) -> None:

@@ -335,10 +335,10 @@ def train_plan(
     failures: dict[str, str] = {}
     if plan.unfinished and scheduler:
         from pathseg.store.runtime.dask_client import scheduler_client
-        from pathseg.train.training.dask_sweep import train_on_cluster
+        from pathseg.train.training.dask_sweep import device_of_worker, train_on_cluster
 
         open_stores = plan.stores.opener()
-        choose = partial(resolve_device, device)  # each worker resolves `auto` for itself
+        choose = partial(device_of_worker, device)  # each worker resolves `auto` for itself
         with scheduler_client(scheduler) as client:
             failures = train_on_cluster(
                 client, plan, open_stores=open_stores, device=choose, memory_bytes=memory_bytes, on_epoch=on_epoch

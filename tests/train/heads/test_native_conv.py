@@ -135,3 +135,14 @@ def test_upsampling_does_not_cross_patch_borders():
     fine = native_pointwise(maps, torch.ones(1, 1, 1, 1), torch.zeros(1), PatchGrid(1, 2))
     assert torch.equal(fine[0, 0, :, :64], torch.zeros(64, 64))
     assert torch.equal(fine[0, 0, :, 64:], torch.ones(64, 64))
+
+
+def test_matrices_first_made_in_inference_mode_can_be_trained_with():
+    spread_matrix.cache_clear()
+    shapes = {0: (300, 8)}
+    maps, weight, bias = features(shapes, n=1, patches=1, dtype=torch.float32), *layer(shapes, 8, torch.float32, 3)
+    assert taps_are_cheaper(8, 300, 8)
+    with torch.inference_mode():
+        native_convolution(maps, weight, bias, PatchGrid(1, 1))
+    native_convolution(maps, weight, bias, PatchGrid(1, 1)).sum().backward()
+    assert relative(bias.grad, torch.full_like(bias, 64.0 * 64)) < 1e-6

@@ -266,6 +266,18 @@ def test_nothing_is_read_any_more_when_every_head_was_given_up(toy_store, tmp_pa
     assert 4 not in seen
 
 
+def test_heads_are_trained_in_float32_where_the_process_allows_tf32(one_patch_store, tmp_path):
+    seen = set()
+    hook = torch.nn.modules.module.register_module_forward_hook(
+        lambda *_: seen.add((torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision))
+    )
+    try:
+        train(one_patch_store, tmp_path / "run", QUICK)
+    finally:
+        hook.remove()
+    assert seen == {("ieee", "ieee")}
+
+
 def test_a_head_that_diverges_is_given_up_and_the_others_go_on(toy_store, tmp_path):
     wild = HeadConfig(blocks=(4,), head_type="linear", lr=1e37, epochs=5)
     trained = train_heads(toy_store, [(wild, RunFolder(tmp_path / "wild")), (QUICK, RunFolder(tmp_path / "tame"))])

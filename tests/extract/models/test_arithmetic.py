@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pathseg.extract.models.cpu_threads import CPU_THREADS, fixed_threads
+from pathseg.extract.models.arithmetic import CPU_THREADS, fixed_arithmetic
 from pathseg.extract.models.load import load_model
 
 
@@ -15,7 +15,7 @@ def threads():
 
 def test_the_number_is_put_back(threads):
     threads(3)
-    with fixed_threads(torch.device("cpu")):
+    with fixed_arithmetic(torch.device("cpu")):
         assert torch.get_num_threads() == CPU_THREADS
     assert torch.get_num_threads() == 3
 
@@ -28,3 +28,15 @@ def test_features_do_not_depend_on_the_threads_of_the_process(threads):
         found.append(model.features(images))
     for other in found[1:]:
         assert all(torch.equal(other[block], found[0][block]) for block in found[0])
+
+
+def test_forward_passes_do_not_use_tf32_where_the_process_allows_it():
+    model, seen = load_model("mini"), set()
+    hook = torch.nn.modules.module.register_module_forward_hook(
+        lambda *_: seen.add((torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision))
+    )
+    try:
+        model.features(torch.zeros(1, 256, 256, 3, dtype=torch.uint8), blocks=[0])
+    finally:
+        hook.remove()
+    assert seen == {("ieee", "ieee")}

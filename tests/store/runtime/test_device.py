@@ -1,0 +1,60 @@
+import pytest
+import torch
+
+from pathseg.store.runtime.device import device, ieee_float32, upload, worker_device
+
+
+def settings():
+    """What PyTorch may compute float32 products and convolutions in, and how cuDNN chooses its algorithms."""
+    cudnn, mkldnn = torch.backends.cudnn, torch.backends.mkldnn
+    backends = torch.backends.cuda.matmul, cudnn.conv, mkldnn.matmul, mkldnn.conv
+    return [backend.fp32_precision for backend in backends] + [cudnn.benchmark, cudnn.deterministic]
+
+
+@pytest.fixture
+def fast_float32():
+    """A process that has allowed TF32, bfloat16 on a CPU, and cuDNN to choose by speed."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
+    torch.set_float32_matmul_precision("medium")
+    torch.backends.cudnn.benchmark = True
+    yield settings()
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cudnn.benchmark = before[1]
+
+
+def test_float32_is_computed_as_float32_and_the_settings_are_put_back(fast_float32):
+    assert "tf32" in fast_float32 and "bf16" in fast_float32
+    with pytest.raises(KeyError), ieee_float32():
+        assert settings() == ["ieee"] * 4 + [False, True]
+        raise KeyError
+    assert settings() == fast_float32
+
+
+def test_the_settings_are_those_of_a_process_that_sets_nothing_too():
+    before = settings()
+    with ieee_float32():
+        assert settings() == ["ieee"] * 4 + [False, True]
+    assert settings() == before
+
+
+def test_a_device_without_values_is_not_available():
+    with pytest.raises(ValueError, match=r"device meta is not available .*--device auto"):
+        device("meta")
+
+
+def test_local_workers_share_the_gpus(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert [worker_device("auto", number) for number in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert worker_device("auto", "tcp://10.0.0.1:4000") == "cuda:0"
+    assert worker_device("cpu", 1) == "cpu"
+
+
+def test_a_worker_without_a_gpu_takes_auto(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert worker_device("auto", 1) == "auto"
+
+
+def test_values_are_uploaded():
+    values = torch.arange(6).view(2, 3).T
+    assert torch.equal(upload(values, torch.device("cpu")), values)
