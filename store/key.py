@@ -32,7 +32,7 @@ Magnification = Literal["20x", "10x", "5x", "2.5x", "1.25x"]
 MAGNIFICATIONS: tuple[Magnification, ...] = ("20x", "10x", "5x", "2.5x", "1.25x")  # each covers four times the area
 Setting = str | int | float | tuple[str | int | float, ...]
 # settings of `Preprocessing` that change mask codes alone: a store follows them without computing features again
-LABEL_SETTINGS = frozenset({"mask_codes", "masks", "brush_um", "region_class", "outline_origin"})
+LABEL_SETTINGS = frozenset({"mask_codes", "masks", "ignored_code", "brush_um", "region_class", "outline_origin"})
 
 
 @dataclass(frozen=True)

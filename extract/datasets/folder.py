@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Collection
 from functools import partial
@@ -37,6 +36,7 @@ from pathseg.extract.datasets.registry import (
 from pathseg.store.classes import background_code
 from pathseg.store.grid import PATCH_PX
 from pathseg.store.key import Preprocessing
+from pathseg.store.runtime.printable import composed
 
 TEST_SHARE = 0.2  # of the images, where there is no splits.csv
 IGNORED = 255  # code in the store of what `options.ignore` names
@@ -115,6 +115,7 @@ def open_folder(options: DatasetOptions) -> Dataset:
             resized=options.resize is not None,
             settings={
                 **({"masks": "instance ids"} if options.instances else {"mask_codes": codes}),
+                **({} if options.ignore is None else {"ignored_code": options.ignore}),
                 **(PADDED if options.keep_aspect else {}),
             },
         ),
@@ -158,11 +159,6 @@ def _pair_files(root: Path) -> tuple[Files, Files, list[str]]:
     both = sorted(images.keys() & masks.keys(), key=lambda name: images[name].stem)
     ids = {name: images[name].stem for name in both}
     return {ids[name]: images[name] for name in both}, {ids[name]: masks[name] for name in both}, problems
-
-
-def composed(name: str) -> str:
-    """Return a name in composed Unicode (NFC), in which names are compared: file systems differ in the form."""
-    return unicodedata.normalize("NFC", name)
 
 
 def _check_names(root: Path, paths: list[Path]) -> None:

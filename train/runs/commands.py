@@ -21,7 +21,7 @@ NOT_RECORDED = (  # of extract
 PREPROCESSING_FLAGS = {
     "image_folder": "--image-folder", "target_mpp": "--target-mpp", "stride_px": "--stride", "views": "--views",
     "brush_um": "--brush-um", "region_class": "--region-class", "outline_origin": "--outline-origin",
-    "file_mpp": "--mpp",
+    "file_mpp": "--mpp", "ignored_code": "--ignore",
 }  # fmt: skip
 # fields of a store's key that are flags of extract
 KEY_FLAGS = ("layout", "dtype", "packing", "precision", "batch_size", "seed")

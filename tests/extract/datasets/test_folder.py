@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import unicodedata
 from pathlib import Path
@@ -354,6 +355,7 @@ def test_the_ignored_code_is_of_no_class(three, ignore, kept, names):
     dataset = listed(three, ignore=ignore, classes=names)
     assert dataset.classes == (names or tuple(f"code {code}" for code in kept)) and dataset.ignore == 255
     assert dataset.masks_per_class == dict.fromkeys(dataset.classes, 6)
+    assert dataset.preprocessing.settings == {"mask_codes": kept, "ignored_code": ignore}
     expected = np.array([kept.index(code) if code in kept else 255 for code in (0, 5, 9, 9)]).repeat(64)
     np.testing.assert_array_equal(dataset.load(dataset.samples[0]).mask, np.tile(expected, (256, 1)))
 
@@ -400,13 +402,26 @@ def test_ignored_pixels_count_in_no_class_weight_and_no_metric(three):
 def test_a_store_follows_another_ignored_code_without_computing_features(three):
     config = ExtractConfig(layout="native", blocks=(4,))
     extract(listed(three), ToyModel(), three / "s.zarr", config)
+    files = {path: path.read_bytes() for path in (three / "s.zarr" / "t50").rglob("*") if path.is_file()}
     for ignore in (9, 0):
         dataset = listed(three, ignore=ignore, classes=("a", "b"))
         plan = plan_extraction(dataset, ToyModel(), three / "s.zarr", config)
         assert not plan.missing_maps and len(plan.changes.relabelled) == 6
         store = extract(dataset, ToyModel(), three / "s.zarr", config).store
+        assert store.contents.key.preprocessing.settings["ignored_code"] == ignore
+        assert files == {path: path.read_bytes() for path in files}
         np.testing.assert_array_equal(store.mask(0), dataset.load(dataset.samples[0]).mask)
     assert verify(three / "s.zarr") == ()
+
+
+def test_a_store_that_does_not_record_its_ignored_code_gets_it_and_keeps_its_masks(three):
+    config, dataset = ExtractConfig(layout="native", blocks=(4,)), listed(three, ignore=9)
+    earlier = dataclasses.replace(dataset, preprocessing=Preprocessing(settings={"mask_codes": (0, 5)}))
+    extract(earlier, ToyModel(), three / "s.zarr", config)
+    plan = plan_extraction(dataset, ToyModel(), three / "s.zarr", config)
+    assert not plan.missing_maps and not plan.changes.relabelled
+    store = extract(dataset, ToyModel(), three / "s.zarr", config).store
+    assert store.contents.key.preprocessing.settings == {"mask_codes": (0, 5), "ignored_code": 9}
 
 
 def test_masks_of_one_code_are_refused(tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import unicodedata
 
 import numpy as np
 import pytest
@@ -227,6 +228,35 @@ def test_a_slide_that_is_not_in_the_store_is_named_with_those_that_are(made, tmp
     shutil.copy(made / "slides" / "slide.tif", tmp_path / "other.tif")
     with pytest.raises(ValueError, match=r"other\.tif: .* no windows of a slide other, only of plain, slide;"):
         predict_one(head_of(store), store, tmp_path / "other.tif", tmp_path / "out")
+
+
+@pytest.mark.parametrize(("stored", "copied"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_a_slide_is_found_under_another_form_of_unicode_in_its_name(work, tmp_path, head_of, stored, copied):
+    slides, name = work / "slides", "M\u00fcller"
+    for suffix in (".tif", ".geojson"):
+        (slides / f"slide{suffix}").rename(slides / f"{unicodedata.normalize(stored, name)}{suffix}")
+    store = extract(listed(slides), ColourModel(), tmp_path / "s.zarr", CONFIG).store
+    copy = tmp_path / f"{unicodedata.normalize(copied, name)}.tif"
+    shutil.copy(slides / f"{unicodedata.normalize(stored, name)}.tif", copy)
+    assert predict_one(head_of(store), store, copy, tmp_path / "out").windows == 9
+    mask = tifffile.imread(tmp_path / "out" / "mask" / copy.name, key=0)
+    slide = unicodedata.normalize(stored, name)
+    np.testing.assert_array_equal(mask, codes_by_hand(head_of(store), store, slide, (700, 1000)))
+
+
+def test_a_name_that_two_slides_of_the_store_have_in_other_forms_of_unicode_is_refused(work, tmp_path, head_of):
+    slides = work / "slides"
+    forms = [unicodedata.normalize(form, "\u00e9\u00fc") for form in ("NFC", "NFD")]
+    for name in forms:  # one after the other: in one folder they are refused
+        for file in slides.glob("*"):
+            if file.suffix != ".png":
+                file.rename(slides / f"{name}{file.suffix}")
+        store = extract(listed(slides), ColourModel(), tmp_path / "s.zarr", CONFIG).store
+    third = tmp_path / "e\u0301\u00fc.tif"
+    shutil.copy(slides / f"{forms[1]}.tif", third)
+    with pytest.raises(ValueError, match=r"windows of 2 slides .*form of Unicode alone; rename .*u0301.*xe9"):
+        predict_one(head_of(store), store, third, tmp_path / "out")
+    assert predict_one(head_of(store), store, slides / f"{forms[1]}.tif", tmp_path / "out").windows == 9
 
 
 def test_a_store_that_the_run_was_not_trained_from_is_refused_with_what_differs(made, toy_store, tmp_path, head_of):
