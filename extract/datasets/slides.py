@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from pathseg.extract.datasets.csv_rows import shown
-from pathseg.extract.datasets.folder import composed, read_splits, slide_warnings, test_order
+from pathseg.extract.datasets.folder import read_splits, slide_warnings, test_order
 from pathseg.extract.datasets.image_files import DONE, IMAGE_SUFFIXES, list_files, stated_mpp
 from pathseg.extract.datasets.registry import (
     Dataset,
@@ -30,6 +30,7 @@ from pathseg.extract.inputs.outlines import OUTLINE_SUFFIXES, UNCLASSIFIED, Outl
 from pathseg.store.classes import background_code
 from pathseg.store.contents import UNLABELLED
 from pathseg.store.key import Preprocessing, Setting, StoreKey
+from pathseg.store.runtime.printable import composed
 from pathseg.store.sampling import InputImage, Sampling, read_field, scaled_range
 
 if TYPE_CHECKING:

@@ -6,7 +6,6 @@ import glob
 import hashlib
 import math
 import os
-import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,6 +25,7 @@ from pathseg.extract.datasets.image_files import (
 )
 from pathseg.store.grid import fitted_size
 from pathseg.store.resolution import require_plausible_mpp
+from pathseg.store.runtime.printable import composed
 from pathseg.store.sampling import InputImage, Sampling
 
 SLIDE_SUFFIXES = frozenset({".bif", ".czi", ".dcm", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide", ".vms", ".vmu"})
@@ -160,12 +160,12 @@ def ground_truth_reader(folder: Path) -> Callable[[str], np.ndarray | None]:
         raise FileNotFoundError(f"{folder}: no such folder; --truth takes a folder of masks named after the images")
     masks: dict[str, list[Path]] = {}
     for path in list_files(folder):
-        masks.setdefault(unicodedata.normalize("NFC", path.stem), []).append(path)
+        masks.setdefault(composed(path.stem), []).append(path)
     return partial(_read_ground_truth, masks)
 
 
 def _read_ground_truth(masks: dict[str, list[Path]], image_id: str) -> np.ndarray | None:
-    name = unicodedata.normalize("NFC", image_id)  # file systems differ in the form of Unicode
+    name = composed(image_id)
     found = next((masks[name + ending] for ending in reversed(MASK_ENDINGS) if name + ending in masks), None)
     if found is None:
         return None

@@ -1,6 +1,8 @@
-"""Foreign text (names in files, messages of other libraries) for terminals and pages."""
+"""Foreign text: names of files to compare, names and messages of other libraries for terminals and pages."""
 
 from __future__ import annotations
+
+import unicodedata
 
 JOINERS = "\u200c\u200d"  # invisible letters that Persian and Indian scripts are written with
 
@@ -17,3 +19,8 @@ def printable(text: str) -> str:
         else letter.encode("unicode_escape").decode()
         for letter in text
     )  # fmt: skip
+
+
+def composed(name: str) -> str:
+    """Return a name in composed Unicode (NFC), in which names are compared: file systems differ in the form."""
+    return unicodedata.normalize("NFC", name)

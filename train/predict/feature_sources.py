@@ -15,6 +15,7 @@ from pathseg.store.grid import PatchGrid, margin_px
 from pathseg.store.key import StoreKey
 from pathseg.store.records import PIXELS, checksum, file_states
 from pathseg.store.runtime.prefetch import prefetch_map
+from pathseg.store.runtime.printable import composed
 from pathseg.store.sampling import InputImage, read_field
 from pathseg.train.config import IMAGE, Layer
 from pathseg.train.data.joined import JoinedStores
@@ -242,12 +243,24 @@ class StoredFeatures:
             yield batch.features
 
     def _indices(self, image: InputImage) -> dict[tuple[int, int], int]:
-        """Return the index of each window of a slide, turned and flipped views left out, by its first px (y, x)."""
-        images = self.stores.images.contents.images
+        """Return the index of each window of a slide, turned and flipped views left out, by its first px (y, x).
+
+        Without a slide of the very name, one whose name differs in the form of Unicode alone is taken. Raises
+        ValueError where several do.
+        """
+        images, name = self.stores.images.contents.images, image.id
+        names = {entry.slide for entry in images if entry.slide is not None}
+        if name not in names and (alike := sorted(one for one in names if composed(one) == composed(name))):
+            if len(alike) > 1:
+                raise ValueError(
+                    f"{image.path}: {self.stores.images.location} has windows of {len(alike)} slides whose names differ"
+                    f" in the form of Unicode alone; rename the file as one of {', '.join(map(ascii, alike))}"
+                )
+            (name,) = alike
         return {
             entry.corner: index
             for index, entry in enumerate(images)
-            if entry.slide == image.id and entry.corner is not None and not entry.view
+            if entry.slide == name and entry.corner is not None and not entry.view
         }
 
     def _complete(self, index: int) -> bool:
