@@ -653,6 +653,8 @@ class StepBar:
 
     def advance(self, done: int, total: int) -> None:
         """Show how much of the step is done."""
+        if not total:  # no patch to compute
+            return
         if self._bar is None:
             self._bar = tqdm(total=total, desc=self._step)
         self._bar.total = total

@@ -123,18 +123,18 @@ def _run_units(
     """Run the unfinished units on the workers; return the failures and the number of images that were worked on."""
     failures: list[Failure] = []
     finished: list[int] = []
-    images, patches = extraction.unfinished_units(), extraction.writer.store.contents.grid.patches
+    units = extraction.unfinished_units()
 
-    def run(units: Iterable[int], max_queued: int) -> list[int]:
+    def run(numbers: Iterable[int], max_queued: int) -> list[int]:
         """Run units; return those that ended with their worker."""
         lost = []
-        for unit, future in _completed(client, plugin, units, max_queued=max_queued):
+        for unit, future in _completed(client, plugin, numbers, max_queued=max_queued):
             if (result := _result(future)) is None:
                 lost.append(unit)
             else:
                 failures.extend(result)
                 finished.append(unit)
-                progress(images[unit] * patches)
+                progress(units[unit].patches)
             if len(lost) >= MAX_LOST_UNITS and not finished:
                 raise ClusterError(
                     f"{len(lost)} units ended with the death of their worker and none was finished; run without "
@@ -142,12 +142,12 @@ def _run_units(
                 )
         return lost
 
-    killers = run(run(images, MAX_QUEUED_UNITS), 1)  # the lost ones again, one at a time
+    killers = run(run(units, MAX_QUEUED_UNITS), 1)  # the lost ones again, one at a time
     for unit in killers:
         lost = [extraction.writer.store.ids[index] for index in extraction.missing(unit)]
         failures += [Failure(id_, "its worker died, each time it was tried") for id_ in lost]
-        progress(images[unit] * patches)
-    return failures, sum(images[unit] for unit in finished + killers)
+        progress(units[unit].patches)
+    return failures, sum(units[unit].images for unit in finished + killers)
 
 
 def _checked_result(extraction: Extraction, failures: list[Failure], computed: int) -> ExtractResult:

@@ -60,9 +60,10 @@ def extract(
     An existing store follows its data set: new images are added at its end, changed masks are written again, and images
     that are no longer listed count nowhere.
 
-    store: a path or `s3://bucket/prefix`. progress: called with the number of patches of each unit of work once it is
-    computed, in total `ExtractPlan.missing_patches`. Images that cannot be read are set aside and returned as failures.
-    What is complete is not computed again, so an interrupted run is continued by the same call.
+    store: a path or `s3://bucket/prefix`. progress: called with the number of computed patches of each unit of work
+    once it is done (0 where masks alone change), in total `ExtractPlan.missing_patches`. Images that cannot be read are
+    set aside and returned as failures. What is complete is not computed again, so an interrupted run is continued by
+    the same call.
 
     Raises StoreError before anything is written when the missing features do not fit into the free space, KeyMismatch
     when the store has features that were made in another way, StoreError when images have changed, or when the store is
@@ -128,7 +129,7 @@ def run_extraction(
         ThreadPoolExecutor(1) as loader,
         _single_threaded_writer() as writer,
     ):
-        units, grid = extraction.unfinished_units(), extraction.writer.store.contents.grid
+        units = extraction.unfinished_units()
         writing: deque[Future[None]] = deque()
         for loaded in _load_ahead(loader, extraction, units if is_first else reversed(units)):
             if loaded.missing:
@@ -138,7 +139,7 @@ def run_extraction(
                 writing.append(writer.submit(extraction.write, computed))
                 failures.extend(loaded.failures)
                 computed_images += len(loaded.missing)
-            progress(units[loaded.unit] * grid.patches)
+            progress(units[loaded.unit].patches)
         for written in writing:
             written.result()
     return ExtractResult(store, in_store_order(failures, store), computed_images)

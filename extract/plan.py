@@ -36,7 +36,8 @@ class ExtractPlan:
 
     splits: images per split. size: height and width of an image in px. shapes: of the blocks that are stored.
     exists: whether the store is there already. changes: what it follows in the data set, None in a new one.
-    missing_images: images of which anything is missing, be it the mask alone. missing_maps: block -> patches that lack
+    missing_images: images of which anything is missing, be it the mask alone. missing_features: images of which
+    features are missing. missing_maps: block -> patches that lack
     it, summed over timesteps. missing_pixels: images without pixels. free_bytes: at the store's location, None where no
     limit is known. views: training images that are further crops of a tile, or an image turned or flipped. left_out,
     masks_per_class, warnings: see `Dataset`. notes: see `FeatureModel`.
@@ -55,6 +56,7 @@ class ExtractPlan:
     shapes: Mapping[int, BlockShape]
     exists: bool
     missing_images: int
+    missing_features: int
     missing_maps: Mapping[int, int]
     missing_pixels: int
     free_bytes: int | None
@@ -91,8 +93,13 @@ class ExtractPlan:
 
     @property
     def missing_patches(self) -> int:
-        """Number of patches that the run goes through."""
-        return self.missing_images * self.patches_per_image
+        """Number of patches of which the run computes features."""
+        return self.missing_features * self.patches_per_image
+
+    @property
+    def rewritten_masks(self) -> int:
+        """Number of images of which the run writes the mask, or image and mask, and computes nothing."""
+        return self.missing_images - self.missing_features
 
     @property
     def missing_bytes(self) -> int:
@@ -148,7 +155,8 @@ class ExtractPlan:
         if self.changes is not None and str(self.changes):
             rows["changes"] = str(self.changes)
         if self.exists:
-            rows["missing"] = f"{sized(self.missing_bytes)} in {self.missing_images} of {self.images} images"
+            work = f"{self.missing_patches} patches to compute, {self.rewritten_masks} masks to rewrite"
+            rows["missing"] = f"{sized(self.missing_bytes)} in {self.missing_images} of {self.images} images: {work}"
         free = "no limit known" if self.free_bytes is None else format_bytes(self.free_bytes)
         rows["free"] = f"{free} at {self.store}"
         if self.left_out:
@@ -220,6 +228,7 @@ def plan_for(
         shapes={block: shape for block, shape in block_shapes(model, config).items() if block in blocks},
         exists=existing is not None,
         missing_images=len(missing),
+        missing_features=sum(bool(work.blocks) for work in missing),
         missing_maps=maps,
         missing_pixels=sum(work.pixels for work in missing),
         free_bytes=location.free_bytes(),

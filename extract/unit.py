@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -44,6 +45,13 @@ class MissingWork:
 
     def __bool__(self) -> bool:
         return self.pixels or bool(self.blocks)
+
+
+class UnfinishedUnit(NamedTuple):
+    """Numbers of a unit: images of which anything is missing, patches whose features are to be computed."""
+
+    images: int
+    patches: int
 
 
 UnitWork = dict[
@@ -101,10 +109,15 @@ class Extraction:
         """Return what the store lacks of a unit, as far as its records were read."""
         return missing_work(self.writer.store, unit, self.config.t, self.blocks)
 
-    def unfinished_units(self) -> dict[int, int]:
-        """Return the units of which something is missing, as far as the records were read: unit -> number of images."""
-        work = ((unit, len(self.missing(unit))) for unit in range(self.writer.store.contents.units))
-        return {unit: images for unit, images in work if images}
+    def unfinished_units(self) -> dict[int, UnfinishedUnit]:
+        """Return the units of which something is missing, as far as the records were read."""
+        patches = self.writer.store.contents.grid.patches
+        work = ((unit, self.missing(unit)) for unit in range(self.writer.store.contents.units))
+        return {
+            unit: UnfinishedUnit(len(missing), patches * sum(bool(one.blocks) for one in missing.values()))
+            for unit, missing in work
+            if missing
+        }
 
     @cached_property
     def _samples(self) -> dict[str, Sample]:

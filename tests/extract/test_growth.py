@@ -293,9 +293,11 @@ def test_the_plan_says_what_is_new_changed_and_gone(files, tmp_path):
     plan = plan_extraction(files.dataset(), ToyModel(), path, CONFIG)
     assert "2 new images, 1 with changed masks, 1 no longer listed" in str(plan)
     assert (plan.missing_images, plan.missing_pixels) == (3, 3)
+    assert (plan.missing_patches, plan.rewritten_masks) == (2, 1)
+    assert "in 3 of 4 images: 2 patches to compute, 1 masks to rewrite" in str(plan)
     patches = []
     extract(files.dataset(), ToyModel(), path, CONFIG, progress=patches.append)
-    assert sum(patches) == plan.missing_patches
+    assert sorted(patches) == [0, 1, 1]
     assert "changes" not in str(plan_extraction(files.dataset(), ToyModel(), path, CONFIG))
 
 
