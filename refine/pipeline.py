@@ -28,7 +28,7 @@ from pathseg.refine.config import RefineConfig
 from pathseg.store.errors import StoreError
 from pathseg.store.features import FeatureStore
 from pathseg.store.format.names import MANIFEST
-from pathseg.store.key import StoreKey
+from pathseg.store.key import Magnification, StoreKey
 from pathseg.store.location.cache import cache_for
 from pathseg.store.location.location import open_location
 from pathseg.store.runtime.device import device as resolve_device
@@ -190,19 +190,26 @@ class _FeatureSettings:
         """The class that the denoiser of a diffusers pipeline gets."""
         return None if self.key is None or self.key.diffusers is None else self.key.diffusers.class_label
 
+    @property
+    def magnification(self) -> Magnification | None:
+        """The magnification of what ZoomLDM is shown; None for that of the um/px, or of another model."""
+        return None if self.key is None or self.key.zoom is None else self.key.zoom.magnification
+
     def words(self, model: str) -> list[str]:
         """The command that makes the features, without its store."""
         root = ["--root", str(self.options.root)]
         condition = [] if self.condition is None else ["--condition", self.condition]
         label = [] if self.class_label is None else ["--class-label", str(self.class_label)]
-        made_by = ["--model", model, *condition, *label, *words_of(self.vit)]
+        seen = [] if self.magnification is None else ["--magnification", self.magnification]
+        made_by = ["--model", model, *condition, *label, *seen, *words_of(self.vit)]
         return ["extract", "--dataset", "slides", *root, *words_of(self.options), *made_by, *words_of(self.extract)]
 
-    def load_model(self, model: str, device: str) -> FeatureModel:
-        """Load the model. Raises as `load_model`."""
+    def load_model(self, model: str, device: str, *, mpp: float | None) -> FeatureModel:
+        """Load the model for slides that are read at these um/px. Raises as `load_model`."""
         return load.load_model(
-            model, None, self.condition, device=resolve_device(device), vit=self.vit, class_label=self.class_label
-        )
+            model, None, self.condition, device=resolve_device(device), vit=self.vit, class_label=self.class_label,
+            magnification=self.magnification, mpp=None if mpp is None else mpp * self.extract.surroundings,
+        )  # fmt: skip
 
 
 def _follow(
@@ -223,7 +230,7 @@ def _follow(
         model: FeatureModel = StoredModel(store)
         plan = plan_extraction(dataset, model, location, settings.extract)
     if plan is None or any(plan.missing_maps.values()):
-        model = settings.load_model(name, device)
+        model = settings.load_model(name, device, mpp=dataset.mpp)
         plan = plan_extraction(dataset, model, location, settings.extract)
     on_note(str(plan))
     total = plan.missing_patches
