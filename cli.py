@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,16 +23,15 @@ import click
 from click.core import ParameterSource
 from tqdm import tqdm
 
-from pathseg.extract.config import ExtractConfig, ViTConfig
+from pathseg.extract.config import ExtractConfig, SlideStoreConfig, ViTConfig
 from pathseg.extract.datasets.registry import DATASETS, DatasetOptions, check_options, open_dataset
 from pathseg.extract.models.registry import DEFAULT_MODEL, MODELS
-from pathseg.refine.config import RefineConfig
 from pathseg.store.errors import StoreError
 from pathseg.store.key import MAGNIFICATIONS
 from pathseg.store.runtime import workspace as paths
 from pathseg.store.runtime.flags import PATH, device_option, flags_of, workspace_option, wrong_flags
 from pathseg.store.runtime.printable import printable
-from pathseg.train.config import BaselineConfig, HeadConfig
+from pathseg.train.config import BaselineConfig, HeadConfig, RefineConfig
 from pathseg.train.flags import training_flags
 from pathseg.train.predict.config import PredictConfig
 
@@ -596,6 +596,7 @@ def verify_command(store: str, repair: bool) -> None:
 @click.option("--out", type=PATH, help="Folder of the results.  [default: <workspace>/refined]")
 @click.option("--root", type=PATH, help="Folder of the slides and outlines.  [default: that of the first slide]")
 @click.option("--store", help="A path or s3://….  [default: <workspace>/slides-<model>.zarr]")
+@flags_of(SlideStoreConfig)
 @flags_of(RefineConfig)
 @workspace_option
 @device_option
@@ -611,29 +612,50 @@ def refine_command(slides: tuple[str, ...], **flags: Any) -> None:
     --min-labelled-px.
     """
     with wrong_flags():
+        features = SlideStoreConfig(**{name: flags[name] for name in SlideStoreConfig.__dataclass_fields__})
+        features = dataclasses.replace(features, model=absolute(features.model))
         config = RefineConfig(**{name: flags[name] for name in RefineConfig.__dataclass_fields__})
-        config = dataclasses.replace(config, model=absolute(config.model))
-    from pathseg.refine.pipeline import refine, slides_root
+    from pathseg.extract.inputs.images import list_input_images, open_input_image
+    from pathseg.extract.slide_store import SlideStore, slides_root
+    from pathseg.store.features import FeatureStore
+    from pathseg.store.location.cache import cache_for
+    from pathseg.train.data.joined import JoinedStores
+    from pathseg.train.predict.feature_sources import store_file_mpp
     from pathseg.train.predict.predictor import summary
+    from pathseg.train.refine import refine
     from pathseg.train.training import sweep
 
     with wrong_flags():
         root = slides_root(slides, flags["root"])
+    workspace, on_device = flags["workspace"], flags["device"]
+    location = flags["store"] or str(paths.store_path(workspace, "slides", Path(features.model).name))
+    slide_store, note = SlideStore.open(location, root, features), partial(show, err=True)
     with StepBar() as bar:
+        words = [*slide_store.words, "--workspace", str(workspace), "--device", on_device]
+        bar.start(f"pathseg {shlex.join(words)}")
+        started = time.perf_counter()
+        extraction = slide_store.follow(device=on_device, on_note=note, on_progress=bar.advance)
+        seconds = {"extract": time.perf_counter() - started}
+        store = FeatureStore.open(location, cache=cache_for(location))
         result = refine(
-            slides,
-            flags["workspace"],
+            list_input_images(slides),
+            store,
+            workspace,
             config,
-            root=root,
+            t=slide_store.t,
+            blocks=features.blocks,
+            open_image=partial(open_input_image, file_mpp=store_file_mpp(JoinedStores.of(store))),
+            out=flags["out"],
+            device=on_device,
             on_step=bar.start,
-            on_note=partial(show, err=True),
+            on_note=note,
             on_progress=bar.advance,
-            **{name: flags[name] for name in ("store", "out", "device")},
         )
-    show_extracted(result.extraction, [selection.t for selection in result.run.settings.selections])
+    seconds |= result.seconds
+    show_extracted(extraction, [selection.t for selection in result.run.settings.selections])
     show(f"{sweep.summary([result.run])}\n{summary(result.prediction)}")
-    steps = ", ".join(f"{step} {taken:.1f} s" for step, taken in result.seconds.items())
-    show(f"{sum(result.seconds.values()):.1f} s: {steps}")
+    steps = ", ".join(f"{step} {taken:.1f} s" for step, taken in seconds.items())
+    show(f"{sum(seconds.values()):.1f} s: {steps}")
     prediction = result.prediction
     require_all([str(failure) for failure in prediction.failures], len(prediction.images) + len(prediction.failures))
 

@@ -7,13 +7,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("store", "extract", "train", "refine")
+PACKAGES = ("store", "extract", "train")
 FILES = sorted([ROOT / "cli.py", *(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))])
 MAY_IMPORT = {
     "store": {"store"},
     "extract": {"store", "extract"},
     "train": {"store", "train"},
-    "refine": {"store", "extract", "train", "refine"},
 }
 
 

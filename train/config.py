@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from pathseg.store.blocks import BLOCKS, format_blocks
+from pathseg.train.predict.config import PredictConfig
 
 BATCH_PX = 64  # of a pixel-ensemble: pixels of a step, DDPMSeg's number
 
@@ -312,3 +313,25 @@ def _name(config: Config, parts: list[str], *, said: tuple[str, ...]) -> str:
         if n not in said and v != config.default(n)
     ]
     return "-".join([*parts, *odd, f"s{config.seed}"])
+
+
+@dataclass(frozen=True)
+class RefineConfig:
+    """How `refine` trains the next head and what it writes; each field is a flag.
+
+    fresh: whether the head starts from random weights, not from the last run. formats: as of `predict`.
+
+    Raises ValueError, naming setting, rule and value, for a setting out of range.
+    """
+
+    head_type: Literal["linear", "fcn", "scalar-mix"] = _flag("linear", "As for train-head.", flag="--head")
+    lr: float = _flag(1e-2, "Learning rate of the head.")
+    epochs: int = _flag(10, "Passes over the windows with labels.")
+    fresh: bool = _flag(False, "Start from random weights, not from the last run of this command.")
+    formats: tuple[str, ...] = _flag(
+        ("geojson", "review", "overlay"), "As for predict.", flag="--format", shown="geojson,review,overlay"
+    )
+
+    def __post_init__(self) -> None:
+        HeadConfig(head_type=self.head_type, lr=self.lr, epochs=self.epochs)
+        PredictConfig(formats=self.formats)

@@ -10,17 +10,18 @@ import tifffile
 from click.testing import CliRunner
 
 from pathseg.cli import main
-from pathseg.extract.config import ExtractConfig
+from pathseg.extract.config import ExtractConfig, SlideStoreConfig
 from pathseg.extract.datasets.registry import DatasetOptions
+from pathseg.extract.inputs.images import list_input_images, open_input_image
 from pathseg.extract.models import load as load_module
 from pathseg.extract.models.ldm_features import DiffusionFeatures
-from pathseg.refine.config import RefineConfig
-from pathseg.refine.pipeline import refine, slides_root
+from pathseg.extract.slide_store import SlideStore, slides_root
 from pathseg.store.errors import StoreError
 from pathseg.store.features import FeatureStore
 from pathseg.store.verify import verify
-from pathseg.train.config import HeadConfig
+from pathseg.train.config import HeadConfig, RefineConfig
 from pathseg.train.predict.config import PredictConfig
+from pathseg.train.refine import refine
 from pathseg.train.runs.finished_run import FinishedRun
 from pathseg.train.runs.folder import RunFolder
 
@@ -35,6 +36,15 @@ def box(left, top, right, bottom, name):
 
 def outline(root, *features):
     (root / "slide.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": list(features)}))
+
+
+def slide_store_of(folder, root):
+    return SlideStore.open(str(folder / "slides-mini.zarr"), root, SlideStoreConfig(model="mini"))
+
+
+def refine_slides(slide_store, folder, config=None, **more):
+    slides, store = list_input_images([slide_store.options.root]), FeatureStore.open(slide_store.location)
+    return refine(slides, store, folder, config, t=slide_store.t, blocks=(4, 5, 6), open_image=open_input_image, **more)
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +79,10 @@ def refined(tmp_path_factory):
         )):  # fmt: skip
             outline(root, *boxes)
             if number == 1:
-                called["result"] = refine(
-                    [root / "slide.tif"], folder, RefineConfig(model="mini"), on_step=called["steps"].append,
-                    on_note=called["notes"].append, on_progress=lambda *step: called["progress"].append(step),
-                )  # fmt: skip
+                slide_store = slide_store_of(folder, root)
+                tell = {"on_note": called["notes"].append, "on_progress": lambda *step: called["progress"].append(step)}
+                called["slides"], called["extraction"] = slide_store, slide_store.follow(**tell)
+                called["result"] = refine_slides(slide_store, folder, on_step=called["steps"].append, **tell)
                 outputs.append((None, sum(computed), len(loaded)))
                 continue
             result = CliRunner().invoke(main, command)
@@ -169,14 +179,14 @@ def test_a_slide_beside_the_folder_of_outlines_is_refused_before_anything_runs(r
     assert result.exit_code == 2 and "slide.tif" in result.output and "--root" in result.output
 
 
-def test_the_call_returns_store_run_and_prediction_and_tells_how_far_it_is(refined):
+def test_the_calls_return_store_run_and_prediction_and_tells_how_far_it_is(refined):
     folder, _, called = refined
     result = called["result"]
     assert result.run.folder.path == folder / "heads" / "slides-mini-refine-linear-2"
-    assert (result.extraction.complete, result.extraction.failures) == (2, ())
+    assert (called["extraction"].complete, called["extraction"].failures) == (2, ())
     assert [image.id for image in result.prediction.images] == ["slide"]
     assert result.prediction.out == folder / "refined" / "slides-mini-refine-linear-2"
-    assert list(result.seconds) == ["extract", "train-head", "predict"]
+    assert list(result.seconds) == ["train-head", "predict"]
     assert tuple(called["steps"]) == result.commands
     assert "with changed masks" in called["notes"][0]
     totals = list(dict.fromkeys(total for _, total in called["progress"]))
@@ -192,7 +202,8 @@ def parsed(line):
 
 def test_the_printed_commands_have_the_settings_of_the_steps(refined):
     folder, _, called = refined
-    extract, train, predict = map(parsed, called["result"].commands)
+    words = shlex.join(["pathseg", *called["slides"].words])
+    extract, train, predict = map(parsed, [words, *called["result"].commands])
     store = str(folder / "slides-mini.zarr")
     options = DatasetOptions(**{name: extract[name] for name in DatasetOptions.__dataclass_fields__})
     assert options == DatasetOptions(
@@ -218,23 +229,23 @@ def test_windows_that_cannot_be_read_end_the_call_with_their_ids(refined, tmp_pa
     (root / "slide.tif").write_bytes(whole[:300_000])  # the header is whole, tiles are missing
     outline(root, box(10, 10, 80, 80, "left"), box(900, 10, 1000, 80, "right"))
     with pytest.raises((StoreError, ValueError), match=r"slide"):
-        refine([root], tmp_path / "work", RefineConfig(model="mini"))
+        slide_store_of(tmp_path / "work", root).follow()
 
 
 def test_settings_out_of_range_are_named():
-    for settings, words in (
-        ({"brush_um": 0.0}, "--brush-um"),
-        ({"lr": 0.0}, "lr must be above 0"),
-        ({"epochs": 0}, "epochs"),
-        ({"formats": ("svg",)}, "svg"),
-        ({"t": -1}, "t must be 0 or more"),
+    for config, settings, words in (
+        (SlideStoreConfig, {"brush_um": 0.0}, "--brush-um"),
+        (SlideStoreConfig, {"t": -1}, "t must be 0 or more"),
+        (RefineConfig, {"lr": 0.0}, "lr must be above 0"),
+        (RefineConfig, {"epochs": 0}, "epochs"),
+        (RefineConfig, {"formats": ("svg",)}, "svg"),
     ):
         with pytest.raises(ValueError, match=words):
-            RefineConfig(**settings)
+            config(**settings)
 
 
 def test_a_fresh_head_starts_from_random_weights(refined):
     folder, _, _ = refined
-    config = RefineConfig(model="mini", fresh=True, epochs=1, formats=("overlay",))
-    run = refine([folder / "slides"], folder, config).run
+    config = RefineConfig(fresh=True, epochs=1, formats=("overlay",))
+    run = refine_slides(slide_store_of(folder, folder / "slides"), folder, config).run
     assert run.settings == HeadConfig(blocks=(4, 5, 6), head_type="linear", lr=1e-2, epochs=1)
