@@ -123,7 +123,7 @@ class MeasuredMaps:
 def measured_maps(predicted: np.ndarray, confidence: Confidence, *, level: int) -> MeasuredMaps:
     """Return what objects are measured by on a level of a mosaic with these class codes (h, w)."""
     named = {PROBABILITY: confidence.probability, uncertainty_name(confidence): confidence.uncertainty}
-    return MeasuredMaps(predicted, {name: (one, np.asarray(one.levels[level][:])) for name, one in named.items()})
+    return MeasuredMaps(predicted, {name: (one, one.levels[level][:, :]) for name, one in named.items()})
 
 
 def uncertainty_name(confidence: Confidence) -> str:

@@ -5,20 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec
-from zarr.storage import LocalStore, MemoryStore
+from zarr.storage import LocalStore
 
 from pathseg.train.predict.sliding_window import SlidingWindow
+from pathseg.train.predict.tiles import TILE_PX, TileArray, TileWriter, empty_levels, intersection, tile_slices
 from pathseg.train.predict.window_cache import WindowCache
 
 Number = TypeVar("Number", float, np.ndarray)
-TILE_PX = 512  # side of a tile in memory and in every file: 256 KiB of class codes
 NOT_COMPUTED = 255  # code of pixels without a prediction where no class is the background; in confidence maps too
 
 
@@ -29,17 +28,13 @@ class ConfidenceMap:
     levels: (h, w) uint8 as those of the codes, the value in 254ths of `maximum`; `NOT_COMPUTED` where there is none.
     """
 
-    levels: tuple[zarr.Array, ...]
+    levels: tuple[TileArray, ...]
     maximum: float
 
     @classmethod
     def empty(cls, folder: Path | None, name: str, size: tuple[int, int], *, maximum: float) -> ConfidenceMap:
         """Make a map without values of (H, W) px, in files below `folder`, or in memory without one."""
-        return cls(_empty_levels(folder, size, name=name, fill=NOT_COMPUTED), maximum)
-
-    def write(self, rows: slice, cols: slice, values: np.ndarray, computed: np.ndarray) -> None:
-        """Write values (h, w), 0..maximum, where `computed` (h, w) bool, to a tile at full resolution."""
-        self.levels[0][rows, cols] = self.steps(values, computed)
+        return cls(empty_levels(folder, size, name=name, fill=NOT_COMPUTED), maximum)
 
     def steps(self, values: np.ndarray, computed: np.ndarray) -> np.ndarray:
         """Return values (h, w), 0..maximum, as the levels hold them, uint8, where `computed` (h, w) bool."""
@@ -85,7 +80,7 @@ class Mosaic:
     head gives one; None where they were not kept. confidence: None where it was not asked for.
     """
 
-    levels: tuple[zarr.Array, ...]
+    levels: tuple[TileArray, ...]
     fill: int
     pixels: np.ndarray
     probabilities: Path | None = None
@@ -94,12 +89,11 @@ class Mosaic:
     @property
     def size(self) -> tuple[int, int]:
         """Height and width in px at full resolution."""
-        height, width = self.levels[0].shape
-        return height, width
+        return self.levels[0].shape
 
     def codes(self, level: int = 0) -> np.ndarray:
         """Return a whole level in memory, (h, w) uint8."""
-        return np.asarray(self.levels[level][:])
+        return self.levels[level][:, :]
 
     def tiles(self, level: int = 0) -> Iterator[tuple[slice, slice, np.ndarray]]:
         """Yield rows, columns and codes (h, w) uint8 of each tile of a level, row by row."""
@@ -131,10 +125,13 @@ class MosaicSettings:
 
 
 def blend_windows(cache: WindowCache, windows: SlidingWindow, settings: MosaicSettings) -> Mosaic:
-    """Blend the windows of a cache into a mosaic, each tile once; memory holds a tile and a few windows."""
+    """Blend the windows of a cache into a mosaic, each tile once.
+
+    Memory holds a tile, a few windows and what `TileWriter` keeps.
+    """
     indices = {number: index for index, number in enumerate(windows.selected)}
     mosaic = _MosaicWriter((windows.rows.length, windows.cols.length), settings)
-    for rows, cols in _tiles(mosaic.levels[0]):
+    for rows, cols in tile_slices(mosaic.size):
         maps, computed = _blended_tile(cache, windows, indices, rows, cols)
         if maps is not None:
             mosaic.write(rows, cols, maps, computed)
@@ -142,7 +139,9 @@ def blend_windows(cache: WindowCache, windows: SlidingWindow, settings: MosaicSe
 
 
 def join_windows(predicted: Iterable[np.ndarray], windows: SlidingWindow, settings: MosaicSettings) -> Mosaic:
-    """Put windows that lie side by side into a mosaic, each as it comes; memory holds one of them and a row of tiles.
+    """Put windows that lie side by side into a mosaic, each as it comes.
+
+    Memory holds one of them and what `TileWriter` keeps.
 
     predicted: the maps (M, h, w) of each selected window, in their order.
     """
@@ -157,11 +156,11 @@ def join_windows(predicted: Iterable[np.ndarray], windows: SlidingWindow, settin
 
 
 class _MosaicWriter:
-    """Writes regions of a mosaic, each once, then its coarser levels."""
+    """Writes regions of a mosaic with its coarser levels, each once and from the top down."""
 
     def __init__(self, size: tuple[int, int], settings: MosaicSettings) -> None:
-        self._size, self._settings = size, settings
-        self.levels = _empty_levels(settings.folder, size, name="codes", fill=settings.fill)
+        self.size, self._settings = size, settings
+        self._levels = empty_levels(settings.folder, size, name="codes", fill=settings.fill)
         self._confidence: Confidence | None = None
         if settings.confidence:
             self._confidence = _empty_confidence(
@@ -173,14 +172,15 @@ class _MosaicWriter:
         self._pixels = np.zeros(settings.classes, np.int64)
         confidence = self._confidence
         measured = () if confidence is None else (confidence.probability, confidence.uncertainty)
-        self._code_tiles = _TileWriter(self.levels[0])
-        self._confidence_tiles = [_TileWriter(one.levels[0]) for one in measured]
+        self._code_tiles = TileWriter(self._levels)
+        self._confidence_tiles = [TileWriter(one.levels) for one in measured]
 
     def write(self, rows: slice, cols: slice, maps: np.ndarray, computed: np.ndarray) -> None:
         """Write the maps (M, h, w) of a region where they are computed, (h, w) bool, and there is tissue."""
+        self._flush(rows.start)
         classes, tissue = self._settings.classes, self._settings.tissue
         if tissue is not None:
-            computed = computed & resize_nearest(tissue, self._size, rows, cols)
+            computed = computed & resize_nearest(tissue, self.size, rows, cols)
         codes, probability = _most_probable(maps[:classes])
         self._pixels += np.bincount(codes[computed], minlength=classes)
         codes[~computed] = self._settings.fill
@@ -197,47 +197,14 @@ class _MosaicWriter:
                 tiles.write(rows, cols, one.steps(values, computed))
 
     def finish(self) -> Mosaic:
-        """Return the mosaic with its coarser levels."""
-        settings, confidence = self._settings, self._confidence
+        """Return the mosaic."""
+        self._flush()
+        settings = self._settings
+        return Mosaic(self._levels, settings.fill, self._pixels, settings.probabilities, self._confidence)
+
+    def _flush(self, row: int | None = None) -> None:
         for tiles in (self._code_tiles, *self._confidence_tiles):
-            tiles.flush()
-        _downsample(self.levels, fill=settings.fill)
-        for one in () if confidence is None else (confidence.probability, confidence.uncertainty):
-            _downsample(one.levels, fill=NOT_COMPUTED)
-        return Mosaic(self.levels, settings.fill, self._pixels, settings.probabilities, confidence)
-
-
-class _TileWriter:
-    """Writes regions of (H, W) uint8 that come from the top down, so that each tile of the array is encoded once.
-
-    Memory holds the tiles of which regions cover a part.
-    """
-
-    def __init__(self, array: zarr.Array) -> None:
-        self._array, self._begun = array, dict[tuple[int, int], np.ndarray]()
-
-    def write(self, rows: slice, cols: slice, values: np.ndarray) -> None:
-        """Take the values (h, w) of a region; write the tiles that it covers and those above it."""
-        self.flush(rows.start)
-        height, width = self._array.shape
-        for y in range(rows.start // TILE_PX * TILE_PX, rows.stop, TILE_PX):
-            tile_rows, own_rows = _intersection(slice(y, min(y + TILE_PX, height)), rows.start, rows.stop - rows.start)
-            for x in range(cols.start // TILE_PX * TILE_PX, cols.stop, TILE_PX):
-                shape = min(TILE_PX, height - y), min(TILE_PX, width - x)
-                tile_cols, own_cols = _intersection(slice(x, x + shape[1]), cols.start, cols.stop - cols.start)
-                part = values[own_rows, own_cols]
-                if part.shape == shape:
-                    self._array[y : y + shape[0], x : x + shape[1]] = part
-                    continue
-                if (y, x) not in self._begun:
-                    self._begun[y, x] = np.full(shape, self._array.fill_value, np.uint8)
-                self._begun[y, x][tile_rows, tile_cols] = part
-
-    def flush(self, row: int | None = None) -> None:
-        """Write the tiles that end above a row, without one all of them."""
-        for y, x in [corner for corner in self._begun if row is None or corner[0] + TILE_PX <= row]:
-            tile = self._begun.pop((y, x))
-            self._array[y : y + tile.shape[0], x : x + tile.shape[1]] = tile
+            tiles.flush(row)
 
 
 def resize_nearest(
@@ -285,27 +252,6 @@ def _empty_confidence(folder: Path | None, size: tuple[int, int], classes: int, 
     return Confidence(probability, uncertainty, of_ensemble)
 
 
-def _empty_levels(folder: Path | None, size: tuple[int, int], *, name: str, fill: int) -> tuple[zarr.Array, ...]:
-    store = MemoryStore() if folder is None else LocalStore(folder / f"{name}.zarr")
-    group = zarr.create_group(store, overwrite=True, zarr_format=3)
-    shapes = [size]
-    while max(shapes[-1]) > TILE_PX:
-        height, width = (-(-side // 2 ** len(shapes)) for side in size)
-        shapes.append((height, width))
-    return tuple(
-        group.create_array(
-            f"level{number}",
-            shape=shape,
-            chunks=(TILE_PX, TILE_PX),
-            dtype="uint8",
-            fill_value=fill,
-            compressors=[BloscCodec(cname="zstd", clevel=1)],
-            dimension_names=(f"row_level{number}", f"column_level{number}"),
-        )
-        for number, shape in enumerate(shapes)
-    )
-
-
 def _probability_arrays(path: Path, size: tuple[int, int], classes: int, uncertainty: bool) -> Mapping[str, zarr.Array]:
     group = zarr.create_group(LocalStore(path), overwrite=True, zarr_format=3)
     shapes: dict[str, tuple[int, ...]] = {"probabilities": (classes, *size)}
@@ -340,8 +286,8 @@ def _blended_tile(
             index = indices.get(r * len(windows.cols.starts) + c)
             if index is None:
                 continue
-            tile_rows, window_rows = _intersection(rows, windows.rows.starts[r], windows.rows.window)
-            tile_cols, window_cols = _intersection(cols, windows.cols.starts[c], windows.cols.window)
+            tile_rows, window_rows = intersection(rows, windows.rows.starts[r], windows.rows.window)
+            tile_cols, window_cols = intersection(cols, windows.cols.starts[c], windows.cols.window)
             values = cache.read(index)  # (M, h, w)
             weights = windows.rows.weights(r)[window_rows, None] * windows.cols.weights(c)[None, window_cols]
             maps = np.zeros((len(values), *shape), np.float32) if maps is None else maps
@@ -353,41 +299,6 @@ def _blended_tile(
     return maps / np.where(computed, total, 1), computed
 
 
-def _intersection(tile: slice, start: int, window: int) -> tuple[slice, slice]:
-    """The px that a tile and a window share along an axis, counted from the tile's start and from the window's."""
-    first, last = max(tile.start, start), min(tile.stop, start + window)
-    return slice(first - tile.start, last - tile.start), slice(first - start, last - start)
-
-
-def _downsample(levels: tuple[zarr.Array, ...], *, fill: int) -> None:
-    """Fill the coarser levels with one of every two pixels along each axis, so that no new code arises.
-
-    Pixel i of level L covers px i * 2^L to (i + 1) * 2^L of level 0. Of two pixels neither lies at their centre; the
-    second is taken for even i, the first for odd i, so that the errors cancel and objects stay where they are.
-    """
-    for finer, coarser in pairwise(levels):
-        for rows, cols in _tiles(coarser):
-            codes = np.asarray(finer[rows.start * 2 : rows.stop * 2, cols.start * 2 : cols.stop * 2])
-            picks = (_alternately(part, length) for part, length in zip((rows, cols), codes.shape, strict=True))
-            codes = codes[np.ix_(*picks)]
-            if (codes != fill).any():
-                coarser[rows, cols] = codes
-
-
-def _alternately(coarse: slice, length: int) -> np.ndarray:
-    """The indices, among `length` finer pixels, of those that a range of coarser pixels takes."""
-    i = np.arange(coarse.start, coarse.stop)
-    return np.minimum(2 * (i - coarse.start) + (i % 2 == 0), length - 1)
-
-
-def _read_tiles(array: zarr.Array) -> Iterator[tuple[slice, slice, np.ndarray]]:
-    for rows, cols in _tiles(array):
-        yield rows, cols, np.asarray(array[rows, cols])
-
-
-def _tiles(array: zarr.Array) -> Iterator[tuple[slice, slice]]:
-    """Rows and columns of each tile of (H, W), row by row."""
-    height, width = array.shape
-    for y in range(0, height, TILE_PX):
-        for x in range(0, width, TILE_PX):
-            yield slice(y, min(y + TILE_PX, height)), slice(x, min(x + TILE_PX, width))
+def _read_tiles(level: TileArray) -> Iterator[tuple[slice, slice, np.ndarray]]:
+    for rows, cols in tile_slices(level.shape):
+        yield rows, cols, level[rows, cols]

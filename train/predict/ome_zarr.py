@@ -11,7 +11,8 @@ from zarr.codecs import BloscCodec
 from zarr.storage import LocalStore
 
 from pathseg.train.colours import rgb
-from pathseg.train.predict.mosaic import NOT_COMPUTED, TILE_PX, Mosaic
+from pathseg.train.predict.mosaic import NOT_COMPUTED, Mosaic
+from pathseg.train.predict.tiles import TILE_PX
 
 VERSION = "0.5"
 OPAQUE, TRANSPARENT = 255, 0

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from pathseg.train.colours import rgb
-from pathseg.train.predict.mosaic import TILE_PX, Mosaic
+from pathseg.train.predict.mosaic import Mosaic
+from pathseg.train.predict.tiles import TILE_PX
 
 UM_PER_CM = 10_000
 DEFLATE_LEVEL = 6

@@ -28,6 +28,8 @@ def most_uncertain_regions(uncertainty: ConfidenceMap, count: int) -> list[Revie
     """
     found = []
     for rows, cols, steps in uncertainty.tiles():
+        if steps.min() == NOT_COMPUTED:
+            continue
         for y in range(0, steps.shape[0], REGION_PX):
             for x in range(0, steps.shape[1], REGION_PX):
                 part = steps[y : y + REGION_PX, x : x + REGION_PX]

@@ -191,9 +191,8 @@ def confidence_of(probability, uncertainty, *, of_ensemble=False):
     """Confidence in memory from values (H, W); NaN is not computed."""
     maps = []
     for values, maximum in ((probability, 1.0), (uncertainty, float(np.log(2)))):
-        one = ConfidenceMap.empty(None, "map", values.shape, maximum=maximum)
-        one.write(slice(0, values.shape[0]), slice(0, values.shape[1]), np.nan_to_num(values), np.isfinite(values))
-        maps.append(one)
+        steps = np.where(np.isfinite(values), np.rint(np.nan_to_num(values) / maximum * 254), 255)
+        maps.append(ConfidenceMap((steps.astype(np.uint8),), maximum))
     return Confidence(*maps, of_ensemble)
 
 

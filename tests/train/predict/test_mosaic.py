@@ -163,7 +163,7 @@ def test_rows_and_columns_of_a_resized_mask_are_those_of_the_whole():
 
 def of_level(one, level=0):
     """The values of a confidence map, NaN where not computed."""
-    steps = np.asarray(one.levels[level][:])
+    steps = one.levels[level][:, :]
     return np.where(steps == 255, np.nan, steps / 254 * one.maximum)
 
 
