@@ -20,7 +20,7 @@ class ConstantModel:
 
     name, trained, digest, first_stage, condition = "constant", False, "0" * 64, "none", "none"
     device, latent_shape, timesteps = torch.device("cpu"), None, None
-    vit, diffusers, notes = None, None, ()
+    vit, diffusers, zoom, notes = None, None, None, ()
 
     def __init__(self, blocks: dict[int, tuple[int, int]]) -> None:
         self.blocks, self.default_blocks = blocks, tuple(blocks)

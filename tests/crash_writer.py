@@ -42,7 +42,7 @@ class ToyModel:
     blocks = {0: (24, 8), 5: (12, 16), 9: (6, 64)}  # noqa: RUF012
     device = torch.device("cpu")
     latent_shape, timesteps = (3, 64, 64), 1000
-    default_blocks, vit, diffusers, notes = (0, 5, 9), None, None, ()
+    default_blocks, vit, diffusers, zoom, notes = (0, 5, 9), None, None, None, ()
 
     def __init__(self, log: Path) -> None:
         self._log = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)

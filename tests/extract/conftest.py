@@ -20,7 +20,7 @@ class ToyModel:
     blocks = {0: (8, 8), 4: (4, 16), 9: (2, 64)}  # noqa: RUF012
     device = torch.device("cpu")
     latent_shape, timesteps = (3, 64, 64), 1000
-    default_blocks, vit, diffusers, notes = (0, 4, 9), None, None, ()
+    default_blocks, vit, diffusers, zoom, notes = (0, 4, 9), None, None, None, ()
 
     def prepare(self, images):
         pixels = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float()
