@@ -1,12 +1,12 @@
-"""Cost of one million patches: time and memory of the driver and the scheduler, bytes, files and GPU hours.
+"""Cost of a million patches and more: time and memory of driver and scheduler, bytes, files and GPU hours.
 
-    python -m benchmarks.store.plan [--patches 1000000] [--per-gpu 40] [--out benchmarks/results/plan]
+    python -m benchmarks.store.plan [--patches 1000000,10000000,100000000] [--per-gpu 40] [--out FILE]
 
 Simulated: the model (it computes nothing), the features (tensors of a few bytes) and, for the driver and the resume,
 the store, of which only the completion records exist, as empty files with their real names. Measured: listing the
-records, checking each unit, the pipeline with its threads and queues and the store's writer on `--units` units, and
-Dask's scheduler with one worker process where `distributed` is installed. Computed: bytes, files and GPU hours.
-
+records and checking each unit (of the first number of --patches), the pipeline with its threads and queues and the
+store's writer on `--units` units, and Dask's scheduler with one worker process where `distributed` is installed.
+Computed: bytes, files and GPU hours.
 --per-gpu is an ASSUMPTION: patches a second of the paper's model on one GPU (400 M parameters, one denoiser pass at
 64x64 latents, HIPT and the first stage); measure your own with `pathseg extract --limit`.
 """
@@ -19,7 +19,7 @@ import resource
 import tempfile
 import time
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 
 from benchmarks.constant_model import FULL_SIZE, TINY, ConstantModel, blank_dataset
@@ -30,12 +30,14 @@ from pathseg.extract.plan import contents_of
 from pathseg.extract.unit import missing_work
 from pathseg.store.blocks import format_blocks
 from pathseg.store.format.arrays import CHUNK_BYTES
+from pathseg.store.format.packing import PACKINGS
 from pathseg.store.format.size import BlockShape, format_bytes, patch_bytes
 from pathseg.store.records import PIXELS, ArraySet
 from pathseg.store.writer import StoreWriter
 
 SIZE = (768, 768)  # px of an image: 9 patches, as in the paper
 PATCHES = 9
+STORED = ("none", "int8")  # packings whose size is exact
 WINDOW = 1000  # units in flight, as in `extract --workers`
 BLOCK_SETS = (tuple(FULL_SIZE), (4, 5, 6), (9, 10, 11, 12))  # all; the paper's best three; the finest
 
@@ -112,34 +114,37 @@ def measure_dask(units: int) -> dict[str, float] | None:
     return {"tasks": units, "seconds_a_task": elapsed / units, "driver_bytes": max(resident_bytes() - before, 0)}
 
 
-def count_files(blocks: tuple[int, ...], layout: str, patches: int, per_unit: int) -> int:
-    """Count the files of a store: chunks or shards of features, images and masks, and two records a unit."""
+def count_files(blocks: tuple[int, ...], layout: str, packing: str, patches: int, per_unit: int) -> int:
+    """Count the files of a store: chunks or shards of features, scales, images and masks, and two records a unit."""
     images = -(-patches // PATCHES)
     units = -(-images // per_unit)
+    shapes = [(PATCHES, *BlockShape(*FULL_SIZE[b]).stored(layout)) for b in blocks]
+    arrays = [array for shape in shapes for array in PACKINGS[packing].arrays("", shape, "float16")]
     if per_unit > 1:
-        return units * (len(blocks) + 4)
-    sizes = patch_bytes({b: BlockShape(*FULL_SIZE[b]) for b in blocks}, layout=layout, dtype="float16")
-    return units * (sum(1 if PATCHES * size <= CHUNK_BYTES else PATCHES for size in sizes.values()) + 4)
+        return units * (len(arrays) + 4)
+    return units * (sum(1 if array.image_bytes <= CHUNK_BYTES else PATCHES for array in arrays) + 4)
 
 
 def compute_costs(patches: int, per_gpu: float, per_unit: int) -> list[dict[str, object]]:
-    """Return a row per layout and set of blocks. GPU hours are those of all blocks, an upper bound for the others."""
+    """Return a row per packing, set of blocks and layout. GPU hours are those of all blocks."""
     rows = []
-    for blocks in BLOCK_SETS:
-        for layout in ("native", "grid", "image"):
-            shapes = {b: BlockShape(*FULL_SIZE[b]) for b in blocks}
-            size_bytes = sum(patch_bytes(shapes, layout=layout, dtype="float16").values()) * patches
-            rows.append(
-                {
-                    "blocks": format_blocks(blocks),
-                    "layout": layout,
-                    "bytes": size_bytes,
-                    "files": count_files(blocks, layout, patches, 1),
-                    "files_in_shards": count_files(blocks, layout, patches, per_unit),
-                    "gpu_hours": patches / per_gpu / 3600,
-                    "write_mb_s_per_gpu": size_bytes / patches * per_gpu / 1e6,
-                }
-            )
+    for packing, blocks, layout in product(STORED, BLOCK_SETS, ("native", "grid", "image")):
+        shapes = {b: BlockShape(*FULL_SIZE[b]) for b in blocks}
+        sizes = patch_bytes(shapes, layout=layout, dtype="float16", packing=packing, patches_per_image=PATCHES)
+        size_bytes = sum(sizes.values()) * patches
+        rows.append(
+            {
+                "patches": patches,
+                "packing": packing,
+                "blocks": format_blocks(blocks),
+                "layout": layout,
+                "bytes": size_bytes,
+                "files": count_files(blocks, layout, packing, patches, 1),
+                "files_in_shards": count_files(blocks, layout, packing, patches, per_unit),
+                "gpu_hours": patches / per_gpu / 3600,
+                "write_mb_s_per_gpu": size_bytes / patches * per_gpu / 1e6,
+            }
+        )
     return rows
 
 
@@ -147,20 +152,22 @@ def as_markdown(result: dict) -> str:
     """Format the result as Markdown."""
     arguments = result["arguments"]
     lines = [
-        f"# {arguments['patches']:,} patches",
+        "# Millions of patches",
         "",
-        f"Throughput is assumed: {arguments['per_gpu']:g} patches a second and GPU. Float16, one timestep, images of "
-        f"{SIZE[1]}x{SIZE[0]} px, shards of {arguments['per_unit']} images.",
-        "",
-        "| blocks | layout | bytes | files | files in shards | GPU hours | MB/s to write a GPU |",
-        "|---|---|---|---|---|---|---|",
+        f"Throughput is assumed: {arguments['per_gpu']:g} patches a second and GPU. Float16 or int8, one timestep, "
+        f"images of {SIZE[1]}x{SIZE[0]} px, shards of {arguments['per_unit']} images.",
     ]
-    lines += [
-        f"| {row['blocks']} | {row['layout']} | {format_bytes(row['bytes'])} | {row['files']:,} | "
-        f"{row['files_in_shards']:,} | "
-        f"{row['gpu_hours']:.1f} | {row['write_mb_s_per_gpu']:,.0f} |"
-        for row in result["costs"]
-    ]
+    for patches in arguments["patches"]:
+        own = [row for row in result["costs"] if row["patches"] == patches]
+        lines += ["", f"## {patches:,} patches, {own[0]['gpu_hours']:,.1f} GPU hours", ""]
+        lines += ["| packing | blocks | layout | bytes | files | files in shards | MB/s to write a GPU |"]
+        lines += ["|---|---|---|---|---|---|---|"]
+        lines += [
+            f"| {row['packing']} | {row['blocks']} | {row['layout']} | {format_bytes(row['bytes'])} | "
+            f"{row['files']:,} | {row['files_in_shards']:,} | {row['write_mb_s_per_gpu']:,.0f} |"
+            for row in own
+        ]
+    lines += ["", f"## Driver, {arguments['patches'][0]:,} patches"]
     lines += ["", "| images a unit | units | opening | resume | driver memory |", "|---|---|---|---|---|"]
     lines += [
         f"| {row['images_per_unit']} | {row['units']:,} | {row['open_s']:.2f} s | {row['resume_s']:.2f} s | "
@@ -182,23 +189,27 @@ def as_markdown(result: dict) -> str:
 def main() -> None:
     """Measure, compute and write the JSON and Markdown files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--patches", type=int, default=1_000_000)
+    parser.add_argument("--patches", default="1000000,10000000,100000000", help="the driver is measured on the first")
     parser.add_argument("--per-gpu", type=float, default=40, help="patches a second and GPU; an assumption")
     parser.add_argument("--per-unit", type=int, default=8, help="images that share a shard")
     parser.add_argument("--units", type=int, default=2000, help="units, and Dask tasks, to measure on")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="needs 250,000 free inodes")
     parser.add_argument("--out", type=Path, default=RESULTS / "plan", help="without a suffix")
     arguments = parser.parse_args()
-    result: dict = {"arguments": {n: getattr(arguments, n) for n in ("patches", "per_gpu", "per_unit", "units")}}
+    patches = list(map(int, arguments.patches.split(",")))
+    result: dict = {"arguments": {n: getattr(arguments, n) for n in ("per_gpu", "per_unit", "units")}}
+    result["arguments"]["patches"] = patches
     result["machine"] = describe_machine(arguments.folder)
     result["dask"] = measure_dask(arguments.units)  # first, so that the driver's growth is due to Dask alone
     result["resume"] = []
     for per_unit in (1, arguments.per_unit):
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-            result["resume"].append(measure_resume(Path(folder), arguments.patches, per_unit))
+            result["resume"].append(measure_resume(Path(folder), patches[0], per_unit))
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         result["overhead"] = measure_pipeline(Path(folder), arguments.units)
-    result["costs"] = compute_costs(arguments.patches, arguments.per_gpu, arguments.per_unit)
+    result["costs"] = [
+        row for number in patches for row in compute_costs(number, arguments.per_gpu, arguments.per_unit)
+    ]
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
     text = as_markdown(result)

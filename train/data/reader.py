@@ -90,6 +90,8 @@ class FeatureReader:
         self._reserved: set[int] = set()  # images that are kept, or being read to be kept
         self._concurrency = max(store.location.concurrency for store in self.stores.stores)
         self._threads = ThreadPoolExecutor(self._concurrency)
+        self._cores = torch.get_num_threads()
+        self._arithmetic = ThreadPoolExecutor(self._cores)
         self._buffers: dict[int, list[Sample]] = {}  # batch size -> the buffers of its queue
         self._values: dict[Layer, torch.Tensor] = {}  # of the batch in use, where values are stored scaled
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -194,24 +196,34 @@ class FeatureReader:
             for sample in samples:
                 for values in sample.tensors():  # allocated on the copy stream, used on this one
                     values.record_stream(torch.cuda.current_stream(self.device))
-        unscaled = {layer: self._unscaled(layer, found) for layer in found.scales}
-        return Batch(found.features | unscaled, found.masks, group)
+        return Batch(found.features | self._unscaled(found), found.masks, group)
 
     @torch.inference_mode(False)  # as for `_new_buffer`
     @torch.no_grad()
-    def _unscaled(self, layer: Layer, stored: Sample) -> torch.Tensor:
-        """Multiply the whole numbers of a batch by their scales, in the memory that the last batch had."""
-        integers, scales = stored.features[layer], stored.scales[layer]
-        values = self._values.get(layer)
-        if values is None or len(values) < len(integers):
-            values = self._values[layer] = torch.empty(integers.shape, device=integers.device)
-        values, factors = values[: len(integers)], for_cells(scales)
-        if integers.device.type != "cpu":
-            return values.copy_(integers).mul_(factors)
-        for image, whole, of_image in zip(values, integers, factors, strict=True):
-            for patch, whole_of_patch in zip(image, whole, strict=True):  # which stays in the cache between both steps
-                patch.copy_(whole_of_patch).mul_(of_image[0])
-        return values
+    def _unscaled(self, stored: Sample) -> dict[Layer, torch.Tensor]:
+        """Multiply the whole numbers of a batch by their scales, in the memory that the last batch had.
+
+        On a CPU the patches are shared out among threads of NumPy, which multiplies what it converts while it is in the
+        cache; torch converts all values first. On a GPU it is one kernel.
+        """
+        found: dict[Layer, torch.Tensor] = {}
+        patches: list[tuple[np.ndarray, ...]] = []
+        for layer, scales in stored.scales.items():
+            integers = stored.features[layer]
+            values = self._values.get(layer)
+            if values is None or len(values) < len(integers):
+                values = self._values[layer] = torch.empty(integers.shape, device=integers.device)
+            found[layer] = values = values[: len(integers)]
+            if integers.device.type != "cpu":
+                torch.mul(integers, for_cells(scales), out=values)
+                continue
+            for arrays in zip(integers.numpy(), scales.numpy(), values.numpy(), strict=True):
+                whole, of_image, out = arrays
+                patches += [(one, of_image, own) for one, own in zip(whole, out, strict=True)]
+        shares = [patches[first :: self._cores] for first in range(min(self._cores, len(patches)))]
+        for _ in self._arithmetic.map(_multiply, shares):
+            pass
+        return found
 
     @torch.inference_mode(False)  # tensors allocated in inference mode could not be trained on in a later epoch
     def _new_buffer(self, images: int) -> Sample:
@@ -231,6 +243,12 @@ class FeatureReader:
             if of_scales:
                 scales[layer] = empty(of_scales[0].shape, _torch_dtype(of_scales[0].dtype))
         return Sample(features, scales, empty(self.store.contents.key.size, torch.uint8))
+
+
+def _multiply(patches: Iterable[tuple[np.ndarray, ...]]) -> None:
+    """Fill patches (C, h, w) float32 with whole numbers (C, h, w) int8 times scales (C,): (numbers, scales, patch)."""
+    for integers, scales, out in patches:
+        np.multiply(integers.reshape(len(scales), -1), scales[:, None], out=out.reshape(len(scales), -1))
 
 
 def _torch_dtype(dtype: np.dtype) -> torch.dtype:
