@@ -730,7 +730,7 @@ def require_all(failures: Sequence[str], images: int) -> None:
 
 def absolute(model: str) -> str:
     """A folder by its full path, so that another process finds it; a name as it is."""
-    return model if model in MODELS or model.startswith("timm:") else str(Path(model).expanduser().absolute())
+    return model if model in MODELS or model.startswith("timm:") else str(paths.expand_home(model).absolute())
 
 
 def show_epoch(bar: tqdm, run: Any, epoch: Any) -> None:

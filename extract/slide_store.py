@@ -24,6 +24,7 @@ from pathseg.store.key import Magnification, StoreKey
 from pathseg.store.location.location import open_location
 from pathseg.store.runtime.device import device as resolve_device
 from pathseg.store.runtime.flags import words_of
+from pathseg.store.runtime.workspace import expand_home
 
 DEFAULT_T = 50  # of the features of a new store
 OnProgress = Callable[[int, int], None]  # patches done, and in total
@@ -149,7 +150,7 @@ def slides_root(slides: Sequence[str | Path], root: Path | None = None) -> Path:
 
     Raises ValueError for a slide outside of it, FileNotFoundError for one that is not there.
     """
-    files, first = list_input_images([str(slide) for slide in slides]), Path(slides[0]).expanduser().absolute()
+    files, first = list_input_images([str(slide) for slide in slides]), expand_home(slides[0]).absolute()
     found = root or (first if first.is_dir() else files[0].absolute().parent)
     if beside := [file for file in files if not file.resolve().is_relative_to(found.resolve())]:
         raise ValueError(f"{beside[0]} is not in {found}, whose slides and outlines are read; pass --root")

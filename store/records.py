@@ -303,13 +303,18 @@ class Records:
             return frozenset()
 
 
-def file_states(paths: Iterable[Path]) -> str | None:
+def file_states(files: Iterable[Path | Sequence[Path]]) -> str | None:
     """Return size and times of files: equal ones have not changed. None without files. Raises OSError.
 
+    Files in a sequence count as one, as those of a slide that has several: their size in all and the latest times.
     Times of change (ctime) are in it, because a copy can keep the time of modification.
     """
-    states = [path.stat() for path in paths]
-    return " ".join(f"{file.st_size}:{file.st_mtime_ns}:{file.st_ctime_ns}" for file in states) or None
+    states = []
+    for one in files:
+        found = [path.stat() for path in ([one] if isinstance(one, Path) else one)]
+        modified, changed = max(file.st_mtime_ns for file in found), max(file.st_ctime_ns for file in found)
+        states.append(f"{sum(file.st_size for file in found)}:{modified}:{changed}")
+    return " ".join(states) or None
 
 
 def checksum(array: np.ndarray) -> int:

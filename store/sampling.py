@@ -87,8 +87,12 @@ class InputImage(Protocol):
     origin: tuple[int, int]
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """All files that hold it, `path` first."""
+
+    @property
     def digest(self) -> str:
-        """SHA-256 of the file's content."""
+        """SHA-256 of the content of its files."""
 
     def read(self, y: int, x: int, height: int, width: int, *, mirrored: bool = False) -> np.ndarray:
         """Return a region, (height, width, 3) uint8 RGB, white beyond the edges; with `mirrored` an image goes on

@@ -361,6 +361,23 @@ def test_without_a_home_folder_the_way_out_is_named(monkeypatch):
     assert result.exit_code == 1 and "HOME" in result.output and "--root" in result.output
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("info", "~nobody-here/x.zarr"),
+        ("train-head", "--store", "a=~nobody-here/x.zarr"),
+        ("train-head", "--workspace", "~nobody-here/work"),
+        ("extract", "--dataset", "synthetic", "--model", "~nobody-here/model"),
+        ("predict", __file__, "--run", "~nobody-here/run", "--out", "out"),
+        ("refine", __file__, "--store", "~nobody-here/x.zarr"),
+    ],
+)
+def test_a_home_folder_that_is_not_known_is_named(arguments):
+    result = run(*arguments)
+    assert result.exit_code in (1, 2) and "this is a bug" not in result.output
+    assert "~nobody-here" in result.output and "write the whole path" in result.output
+
+
 def test_pytorch_without_memory_names_the_batch_size():
     assert "--batch-size" in error_line(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"))
 

@@ -72,11 +72,12 @@ class Dataset:
 
     load: decodes one sample; raises ValueError naming the file when it is damaged or has invalid content. classes:
     names of the mask codes 0..K-1. size: (H, W) in px, the same for all samples. test_split: the split that results are
-    quoted on. files: the files that `load` reads a sample from. preprocessing: every setting that changes a pixel or a
-    mask code; part of the store's key. background: code of the class that is no object, None where every class is one.
-    ignore: code that counts in no loss, class weight or metric, None without one. mpp: um/px, None when unknown; of the
-    files, before any resize of `preprocessing`. has_instances: mask codes number the objects of one class, so object
-    scores are computed. left_out: message for people about listed images that are no samples, or "".
+    quoted on. files: those that `load` reads a sample from, those of one slide in a tuple. preprocessing: every setting
+    that changes a pixel or a mask code; part of the store's key. background: code of the class that is no object, None
+    where every class is one. ignore: code that counts in no loss, class weight or metric, None without one. mpp: um/px,
+    None when unknown; of the files, before any resize of `preprocessing`. has_instances: mask codes number the objects
+    of one class, so object scores are computed. left_out: message for people about listed images that are no samples,
+    or "".
     colours: `#RRGGBB` of each class, None of one without; empty where no class has one.
     masks_per_class: number of masks that hold each class, where all masks were read. warnings: lines for people.
     load_surroundings: returns a sample's image with a margin of so many px of the tissue around it on each side,
@@ -96,7 +97,7 @@ class Dataset:
     mpp: float | None = None
     has_instances: bool = False
     left_out: str = ""
-    files: Callable[[Sample], tuple[Path, ...]] = _no_files
+    files: Callable[[Sample], tuple[Path | tuple[Path, ...], ...]] = _no_files
     masks_per_class: Mapping[str, int] = dataclasses.field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     load_surroundings: Callable[[Sample, int], np.ndarray] | None = None

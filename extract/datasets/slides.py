@@ -64,16 +64,16 @@ class SlideShape(NamedTuple):
 class AnnotatedSlide:
     """A slide and what is outlined on it.
 
-    outlines: the file, None of a slide without. areas: outlines in px of the file with their codes, `IGNORED` for
-    ignored ones. region: union of the regions of interest, inside which what no outline covers is background; None
-    without any.
+    files: all that hold the slide, the one that is opened first. outlines: the file, None of a slide without. areas:
+    outlines in px of the slide with their codes, `IGNORED` for ignored ones. regions: of interest, inside which what no
+    outline covers is background; they may overlap.
     """
 
-    image: Path
+    files: tuple[Path, ...]
     outlines: Path | None
     shape: SlideShape
     areas: tuple[tuple[Geometry, int], ...]
-    region: Geometry | None
+    regions: tuple[Geometry, ...]
 
     @cached_property
     def _bounds(self) -> np.ndarray:
@@ -89,8 +89,8 @@ class AnnotatedSlide:
         near = (left < (x + side) * across) & (right > x * across) & (top < (y + side) * down) & (bottom > y * down)
         areas = [self.areas[number] for number in np.flatnonzero(near)]
         codes = draw(areas, fill=IGNORED)
-        if self.region is not None and background is not None:
-            inside = draw([(self.region, 1)], fill=0)
+        if self.regions and background is not None:
+            inside = draw([(region, 1) for region in self.regions], fill=0)
             outlined = draw([(area, 1) for area, _ in areas], fill=0)  # also by what is ignored
             codes[(inside == 1) & (outlined == 0)] = background
         codes[max(0, self.shape.size[0] - y) :] = IGNORED
@@ -158,12 +158,15 @@ def open_slides(options: DatasetOptions) -> Dataset:
     reader = SlideReader(target, options.mpp)
     outlines: dict[str, Outlines] = {}
     shapes: dict[str, SlideShape] = {}
+    files: dict[str, tuple[Path, ...]] = {}
     to_store: dict[str, list[tuple[int, int]]] = {}  # windows, with labels or not
-    region_class, brush_um = options.region_class or REGION_CLASS, options.brush_um or BRUSH_UM
+    region_class, brush_um = composed(options.region_class or REGION_CLASS), options.brush_um or BRUSH_UM
+    named = tuple(map(composed, options.classes))
     for name in slides if unlabelled else labels:
         try:
             image = reader.open(slides[name])
             shapes[name] = SlideShape(image.file_px, image.size, image.scale)
+            files[name] = image.files
             if name in labels:
                 outlines[name] = read_outlines(
                     labels[name],
@@ -177,11 +180,11 @@ def open_slides(options: DatasetOptions) -> Dataset:
     if problems:  # classes and splits of the other files alone would be faulted for what these lack
         raise DatasetError("slides", root, problems=problems)
     outlined = {one.class_name for own in outlines.values() for one in own.outlines}
-    classes = _classes(outlined, options.classes, region_class, problems, root)
+    classes = _classes(outlined, named, region_class, problems, root)
     background = background_code(classes)
     codes = {name: code for code, name in enumerate(classes)} | {IGNORE_CLASS: IGNORED}
     annotated = {
-        name: _annotated(slides[name], labels[name], shapes[name], own, codes, region_class, problems)
+        name: _annotated(files[name], labels[name], shapes[name], own, codes, region_class, problems)
         for name, own in outlines.items()
     }
     bare = [name for name in slides if name not in labels]
@@ -189,7 +192,7 @@ def open_slides(options: DatasetOptions) -> Dataset:
     if problems:
         raise DatasetError("slides", root, problems=problems)
     for name in bare if unlabelled else ():
-        annotated[name] = AnnotatedSlide(slides[name], None, shapes[name], (), None)
+        annotated[name] = AnnotatedSlide(files[name], None, shapes[name], (), ())
     settings: dict[str, Setting] = {"target_mpp": target, "brush_um": brush_um, "region_class": region_class}
     if options.outline_origin == "file":
         settings["outline_origin"] = "file"
@@ -337,12 +340,10 @@ def _class_colours(classes: tuple[str, ...], outlines: dict[str, Outlines]) -> t
 
 
 def _annotated(
-    path: Path, labels: Path, shape: SlideShape, outlines: Outlines, codes: dict[str, int], region_class: str,
-    problems: list[str],
+    files: tuple[Path, ...], labels: Path, shape: SlideShape, outlines: Outlines, codes: dict[str, int],
+    region_class: str, problems: list[str],
 ) -> AnnotatedSlide:  # fmt: skip
     """Give the outlines of a slide their codes; add a line to `problems` for those that lie beside it."""
-    import shapely
-
     height, width = shape.file_px
     areas, regions = [], []
     for number, outline in enumerate(outlines.outlines, 1):
@@ -350,15 +351,14 @@ def _annotated(
         if right <= 0 or bottom <= 0 or left >= width or top >= height:
             where = f"around x {(left + right) / 2:.0f}, y {(top + bottom) / 2:.0f}"
             problems.append(
-                f"{labels}: annotation {number} ({outline.class_name}, {where}) lies beside {path.name}, which has "
+                f"{labels}: annotation {number} ({outline.class_name}, {where}) lies beside {files[0].name}, which has "
                 f"{width}x{height} px; export the outlines of this slide"
             )
         elif outline.class_name == region_class:
             regions.append(outline.area)
         elif outline.class_name in codes:
             areas.append((outline.area, codes[outline.class_name]))
-    region = shapely.union_all(regions) if regions else None
-    return AnnotatedSlide(path, labels, shape, tuple(areas), region)
+    return AnnotatedSlide(files, labels, shape, tuple(areas), tuple(regions))
 
 
 def _candidates(slide: AnnotatedSlide, side: int) -> Iterator[tuple[int, int]]:
@@ -366,7 +366,7 @@ def _candidates(slide: AnnotatedSlide, side: int) -> Iterator[tuple[int, int]]:
     import shapely
 
     # the parts of the region one by one: the box around scattered ones would hold most of the slide
-    regions = [] if slide.region is None else shapely.get_parts(slide.region)
+    regions = shapely.get_parts(list(slide.regions))
     drawn = shapely.STRtree([*(area for area, _ in slide.areas), *regions])
     down, across = slide.shape.scale
     for y in range(0, slide.shape.size[0], side):
@@ -419,7 +419,7 @@ def _load(
     reader: SlideReader, slides: Slides, windows: Windows, side: int, background: int | None, sample: Sample
 ) -> Pixels:
     name, y, x = windows[sample.id]
-    image = reader.read(slides[name].image, y, x, side)
+    image = reader.read(slides[name].files[0], y, x, side)
     return Pixels(image, _load_mask(slides, windows, side, background, sample))
 
 
@@ -434,11 +434,11 @@ def _load_surroundings(
     reader: SlideReader, slides: Slides, windows: Windows, side: int, sample: Sample, margin: int
 ) -> np.ndarray:
     name, y, x = windows[sample.id]
-    return reader.read(slides[name].image, y, x, side, margin=margin)
+    return reader.read(slides[name].files[0], y, x, side, margin=margin)
 
 
-def _files_of(slides: Slides, windows: Windows, sample: Sample) -> tuple[Path, ...]:
+def _files_of(slides: Slides, windows: Windows, sample: Sample) -> tuple[Path | tuple[Path, ...], ...]:
     slide = slides[windows[sample.id][0]]
     if sample.split == UNLABELLED or slide.outlines is None:  # what is outlined changes nothing in it
-        return (slide.image,)
-    return slide.image, slide.outlines
+        return (slide.files,)
+    return slide.files, slide.outlines

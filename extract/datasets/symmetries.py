@@ -95,5 +95,7 @@ def _load_surroundings(load: Callable[[Sample, int], np.ndarray], sample: Sample
     return turned(load(_original(sample), margin), sample.view)
 
 
-def _files(files: Callable[[Sample], tuple[Path, ...]], sample: Sample) -> tuple[Path, ...]:
+def _files(
+    files: Callable[[Sample], tuple[Path | tuple[Path, ...], ...]], sample: Sample
+) -> tuple[Path | tuple[Path, ...], ...]:
     return files(_original(sample))

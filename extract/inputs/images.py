@@ -49,6 +49,7 @@ class ImageFile:
         size is far from that of the training images.
         """
         self.id, self.path = path.stem, path
+        self.files: tuple[Path, ...] = (path,)
         self._file = read_image(path)
         self.digest = hashlib.sha256(path.read_bytes()).hexdigest()
         self.file_px: tuple[int, int] = self._file.shape[:2]

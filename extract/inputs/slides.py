@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from PIL import Image
 from pathseg.extract.datasets.image_files import no_size_limit, require_upright
 from pathseg.extract.inputs.tissue_mask import MIN_INK_PX, find_tissue
 from pathseg.store.resolution import require_plausible_mpp
+from pathseg.store.runtime.regular_files import read_file
 
 MARGIN_PX = 4  # read around a region, so that the resampling filter has the neighbours it has in the next region
 READ_PX = 4096  # longest side of a region that is decoded at once: 64 MiB
@@ -32,15 +33,32 @@ def is_slide(path: Path) -> bool:
     return OpenSlide.detect_format(path) is not None
 
 
-def _content_digest(path: Path, quickhash: str) -> str:
-    """SHA-256 of the whole file, of MRXS also of all files in its data folder, and of the quick hash.
+def slide_files(path: Path) -> tuple[Path, ...]:
+    """Return all files that hold a slide, `path` first.
+
+    Of MRXS those in its data folder, of VMS and VMU those that it names, of DICOM those of its series beside it.
+    """
+    others: Iterable[Path] = ()
+    match path.suffix.lower():
+        case ".mrxs":
+            others = path.with_suffix("").rglob("*")
+        case ".vms" | ".vmu":
+            lines = read_file(path).decode(errors="replace").splitlines()
+            names = (line.partition("=")[2].strip() for line in lines)
+            others = (path.parent / name for name in names if name and Path(name).name == name)
+        case ".dcm" if (series := dicom_series(path)) is not None:
+            beside = (one for one in path.parent.iterdir() if one.suffix.lower() == ".dcm")
+            others = (one for one in beside if dicom_series(one) == series)
+    return path, *sorted({one for one in others if one.is_file()} - {path})
+
+
+def _content_digest(files: Sequence[Path], quickhash: str) -> str:
+    """SHA-256 of all files of a slide and of the quick hash.
 
     The quick hash leaves full resolution out, so it does not tell two versions of a slide apart.
     """
     digest = hashlib.sha256(quickhash.encode())
-    folder = path.with_suffix("")
-    data = sorted(p for p in folder.rglob("*") if p.is_file()) if path.suffix.lower() == ".mrxs" else []
-    for file in (path, *data):
+    for file in files:
         with file.open("rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())
     return digest.hexdigest()
@@ -98,9 +116,14 @@ class Slide:
         self._height_um = mpp * self.size[0]
 
     @cached_property
+    def files(self) -> tuple[Path, ...]:
+        """All files that hold the slide, `path` first."""
+        return slide_files(self.path)
+
+    @cached_property
     def digest(self) -> str:
-        """SHA-256 of the file's content; reads the whole file."""
-        return _content_digest(self.path, self._quickhash)
+        """SHA-256 of the content of its files; reads them whole."""
+        return _content_digest(self.files, self._quickhash)
 
     def read(self, y: int, x: int, height: int, width: int, *, mirrored: bool = False) -> np.ndarray:
         """Return a region in px at `mpp`, (height, width, 3) uint8 RGB, white where nothing was scanned.

@@ -106,7 +106,7 @@ def read_diffusers_folder(folder: Path) -> DiffusersFiles:
 
 
 def _folder_of(folder: Path, part: str) -> Path:
-    """X"""
+    """Return the folder of a part; the first releases of DDPM have it beside the index."""
     return folder / part if (folder / part).is_dir() else folder
 
 

@@ -21,6 +21,7 @@ from pathseg.store.errors import StoreError, unreadable_as_damage
 from pathseg.store.format.names import FOLDER, HALF_WRITTEN, SUBFOLDER
 from pathseg.store.runtime.atomic_files import PARTIAL
 from pathseg.store.runtime.regular_files import open_file, read_file
+from pathseg.store.runtime.workspace import expand_home
 
 try:
     import fcntl
@@ -36,7 +37,7 @@ class LocalFolder:
     concurrency, min_concurrent_bytes = 4, 2**25  # below that, starting threads takes longer than they save
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.root = Path(path).expanduser().resolve()
+        self.root = expand_home(path).resolve()
 
     def __str__(self) -> str:
         return str(self.root)

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import click
 
 from pathseg.store.blocks import format_blocks, parse_selection
-from pathseg.store.runtime.workspace import DEFAULT
+from pathseg.store.runtime.workspace import DEFAULT, expand_home
 
 
 class UserPath(click.Path):
@@ -22,9 +22,9 @@ class UserPath(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Expand and check a path; a home folder that is not known is a usage error."""
         try:
-            expanded = Path(value).expanduser()
-        except RuntimeError as e:
-            self.fail(f"{value}: {e}; write the whole path", param, ctx)
+            expanded = expand_home(value)
+        except ValueError as e:
+            self.fail(str(e), param, ctx)
         return super().convert(str(expanded), param, ctx)
 
 

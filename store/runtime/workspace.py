@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import platformdirs
@@ -23,6 +24,14 @@ def user_data_folder() -> Path:
             "the user's data folder is not known because HOME is not set; set HOME or XDG_DATA_HOME, or pass the path "
             "(--root, --model, --hipt)"
         ) from e
+
+
+def expand_home(path: str | os.PathLike[str]) -> Path:
+    """Return a path whose leading `~` or `~user` is that home folder. Raises ValueError where it is not known."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as e:
+        raise ValueError(f"{os.fspath(path)}: the home folder is not known; write the whole path") from e
 
 
 def store_path(workspace: Path, dataset: str, model: str) -> Path:
@@ -48,8 +57,10 @@ def only_store(workspace: Path) -> Path:
 
 def run_path(workspace: Path, run: str, *, flag: str = "--run") -> Path:
     """Return the folder of a run, given to a flag by name or path. Raises FileNotFoundError naming both paths tried."""
-    named, given = heads_path(workspace) / run, Path(run).expanduser().absolute()
-    for path in (named, given):
-        if (path / "config.json").is_file():
-            return path
+    named = heads_path(workspace) / run
+    if (named / "config.json").is_file():
+        return named
+    given = expand_home(run).absolute()
+    if (given / "config.json").is_file():
+        return given
     raise FileNotFoundError(f"there is no run {run}, neither at {named} nor at {given}; pass another {flag}")

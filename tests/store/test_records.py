@@ -3,7 +3,16 @@ import pytest
 
 from pathseg.store.errors import Damaged
 from pathseg.store.location.local import LocalFolder
-from pathseg.store.records import PIXELS, ArraySet, CompletionRecord, Records, checksum, parse_record_file, seal
+from pathseg.store.records import (
+    PIXELS,
+    ArraySet,
+    CompletionRecord,
+    Records,
+    checksum,
+    file_states,
+    parse_record_file,
+    seal,
+)
 
 
 def test_the_checksum_is_crc32c():
@@ -130,3 +139,16 @@ def test_a_record_comes_back_equal_through_json():
 def test_a_record_with_a_missing_or_mistyped_field_is_damaged(body):
     with pytest.raises(Damaged, match=r"000007\.json"):
         CompletionRecord.from_json(seal(body), source="a.zarr/_done/pixels/000007.json")
+
+
+def test_files_of_one_slide_are_one_state_that_changes_with_each(tmp_path):
+    paths = tmp_path / "a.mrxs", tmp_path / "a.dat"
+    for path, size in zip(paths, (3, 5), strict=True):
+        path.write_bytes(b"x" * size)
+    assert file_states([(paths[0],)]) == file_states([paths[0]])
+    states = [file_states([paths])]
+    assert states[0].startswith("8:") and " " not in states[0]
+    for path in paths:
+        path.write_bytes(path.read_bytes())  # the same content, written later
+        states.append(file_states([paths]))
+    assert len(set(states)) == 3

@@ -276,7 +276,7 @@ class StoredFeatures:
         Where the file has the recorded size and times they have; else they are read and compared.
         """
         store, (height, width) = self.stores.images, self.head.sampling.size
-        state = file_states([image.path])
+        state = file_states([image.files])
 
         def unknown(index: int) -> bool:
             unit, position = divmod(index, store.contents.images_per_unit)

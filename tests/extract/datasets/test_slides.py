@@ -331,6 +331,24 @@ def test_outlines_pair_in_composed_and_decomposed_unicode(root, forms, ending):
     assert [sample.slide for sample in listed(root).samples if sample.slide not in "bc"] == [slide] * 2
 
 
+@pytest.mark.parametrize("given", [None, "NFC", "NFD"])
+def test_a_class_in_composed_and_in_decomposed_unicode_is_one_class(root, given):
+    forms = {form: unicodedata.normalize(form, "Dr\u00fcse") for form in ("NFC", "NFD")}
+    for name, form in (("a", "NFC"), ("b", "NFD"), ("c", "NFC")):
+        write_outlines(root / f"{name}.geojson", box(100, 100, 300, 200, forms[form]), box(520, 40, 900, 500, "zone"))
+    options = {} if given is None else {"classes": (forms[given], "zone")}
+    assert listed(root, **options).classes == (forms["NFC"], "zone")
+
+
+def test_regions_that_overlap_are_one_region(root):
+    write_outlines(
+        root / "a.geojson", box(0, 0, 400, 400, "Region*"), box(200, 200, 480, 480, "Region*"), box(600, 0, 700, 99)
+    )  # fmt: skip
+    dataset = listed(root)
+    mask = dataset.load(dataset.samples[0]).mask  # px of half the size
+    assert np.count_nonzero(mask == dataset.background) == 200 * 200 + 140 * 140 - 100 * 100
+
+
 def test_two_slides_whose_names_differ_in_the_form_of_unicode_alone_are_refused(root):
     for form in ("NFC", "NFD"):
         write_slide(root / (unicodedata.normalize(form, "M\u00fcller") + ".tif"))
@@ -462,8 +480,8 @@ def test_windows_without_labels_are_ignored_everywhere_and_depend_on_the_slide_a
     by_split = {sample.split: sample for sample in dataset.samples}
     pixels = dataset.load(by_split["unlabelled"])
     assert (pixels.mask == 255).all() and not (pixels.image == 255).all()
-    assert [path.name for path in dataset.files(by_split["unlabelled"])] == ["b.tif"]
-    assert [path.name for path in dataset.files(by_split["train"])] == ["a.tif", "a.geojson"]
+    assert dataset.files(by_split["unlabelled"]) == ((tissue / "b.tif",),)
+    assert dataset.files(by_split["train"]) == ((tissue / "a.tif",), tissue / "a.geojson")
     assert dataset.masks_per_class == {"gland": 1, "stroma": 1}
 
 

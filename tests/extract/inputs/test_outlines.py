@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import time
 
 import numpy as np
 import pytest
@@ -17,6 +18,13 @@ def feature(geometry=None, name="Tumor", **properties):
     classification = {} if name is None else {"classification": {"name": name, "color": [200, 0, 0]}}
     properties = {"objectType": "annotation", "isLocked": False, **classification, **properties}
     return {"type": "Feature", "id": "a", "geometry": geometry or SQUARE, "properties": properties}
+
+
+def strip(number):
+    """One of many strips, every other one upright, that all cross each other."""
+    first = 10 * (number // 2)
+    ring = [[first, 0], [first + 5, 0], [first + 5, 2000], [first, 2000], [first, 0]]
+    return [ring if number % 2 else [corner[::-1] for corner in ring]]
 
 
 @pytest.fixture
@@ -66,6 +74,17 @@ def test_holes_and_several_parts_are_kept(read):
 def test_points_and_lines_are_as_wide_as_the_brush(read, geometry, area):
     (outline,) = read([feature(geometry)], brush_px=4.0).outlines
     assert outline.area.area == pytest.approx(area, rel=0.01)
+
+
+def test_a_dense_scribble_is_drawn_at_once(read):
+    """2,000 strokes closer to each other than the brush is wide; GEOS's buffer of such a line takes hours."""
+    strokes = [[x, y / 10] for y in range(1000) for x in ((0, 300) if y % 2 else (300, 0))]
+    started = time.perf_counter()
+    (outline,) = read([feature({"type": "LineString", "coordinates": strokes})], brush_px=4.0).outlines
+    assert time.perf_counter() - started < 20
+    height, width, radius = 99.9, 300, 2
+    area = height * width + 2 * radius * (height + width) + np.pi * radius**2
+    assert outline.area.area == pytest.approx(area, rel=1e-3) and outline.area.geom_type == "Polygon"
 
 
 def test_an_outline_that_crosses_itself_becomes_its_parts(read):
@@ -199,8 +218,13 @@ def test_what_is_no_outline_is_named_in_one_line(read, content):
             {"type": "Polygon", "coordinates": [np.random.default_rng(0).integers(0, 500, (1000, 2)).tolist()]},
             "crosses itself more than 1000 times",
         ),
+        (
+            {"type": "LineString", "coordinates": np.random.default_rng(0).integers(0, 500, (1000, 2)).tolist()},
+            "cross each other more than 20000 times",
+        ),
+        ({"type": "MultiPolygon", "coordinates": [*map(strip, range(400))]}, "cross each other more than 20000 times"),
     ],
-    ids=["polygon", "line", "crossings"],
+    ids=["polygon", "line", "crossings", "crossing line", "crossing parts"],
 )
 def test_an_outline_that_cannot_be_drawn_is_refused_at_once(read, geometry, message):
     with pytest.raises(ValueError, match=f"a.geojson: object 2 is no outline: .*{message}"):

@@ -5,8 +5,9 @@ import pytest
 import tifffile
 from PIL import Image
 
+from pathseg.extract.inputs import slides
 from pathseg.extract.inputs.images import open_input_image
-from pathseg.extract.inputs.slides import Slide, is_slide
+from pathseg.extract.inputs.slides import Slide, is_slide, slide_files
 from pathseg.store.sampling import Sampling
 
 SVS = Path(__file__).parents[4] / "shared" / "data" / "slides" / "CMU-1-Small-Region.svs"
@@ -155,3 +156,26 @@ def test_a_slide_whose_full_resolution_changed_is_another_one(tmp_path):
 def test_a_slide_with_a_resolution_that_no_scan_has_is_refused(tmp_path, mpp):
     with pytest.raises(ValueError, match=r"slide\.tif: .*--mpp"):
         Slide(write(tmp_path / "slide.tif", [field(300, 300)], mpp=mpp), mpp=0.5)
+
+
+def test_a_slide_of_several_files_is_the_content_of_all(tmp_path, monkeypatch):
+    """An MRXS slide has a folder of data, a VMS slide names its files, a DICOM slide has those of its series."""
+    series = {"a": "1", "b": "1", "other": "2"}
+    for name in ("m.mrxs", "m/Slidedat.ini", "m/sub/Data0001.dat", "n/no.dat", "v_0.jpg", "v.opt", "w.jpg", "a.dcm",
+                 "b.dcm", "other.dcm"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    (tmp_path / "v.vms").write_text("[Virtual Microscope Specimen]\nImageFile=v_0.jpg\nOptimisationFile=v.opt\nMap=\n"
+                                    "ImageFile(1,0)=../v_0.jpg\n")  # fmt: skip
+    monkeypatch.setattr(slides, "dicom_series", lambda path: series[path.stem])
+    expected = {
+        "m.mrxs": ["m.mrxs", "m/Slidedat.ini", "m/sub/Data0001.dat"],
+        "v.vms": ["v.vms", "v.opt", "v_0.jpg"],
+        "b.dcm": ["b.dcm", "a.dcm"],
+        "w.jpg": ["w.jpg"],
+    }
+    for name, files in expected.items():
+        assert [path.relative_to(tmp_path).as_posix() for path in slide_files(tmp_path / name)] == files
+        digest = slides._content_digest(slide_files(tmp_path / name), "")
+        (tmp_path / files[-1]).write_bytes(b"changed")
+        assert slides._content_digest(slide_files(tmp_path / name), "") != digest
