@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -109,9 +110,9 @@ def test_verify_of_a_whole_store_is_content(extracted):
     assert "every byte as it was written" in result.output
 
 
-def test_a_damaged_store_is_verified_repaired_and_made_whole_again(tmp_path):
-    run(*synthetic(tmp_path))
+def test_a_damaged_store_is_verified_repaired_and_made_whole_again(extracted, tmp_path):
     store = store_path(tmp_path, "synthetic", "mini")
+    shutil.copytree(store_path(extracted, "synthetic", "mini"), store)
     chunk = store / "t50/block05/c/1/0/0/0/0"
     whole = chunk.read_bytes()
     chunk.write_bytes(whole[:-9] + b"x" + whole[-8:])

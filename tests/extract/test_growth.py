@@ -235,7 +235,12 @@ def follow_at_random(tmp_path, monkeypatch, seed):
 
 
 @pytest.mark.parametrize(
-    "seeds", [range(0, 4), *(pytest.param(range(n, n + 8), marks=pytest.mark.slow) for n in range(4, 60, 8))]
+    "seeds",
+    [
+        (1, 2),  # units of three images, and object ids
+        pytest.param((0, 3), marks=pytest.mark.soak),
+        *(pytest.param(range(n, n + 8), marks=pytest.mark.slow) for n in range(4, 60, 8)),
+    ],
 )
 def test_a_store_that_follows_random_changes_and_kills_ends_as_one_made_at_once(tmp_path, monkeypatch, seeds):
     assert sum(follow_at_random(tmp_path, monkeypatch, seed) for seed in seeds) >= len(seeds)

@@ -39,7 +39,9 @@ def test_a_store_as_it_was_written_has_no_findings(toy_store, sharded_store):
     assert found(sharded_store.location.root) == set()
 
 
-@pytest.mark.parametrize("faults_per_store", [100, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "faults_per_store", [30, pytest.param(100, marks=pytest.mark.soak), pytest.param(500, marks=pytest.mark.slow)]
+)
 def test_random_damage_is_all_found_and_none_false(toy_store, sharded_store, scaled_store, faults_per_store):
     """Faults, ten at a time: flipped bits, truncations, deletions, additions, each in a file of its own."""
     rng = np.random.default_rng(0)

@@ -39,7 +39,12 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("row", MODELS)
+SHOWN_ELSEWHERE = ("mini", "mini unconditional")  # by the tests of the command line, and by the release below
+
+
+@pytest.mark.parametrize(
+    "row", [pytest.param(r, marks=pytest.mark.slow) if r in SHOWN_ELSEWHERE else r for r in MODELS]
+)
 def test_each_model_gives_features_that_a_linear_head_scores_on(row, tmp_path):
     FILES["write_case"]("kl_f8_patch", tmp_path)
     flags, named = MODELS[row]
@@ -49,6 +54,7 @@ def test_each_model_gives_features_that_a_linear_head_scores_on(row, tmp_path):
     assert found.test_scores.scores.dice is not None
 
 
+@pytest.mark.usefixtures("two_networks")
 def test_a_pixel_ensemble_and_a_baseline_are_trained_by_the_command_line(tmp_path):
     extract(tmp_path, "--model", "mini", "--blocks", "4")
     run("train-head", "--head", "pixel-ensemble", "--pixels", 64, "--epochs", 1, "--workspace", tmp_path)

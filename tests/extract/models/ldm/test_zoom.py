@@ -261,7 +261,7 @@ def run(*arguments):
 
 def test_extract_train_and_predict_with_it(folder, tmp_path):
     work = tmp_path / "work"
-    flags = ("--dataset", "synthetic", "--resize", 256, "--limit", 4, "--blocks", "4-6", "--layout", "native",
+    flags = ("--dataset", "synthetic", "--resize", 256, "--limit", 3, "--blocks", "4-6", "--layout", "native",
              "--model", folder, "--condition", "none")  # fmt: skip
     for command in (
         ("extract", *flags),
