@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -52,6 +53,7 @@ OVERLAY_QUALITY = 90
 class ImageOutputs:
     """The files of one image below a folder: `<format>/<id>.<suffix>`, then `_done/<id>.json`, each written atomically.
 
+    `_done/<id>.written` names the formats, before their files are written: other files of these names are not ours.
     identity: what the predicted probabilities depend on. ground_truth_digest: of the mask that the image is scored by,
     None for no scores.
     """
@@ -110,6 +112,26 @@ class ImageOutputs:
         written = set(formats) <= set(record.formats) and all(self.path(name).exists() for name in formats)
         return written and self.ground_truth_digest in (None, record.ground_truth_digest)
 
+    def require_own_files(self, earlier: PredictedImage | None) -> None:
+        """Raise ValueError naming a file that is to be written, but lies there already and is not of an earlier run."""
+        own = {*self._written_formats(), *(() if earlier is None else earlier.formats)}
+        for name in self.config.formats:
+            if name not in own and os.path.lexists(self.path(name)):
+                raise ValueError(
+                    f"{self.path(name)} is there already, but not written by predict, which replaces its own files "
+                    "alone; move it away or pass another --out"
+                )
+
+    @property
+    def _written_path(self) -> Path:
+        return self.record_path.with_name(f"{short_name(self.image.id)}.written")
+
+    def _written_formats(self) -> set[str]:
+        try:
+            return set(read_file(self._written_path).decode(errors="replace").split())
+        except OSError:
+            return set()
+
     def write(
         self,
         mosaic: Mosaic,
@@ -123,6 +145,7 @@ class ImageOutputs:
         confusion: (K, K) by the ground truth. earlier: record of an earlier run, whose formats and objects stay valid.
         """
         formats, objects = self.config.formats, UNSET if earlier is None else earlier.objects
+        write_atomic(self._written_path, "\n".join(sorted({*self._written_formats(), *formats})).encode())
         if "mask" in formats:
             self._write_mask(mosaic)
         if "overlay" in formats:

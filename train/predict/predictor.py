@@ -181,6 +181,7 @@ class Predictor:
         if earlier is not None and outputs.satisfied_by(earlier):
             on_window(image.id, earlier.windows, earlier.windows)
             return earlier if mask is not None else msgspec.structs.replace(earlier, confusion=None)
+        outputs.require_own_files(earlier)
 
         # without a background class, pixels beside the tissue have no class that they could be scored as
         everywhere = config.tissue == "all" or (mask is not None and head.background is None)

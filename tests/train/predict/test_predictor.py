@@ -377,7 +377,7 @@ def test_a_slide_cut_off_while_results_are_written_computes_nothing_again(
     with pytest.raises(Stop):
         predict_one(predictor("cut"), slide[0])
     monkeypatch.undo()
-    assert not list((tmp_path / "cut" / "_done").iterdir())
+    assert [file.name for file in (tmp_path / "cut" / "_done").iterdir()] == ["slide.written"]
     predict_one(predictor("cut"), slide[0])
     assert colour_features.patches == 2 * before
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
@@ -476,6 +476,36 @@ def test_the_record_on_disk_is_the_one_returned(predictor, slide, tmp_path):
         "file", "size_bytes", "content", "size", "mpp", "run", "head", "model", "overlap", "tissue", "smallest",
         "simplify", "outline",
     ])  # fmt: skip
+
+
+@pytest.mark.parametrize("format_name", ["mask", "overlay", "geojson", "probabilities"])
+def test_files_that_predict_did_not_write_are_named_and_left_alone(predictor, image, tmp_path, format_name):
+    """As ground truth in `mask/`, where --out is the folder of the data."""
+    names = {"mask": "image.png", "overlay": "image.jpg", "geojson": "image.geojson", "probabilities": "image.zarr/a"}
+    path = tmp_path / "out" / format_name / names[format_name]
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"mine")
+    with pytest.raises(ValueError, match=f"{format_name}.image.* is there already.*pass another --out"):
+        predict_one(predictor(), image[0])
+    assert path.read_bytes() == b"mine"
+
+
+def test_an_image_is_not_replaced_by_its_own_mask(predictor, image, tmp_path):
+    (tmp_path / "out" / "mask").mkdir(parents=True)
+    path = image[0].rename(tmp_path / "out" / "mask" / "image.png")
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="is there already"):
+        predict_one(predictor(formats=("mask",)), path)
+    assert path.read_bytes() == before
+
+
+def test_a_further_format_joins_and_spares_a_file_that_is_not_of_predict(predictor, image, tmp_path):
+    predict_one(predictor(formats=("mask",)), image[0])
+    (tmp_path / "out" / "overlay").mkdir()
+    (tmp_path / "out" / "overlay" / "image.jpg").write_bytes(b"mine")
+    with pytest.raises(ValueError, match=r"overlay.*is there already"):
+        predict_one(predictor(formats=("mask", "overlay")), image[0])
+    assert predict_one(predictor(formats=("mask", "geojson")), image[0]).formats == ("geojson", "mask")
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"id": "image"}'])
