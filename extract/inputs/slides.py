@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import cached_property
+from contextlib import closing, contextmanager
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from PIL import Image
 
 from pathseg.extract.datasets.image_files import no_size_limit, require_upright
 from pathseg.extract.inputs.tissue_mask import MIN_INK_PX, find_tissue
+from pathseg.store.records import file_states
 from pathseg.store.resolution import require_plausible_mpp
 from pathseg.store.runtime.regular_files import read_file
 
@@ -23,6 +24,7 @@ READ_PX = 4096  # longest side of a region that is decoded at once: 64 MiB
 TISSUE_PX = 2048  # longest side of the overview for the tissue mask: 24 um/px for a slide of 50 mm
 RIM_UM = 20  # by which the tissue mask is dilated: pale edges are hard to see on the overview
 MIN_TISSUE_UM2 = 10_000  # smallest area of tissue, a disc of 113 um; dust is smaller
+KEPT_MASKS = 8  # tissue masks in memory, 4 MiB each
 INK_UM = 20  # side of the squares whose mean colour tells ink; a pen stroke is hundreds wide
 MPP = ("openslide.mpp-y", "openslide.mpp-x")
 BOUNDS = ("openslide.bounds-y", "openslide.bounds-x", "openslide.bounds-height", "openslide.bounds-width")
@@ -88,7 +90,7 @@ class Slide:
         mpp: um/px to read at. file_mpp: um/px at full resolution; replaces what the slide states. Raises ValueError
         naming the file when it cannot be read, or states no um/px or one that no scan has.
         """
-        self.id, self.path = path.stem, path
+        self.id, self.path, self._file_mpp = path.stem, path, file_mpp
         self.mpp: float | None = mpp
         if OpenSlide.detect_format(path) == "generic-tiff":  # any program's; of these OpenSlide ignores the turn
             _require_upright(path)
@@ -113,7 +115,6 @@ class Slide:
             raise
         self.scale = mpp / mpp_y, mpp / mpp_x
         self.size = max(1, round(height / self.scale[0])), max(1, round(width / self.scale[1]))
-        self._height_um = mpp * self.size[0]
 
     @cached_property
     def files(self) -> tuple[Path, ...]:
@@ -147,15 +148,12 @@ class Slide:
         return overview
 
     def tissue(self) -> np.ndarray:
-        """Return the tissue mask of an overview, from MIN_TISSUE_UM2 on, dilated by RIM_UM: (h, w) bool."""
-        overview = self.overview(TISSUE_PX)
-        px_per_um = overview.shape[0] / self._height_um
-        return find_tissue(
-            overview,
-            rim_px=max(1.0, RIM_UM * px_per_um),
-            min_area_px=MIN_TISSUE_UM2 * px_per_um**2,
-            ink_px=max(MIN_INK_PX, round(INK_UM * px_per_um)),
-        )
+        """Return the tissue mask of an overview, from MIN_TISSUE_UM2 on, dilated by RIM_UM: (h, w) bool, read-only.
+
+        It is found once while the files stay as they are: extract and predict both take it, in `refine` of one process.
+        """
+        assert self.mpp is not None, "slides are read at a known um/px"
+        return _tissue(self.path, file_states(self.files), self.mpp, self._file_mpp)
 
     def close(self) -> None:
         """Close the file."""
@@ -197,6 +195,22 @@ class Slide:
         except Exception as e:  # OpenSlide's own errors, and properties that are no numbers
             why = (str(e).splitlines() or [type(e).__name__])[0]
             raise ValueError(f"{self.path}: the slide is damaged or cut short: {why}; replace the file") from e
+
+
+@lru_cache(maxsize=KEPT_MASKS)
+def _tissue(path: Path, state: str | None, mpp: float, file_mpp: float | None) -> np.ndarray:
+    """The tissue mask of a slide whose files have this state."""
+    with closing(Slide(path, mpp=mpp, file_mpp=file_mpp)) as slide:
+        overview = slide.overview(TISSUE_PX)
+        px_per_um = overview.shape[0] / (mpp * slide.size[0])
+    mask = find_tissue(
+        overview,
+        rim_px=max(1.0, RIM_UM * px_per_um),
+        min_area_px=MIN_TISSUE_UM2 * px_per_um**2,
+        ink_px=max(MIN_INK_PX, round(INK_UM * px_per_um)),
+    )
+    mask.flags.writeable = False
+    return mask
 
 
 def _require_upright(path: Path) -> None:

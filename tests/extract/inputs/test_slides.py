@@ -179,3 +179,19 @@ def test_a_slide_of_several_files_is_the_content_of_all(tmp_path, monkeypatch):
         digest = slides._content_digest(slide_files(tmp_path / name), "")
         (tmp_path / files[-1]).write_bytes(b"changed")
         assert slides._content_digest(slide_files(tmp_path / name), "") != digest
+
+
+def test_tissue_is_found_again_only_where_the_file_or_its_resolution_differs(tiff):
+    def tissue(mpp=0.5, file_mpp=None):
+        slide = Slide(tiff, mpp=mpp, file_mpp=file_mpp)
+        try:
+            return slide.tissue()
+        finally:
+            slide.close()
+
+    first = tissue()
+    assert tissue() is first
+    assert tissue(mpp=1.0).shape != first.shape
+    assert tissue(file_mpp=0.5).shape != first.shape
+    write(tiff, [np.full_like(field(), 255)])
+    assert first.any() and not tissue().any()
