@@ -12,7 +12,6 @@ from PIL import Image
 
 from pathseg.extract.config import ExtractConfig
 from pathseg.extract.datasets.registry import DatasetError, DatasetOptions, open_dataset
-from pathseg.extract.models.load import load_model
 from pathseg.extract.pipeline import extract
 from pathseg.extract.plan import plan_extraction
 from pathseg.store.features import FeatureStore
@@ -420,17 +419,17 @@ def test_a_single_slide_is_for_training(root):
     assert {sample.split for sample in listed(root).samples} == {"train"}
 
 
-def test_new_outlines_rewrite_masks_and_add_windows_without_computing_features(root, tmp_path_factory):
+def test_new_outlines_rewrite_masks_and_add_windows_without_computing_features(root, tmp_path_factory, counting):
     store, config = tmp_path_factory.mktemp("made") / "slides.zarr", ExtractConfig(layout="native", blocks=(4,))
-    model = load_model("mini")
-    extract(listed(root), model, store, config)
+    extract(listed(root), counting, store, config)
     before = FeatureStore.open(store)
     write_outlines(root / "a.geojson", box(100, 100, 400, 200), box(520, 40, 1000, 500, "stroma"),
                    box(100, 600, 300, 800, "fat"))  # fmt: skip
-    plan = str(plan_extraction(listed(root), model, store, config))
+    plan = str(plan_extraction(listed(root), counting, store, config))
     assert "1 new images" in plan and "with changed masks" in plan and "other classes" in plan
-    result = extract(listed(root), model, store, config)
+    result = extract(listed(root), counting, store, config)
     assert result.computed == 1 + 6  # the new window; the masks of all others, whose codes are other ones now
+    assert set(counting.computed.values()) == {1} and counting.computed.total() == 7
     after = result.store
     assert after.ids == (*before.ids, "a_y000256_x000000") and after.classes == ("fat", "gland", "stroma")
     files = [f"t50/block04/c/{index}/0/0/0/0" for index in range(6)]
