@@ -49,6 +49,25 @@ class Changes:
         return ", ".join(parts + [f"other {' and '.join(names)}"] * bool(names))
 
 
+def with_kept_splits(dataset: Dataset, store: FeatureStore) -> Dataset:
+    """Return a data set in which the images and slides that a store has labels of keep their splits.
+
+    Splits that the data set's files name are left as they are. Raises as opening the data set does.
+    """
+    if dataset.with_splits is None:
+        return dataset
+    entries = (store.contents.images[index] for index in store.contents.labelled)
+    kept = {entry.slide or entry.group or entry.id: entry.split for entry in entries}
+    now = {
+        sample.slide or sample.group or sample.id: sample.split
+        for sample in dataset.samples
+        if sample.split != UNLABELLED
+    }
+    if all(kept.get(name, split) == split for name, split in now.items()):
+        return dataset
+    return dataset.with_splits(kept)
+
+
 def find_changes(dataset: Dataset, store: FeatureStore, wanted: Contents) -> Changes:
     """Compare a data set, described by `wanted`, with its store; nothing is written.
 

@@ -12,12 +12,14 @@ import cloudpickle
 from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.worker import Worker
 
+from pathseg.extract.changes import with_kept_splits
 from pathseg.extract.config import ExtractConfig
 from pathseg.extract.datasets.registry import Dataset
 from pathseg.extract.models.feature_model import FeatureModel
 from pathseg.extract.plan import contents_of, wanted_blocks
 from pathseg.extract.unit import Extraction, Failure
 from pathseg.store.errors import StoreError
+from pathseg.store.features import FeatureStore
 from pathseg.store.format.names import MANIFEST
 from pathseg.store.location.location import open_location
 from pathseg.store.runtime.dask_client import ClusterError, first_line
@@ -101,6 +103,7 @@ class ExtractionPlugin(WorkerPlugin):
             location = open_location(job.store)
             if not location.exists(MANIFEST):  # a StoreWriter would create one that only this machine sees
                 raise StoreError(f"{location} is not there; all machines must see the same folder, or take s3://")
+            dataset = with_kept_splits(dataset, FeatureStore.open(location))
             writer = StoreWriter(location, contents_of(dataset, model, job.config))
         return Extraction(dataset, model, writer, job.config, wanted_blocks(model, job.config))
 

@@ -12,13 +12,12 @@ from itertools import islice
 
 import torch
 
-from pathseg.extract.changes import apply_changes, find_changes, record_touched
+from pathseg.extract.changes import apply_changes, find_changes, record_touched, with_kept_splits
 from pathseg.extract.config import ExtractConfig
 from pathseg.extract.datasets.registry import Dataset
 from pathseg.extract.models.feature_model import FeatureModel
 from pathseg.extract.plan import contents_of, plan_for, wanted_blocks
 from pathseg.extract.unit import Extraction, Failure, LoadedUnit
-from pathseg.store.contents import Contents
 from pathseg.store.errors import StoreError
 from pathseg.store.features import FeatureStore
 from pathseg.store.format.names import MANIFEST
@@ -80,38 +79,39 @@ def open_extraction(
 
     Raises as `extract`.
     """
-    location, contents, blocks = open_location(store), contents_of(dataset, model, config), wanted_blocks(model, config)
+    location, blocks = open_location(store), wanted_blocks(model, config)
     if location.exists(MANIFEST):
-        _follow(dataset, model, config, location, contents)
+        dataset = _follow(dataset, model, config, location)
     else:
         plan_for(dataset, model, config, location, None).require_space()
-    writer = StoreWriter(location, contents)
+    writer = StoreWriter(location, contents_of(dataset, model, config))
     writer.add_arrays(config.t, blocks)
     return Extraction(dataset, model, writer, config, blocks)
 
 
-def _follow(
-    dataset: Dataset, model: FeatureModel, config: ExtractConfig, location: Location, contents: Contents
-) -> None:
-    """Let a store follow its data set while no other run writes to it."""
+def _follow(dataset: Dataset, model: FeatureModel, config: ExtractConfig, location: Location) -> Dataset:
+    """Let a store follow its data set while no other run writes to it; return the data set with the splits it keeps."""
     with location.writer_lock(exclusive=True) as alone:
         if alone:
             with location.metadata_lock():
                 finish_growth(location)
             store = FeatureStore.open(location)
-            changes = find_changes(dataset, store, contents)
+            dataset = with_kept_splits(dataset, store)
+            changes = find_changes(dataset, store, contents_of(dataset, model, config))
             plan_for(dataset, model, config, location, store, changes).require_space()
             apply_changes(store, changes)
-            return
+            return dataset
     with location.writer_lock():  # after a repair or a growth, beside a run that writes
         store = FeatureStore.open(location)
-        changes = find_changes(dataset, store, contents)
+        dataset = with_kept_splits(dataset, store)
+        changes = find_changes(dataset, store, contents_of(dataset, model, config))
         plan_for(dataset, model, config, location, store, changes).require_space()
         if changes:
             raise StoreError(
                 f"another run is writing to {location}, which is to get {changes}; run again when it has ended"
             )
         record_touched(store, changes)
+    return dataset
 
 
 def run_extraction(

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pathseg.extract.changes import Changes, find_changes
+from pathseg.extract.changes import Changes, find_changes, with_kept_splits
 from pathseg.extract.config import ExtractConfig
 from pathseg.extract.datasets.registry import Dataset
 from pathseg.extract.models.feature_model import FeatureModel
@@ -188,6 +188,8 @@ def plan_extraction(
     """
     location = open_location(store)
     existing = FeatureStore.open(location) if location.exists(MANIFEST) else None
+    if existing is not None:
+        dataset = with_kept_splits(dataset, existing)
     changes = None if existing is None else find_changes(dataset, existing, contents_of(dataset, model, config))
     return plan_for(dataset, model, config, location, existing, changes)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -53,17 +53,17 @@ PATCH_NAME = re.compile(  # SLIDE_x123_y456, SLIDE_tile12, SLIDE_row1_col2, SLID
 Files = dict[str, Path]  # by id, the file's name without its suffix
 
 
-def open_folder(options: DatasetOptions) -> Dataset:
+def open_folder(options: DatasetOptions, kept: Mapping[str, str] | None = None) -> Dataset:
     """List a folder of images and masks with equal names (NAME is the id; suffixes may differ).
 
     Classes: the distinct codes of all masks in ascending order, so masks of 0 and 255 have the classes 0 and 1;
     `options.classes` names them. Every mask is decoded once for this, whatever the limit. Codes that look like numbers
     of objects are refused unless `options.classes` names them; with `options.instances` they are objects of one class,
     and the ids are kept for object scores. The class named `background`, if any, is the background. The code
-    `options.ignore` is of no class, and its px have the ignored code `IGNORED`. Splits: from
-    splits.csv (columns id,split and optionally source), else about 20 % are `test` by a hash of the id, which does not
-    change when images are added. Size: all images are resized to `options.resize` px, or all have one size whose sides
-    are multiples of 256 px. With `options.keep_aspect` resized images keep their aspect ratio, and what they do not
+    `options.ignore` is of no class, and its px have the ignored code `IGNORED`. Splits: from splits.csv (columns
+    id,split and optionally source), else about 20 % are `test` by a hash of the id; images that are in `kept`, by id,
+    keep that split. Size: all images are resized to `options.resize` px, or all have one size whose sides are multiples
+    of 256 px. With `options.keep_aspect` resized images keep their aspect ratio, and what they do not
     fill is white and of one more class, padding, which is ignored.
 
     Raises ValueError for `keep_aspect` without `resize` and for `ignore` with `instances` or `keep_aspect`,
@@ -94,7 +94,8 @@ def open_folder(options: DatasetOptions) -> Dataset:
             f"{PADDING_CLASS} is the class of what --keep-aspect adds; call the class of your masks otherwise"
         )
     # rows of files without a partner would be faulted
-    splits, sources = ({}, {}) if unpaired else read_splits(root / "splits.csv", list(images), problems)
+    named = root / "splits.csv"
+    splits, sources = ({}, {}) if unpaired else read_splits(named, list(images), problems, kept=kept)
     size = (options.resize, options.resize) if options.resize else _common_size(sizes, images, problems)
     if problems:
         raise DatasetError("folder", root, problems=problems)
@@ -125,6 +126,7 @@ def open_folder(options: DatasetOptions) -> Dataset:
         has_instances=options.instances,
         masks_per_class={name: counts[code] for name, code in zip(classes, codes, strict=False)},
         warnings=slide_warnings(samples),
+        with_splits=None if named.is_file() else partial(open_folder, options),
     )
 
 
@@ -287,15 +289,17 @@ def read_splits(
     *,
     needed: tuple[str, ...] = ("train", "test"),
     optional: Collection[str] = (),
+    kept: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Return the split of each id, from the csv file if it exists, else by a hash of the id; and the named sources.
 
     Adds lines to `problems`, one for each of the `needed` splits that has no image. Where only `train` is needed, a
-    single id is a training image. The csv file may have rows for the `optional` ids too.
+    single id is a training image. The csv file may have rows for the `optional` ids too. kept: splits that ids keep
+    without a csv file.
     """
     if not path.is_file():
         alone = needed == ("train",) and len(ids) == 1
-        return ({ids[0]: "train"} if alone else _hash_splits(ids, problems)), {}
+        return ({ids[0]: "train"} if alone else _hash_splits(ids, problems, kept or {})), {}
     splits: dict[str, str] = {}
     sources: dict[str, str] = {}
     try:
@@ -348,15 +352,22 @@ def slide_warnings(samples: tuple[Sample, ...]) -> tuple[str, ...]:
     return ()
 
 
-def _hash_splits(ids: list[str], problems: list[str]) -> dict[str, str]:
-    """Assign about TEST_SHARE of the images to `test`, at least one to each of `train` and `test`."""
+def _hash_splits(ids: list[str], problems: list[str], kept: Mapping[str, str]) -> dict[str, str]:
+    """Assign about TEST_SHARE of the images to `test` by a hash of the id, unless they are `kept` in a split.
+
+    Where `train` or a test split would be without an image, the one whose hash is nearest to it goes there; one that is
+    kept in another split only if there is no other.
+    """
     if len(ids) < 2:
         problems.append(f"two images are needed at least, to train on and to test on, found {len(ids)}; add some")
         return dict.fromkeys(ids, "test")
-    ranked = sorted(ids, key=_hash_fraction)
-    share = sum(_hash_fraction(id_) < TEST_SHARE for id_ in ids)
-    test = set(ranked[: min(max(share, 1), len(ids) - 1)])
-    return {id_: "test" if id_ in test else "train" for id_ in ids}
+    splits = {id_: kept.get(id_) or ("test" if _hash_fraction(id_) < TEST_SHARE else "train") for id_ in ids}
+    free = [id_ for id_ in ids if id_ not in kept] or ids
+    if not any(split.startswith("test") for split in splits.values()):
+        splits[min(free, key=_hash_fraction)] = "test"
+    if "train" not in splits.values():
+        splits[max(free, key=_hash_fraction)] = "train"
+    return splits
 
 
 def _hash_fraction(id_: str) -> float:

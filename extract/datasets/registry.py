@@ -83,6 +83,8 @@ class Dataset:
     load_surroundings: returns a sample's image with a margin of so many px of the tissue around it on each side,
     (H + 2m, W + 2m, 3) uint8; None where the files end at the image. Raises as `load`. load_mask: returns the mask
     alone, where that is much quicker than `load`; `files` then gives the image first. Raises as `load`.
+    with_splits: lists the data set again, with the given splits of images or, of slides, of slides' names, where splits
+    are drawn and not named by its files; None where they are named.
     """
 
     name: str
@@ -103,6 +105,7 @@ class Dataset:
     load_surroundings: Callable[[Sample, int], np.ndarray] | None = None
     load_mask: Callable[[Sample], np.ndarray] | None = None
     colours: tuple[str | None, ...] = ()
+    with_splits: Callable[[Mapping[str, str]], Dataset] | None = None
 
 
 def _flag(default: Any, help: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -134,7 +134,7 @@ class SlideReader:
             return read_field(self.open(path), y, x, side, side, margin=margin)
 
 
-def open_slides(options: DatasetOptions) -> Dataset:
+def open_slides(options: DatasetOptions, kept: Mapping[str, str] | None = None) -> Dataset:
     """List the annotated windows of a folder of slides, each with the GeoJSON of its outlines (`inputs.outlines`).
 
     The outlines of NAME.svs are NAME.geojson or NAME.svs.geojson, also `.json` and gzipped. Windows of
@@ -142,7 +142,7 @@ def open_slides(options: DatasetOptions) -> Dataset:
     `options.min_labelled_px` labelled px are samples. A px has the class of the smallest outline that its centre lies
     in. Inside outlines of the class `options.region_class`, px without another outline are background. All other px,
     and those in outlines of IGNORE_CLASS, count nowhere. Classes: those of all files by name, `background` first, or
-    `options.classes`. Splits: of whole slides, from splits.csv as in a folder of images, id being the slide's name.
+    `options.classes`. Splits: of whole slides, as in a folder of images, id being the slide's name, also in `kept`.
 
     With `options.windows` "tissue", the other windows with tissue (`InputImage.tissue`) of all slides are samples too,
     with "all" all other windows, of the split `UNLABELLED`; their masks are `IGNORED` everywhere, and their files are
@@ -188,7 +188,8 @@ def open_slides(options: DatasetOptions) -> Dataset:
         for name, own in outlines.items()
     }
     bare = [name for name in slides if name not in labels]
-    splits, sources = read_splits(root / "splits.csv", list(labels), problems, needed=("train",), optional=bare)
+    splits_file = root / "splits.csv"
+    splits, sources = read_splits(splits_file, list(labels), problems, needed=("train",), optional=bare, kept=kept)
     if problems:
         raise DatasetError("slides", root, problems=problems)
     for name in bare if unlabelled else ():
@@ -243,6 +244,7 @@ def open_slides(options: DatasetOptions) -> Dataset:
         left_out="; ".join(left_out),
         masks_per_class={name: counts[code] for code, name in enumerate(classes)},
         colours=_class_colours(classes, outlines),
+        with_splits=None if splits_file.is_file() else partial(open_slides, options),
         warnings=(
             *_outline_warnings(labels, outlines),
             *slide_warnings(tuple(sample for sample in samples if sample.split != UNLABELLED)),

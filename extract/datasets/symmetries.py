@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -42,7 +42,12 @@ def with_symmetries(dataset: Dataset) -> Dataset:
         files=partial(_files, dataset.files),
         load_mask=None if dataset.load_mask is None else partial(_load_mask, dataset.load_mask),
         preprocessing=dataclasses.replace(dataset.preprocessing, settings=settings),
+        with_splits=None if dataset.with_splits is None else partial(_with_splits, dataset.with_splits),
     )
+
+
+def _with_splits(with_splits: Callable[[Mapping[str, str]], Dataset], splits: Mapping[str, str]) -> Dataset:
+    return with_symmetries(with_splits(splits))
 
 
 def turned(values: np.ndarray, view: int) -> np.ndarray:

@@ -1,13 +1,18 @@
 """Stores of GlaS, BCSS and a folder that follow their files, through the real `extract`; features are computed once."""
 
+import json
+
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from pathseg.extract.config import ExtractConfig
 from pathseg.extract.datasets.registry import DatasetOptions, open_dataset
 from pathseg.extract.pipeline import extract
-from pathseg.store.contents import UNLISTED
+from pathseg.extract.plan import plan_extraction
+from pathseg.store.contents import UNLABELLED, UNLISTED
+from pathseg.store.features import FeatureStore
 from pathseg.store.verify import verify
 from tests.extract.conftest import CountingModel, ToyModel
 
@@ -127,3 +132,82 @@ def test_a_store_of_a_folder_follows_its_files_and_classes(tmp_path, views):
     assert set(folder.model.computed.values()) == {1}
     store = extract(folder.dataset(), folder.model, folder.store, CONFIG).store
     assert store.splits.count(UNLISTED) == of_training
+
+
+def splits_of(store, *, by="id"):
+    images = FeatureStore.open(store).contents.images
+    return {getattr(image, by): image.split for image in images if image.split not in (UNLISTED, UNLABELLED)}
+
+
+@pytest.mark.parametrize("views", [None, "flips"])
+def test_images_keep_the_split_that_a_hash_gave_them_when_others_join(tmp_path, views):
+    folder = Growing("folder", tmp_path / "data", tmp_path / "s.zarr", views=views)
+
+    def follow_with(name, seed):
+        draw(folder.root / "images", name, seed=seed, masks=folder.root / "masks", size=(256, 256))
+        folder.follow()
+        return {id_: split for id_, split in splits_of(folder.store).items() if len(id_) == 1}
+
+    draw(folder.root / "images", "b", seed=1, masks=folder.root / "masks", size=(256, 256))
+    assert follow_with("e", 2) == {"b": "test", "e": "train"}  # hashes .63 and .67: none below .2, the lowest is tested
+    assert follow_with("a", 3) == {"b": "test", "e": "train", "a": "test"}  # .01
+    assert {sample.id: sample.split for sample in folder.dataset().samples}["b"] == "train"  # listed at once
+    assert folder.follow() == (0, 0) and "changes" not in str(
+        plan_extraction(folder.dataset(), folder.model, folder.store, CONFIG)
+    )
+    assert set(folder.model.computed.values()) == {1}
+
+
+def test_splits_that_a_file_names_are_followed(tmp_path):
+    folder = Growing("folder", tmp_path / "data", tmp_path / "s.zarr")
+    for seed, name in enumerate("be"):
+        draw(folder.root / "images", name, seed=seed, masks=folder.root / "masks", size=(256, 256))
+    folder.follow()
+    (folder.root / "splits.csv").write_text("id,split\nb,train\ne,test\n")
+    folder.follow()
+    assert splits_of(folder.store) == {"b": "train", "e": "test"}
+
+
+def test_a_test_split_that_has_lost_its_last_image_gets_another(tmp_path):
+    folder = Growing("folder", tmp_path / "data", tmp_path / "s.zarr")
+    for seed, name in enumerate("bef"):
+        draw(folder.root / "images", name, seed=seed, masks=folder.root / "masks", size=(256, 256))
+    folder.follow()
+    for kind in ("images", "masks"):
+        (folder.root / kind / "b.png").unlink()
+    folder.follow()
+    assert splits_of(folder.store) == {"e": "test", "f": "train"}
+
+
+def outlined(root, name, *, seed):
+    """A slide of 256x256 px with two outlines of 40 px a side."""
+    pixels = np.random.default_rng(seed).integers(60, 200, (256, 256, 3), np.uint8)
+    tifffile.imwrite(root / f"{name}.tif", pixels, tile=(256, 256), resolution=(2e4, 2e4), resolutionunit=3)
+    boxes = [(10, "gland"), (100, "stroma")]
+    features = [
+        {"type": "Feature", "properties": {"classification": {"name": class_name}}, "geometry": {
+            "type": "Polygon",
+            "coordinates": [[[x, 10], [x + 40, 10], [x + 40, 50], [x, 50], [x, 10]]]}}
+        for x, class_name in boxes
+    ]  # fmt: skip
+    (root / f"{name}.geojson").write_text(json.dumps(features))
+
+
+def test_slides_keep_the_split_that_a_hash_gave_them_when_others_are_outlined(tmp_path):
+    root = tmp_path / "slides"
+    root.mkdir()
+    slides = Growing("slides", root, tmp_path / "s.zarr", window_px=256, windows="tissue")
+    outlined(root, "a", seed=0)
+    outlined(root, "b", seed=1)
+    outlines = (root / "b.geojson").read_bytes()
+    (root / "b.geojson").unlink()
+    slides.follow()
+    assert splits_of(slides.store, by="slide") == {"a": "train"}  # a single slide is for training
+    (root / "b.geojson").write_bytes(outlines)
+    assert slides.follow()[1] == 0
+    assert {sample.slide: sample.split for sample in slides.dataset().samples} == {"a": "test", "b": "train"}
+    assert splits_of(slides.store, by="slide") == {"a": "train", "b": "test"}
+    outlined(root, "c", seed=2)
+    slides.follow()
+    assert splits_of(slides.store, by="slide") == {"a": "train", "b": "test", "c": "train"}
+    assert set(slides.model.computed.values()) == {1}
