@@ -6,7 +6,7 @@ error  Features of the first two 256 px patches of each of two GlaS images, of `
        the paper's size with random weights, 2 GB, is written without it), by block: root mean square of the error
        over that of the values, with one scale a channel (as `--packing int8` has it) and with scale and offset; the
        largest value of a channel over the root mean square of the channel, the median and the largest over channels.
-dice   GlaS images resized to 256 px, `mini`, all blocks, linear heads of 30 epochs at a rate of 1e-2 from a store of
+dice   GlaS images resized to 256 px, `mini`, all blocks, linear heads of --epochs at a rate of 1e-2 from a store of
        float16 and one of bytes, the same seeds: mean Dice on each test split, the deviation over seeds, and the mean
        difference of the two with its largest value.
 s3     The shapes of the paper's model, random values, two images of 256 px on an S3 server on the same machine: seconds
@@ -75,7 +75,7 @@ def measure_error(name: str, model: FeatureModel, folder: Path) -> Rows:
     return rows
 
 
-def measure_dice(root: Path, seeds: tuple[int, ...]) -> Rows:
+def measure_dice(root: Path, seeds: tuple[int, ...], epochs: int) -> Rows:
     """Return a row for each test split."""
     dice: dict[str, dict[str, list[float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -84,7 +84,7 @@ def measure_dice(root: Path, seeds: tuple[int, ...]) -> Rows:
             config = ExtractConfig(layout="native", packing=packing)
             store = extract(dataset, load_model("mini"), f"{folder}/{packing}.zarr", config).store
             heads = [
-                HeadConfig(blocks=BLOCKS, head_type="linear", lr=1e-2, epochs=30, seed=seed, val_fraction=0.25)
+                HeadConfig(blocks=BLOCKS, head_type="linear", lr=1e-2, epochs=epochs, seed=seed, val_fraction=0.25)
                 for seed in seeds
             ]
             for run in train(store, heads, f"{folder}/{packing}").runs:
@@ -93,7 +93,7 @@ def measure_dice(root: Path, seeds: tuple[int, ...]) -> Rows:
     rows: Rows = []
     for split, found in dice.items():
         differences = [one - other for one, other in zip(found["int8"], found["none"], strict=True)]
-        row: dict[str, object] = {"split": split, "seeds": len(seeds)}
+        row: dict[str, object] = {"split": split, "seeds": len(seeds), "epochs": epochs}
         for packing in STORED:
             row |= {packing: statistics.fmean(found[packing]), f"{packing}_sd": statistics.stdev(found[packing])}
         row |= {"difference": statistics.fmean(differences), "largest_difference": max(map(abs, differences))}
@@ -136,6 +136,7 @@ def main() -> None:
     parser.add_argument("--only", default="error,dice,s3")
     parser.add_argument("--release", type=Path, help="release folder of the paper's size")
     parser.add_argument("--seeds", default="0,1,2,3,4")
+    parser.add_argument("--epochs", type=int, default=10, help="of dice")
     parser.add_argument("--turns", type=int, default=6, help="of s3")
     parser.add_argument("--out", type=Path, default=RESULTS / "int8.json")
     arguments = parser.parse_args()
@@ -149,7 +150,7 @@ def main() -> None:
             rows += measure_error("full size, random weights", load_model(str(release)), arguments.root)
         save_rows(arguments.out, "error", rows, machine=machine)
     if "dice" in parts:
-        rows = measure_dice(arguments.root, tuple(map(int, arguments.seeds.split(","))))
+        rows = measure_dice(arguments.root, tuple(map(int, arguments.seeds.split(","))), arguments.epochs)
         save_rows(arguments.out, "dice", rows, machine=machine)
     if "s3" in parts:
         save_rows(arguments.out, "s3", measure_s3(arguments.turns), machine=machine)

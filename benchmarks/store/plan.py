@@ -7,6 +7,7 @@ the store, of which only the completion records exist, as empty files with their
 records and checking each unit (of the first number of --patches), the pipeline with its threads and queues and the
 store's writer on `--units` units, and Dask's scheduler with one worker process where `distributed` is installed.
 Computed: bytes, files and GPU hours.
+
 --per-gpu is an ASSUMPTION: patches a second of the paper's model on one GPU (400 M parameters, one denoiser pass at
 64x64 latents, HIPT and the first stage); measure your own with `pathseg extract --limit`.
 """
