@@ -7,7 +7,7 @@ import io
 from collections.abc import Collection
 from pathlib import Path
 
-from pathseg.store.runtime.regular_files import open_file
+from pathseg.store.runtime.regular_files import read_file
 
 MAX_SHOWN = 200  # letters of a value in a message: a missing quote makes one value of a whole file
 Row = tuple[int, dict[str, str]]  # line number, text by column
@@ -20,7 +20,7 @@ def read_rows(path: Path, *, required: Collection[str], optional: Collection[str
     file and line: a required column is missing, one is unknown or there twice, a row is longer than the header.
     """
     wanted = ",".join(required)
-    with io.TextIOWrapper(open_file(path), newline="", encoding="utf-8-sig", errors="replace") as file:
+    with io.StringIO(read_file(path).decode("utf-8-sig", errors="replace"), newline="") as file:
         lines = csv.reader(file, skipinitialspace=True)
         try:
             header = [name.strip().lower() for name in next(lines, ())]

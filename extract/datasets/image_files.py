@@ -157,12 +157,28 @@ def stated_mpp(path: Path) -> float | None:
     Most programs write the 72 dpi of a screen or the 300 dpi of a printer, which say nothing of the tissue. Raises as
     `read_image`.
     """
+    across, down = _tagged_mpp(path)
+    if not plausible_mpp(across) or not plausible_mpp(down) or abs(across / down - 1) > SAME_MPP:
+        return None
+    return (across + down) / 2
+
+
+def require_stated_mpp(path: Path) -> None:
+    """Raise ValueError, naming what the tags of an image state, where `stated_mpp` is None."""
+    if stated_mpp(path) is not None:
+        return
+    found = [f"{mpp:.3g} um/px {axis}" for mpp, axis in zip(_tagged_mpp(path), ("across", "down"), strict=True)
+             if math.isfinite(mpp)]  # fmt: skip
+    says = f"says {' and '.join(found)}, which no scan has" if found else "does not say its um/px"
+    raise ValueError(f"{path}: the image {says}; pass --mpp")
+
+
+def _tagged_mpp(path: Path) -> tuple[float, float]:
+    """Return the um/px in the tags of an image, across and down, inf where there is none."""
     with _opened(path) as file:
         dpi = file.info.get("dpi", (0, 0))
-    mpp = [25_400 / float(value) if value else math.inf for value in dpi]
-    if not all(map(plausible_mpp, mpp)) or abs(mpp[0] / mpp[1] - 1) > SAME_MPP:
-        return None
-    return sum(mpp) / len(mpp)
+    across, down = (25_400 / float(value) if value else math.inf for value in dpi)
+    return across, down
 
 
 def paired_size(image: Path, mask: Path) -> tuple[int, int]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from pathseg.extract.datasets.csv_rows import shown
 from pathseg.extract.datasets.folder import read_splits, slide_warnings, test_order
-from pathseg.extract.datasets.image_files import DONE, IMAGE_SUFFIXES, list_files, stated_mpp
+from pathseg.extract.datasets.image_files import DONE, IMAGE_SUFFIXES, list_files, require_stated_mpp
 from pathseg.extract.datasets.registry import (
     Dataset,
     DatasetError,
@@ -123,8 +123,8 @@ class SlideReader:
                 self._last = None
             size = WINDOW_PX, WINDOW_PX
             image = open_input_image(path, Sampling(size, self._mpp, False, size), file_mpp=self._file_mpp)
-            if not image.slide and self._file_mpp is None and stated_mpp(path) is None:
-                raise ValueError(f"{path}: the image does not say its um/px; pass --mpp")
+            if not image.slide and self._file_mpp is None:
+                require_stated_mpp(path)
             self._last = image
         return self._last
 

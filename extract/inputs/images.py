@@ -26,6 +26,7 @@ from pathseg.extract.datasets.image_files import (
 from pathseg.store.grid import fitted_size
 from pathseg.store.resolution import require_plausible_mpp
 from pathseg.store.runtime.printable import composed
+from pathseg.store.runtime.regular_files import read_file
 from pathseg.store.sampling import InputImage, Sampling
 
 SLIDE_SUFFIXES = frozenset({".bif", ".czi", ".dcm", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide", ".vms", ".vmu"})
@@ -51,7 +52,7 @@ class ImageFile:
         self.id, self.path = path.stem, path
         self.files: tuple[Path, ...] = (path,)
         self._file = read_image(path)
-        self.digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        self.digest = hashlib.sha256(read_file(path)).hexdigest()
         self.file_px: tuple[int, int] = self._file.shape[:2]
         self.mpp = sampling.mpp
         if file_mpp is None and self.mpp is not None and not sampling.resized:

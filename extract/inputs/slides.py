@@ -119,12 +119,14 @@ class Slide:
     @cached_property
     def files(self) -> tuple[Path, ...]:
         """All files that hold the slide, `path` first."""
-        return slide_files(self.path)
+        with self._reading():
+            return slide_files(self.path)
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the content of its files; reads them whole."""
-        return _content_digest(self.files, self._quickhash)
+        with self._reading():
+            return _content_digest(self.files, self._quickhash)
 
     def read(self, y: int, x: int, height: int, width: int, *, mirrored: bool = False) -> np.ndarray:
         """Return a region in px at `mpp`, (height, width, 3) uint8 RGB, white where nothing was scanned.

@@ -14,9 +14,13 @@ def open_file(path: str | os.PathLike[str]) -> BufferedReader:
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
-    """Return the content of a file. Raises as `open_file`."""
-    with open_file(path) as file:
-        return file.read()
+    """Return the content of a file. Raises as `open_file`, and OSError naming a file that the disk cannot read."""
+    try:
+        with open_file(path) as file:
+            return file.read()
+    except OSError as e:
+        e.filename = e.filename or os.fspath(path)
+        raise
 
 
 def _open_regular(path: str, flags: int) -> int:

@@ -15,6 +15,7 @@ from PIL import Image
 from pathseg.store.location.local import folder_lock
 from pathseg.store.runtime.atomic_files import PARTIAL, write_atomic
 from pathseg.store.runtime.json_records import decode_json, encode_json
+from pathseg.store.runtime.regular_files import read_file
 from pathseg.train.runs.record import TRAIN_AGAIN, Epoch, Metrics, RunConfig
 
 CONFIG, HISTORY, METRICS = "config.json", "history.jsonl", "metrics.json"
@@ -67,14 +68,14 @@ class RunFolder:
     def weights_digests(self) -> dict[str, str]:
         """Return the hex SHA-256 of each file of weights that is there, by its name."""
         files = [path for path in (self.weights, self.last_weights) if path.is_file()]
-        return {path.name: _sha256(path.read_bytes()) for path in files}
+        return {path.name: _sha256(read_file(path)) for path in files}
 
     def read_weights(self, metrics: Metrics) -> bytes:
         """Read head.safetensors of a finished run, and compare it with the SHA-256 in its metrics.json, if any.
 
         Raises ValueError, naming the file and the way out, where it is missing, empty or not as it was written.
         """
-        content = self.weights.read_bytes() if self.weights.is_file() else b""
+        content = read_file(self.weights) if self.weights.is_file() else b""
         expected = metrics.sha256.get(self.weights.name)
         if not content or expected not in (None, _sha256(content)):
             how = "damaged: its SHA-256 is not that in metrics.json" if content else "missing or empty"
@@ -147,13 +148,13 @@ class RunFolder:
         path = self.path / HISTORY
         if not path.is_file():
             return ()
-        *lines, _ = path.read_bytes().split(b"\n")
+        *lines, _ = read_file(path).split(b"\n")
         return tuple(Epoch.from_json(line, source=f"{path} line {number}") for number, line in enumerate(lines, 1))
 
     def write_metrics(self, metrics: Metrics) -> None:
         """Write checksums.json, then metrics.json, which finishes the run."""
         files = [path for path in self._own_files() if path.name not in (METRICS, CHECKSUMS, LAST) and path.is_file()]
-        contents = {path.relative_to(self.path).as_posix(): _sha256(path.read_bytes()) for path in files}
+        contents = {path.relative_to(self.path).as_posix(): _sha256(read_file(path)) for path in files}
         content = metrics.to_json()
         write_atomic(self.path / CHECKSUMS, encode_json(contents | {METRICS: _sha256(content)}))
         write_atomic(self.path / METRICS, content)
@@ -167,7 +168,7 @@ class RunFolder:
         if not path.is_file():
             return
         try:
-            expected = decode_json(path.read_bytes(), dict[str, str], source=str(path))
+            expected = decode_json(read_file(path), dict[str, str], source=str(path))
         except ValueError as e:
             raise ValueError(
                 f"{e}; delete this file, and the run's files are no longer compared, or {TRAIN_AGAIN}"
@@ -176,7 +177,7 @@ class RunFolder:
             file = self.path / name
             if name in expected and not file.is_file():
                 raise ValueError(f"{file} is missing, but {CHECKSUMS} lists it; {TRAIN_AGAIN}")
-            if name in expected and _sha256(file.read_bytes()) != expected[name]:
+            if name in expected and _sha256(read_file(file)) != expected[name]:
                 raise ValueError(f"{file} is damaged: its SHA-256 is not that in {CHECKSUMS}; {TRAIN_AGAIN}")
 
     def read_metrics(self) -> Metrics:
@@ -274,4 +275,4 @@ def _read_picture(path: Path) -> np.ndarray:
 def _read(path: Path) -> bytes:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there: {path.parent.name} is no finished run; train it again")
-    return path.read_bytes()
+    return read_file(path)

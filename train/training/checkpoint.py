@@ -19,6 +19,7 @@ from pathseg.store.errors import Damaged
 from pathseg.store.records import checksum, seal, unseal
 from pathseg.store.runtime.atomic_files import write_atomic
 from pathseg.store.runtime.json_records import convert_json, decode_json
+from pathseg.store.runtime.regular_files import read_file
 from pathseg.train.config import Config
 from pathseg.train.data.joined import JoinedStores
 from pathseg.train.heads.pixel_ensemble import PixelBuffer, PixelEnsemble
@@ -130,7 +131,7 @@ def save_best(state: TrainingState) -> None:
 
 def load_best(state: TrainingState) -> None:
     """Load the weights of the best epoch. Raises ValueError, naming the file, when they are not those saved."""
-    content = state.run.weights.read_bytes() if state.run.weights.is_file() else b""
+    content = read_file(state.run.weights) if state.run.weights.is_file() else b""
     if not content or state.best_crc not in (None, google_crc32c.value(content)):  # None: of earlier releases
         raise ValueError(f"{state.run.weights} is missing or damaged; {TRAIN_AGAIN}")
     state.head.load_state_dict(load(content))

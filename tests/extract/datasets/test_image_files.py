@@ -14,6 +14,7 @@ from pathseg.extract.datasets.image_files import (
     paired_size,
     read_image,
     read_mask,
+    require_stated_mpp,
     resize_image,
     resize_mask,
     stated_mpp,
@@ -375,3 +376,17 @@ def test_the_scale_of_an_image_is_that_of_its_tags_where_a_scan_can_have_it(tmp_
 @pytest.mark.parametrize("dpi", [None, (72, 72), (25.4, 25.4), (50_800, 25_400)])
 def test_a_scale_that_no_scan_has_is_not_believed(tmp_path, dpi):
     assert stated_mpp(save(tmp_path / "a.png", RGB, **({"dpi": dpi} if dpi else {}))) is None
+
+
+@pytest.mark.parametrize(
+    ("dpi", "words"),
+    [
+        (None, "does not say its um/px"),
+        ((72, 72), "353 um/px across and 353 um/px down, which no scan has"),
+        ((25_400, 50_800), "1 um/px across and 0.5 um/px down"),
+    ],
+)
+def test_a_scale_that_is_needed_is_refused_with_its_value(tmp_path, dpi, words):
+    path = save(tmp_path / "a.png", RGB, **({"dpi": dpi} if dpi else {}))
+    with pytest.raises(ValueError, match=rf"a\.png: the image .*{words}.*; pass --mpp"):
+        require_stated_mpp(path)

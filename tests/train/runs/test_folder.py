@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -407,3 +408,13 @@ def test_a_configuration_of_format_2_has_its_only_store_as_the_list_of_sources(r
     config |= {"format": 2, "data": config["data"] | source}
     (run.path / "config.json").write_text(json.dumps(config))
     assert run.read_config() == expected
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that cannot be read, as of Linux")
+@pytest.mark.parametrize("name", ["config.json", "metrics.json", "history.jsonl", "head.safetensors"])
+def test_a_file_that_the_disk_cannot_read_is_named(tmp_path, name):
+    run = RunFolder(shutil.copytree(RUN, tmp_path / "run"))
+    (run.path / name).unlink(missing_ok=True)
+    (run.path / name).symlink_to("/proc/self/mem")
+    with pytest.raises(OSError, match=name):
+        (run.read_config(), run.read_history(), run.read_weights(run.read_metrics()))
