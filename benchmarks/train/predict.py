@@ -8,8 +8,8 @@ memory   Draws square tiled TIFFs with these sides in px, each with the same fou
          Reported is the peak resident memory of that process: does it grow with the slide?
 windows  Predicts a slide of `--region` px a side that is all tissue from its pixels with `mini`, for each overlap:
          seconds of the whole call of `predict`, which writes a pyramid, an overlay and GeoJSON, but for loading the
-         model, and of the forward passes in it, which are timed one by one. windows_without_overlap: as many as would cover the
-         slide side by side.
+         model, and of the forward passes in it, which are timed one by one. windows_without_overlap: as many as would
+         cover the slide side by side.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Predict images and whole slides with a trained head: windows, mosaic, files. Memory does not grow with the slide."""
+"""Predict images and whole slides with a trained head: windows, mosaic, files.
+
+Memory grows by at most 3 KiB a px of a slide's width (`tiles.TileWriter`).
+"""
 
 from __future__ import annotations
 
