@@ -70,9 +70,10 @@ def test_prediction_opens_the_model_as_the_store_had_it(work, folder, tmp_path, 
     model = ["--model", folder]
     if named == "weights":
         model = ["--model", "timm:vit_small_patch16_224", "--weights", folder / "model.safetensors"]
-    made = run("predict", work / "images", "--run", "head", "--out", tmp_path, "--workspace", work, *model)
-    assert made.exit_code == 0, made.output
     (path,) = (work / "heads/head/predictions").iterdir()  # the test split is one image
+    image = work / "images" / path.name
+    made = run("predict", image, "--run", "head", "--out", tmp_path, "--workspace", work, *model)
+    assert made.exit_code == 0, made.output
     mask = np.asarray(Image.open(tmp_path / "mask" / path.name))
     np.testing.assert_array_equal(mask, np.asarray(Image.open(path)))
 
