@@ -5,7 +5,7 @@
 small  About twenty minutes on a laptop: the bundled model, few images; the network of the paper's size, with random
        weights (in a temporary folder, 2 GB), only where it is compared with the cache.
 full   More images, all of that network, and a million simulated patches; an hour or more on two cores. Uses a GPU where
-       there is one; `--only gpu` stands for the benchmarks that depend on it.
+       there is one; what only a GPU can show is `benchmarks.gpu`.
 
 Downloads nothing. Writes benchmarks/results/<machine>.json (figures of both sizes, versions, hardware), and from it
 benchmarks/pictures/<machine>.png. When a benchmark fails, its finished sections are kept, the others still run, and the
@@ -38,7 +38,6 @@ BENCHMARKS: dict[str, tuple[str, list[str] | None, list[str] | None]] = {
     "pixel-memory": ("train.pixel_memory", None, []),
     "plan": ("store.plan", None, []),
 }
-GPU = ["stage-one-full", "heads", "peers"]  # the benchmarks that a GPU changes
 
 
 def run_benchmark(name: str, words: list[str], release: Path, folder: Path) -> tuple[dict, bool]:
@@ -100,13 +99,13 @@ def default_name() -> str:
 
 
 def chosen_benchmarks(only: str, size: str) -> dict[str, list[str]]:
-    """Return the arguments of each benchmark in a comma list that this size has; `gpu` stands for several.
+    """Return the arguments of each benchmark in a comma list that this size has.
 
     Raises SystemExit for an unknown name.
     """
-    names = [name for word in only.split(",") for name in (GPU if word.strip() == "gpu" else [word.strip()])]
+    names = [word.strip() for word in only.split(",")]
     if unknown := [name for name in names if name not in BENCHMARKS]:
-        sys.exit(f"no benchmark {unknown[0]!r}; there are gpu, {', '.join(BENCHMARKS)}")
+        sys.exit(f"no benchmark {unknown[0]!r}; there are {', '.join(BENCHMARKS)}")
     arguments = {name: BENCHMARKS[name][2 if size == "full" else 1] for name in names}
     return {name: words for name, words in arguments.items() if words is not None}
 

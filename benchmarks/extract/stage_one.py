@@ -88,13 +88,18 @@ def forward_to_host(model: FeatureModel, images: np.ndarray, precision: str) -> 
     return lambda: [maps.half().cpu() for maps in forward(model, images, precision).values()]
 
 
+def forward_flops(model: FeatureModel, images: np.ndarray) -> int:
+    """Count the floating-point operations of a forward pass for these patches."""
+    with sdpa_kernel(SDPBackend.MATH):  # torch does not count the fused attention of a CPU
+        return count_flops(lambda: forward(model, images, "float32"))
+
+
 def measure_speed(model: FeatureModel) -> Rows:
     """Measure patches a second for every precision and batch size."""
     device, rows = model.device.type, []
     precisions = list(PRECISIONS) if device == "cuda" else ["float32", "bfloat16"]
     images = tissue_patches(max(BATCHES[device]))
-    with sdpa_kernel(SDPBackend.MATH):  # torch does not count the fused attention of a CPU
-        flops = count_flops(lambda: forward(model, images[:1], "float32"))
+    flops = forward_flops(model, images[:1])
     peaks = {precision: matmul_flops(device, PRECISIONS[precision]) for precision in precisions}
     calls = {
         (precision, batch): forward_to_host(model, images[:batch], precision)
@@ -229,24 +234,30 @@ def head_step(device: str) -> Callable[[], None]:
     return training_step(head, lambda: head(maps, (3, 3)), mask)
 
 
+def top_kernels(run: Callable[[], object], device: str) -> Rows:
+    """Profile one call after a warm-up: the ten operators, on a GPU kernels, that take most time, with their share."""
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == "cuda")
+    run()
+    with profile(activities=activities) as profiler:
+        run()
+    own = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
+    events = sorted(profiler.key_averages(), key=lambda event: -getattr(event, own))
+    if device == "cuda":  # kernels alone: the operators that launch them are listed with the same time
+        events = [event for event in events if event.device_type == DeviceType.CUDA]
+    total = sum(getattr(event, own) for event in events)
+    return [
+        {"operator": event.key, "calls": event.count, "share": getattr(event, own) / total} for event in events[:10]
+    ]
+
+
 def measure_profile(model: FeatureModel) -> Rows:
     """Profile stage one and a training step: the ten operators that take most time, with their share."""
     device, images = model.device.type, tissue_patches(9)
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == "cuda")
     rows = []
     for name, run in (("stage one", forward_to_host(model, images, "float32")), ("head step", head_step(device))):
-        run()
-        with profile(activities=activities) as profiler:
-            run()
-        own = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
-        events = sorted(profiler.key_averages(), key=lambda event: -getattr(event, own))
-        if device == "cuda":  # kernels alone: the operators that launch them are listed with the same time
-            events = [event for event in events if event.device_type == DeviceType.CUDA]
-        total = sum(getattr(event, own) for event in events)
-        for event in events[:10]:
-            share = getattr(event, own) / total
-            rows.append({"of": name, "operator": event.key, "calls": event.count, "share": share})
-            print(f"  {name}: {share:6.1%}  {event.count:>5} calls  {event.key}")
+        for row in top_kernels(run, device):
+            rows.append({"of": name, **row})
+            print(f"  {name}: {row['share']:6.1%}  {row['calls']:>5} calls  {row['operator']}")
     return rows
 
 

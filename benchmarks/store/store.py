@@ -125,9 +125,12 @@ def measure_io(folder: Path) -> list[dict[str, object]]:
     return rows
 
 
-def write_png_dataset(folder: Path, images: int) -> Dataset:
-    """Write generated tissue as PNG files and open them as `--dataset folder`: decoding is cheaper than drawing."""
-    drawn = open_dataset("synthetic", DatasetOptions(limit=images))
+def write_png_dataset(folder: Path, images: int, side: int | None = None) -> Dataset:
+    """Write generated tissue as PNG files and open them as `--dataset folder`: decoding is cheaper than drawing.
+
+    side: of the images in px, by default that of generated tissue.
+    """
+    drawn = open_dataset("synthetic", DatasetOptions(limit=images, resize=side))
     for kind in ("images", "masks"):
         (folder / kind).mkdir(parents=True)
     for sample in drawn.samples:
