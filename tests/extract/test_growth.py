@@ -1,7 +1,10 @@
 """Stores that follow their data set: images added, relabelled, removed and listed again, runs killed at any write."""
 
 import dataclasses
+import multiprocessing
+import os
 import shutil
+import signal
 from collections import Counter
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -195,7 +198,61 @@ def change(files, rng, removed):
         files.splits[int(rng.choice(keeping))] = str(rng.choice(["train", "val", "test"]))
 
 
-def follow_at_random(tmp_path, monkeypatch, seed):
+def in_this_process(monkeypatch):
+    """A run that an exception ends at one of its writes; returns whether it did."""
+
+    def attempt(files, path, model, rng):
+        with killed_at_write(monkeypatch, int(rng.integers(0, 40)), half_written=rng.random() < 0.5):
+            try:
+                extract(files.dataset(), model, path, CONFIG)
+            except Killed:
+                return True
+        return False
+
+    return attempt
+
+
+class LoggingModel(CountingModel):
+    """Appends a line to a file for each (image, t, block), before it computes it."""
+
+    def __init__(self, log):
+        super().__init__()
+        self.log = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+    def denoise(self, z0, context, t, blocks, noise):
+        os.write(self.log, "".join(f"{context} {t} {block}\n" for block in blocks).encode())
+        return super().denoise(z0, context, t, blocks, noise)
+
+
+def extract_and_log(files, path, log):
+    extract(files.dataset(), LoggingModel(log), path, CONFIG)
+
+
+class KilledProcess:
+    """A run in a process of its own, which SIGKILL ends at a random moment; returns whether it did."""
+
+    def __init__(self, log):
+        self.log, self.seconds = log, 0.5
+        self.context = multiprocessing.get_context("forkserver")  # so that the libraries are imported once
+        self.context.set_forkserver_preload([__name__])
+
+    def __call__(self, files, path, model, rng):
+        self.log.unlink(missing_ok=True)
+        process = self.context.Process(target=extract_and_log, args=(files, path, self.log))
+        process.start()
+        process.join(self.seconds * rng.random())
+        process.kill()  # SIGKILL; of a process that has ended nothing
+        process.join()
+        for line in self.log.read_text().splitlines() if self.log.exists() else ():
+            image, t, block = map(int, line.split())
+            model.computed[image, t, block] += 1
+        killed = process.exitcode == -signal.SIGKILL
+        assert killed or process.exitcode == 0
+        self.seconds *= 1.1 if killed else 0.7  # about four of five are killed, however fast the machine is
+        return killed
+
+
+def follow_at_random(tmp_path, attempt, seed):
     """Change a data set and extract it again and again, killed or not; return how often a run was killed."""
     rng, kills, removed = np.random.default_rng(seed), 0, []
     files, path, per_unit = Files(tmp_path / "data", objects=seed % 3 == 2), tmp_path / "s.zarr", 1 + 2 * (seed % 2)
@@ -208,11 +265,7 @@ def follow_at_random(tmp_path, monkeypatch, seed):
             change(files, rng, removed)
         before, model.computed = recorded(path), Counter()
         if rng.random() < 0.8:
-            with killed_at_write(monkeypatch, int(rng.integers(0, 40)), half_written=rng.random() < 0.5):
-                try:
-                    extract(files.dataset(), model, path, CONFIG)
-                except Killed:
-                    kills += 1
+            kills += attempt(files, path, model, rng)
             findings = verify(path, repair=bool(rng.random() < 0.3))
             assert {finding.kind for finding in findings} <= {"missing", "stray"}, findings
         else:
@@ -243,7 +296,15 @@ def follow_at_random(tmp_path, monkeypatch, seed):
     ],
 )
 def test_a_store_that_follows_random_changes_and_kills_ends_as_one_made_at_once(tmp_path, monkeypatch, seeds):
-    assert sum(follow_at_random(tmp_path, monkeypatch, seed) for seed in seeds) >= len(seeds)
+    attempt = in_this_process(monkeypatch)
+    assert sum(follow_at_random(tmp_path, attempt, seed) for seed in seeds) >= len(seeds)
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
+def test_a_store_whose_runs_are_killed_by_sigkill_ends_as_one_made_at_once(tmp_path):
+    attempt = KilledProcess(tmp_path / "computed.log")
+    assert sum(follow_at_random(tmp_path, attempt, seed) for seed in range(100, 108)) >= 4
 
 
 def test_new_images_join_the_store_and_leave_every_byte_of_the_others(files, tmp_path):
