@@ -257,11 +257,12 @@ def extract_command(**flags: Any) -> None:
     show(plan, err=not flags["dry_run"])
     if flags["dry_run"]:
         return
+    workers = local_workers(flags["workers"], flags["device"]) if flags["workers"] else None
     with tqdm(total=plan.missing_patches, unit="patch", desc="extract", disable=not plan.missing_patches) as bar:
         if on_workers:
             from pathseg.extract.dask_driver import extract_on_workers, worker_client
 
-            with worker_client(workers=local_workers(flags), scheduler=flags["scheduler"]) as client:
+            with worker_client(workers=workers, scheduler=flags["scheduler"]) as client:
                 result = extract_on_workers(
                     dataset,
                     model,
@@ -275,8 +276,20 @@ def extract_command(**flags: Any) -> None:
                 )
         else:
             result = extract(dataset, model, path, config, progress=bar.update)
+    keep_speed(result, flags, workers)
     show_extracted(result, config.t)
     require_all([f"{failure.id}: {failure.reason}" for failure in result.failures], len(result.store.listed))
+
+
+def keep_speed(result: Any, flags: dict[str, Any], workers: int | None) -> None:
+    """Keep how fast an extraction was in the workspace, for the report."""
+    from pathseg.store.runtime.device import device, device_label
+    from pathseg.store.runtime.extraction_speed import ExtractionSpeed, record_speed
+
+    key = result.store.contents.key
+    label = "a Dask cluster" if flags["scheduler"] else device_label(device(flags["device"]))
+    speed = ExtractionSpeed(key.model, result.passes, result.seconds, label, workers or 1)
+    record_speed(flags["workspace"], key, speed)
 
 
 def show_extracted(result: Any, t: Sequence[int]) -> None:
@@ -285,15 +298,13 @@ def show_extracted(result: Any, t: Sequence[int]) -> None:
     show(f"{store.location}: {result.complete} of {len(store.listed)} images at t {','.join(map(str, t))}")
 
 
-def local_workers(flags: dict[str, Any]) -> int | None:
+def local_workers(workers: int, device_name: str) -> int:
     """The number of local processes, on a CPU as many as it can keep busy; says so where these are fewer."""
     from pathseg.extract.dask_driver import usable_workers
     from pathseg.store.runtime.device import device
 
-    if not flags["workers"]:
-        return None
-    count = usable_workers(flags["workers"], device=device(flags["device"]))
-    if count < flags["workers"]:
+    count = usable_workers(workers, device=device(device_name))
+    if count < workers:
         show(f"--workers {count}: more forward passes than that would take turns on this machine", err=True)
     return count
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -65,8 +66,10 @@ def extract_on_workers(
     location, digest = extraction.writer.store.location, extraction.writer.store.contents.key.model_digest
     job = ExtractionJob(str(location), open_dataset, load_model, config, digest, device)
     with extraction.writer.lock(), _installed_plugin(client, job) as plugin:
-        failures, computed = _run_units(extraction, client, plugin, progress)
-    return _checked_result(extraction, failures, computed)
+        started = time.perf_counter()
+        failures, computed, passes = _run_units(extraction, client, plugin, progress)
+        seconds = time.perf_counter() - started
+    return _checked_result(extraction, failures, computed, passes, seconds)
 
 
 def worker_client(*, workers: int | None, scheduler: str | None) -> AbstractContextManager[Client]:
@@ -119,8 +122,8 @@ class IgnoreInterrupts(WorkerPlugin):
 
 def _run_units(
     extraction: Extraction, client: Client, plugin: str, progress: Callable[[int], object]
-) -> tuple[list[Failure], int]:
-    """Run the unfinished units on the workers; return the failures and the number of images that were worked on."""
+) -> tuple[list[Failure], int, int]:
+    """Run the unfinished units on the workers; return failures, number of images worked on and of forward passes."""
     failures: list[Failure] = []
     finished: list[int] = []
     units = extraction.unfinished_units()
@@ -147,10 +150,13 @@ def _run_units(
         lost = [extraction.writer.store.ids[index] for index in extraction.missing(unit)]
         failures += [Failure(id_, "its worker died, each time it was tried") for id_ in lost]
         progress(units[unit].patches)
-    return failures, sum(units[unit].images for unit in finished + killers)
+    passes = sum(units[unit].passes for unit in finished)
+    return failures, sum(units[unit].images for unit in finished + killers), passes
 
 
-def _checked_result(extraction: Extraction, failures: list[Failure], computed: int) -> ExtractResult:
+def _checked_result(
+    extraction: Extraction, failures: list[Failure], computed: int, passes: int, seconds: float
+) -> ExtractResult:
     """Return the result of a run after reading the store's records: what is not complete is a failure."""
     config, blocks = extraction.config, extraction.blocks
     store = FeatureStore.open(extraction.writer.store.location)
@@ -160,7 +166,7 @@ def _checked_result(extraction: Extraction, failures: list[Failure], computed: i
             if store.ids[index] not in reported:
                 reason = "not in the store, though its worker reported it; run again"
                 failures.append(Failure(store.ids[index], reason))
-    return ExtractResult(store, in_store_order(failures, store), computed)
+    return ExtractResult(store, in_store_order(failures, store), computed, passes, seconds)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,12 +34,14 @@ class ExtractResult:
     """A store after a run.
 
     failures: the images that were set aside, in the order of the store. computed: number of images that the run worked
-    on.
+    on. passes: forward passes of single patches, each timestep one. seconds: from the first image to the last byte.
     """
 
     store: FeatureStore
     failures: tuple[Failure, ...]
     computed: int
+    passes: int
+    seconds: float
 
     @property
     def complete(self) -> int:
@@ -123,7 +126,8 @@ def run_extraction(
     At most QUEUED_UNITS wait before and after the model, which bounds the memory. A second run on the same store starts
     at the other end and skips what the first has completed.
     """
-    store, failures, computed_images = extraction.writer.store, list[Failure](), 0
+    store, failures, computed_images, passes = extraction.writer.store, list[Failure](), 0, 0
+    started = time.perf_counter()
     with (
         extraction.writer.lock() as is_first,
         ThreadPoolExecutor(1) as loader,
@@ -139,10 +143,12 @@ def run_extraction(
                 writing.append(writer.submit(extraction.write, computed))
                 failures.extend(loaded.failures)
                 computed_images += len(loaded.missing)
+                passes += extraction.passes(loaded)
             progress(units[loaded.unit].patches)
         for written in writing:
             written.result()
-    return ExtractResult(store, in_store_order(failures, store), computed_images)
+    seconds = time.perf_counter() - started
+    return ExtractResult(store, in_store_order(failures, store), computed_images, passes, seconds)
 
 
 def in_store_order(failures: Iterable[Failure], store: FeatureStore) -> tuple[Failure, ...]:

@@ -48,10 +48,14 @@ class MissingWork:
 
 
 class UnfinishedUnit(NamedTuple):
-    """Numbers of a unit: images of which anything is missing, patches whose features are to be computed."""
+    """Numbers of a unit: images of which anything is missing, patches whose features are to be computed, and passes.
+
+    passes: forward passes of single patches, each timestep one.
+    """
 
     images: int
     patches: int
+    passes: int
 
 
 UnitWork = dict[
@@ -114,7 +118,11 @@ class Extraction:
         patches = self.writer.store.contents.grid.patches
         work = ((unit, self.missing(unit)) for unit in range(self.writer.store.contents.units))
         return {
-            unit: UnfinishedUnit(len(missing), patches * sum(bool(one.blocks) for one in missing.values()))
+            unit: UnfinishedUnit(
+                len(missing),
+                patches * sum(bool(one.blocks) for one in missing.values()),
+                patches * sum(len(one.blocks) for one in missing.values()),
+            )
             for unit, missing in work
             if missing
         }
@@ -152,6 +160,11 @@ class Extraction:
             patches.append(cut)
             sources.append(state)
         return LoadedUnit(unit, missing, tuple(images), tuple(patches), tuple(failures), tuple(sources))
+
+    def passes(self, loaded: LoadedUnit) -> int:
+        """Return the number of forward passes that a unit takes: patches of its images, each timestep one."""
+        pairs = zip(self.writer.images(loaded.unit), loaded.patches, strict=True)
+        return sum(len(cut) * len(loaded.missing[index].blocks) for index, cut in pairs if cut is not None)
 
     def compute(self, loaded: LoadedUnit) -> ComputedUnit:
         """Compute the missing features of a unit.

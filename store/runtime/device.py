@@ -80,3 +80,8 @@ def wait_for_stream(stream: torch.cuda.Stream) -> None:
     event = torch.cuda.Event(blocking=True)
     event.record(stream)
     event.synchronize()
+
+
+def device_label(name: str) -> str:
+    """Return the name of a device for people: of a GPU the one that its maker gave it."""
+    return torch.cuda.get_device_name(name) if torch.device(name).type == "cuda" else name

@@ -86,9 +86,9 @@ class Report:
 def build_report(workspace: Path | str) -> Report:
     """Write `report/` of a workspace: index.html (self-contained), tables.md, each table as .csv and .tex, the figures.
 
-    The same runs give the same bytes. A damaged run is named in the page and in `damaged`, an unfinished one in the
-    page; pictures need the stores, all else does not. An older report stays as it is until the new one is whole.
-    Raises ValueError when no run is finished and scored.
+    The same runs and measurements of extractions give the same bytes. A damaged run is named in the page and in
+    `damaged`, an unfinished one in the page; pictures need the stores, all else does not. An older report stays as it
+    is until the new one is whole. Raises ValueError when no run is finished and scored.
     """
     workspace = Path(workspace)
     drawn = DrawnFigures(workspace / "report")

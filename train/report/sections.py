@@ -184,7 +184,7 @@ def section(
         key_scores=_key_scores(runs[0]),
         facts=data_facts(runs[0]),
         legend=Legend.of(runs[0].data),
-        systems=tuple(systems_table(systems, split, title=title) for split in scored),
+        systems=tuple(systems_table(systems, split, title=title, workspace=workspace) for split in scored),
         side_by_side=_side_by_side(systems, stores, drawn, title=title, stem=stem),
         tissues=tissue_table(systems, group.test_split, title=title),
         results=tuple(results_table(runs, split, caption=_caption(group, split)) for split in group.splits),

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from operator import attrgetter
+from pathlib import Path
 from statistics import fmean
 from typing import cast
 
 from pathseg.store.blocks import format_blocks
 from pathseg.store.format.size import format_bytes
+from pathseg.store.runtime.extraction_speed import ExtractionSpeed, read_speed
 from pathseg.train.config import HeadConfig
 from pathseg.train.metrics.bootstrap import (
     Samples,
@@ -70,6 +72,7 @@ SYSTEM_COLUMNS = (
     Column("val. images", count),
 )  # fmt: skip
 COST_COLUMNS = (Column("parameters", count), Column("features a patch", format_bytes))  # of what is trained, is read
+SPEED_COLUMN = Column("patches/s", "{:.3g}".format)
 UNKNOWN_CHOICE = (None,) * 3  # seeds, settings and validation images of reported rows
 OBJECT_SCORES: dict[str, Callable[[float], str]] = {
     "F1": "{:.3f}".format, "Dice": "{:.3f}".format, "Hausdorff, px": "{:.1f}".format,
@@ -241,9 +244,14 @@ def cost_table(runs: Sequence[FinishedRun], *, title: str) -> Table | None:
     return Table("cost", f"Cost of each run, {title}", columns, tuple(rows), (note,))
 
 
-def systems_table(systems: Sequence[System], split: str, *, title: str) -> Table:
-    """A row for each system on a test split, mean ± deviation over its seeds, then what the paper reports."""
+def systems_table(systems: Sequence[System], split: str, *, title: str, workspace: Path | None = None) -> Table:
+    """A row for each system on a test split, mean ± deviation over its seeds, then what the paper reports.
+
+    workspace: where `extract` left how fast it was; without any of that there is no column for it.
+    """
     scored = [one for one in systems if _splits_of(one, split)]
+    speeds = {} if workspace is None else _speeds(scored, workspace)
+    cost_columns = (*COST_COLUMNS, *((SPEED_COLUMN,) if speeds else ()))
     objects = any(found.pooled_objects for one in scored for found in _splits_of(one, split))
     tuned = any(found.pooled_tuned_objects for one in scored for found in _splits_of(one, split))
     object_columns = (*(OBJECT_COLUMNS if objects else ()), *(TUNED_COLUMNS if tuned else ()))
@@ -259,21 +267,46 @@ def systems_table(systems: Sequence[System], split: str, *, title: str) -> Table
             whole = all(found.pooled_tuned_objects for found in splits)  # else the mean would be over fewer seeds
             spread = _spread(splits, partial(_pooled_tuned_score, name=name))
             values.append(spread if whole and same_rules else None)
-        rows.append(Row("run", (*_system(one), *values, one.run.config.parameters, one.run.data.patch_bytes)))
+        values += [one.run.config.parameters, one.run.data.patch_bytes]
+        rows.append(Row("run", (*_system(one), *values, *((_patches_per_s(one.run, speeds),) if speeds else ()))))
     first = systems[0].run
     paper = paper_scores(first.data.dataset, split, quoted=first.metrics.test_split)
     for row in paper:
-        scores = (row.accuracy, row.dice, row.miou, row.f1, *((None,) * len((*object_columns, *COST_COLUMNS))))
+        scores = (row.accuracy, row.dice, row.miou, row.f1, *((None,) * len((*object_columns, *cost_columns))))
         rows.append(Row("paper", (row.method, _source(row.table), *UNKNOWN_CHOICE, *scores)))
-    columns = (*SYSTEM_COLUMNS, *SCORES, *object_columns, *COST_COLUMNS)
+    columns = (*SYSTEM_COLUMNS, *SCORES, *object_columns, *cost_columns)
     like = f" (as the paper's Table {paper[0].table})" if paper else ""
     notes = (
         _choice_note(scored), *_size_notes(scored, split),
         *_shared_source_notes([run for one in scored for run in one.repeats.runs], split),
         *_object_notes(scored, split), *((TUNED_OBJECTS,) if tuned else ()), *_paper_notes(scored, split, paper),
-        *fairness_notes(scored, beside_paper=bool(paper)),
+        *fairness_notes(scored, beside_paper=bool(paper)), *((_speed_note(speeds),) if speeds else ()),
     )  # fmt: skip
     return Table(f"systems-{split}", f"Systems on {split}, {title}{like}", columns, tuple(rows), notes)
+
+
+def _speeds(systems: Sequence[System], workspace: Path) -> dict[str, ExtractionSpeed]:
+    """Return how fast the features of systems were extracted, by the digest of their key's features."""
+    keys = {source.key.of_features.digest: source.key for one in systems for source in one.run.data.sources}
+    found = {digest: read_speed(workspace, key) for digest, key in keys.items()}
+    return {digest: speed for digest, speed in found.items() if speed is not None}
+
+
+def _patches_per_s(run: FinishedRun, speeds: Mapping[str, ExtractionSpeed]) -> float | None:
+    """Return the patches a second of all passes that a head needs; None for a baseline or an unknown speed."""
+    pairs = zip(run.data.sources, run.settings.selections, strict=False)  # a baseline has no selections
+    passes = {(source.key.of_features.digest, selection.t) for source, selection in pairs}
+    if not passes or any(digest not in speeds for digest, _ in passes):
+        return None
+    return 1 / sum(speeds[digest].seconds / speeds[digest].passes for digest, _ in passes)
+
+
+def _speed_note(speeds: Mapping[str, ExtractionSpeed]) -> str:
+    measured = "; ".join(dict.fromkeys(map(str, speeds.values())))
+    return (
+        "Patches/s: 256 px patches a second of the extractions that a head reads, one pass after the other, with the "
+        f"blocks that were extracted, decoding and writing included ({measured})."
+    )
 
 
 def tissue_table(systems: Sequence[System], split: str, *, title: str) -> Table | None:

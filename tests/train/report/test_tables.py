@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from pathseg.store.runtime.extraction_speed import ExtractionSpeed, record_speed
 from pathseg.train.metrics.object import ObjectRule, ObjectSums
 from pathseg.train.report.sweeps import Repeats, find_repeats, find_sweeps
 from pathseg.train.report.systems import System, find_systems
@@ -243,6 +244,25 @@ def test_systems_stand_above_what_the_paper_reports(make_run):
 def test_a_system_says_what_its_head_costs(make_run):
     row = cells(systems_table(find_systems([make_run(data={"patch_bytes": 6_800_000})]), "testB", title="t"), 0)
     assert (row["parameters"], row["features a patch"]) == ("2,654,274", "6.8 MB")
+
+
+def test_a_system_says_how_many_patches_a_second_its_features_took(make_run, make_joined_run, tmp_path):
+    """20 passes in 4 s, 30 in 3 s; a head that reads both takes 1/5 + 1/10 s a patch."""
+    mini, hipt = make_run(), make_run(key={"model": "hipt"})
+    joined = make_joined_run({"blocks": (4,)}, {"blocks": (4,), "key": {"model": "hipt"}})
+    baseline = make_run(network="res-unet")
+    for run, passes, seconds in ((mini, 20, 4.0), (hipt, 30, 3.0)):
+        record_speed(tmp_path, run.data.key, ExtractionSpeed(run.data.key.model, passes, seconds, "cpu"))
+    systems = find_systems([mini, hipt, joined, baseline])
+    table = systems_table(systems, "testB", title="t", workspace=tmp_path)
+    speeds = {row["system"]: row["patches/s"] for row in (cells(table, i) for i in range(4))}
+    assert speeds == {"PathSegDiff": "5", "HIPT": "10", "mini 4 + hipt 4": "3.33", "Res-UNet": DASH}
+    assert "(mini on cpu; hipt on cpu)" in table.notes[-1] or "(hipt on cpu; mini on cpu)" in table.notes[-1]
+
+
+def test_without_a_measurement_there_is_no_column_of_patches_a_second(make_run, tmp_path):
+    table = systems_table(find_systems([make_run()]), "testB", title="t", workspace=tmp_path)
+    assert "patches/s" not in table.header
 
 
 def test_systems_are_compared_with_the_one_that_is_best_on_validation_images(make_run):
