@@ -34,9 +34,9 @@ class ExtractionSpeed:
 
 
 def record_speed(workspace: Path, key: StoreKey, speed: ExtractionSpeed) -> None:
-    """Keep the measurement of a run, unless one with more passes is there, it computed nothing, or it cannot be written.
+    """Keep the measurement of a run, unless it computed nothing or one with more passes is there.
 
-    No extraction fails for the sake of its measurement.
+    Where it cannot be written there is none: no extraction fails for the sake of its measurement.
     """
     before = read_speed(workspace, key)
     if speed.passes and speed.seconds > 0 and (before is None or speed.passes >= before.passes):
