@@ -107,7 +107,7 @@ MODELS: dict[str, ModelRecord] = {
         kind="timm",
         description="Virchow: ViT-H/14, SwiGLU",
         licence="Apache-2.0",
-        source=f"paige-ai/Virchow {GATED}",
+        source="paige-ai/Virchow on Hugging Face",
         arguments=SWIGLU,
     ),
     "virchow2": ModelRecord(

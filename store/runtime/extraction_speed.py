@@ -54,4 +54,4 @@ def read_speed(workspace: Path, key: StoreKey) -> ExtractionSpeed | None:
 
 
 def _path(workspace: Path, key: StoreKey) -> Path:
-    return workspace / "extractions" / f"{key.model}-{key.of_features.digest[:16]}.json"
+    return workspace / "extractions" / f"{key.of_features.digest}.json"  # a model's name may hold anything
