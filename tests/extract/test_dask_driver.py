@@ -297,7 +297,7 @@ def test_a_cluster_without_workers_is_named_and_one_that_joins_late_does_the_wor
 
 
 DRIVER = """
-import os, sys
+import os, sys, time
 from functools import partial
 from pathseg.extract.dask_driver import extract_on_workers, local_client
 from pathseg.extract.config import ExtractConfig
@@ -309,7 +309,9 @@ if __name__ == "__main__":
     dataset = partial(open_dataset, "synthetic", DatasetOptions(limit=int(sys.argv[2]), resize=256))
     model = partial(load_model, "mini")
     with local_client(2) as client:
-        tell = lambda patches: print(*client.run(os.getpid).values(), flush=True)
+        def tell(patches):
+            print(*client.run(os.getpid).values(), flush=True)
+            time.sleep(60)  # so that the end of this process finds units that are not submitted yet
         extract_on_workers(dataset(), model(), sys.argv[1], config, client=client, open_dataset=dataset,
                            load_model=model, progress=tell)
 """
@@ -317,7 +319,7 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def driver(tmp_path):
-    """A process that extracts IMAGES images with two workers, and the pids of these, once it has done a unit."""
+    """A process that extracts IMAGES images with two workers, and the pids of these, once a unit is done."""
     (tmp_path / "driver.py").write_text(DRIVER)
     command = [sys.executable, str(tmp_path / "driver.py"), str(tmp_path / "store.zarr"), str(IMAGES)]
     with subprocess.Popen(
