@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -158,7 +157,7 @@ def _sums_by_image(split: SplitScores) -> dict[str, dict[str, ObjectSums]]:
 def _group_sums(split: SplitScores, by_image: dict[str, ObjectSums]) -> np.ndarray:
     """Return the object sums of each region or image, (n, 13), in the order of `split.groups`."""
     sums = (ObjectSums.total(by_image[name] for name in names) for names in split.groups)
-    return np.array([dataclasses.astuple(one) for one in sums], float)
+    return np.array([one.values() for one in sums], float)
 
 
 def _group_matrices(split: SplitScores) -> np.ndarray:

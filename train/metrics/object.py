@@ -85,8 +85,12 @@ class ObjectSums:
     @classmethod
     def total(cls, several: Iterable[ObjectSums]) -> ObjectSums:
         """Add up the sums of several images."""
-        rows = [dataclasses.astuple(one) for one in several]
+        rows = [one.values() for one in several]
         return cls(*map(sum, zip(*rows, strict=True))) if rows else cls(images=0)
+
+    def values(self) -> tuple[float, ...]:
+        """Return the sums in the order of the fields, as `dataclasses.astuple` does, without its copies."""
+        return tuple(self.__dict__.values())
 
     def scores(self) -> ObjectScores:
         """Return the pooled scores, counts and area weights over all objects of all images, as the challenge does."""

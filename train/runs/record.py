@@ -388,13 +388,13 @@ class SplitScores(msgspec.Struct, frozen=True, omit_defaults=True, dict=True):
         """The object sums of each image by its id with the chosen post-processing; empty where none was chosen."""
         return {image.id: image.tuned_objects.sums for image in self.per_image if image.tuned_objects is not None}
 
-    @property
+    @cached_property
     def pooled_objects(self) -> ObjectScores | None:
         """The object scores of all images pooled; None where there are none."""
         whole = len(self.object_sums) == self.images > 0
         return ObjectSums.total(self.object_sums.values()).scores() if whole else None
 
-    @property
+    @cached_property
     def pooled_tuned_objects(self) -> ObjectScores | None:
         """The same with the chosen post-processing; None where none was chosen."""
         whole = len(self.tuned_object_sums) == self.images > 0
