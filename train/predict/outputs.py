@@ -53,7 +53,7 @@ OVERLAY_QUALITY = 90
 class ImageOutputs:
     """The files of one image below a folder: `<format>/<id>.<suffix>`, then `_done/<id>.json`, each written atomically.
 
-    `_done/<id>.written` names the formats, before their files are written: other files of these names are not ours.
+    `_done/<id>.written` names each format with its suffix, before the file is written: other files are not ours.
     identity: what the predicted probabilities depend on. ground_truth_digest: of the mask that the image is scored by,
     None for no scores.
     """
@@ -83,9 +83,11 @@ class ImageOutputs:
 
     def path(self, format_name: str) -> Path:
         """Return the path of the image's file in one of `config.FORMATS`."""
+        return self.folder / format_name / f"{short_name(self.image.id)}{self._suffix(format_name)}"
+
+    def _suffix(self, format_name: str) -> str:
         of_slide = format_name == "mask" and self.image.slide
-        suffix = PYRAMID_SUFFIXES[self.config.pyramid] if of_slide else SUFFIXES[format_name]
-        return self.folder / format_name / f"{short_name(self.image.id)}{suffix}"
+        return PYRAMID_SUFFIXES[self.config.pyramid] if of_slide else SUFFIXES[format_name]
 
     def earlier_record(self) -> PredictedImage | None:
         """Read the record of an earlier run; None where there is none.
@@ -108,15 +110,19 @@ class ImageOutputs:
 
     def satisfied_by(self, record: PredictedImage) -> bool:
         """Return whether an earlier run wrote all formats, which still exist, and scored by the same mask, if any."""
-        formats = self.config.formats
-        written = set(formats) <= set(record.formats) and all(self.path(name).exists() for name in formats)
-        return written and self.ground_truth_digest in (None, record.ground_truth_digest)
+        formats, own = self.config.formats, self._own_files(record)
+        written = all(name + self._suffix(name) in own and self.path(name).exists() for name in formats)
+        return (
+            written
+            and set(formats) <= set(record.formats)
+            and self.ground_truth_digest in (None, record.ground_truth_digest)
+        )
 
     def require_own_files(self, earlier: PredictedImage | None) -> None:
         """Raise ValueError naming a file that is to be written, but lies there already and is not of an earlier run."""
-        own = {*self._written_formats(), *(() if earlier is None else earlier.formats)}
+        own = self._own_files(earlier)
         for name in self.config.formats:
-            if name not in own and os.path.lexists(self.path(name)):
+            if name + self._suffix(name) not in own and os.path.lexists(self.path(name)):
                 raise ValueError(
                     f"{self.path(name)} is there already, but not written by predict, which replaces its own files "
                     "alone; move it away or pass another --out"
@@ -126,11 +132,12 @@ class ImageOutputs:
     def _written_path(self) -> Path:
         return self.record_path.with_name(f"{short_name(self.image.id)}.written")
 
-    def _written_formats(self) -> set[str]:
+    def _own_files(self, earlier: PredictedImage | None) -> set[str]:
+        """Return format and suffix of each file that is ours; results of earlier releases have a record alone."""
         try:
             return set(read_file(self._written_path).decode(errors="replace").split())
         except OSError:
-            return set()
+            return set() if earlier is None else {name + self._suffix(name) for name in earlier.formats}
 
     def write(
         self,
@@ -145,7 +152,8 @@ class ImageOutputs:
         confusion: (K, K) by the ground truth. earlier: record of an earlier run, whose formats and objects stay valid.
         """
         formats, objects = self.config.formats, UNSET if earlier is None else earlier.objects
-        write_atomic(self._written_path, "\n".join(sorted({*self._written_formats(), *formats})).encode())
+        files = {*self._own_files(earlier), *(name + self._suffix(name) for name in formats)}
+        write_atomic(self._written_path, "\n".join(sorted(files)).encode())
         if "mask" in formats:
             self._write_mask(mosaic)
         if "overlay" in formats:

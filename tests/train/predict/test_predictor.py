@@ -490,6 +490,17 @@ def test_files_that_predict_did_not_write_are_named_and_left_alone(predictor, im
     assert path.read_bytes() == b"mine"
 
 
+def test_a_pyramid_that_predict_did_not_write_is_left_alone_beside_its_own(predictor, slide, tmp_path):
+    predict_one(predictor(formats=("mask",)), slide[0])
+    (mask,) = tmp_path.glob("out/mask/*.tif")
+    other = mask.with_suffix(".ome.zarr")
+    other.mkdir()
+    (other / "a").write_bytes(b"mine")
+    with pytest.raises(ValueError, match=r"ome\.zarr is there already"):
+        predict_one(predictor(pyramid="ome-zarr", formats=("mask",)), slide[0])
+    assert (other / "a").read_bytes() == b"mine"
+
+
 def test_an_image_is_not_replaced_by_its_own_mask(predictor, image, tmp_path):
     (tmp_path / "out" / "mask").mkdir(parents=True)
     path = image[0].rename(tmp_path / "out" / "mask" / "image.png")
