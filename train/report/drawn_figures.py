@@ -21,7 +21,10 @@ P = ParamSpec("P")
 Png = TypeVar("Png", bytes, bytes | None)
 INDEX = "figures.json"
 DRAWN_BY = ("matplotlib", "pillow", "numpy")  # another version of one may draw other bytes
-SOURCES = ("report/figures.py", "report/sweeps.py", "report/table_formats.py", "colours.py")  # likewise
+SOURCES = (  # likewise
+    "train/report/figures.py", "train/report/sweeps.py", "train/report/table_formats.py", "train/colours.py",
+    "train/config.py", "store/blocks.py", "store/runtime/printable.py",
+)  # fmt: skip
 
 
 class DrawnFigure(msgspec.Struct, frozen=True):
@@ -84,7 +87,7 @@ def _drawing_digest() -> str:
     """A digest of the code that draws, so that another release draws every figure again."""
     digest = hashlib.sha256(" ".join(f"{name} {version(name)}" for name in DRAWN_BY).encode())
     for source in SOURCES:
-        digest.update(resources.files("pathseg.train").joinpath(source).read_bytes())
+        digest.update(resources.files("pathseg").joinpath(source).read_bytes())
     return digest.hexdigest()
 
 
@@ -94,4 +97,4 @@ def _plain(value: Any) -> Any:
         return [value.dtype.str, value.shape, hashlib.sha256(value.tobytes()).hexdigest()]
     if isinstance(value, RunFolder):
         return value.name
-    raise NotImplementedError(f"a figure cannot show a {type(value).__name__}")
+    raise TypeError(f"a figure cannot show a {type(value).__name__}")
