@@ -9,6 +9,7 @@ from PIL import Image
 
 from pathseg.cli import main
 from pathseg.store.features import FeatureStore
+from pathseg.store.runtime.extraction_speed import read_speed
 
 
 def run(*arguments):
@@ -55,8 +56,8 @@ def test_predict_gives_what_store_and_head_give(work, tmp_path):
     report = run("report", "--workspace", work)
     assert report.exit_code == 0, report.output
     tables = (work / "report/tables.md").read_text()
-    speed = json.loads(next((work / "extractions").glob("mini-[0-9a-f]*.json")).read_text())
-    assert speed["passes"] == 3 * 1 * 2 and speed["seconds"] > 0  # images, patches of each, timesteps
+    speed = read_speed(work, store.contents.key)
+    assert speed is not None and speed.passes == 3 * 1 * 2 and speed.seconds > 0  # images, patches of each, timesteps
     assert "patches/s" in tables and "Patches/s: 256 px patches a second" in tables
     assert "mini t 50 0-1" in tables and "mini t 200 1" in tables and "mini-hipt t 50" in tables
 
