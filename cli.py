@@ -281,13 +281,13 @@ def extract_command(**flags: Any) -> None:
     require_all([f"{failure.id}: {failure.reason}" for failure in result.failures], len(result.store.listed))
 
 
-def keep_speed(result: Any, flags: dict[str, Any], workers: int | None) -> None:
+def keep_speed(result: Any, flags: dict[str, Any], workers: int | None = None) -> None:
     """Keep how fast an extraction was in the workspace, for the report."""
     from pathseg.store.runtime.device import device, device_label
     from pathseg.store.runtime.extraction_speed import ExtractionSpeed, record_speed
 
     key = result.store.contents.key
-    label = "a Dask cluster" if flags["scheduler"] else device_label(device(flags["device"]))
+    label = "a Dask cluster" if flags.get("scheduler") else device_label(device(flags["device"]))
     speed = ExtractionSpeed(key.model, result.passes, result.seconds, label, workers or 1)
     record_speed(flags["workspace"], key, speed)
 
@@ -647,6 +647,7 @@ def refine_command(slides: tuple[str, ...], **flags: Any) -> None:
         started = time.perf_counter()
         extraction = slide_store.follow(device=on_device, on_note=note, on_progress=bar.advance)
         seconds = {"extract": time.perf_counter() - started}
+        keep_speed(extraction, flags)
         store = FeatureStore.open(location, cache=cache_for(location))
         result = refine(
             list_input_images(slides),

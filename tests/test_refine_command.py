@@ -18,6 +18,7 @@ from pathseg.extract.models.ldm_features import DiffusionFeatures
 from pathseg.extract.slide_store import SlideStore, slides_root
 from pathseg.store.errors import StoreError
 from pathseg.store.features import FeatureStore
+from pathseg.store.runtime.extraction_speed import read_speed
 from pathseg.store.verify import verify
 from pathseg.train.config import HeadConfig, RefineConfig
 from pathseg.train.predict.config import PredictConfig
@@ -95,6 +96,12 @@ def test_features_are_computed_once_however_often_outlines_change(refined):
     _, outputs, _ = refined
     assert [patches for _, patches, _ in outputs] == [8, 8, 8]  # two windows of four patches
     assert [models for _, _, models in outputs] == [1, 1, 1]  # the model is loaded the first time alone
+
+
+def test_the_speed_of_the_one_extraction_is_kept(refined):
+    folder, _, _ = refined
+    speed = read_speed(folder, FeatureStore.open(folder / "slides-mini.zarr").contents.key)
+    assert speed is not None and speed.passes == 8 and speed.seconds > 0
 
 
 def test_each_call_trains_a_run_of_its_own_from_the_one_before(refined):

@@ -25,6 +25,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from pathseg.store.runtime.regular_files import errors_name
+
 ZIP_MAGIC = b"PK\x03\x04"  # torch.save since 1.6
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before 1.6
 LEGACY_PICKLES = 5  # magic number, protocol, system, content, storage keys; then the bytes of the storages
@@ -96,13 +98,15 @@ def read_state_dict(path: str | Path, key: str) -> dict[str, torch.Tensor]:
     without the prefixes of torch.compile (`_orig_mod.`) and DataParallel (`module.`). Tensors of a zip file are
     memory-mapped.
 
-    Raises FileNotFoundError; ValueError, naming the file, where it is of another kind or damaged, holds no state dict
-    or several, does not hold all bytes of its tensors, or calls a function that is not in CALLS.
+    Raises FileNotFoundError; OSError, naming the file, where it cannot be read; ValueError, naming it, where it is of
+    another kind or damaged, holds no state dict or several, does not hold all bytes of its tensors, or calls a function
+    that is not in CALLS.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint file {path}")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch_save(path)
+    with errors_name(path):
+        content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch_save(path)
     content = _unwrapped(content, key, path)
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} must hold tensors by name, got {type(content).__name__}; a state dict is needed")

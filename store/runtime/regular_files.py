@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BufferedReader
 
 
@@ -15,10 +17,18 @@ def open_file(path: str | os.PathLike[str]) -> BufferedReader:
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
     """Return the content of a file. Raises as `open_file`, and OSError naming a file that the disk cannot read."""
+    with errors_name(path), open_file(path) as file:
+        return file.read()
+
+
+@contextmanager
+def errors_name(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Let each OSError inside name a file: errors of reading, as of a broken disk, and some libraries' name none."""
     try:
-        with open_file(path) as file:
-            return file.read()
+        yield
     except OSError as e:
+        if e.errno is None:  # safetensors' have a text alone
+            raise OSError(errno.EIO, str(e), os.fspath(path)) from e
         e.filename = e.filename or os.fspath(path)
         raise
 

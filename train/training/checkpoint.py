@@ -19,7 +19,7 @@ from pathseg.store.errors import Damaged
 from pathseg.store.records import checksum, seal, unseal
 from pathseg.store.runtime.atomic_files import write_atomic
 from pathseg.store.runtime.json_records import convert_json, decode_json
-from pathseg.store.runtime.regular_files import read_file
+from pathseg.store.runtime.regular_files import errors_name, read_file
 from pathseg.train.config import Config
 from pathseg.train.data.joined import JoinedStores
 from pathseg.train.heads.pixel_ensemble import PixelBuffer, PixelEnsemble
@@ -151,9 +151,10 @@ def load_last(state: TrainingState) -> None:
     """Resume after the last finished epoch. Raises ValueError, naming the file, when it is damaged."""
     path = state.run.path / LAST
     try:
-        with safe_open(path, framework="pt") as file:
-            progress = _read_progress(file.metadata()["about"], source=str(path))
-        tensors = load_file(path)
+        with errors_name(path):
+            with safe_open(path, framework="pt") as file:
+                progress = _read_progress(file.metadata()["about"], source=str(path))
+            tensors = load_file(path)
         if progress.crc32c not in (None, _checksums(tensors)):
             raise ValueError("its tensors do not fit their checksums")
         state.head.load_state_dict({n.removeprefix("head."): v for n, v in tensors.items() if n.startswith("head.")})

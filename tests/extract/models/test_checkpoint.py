@@ -230,6 +230,16 @@ def test_a_truncated_safetensors_file_is_refused(tmp_path):
     assert "is truncated" in refusal(tmp_path / "a.safetensors")
 
 
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs Linux's file that cannot be read")
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_file_that_the_disk_cannot_read_is_named(tmp_path, suffix):
+    path = tmp_path / f"weights{suffix}"
+    path.symlink_to("/proc/self/mem")
+    with pytest.raises(OSError, match="weights") as caught:
+        read_state_dict(path, "state_dict")
+    assert caught.value.filename == str(path)
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no checkpoint file .*gone\.ckpt"):
         read(tmp_path / "gone.ckpt")
