@@ -11,6 +11,7 @@ from pathseg.train.metrics.bootstrap import (
     paired_difference,
     pooled_object_scores,
     pooled_scores,
+    signed_rank_p,
 )
 from pathseg.train.metrics.object import ObjectSums
 from pathseg.train.metrics.pixel import Scores, constant_prediction
@@ -129,6 +130,19 @@ def test_the_p_value_is_scipys_over_the_images():
     dice = [[image.scores.dice for image in split.per_image] for split in (a, b)]
     found = compared(a, b)
     assert found.p == pytest.approx(stats.wilcoxon(dice[1], dice[0]).pvalue) and found.units == 12
+
+
+@pytest.mark.parametrize("digits", [0, 1, 16], ids=["many ties and zeros", "ties", "no ties"])
+@pytest.mark.parametrize("units", [1, 2, 3, 4, 9, 13, 14, 50, 51, 300])
+def test_the_signed_rank_test_is_scipys(units, digits):
+    for seed in range(3):
+        differences = np.random.default_rng(seed).normal(0.3, 1, units).round(digits)
+        if differences.any():
+            assert signed_rank_p(differences) == pytest.approx(stats.wilcoxon(differences).pvalue, rel=1e-12)
+
+
+def test_differences_of_zero_show_nothing():
+    assert signed_rank_p(np.zeros(4)) == 1 and signed_rank_p(np.zeros(0)) is None
 
 
 def test_a_difference_is_that_of_the_pooled_dice_and_lies_in_its_interval():
