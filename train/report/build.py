@@ -43,9 +43,10 @@ if TYPE_CHECKING:
 IMAGES_PER_RUN = 12  # test images shown of one run
 IMAGES_PER_PAGE = 48  # of all runs together: at some 0.2 MB each the page stays near 10 MB
 # files of a report: what an earlier report wrote and this one does not is removed
-FIGURES = ("curves", "images", "comparison", "sidebyside", "mixing", *(stem for _, stem in SWEEP_GROUPS.values()))
+FIGURES = ("images", "comparison", "sidebyside", "mixing", *(stem for _, stem in SWEEP_GROUPS.values()))
 TABLES = ("table-*.csv", "table-*.tex", "images-*.csv", "images-*.tex")
-OWNED = (*(f"{name}-*.png" for name in FIGURES), *TABLES, "tables.md", INDEX, "index.html")
+CURVES = ("curves-*.svg", "curves-*.png")  # PNG: of earlier releases
+OWNED = (*(f"{name}-*.png" for name in FIGURES), *CURVES, *TABLES, "tables.md", INDEX, "index.html")
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def build_report(workspace: Path | str) -> Report:
             staged.add(f"{name}.tex", table.latex().encode())
         for one in page.sections:
             for figure in one.figures:
-                staged.add(figure.file, figure.png)
+                staged.add(figure.file, figure.content)
         staged.add(INDEX, drawn.index())
         staged.add("index.html", html(page).encode())
         staged.publish()

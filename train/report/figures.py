@@ -1,4 +1,4 @@
-"""Figures as PNG files: learning curves, comparison of runs, sheets of test images, sweeps (matplotlib)."""
+"""Figures as PNG files: comparison of runs, sheets of test images, sweeps (matplotlib)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from textwrap import fill
 from typing import Any, Literal, ParamSpec
 
 import numpy as np
+from markupsafe import Markup
 from PIL import Image
 
 from pathseg.store.runtime.printable import printable
 from pathseg.train.colours import PALETTE
 from pathseg.train.report.sweeps import METRICS, Images, Metric, Sweep, seeds_label, value_label
 from pathseg.train.report.table_formats import Spread
-from pathseg.train.runs.record import Epoch
 
 P = ParamSpec("P")
 INK, QUIET = "#1d2733", "#5c6773"
@@ -37,22 +37,22 @@ STYLES: dict[Images, tuple[str, str, str, int]] = {
 
 @dataclass(frozen=True)
 class Figure:
-    """A PNG file of the report, its alternative text and its caption in the page."""
+    """A PNG or SVG file of the report, its alternative text and its caption in the page."""
 
     file: str
-    png: bytes
+    content: bytes
     alt: str
     caption: str = ""
 
     @property
-    def uri(self) -> str:
+    def uri(self) -> Markup:
         """The file as a data URI."""
-        return data_uri(self.png, "png")
+        return data_uri(self.content, "svg+xml" if self.file.endswith(".svg") else "png")
 
 
-def data_uri(content: bytes, kind: Literal["png", "jpeg"]) -> str:
-    """Return an image file as a data URI."""
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+def data_uri(content: bytes, kind: Literal["png", "jpeg", "svg+xml"]) -> Markup:
+    """Return an image file as a data URI, which has no letter that a page would have to escape or to leave out."""
+    return Markup(f"data:image/{kind};base64,{base64.b64encode(content).decode()}")
 
 
 def _plain_text(draw: Callable[P, bytes]) -> Callable[P, bytes]:
@@ -66,38 +66,6 @@ def _plain_text(draw: Callable[P, bytes]) -> Callable[P, bytes]:
             return draw(*args, **kwargs)
 
     return drawn
-
-
-@_plain_text
-def learning_curves(history: Sequence[Epoch], best_epoch: int, title: str) -> bytes:
-    """Draw loss (training, validation), validation Dice and mIoU over the epochs; the best epoch is marked."""
-    figure = _new_figure(9.0, 3.1, layout=None)  # every run has one: to find its margins each time takes too long
-    figure.subplots_adjust(left=0.08, right=0.985, bottom=0.16, top=0.88, wspace=0.19)
-    epochs = [line.epoch for line in history]
-    left, right = figure.subplots(1, 2)
-    curves = (
-        (left, [line.train_loss for line in history], "training", PALETTE[2], "-"),
-        (left, [line.val_loss for line in history], "validation", PALETTE[5], "-"),
-        (right, [line.val_dice for line in history], "Dice", PALETTE[0], "-"),
-        (right, [line.val_miou for line in history], "mIoU", PALETTE[6], "--"),
-    )
-    for axes, values, label, colour, style in curves:
-        mark = "o" if len(epochs) < 2 else None
-        axes.plot(epochs, _with_gaps(values), style, color=colour, label=label, linewidth=1.8, marker=mark)
-    best = next((line.val_dice for line in history if line.epoch == best_epoch), None)
-    for axes, name in ((left, "loss (cross-entropy)"), (right, "validation score")):
-        axes.axvline(best_epoch, color=QUIET, linestyle=":", linewidth=1.2)
-        axes.set(xlabel="epoch", ylabel=name)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        _light_grid(axes)
-    if best is not None:
-        label = f"best: epoch {best_epoch}, {best:.3f}"
-        right.plot([best_epoch], [best], "o", color=PALETTE[0], markersize=7, label=label)
-    right.set_ylim(0, 1)
-    left.legend(edgecolor="none")
-    right.legend(edgecolor="none", loc="lower right")
-    _title(figure, title)
-    return _png(figure)
 
 
 @dataclass(frozen=True)

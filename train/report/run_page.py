@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from markupsafe import Markup
 
 from pathseg.store.blocks import format_blocks
 from pathseg.store.features import FeatureStore
@@ -15,6 +16,7 @@ from pathseg.train.colours import jpeg_bytes
 from pathseg.train.report import figures
 from pathseg.train.report.drawn_figures import DrawnFigures
 from pathseg.train.report.figures import Figure, data_uri
+from pathseg.train.report.learning_curves import learning_curves
 from pathseg.train.report.prediction_images import (
     PANELS,
     Legend,
@@ -41,7 +43,7 @@ class Panel:
     """One picture of a test image."""
 
     name: str
-    uri: str
+    uri: Markup
     alt: str
 
 
@@ -117,7 +119,7 @@ def run_page(run: FinishedRun, stores: Stores, drawn: DrawnFigures, *, rows: int
     return RunPage(
         name=run.name, facts=run_facts(run), untrained=is_untrained(run),
         store=" + ".join(source.store for source in run.data.sources), split=split,
-        images=len(ids), curves=_curves(run, drawn) if run.history else None, shown=tuple(shown),
+        images=len(ids), curves=_curves(run) if run.history else None, shown=tuple(shown),
         missing=tuple(missing), no_images=no_images, sheet=sheet,
         worst=_worst_images(run, None if isinstance(store, str) else store, [row.id for row in shown]),
         image_tables=tuple(
@@ -174,12 +176,11 @@ def _worst_images(run: FinishedRun, store: FeatureStore | None, shown: Sequence[
     return tuple(found)
 
 
-def _curves(run: FinishedRun, drawn: DrawnFigures) -> Figure:
+def _curves(run: FinishedRun) -> Figure:
     best, epochs = run.metrics.best_epoch, run.metrics.epochs
-    file = f"curves-{run.name}.png"
-    png = drawn.png(file, figures.learning_curves, run.history, best, f"{run.name}: learning curves")
+    svg = learning_curves(run.history, best, f"{run.name}: learning curves")
     alt = f"Learning curves of {run.name} over {epochs} epochs; the best is epoch {best}"
-    return Figure(file, png, alt)
+    return Figure(f"curves-{run.name}.svg", svg, alt)
 
 
 def _sheet(run: FinishedRun, drawn: DrawnFigures, rows: list[tuple[str, tuple[Any, ...]]]) -> Figure:

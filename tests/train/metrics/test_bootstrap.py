@@ -133,12 +133,10 @@ def test_the_p_value_is_scipys_over_the_images():
 
 
 @pytest.mark.parametrize("digits", [0, 1, 16], ids=["many ties and zeros", "ties", "no ties"])
-@pytest.mark.parametrize("units", [1, 2, 3, 4, 9, 13, 14, 50, 51, 300])
+@pytest.mark.parametrize("units", [2, 3, 4, 5, 7, 9, 13, 14, 50, 51, 300])
 def test_the_signed_rank_test_is_scipys(units, digits):
-    for seed in range(3):
-        differences = np.random.default_rng(seed).normal(0.3, 1, units).round(digits)
-        if differences.any():
-            assert signed_rank_p(differences) == pytest.approx(stats.wilcoxon(differences).pvalue, rel=1e-12)
+    differences = np.random.default_rng(units).normal(0.3, 1, units).round(digits)
+    assert signed_rank_p(differences) == pytest.approx(stats.wilcoxon(differences).pvalue, rel=1e-12)
 
 
 def test_differences_of_zero_show_nothing():

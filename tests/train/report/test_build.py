@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -247,7 +248,11 @@ def test_no_two_elements_share_an_id(page):
 def test_every_picture_has_a_text_and_can_be_decoded(page):
     for picture in page.find("img"):
         assert picture["alt"]
-        with Image.open(io.BytesIO(base64.b64decode(picture["src"].split(",", 1)[1]))) as decoded:
+        kind, content = picture["src"].split(",", 1)
+        if "svg" in kind:
+            assert ElementTree.fromstring(base64.b64decode(content))
+            continue
+        with Image.open(io.BytesIO(base64.b64decode(content))) as decoded:
             decoded.load()
 
 
@@ -397,9 +402,9 @@ def test_runs_have_intervals_and_are_tested_against_the_best(page, split):
 
 
 def test_figures_lie_beside_the_page(made):
-    names = sorted(path.name for path in (made / "report").glob("*.png"))
+    names = sorted(path.name for path in (made / "report").iterdir() if path.suffix in (".png", ".svg"))
     assert names == [
-        "comparison-1-glas.png", file_name("curves-far <b>.png"), "curves-near.png", file_name("images-far <b>.png"),
+        "comparison-1-glas.png", file_name("curves-far <b>.svg"), "curves-near.svg", file_name("images-far <b>.png"),
         "images-near.png", "sidebyside-1-glas.png",
     ]  # fmt: skip
 
@@ -514,11 +519,13 @@ def test_sweeps_are_written_as_markdown(swept):
 def test_figures_of_a_run_and_of_a_sweep_that_are_gone_are_removed(trained, write_run):
     other = write_run(trained, "other", FeatureStore.open(trained / "glas.zarr"), shift=3, t=10)
     build_report(trained)
-    figures = [trained / "report" / name for name in ("curves-other.png", "images-other.png", "timesteps-1-glas-1.png")]
+    figures = [trained / "report" / name for name in ("curves-other.svg", "images-other.png", "timesteps-1-glas-1.png")]
     assert all(figure.exists() for figure in figures)
     shutil.rmtree(other.path)
+    figures.append(trained / "report" / "curves-one.png")  # as releases before 0.2 wrote
+    figures[-1].touch()
     build_report(trained)
-    assert not any(figure.exists() for figure in figures) and (trained / "report" / "curves-one.png").exists()
+    assert not any(figure.exists() for figure in figures) and (trained / "report" / "curves-one.svg").exists()
 
 
 def test_sweeps_beyond_those_shown_are_in_the_markdown(tmp_path, write_run, monkeypatch):

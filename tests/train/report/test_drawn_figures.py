@@ -4,61 +4,64 @@ import numpy as np
 import pytest
 
 from pathseg.train.report.drawn_figures import INDEX, DrawnFigures
-from pathseg.train.report.figures import learning_curves, sheet, sweep_figure
+from pathseg.train.report.figures import DiceOfRun, comparison, sheet, sweep_figure
 from pathseg.train.report.staged_folder import file_name
 from pathseg.train.report.sweeps import find_sweeps
-from pathseg.train.runs.record import Epoch
 
-HISTORY = [Epoch(e, 1 / e, 1.1 / e, None, 0.2 * e, 0.1 * e) for e in (1, 2, 3)]
-CURVES = "curves-a <b>.png"
+FIGURE = "comparison-a <b>.png"
+RUNS = [DiceOfRun("a", 0.5, (0.4, None)), DiceOfRun("b", 0.3, (0.2, 0.4))]
+CLASSES = [("background", "#8A8A8A"), ("gland", "#009E73")]
+
+
+def figure_of(drawn: DrawnFigures, draw, runs=RUNS, constant=0.2, title="GlaS") -> bytes:
+    return drawn.png(FIGURE, draw, runs, CLASSES, constant=constant, paper=None, title=title)
 
 
 @pytest.fixture
 def report(tmp_path):
-    """The folder of a report with one figure, and the bytes of that."""
+    """The folder of a report with one figure."""
     drawn = DrawnFigures(tmp_path)
-    (tmp_path / file_name(CURVES)).write_bytes(drawn.png(CURVES, learning_curves, HISTORY, 2, "run"))
+    (tmp_path / file_name(FIGURE)).write_bytes(figure_of(drawn, comparison))
     (tmp_path / INDEX).write_bytes(drawn.index())
     return tmp_path
 
 
-def curves(report, history=HISTORY, best_epoch=2, title="run") -> tuple[bytes, bool]:
+def next_figure(report, **about) -> tuple[bytes, bool]:
     """The figure in the next report, and whether it had to be drawn."""
     calls = []
 
-    def learning_curves(*args):
+    def comparison(*args, **kwargs):
         calls.append(args)
         return b"drawn"
 
-    return DrawnFigures(report).png(CURVES, learning_curves, history, best_epoch, title), bool(calls)
+    return figure_of(DrawnFigures(report), comparison, **about), bool(calls)
 
 
 def test_a_figure_that_shows_the_same_is_taken_from_the_last_report(report):
-    assert curves(report) == (learning_curves(HISTORY, 2, "run"), False)
+    assert next_figure(report) == ((report / file_name(FIGURE)).read_bytes(), False)
 
 
 @pytest.mark.parametrize("other", [
-    {"history": HISTORY[:2]}, {"history": [*HISTORY[:2], Epoch(3, 0.3, 0.4, None, 0.6, 0.3)]}, {"best_epoch": 3},
-    {"title": "another"},
+    {"runs": RUNS[:1]}, {"runs": [RUNS[0], DiceOfRun("b", 0.31, (0.2, 0.42))]}, {"constant": 0.1}, {"title": "another"},
 ])  # fmt: skip
 def test_a_figure_that_shows_something_else_is_drawn(report, other):
-    assert curves(report, **other) == (b"drawn", True)
+    assert next_figure(report, **other) == (b"drawn", True)
 
 
 def test_a_figure_whose_file_was_changed_is_drawn(report):
-    (report / file_name(CURVES)).write_bytes(b"\x89PNG of another hand")
-    assert curves(report) == (b"drawn", True)
+    (report / file_name(FIGURE)).write_bytes(b"\x89PNG of another hand")
+    assert next_figure(report) == (b"drawn", True)
 
 
 def test_a_figure_whose_file_is_gone_is_drawn(report):
-    (report / file_name(CURVES)).unlink()
-    assert curves(report) == (b"drawn", True)
+    (report / file_name(FIGURE)).unlink()
+    assert next_figure(report) == (b"drawn", True)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"curves-a <b>.png": 3}'])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"comparison-a <b>.png": 3}'])
 def test_figures_are_drawn_where_their_index_cannot_be_read(report, content):
     (report / INDEX).write_bytes(content)
-    assert curves(report) == (b"drawn", True)
+    assert next_figure(report) == (b"drawn", True)
 
 
 def test_one_changed_pixel_of_a_panel_is_another_figure(tmp_path):

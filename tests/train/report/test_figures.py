@@ -11,15 +11,12 @@ from PIL import Image
 from pathseg.train.report.figures import (
     DiceOfRun,
     comparison,
-    learning_curves,
     sheet,
     sweep_figure,
     training_images_figure,
 )
 from pathseg.train.report.sweeps import find_sweeps
-from pathseg.train.runs.record import Epoch
 
-HISTORY = [Epoch(e, 1 / e, 1.1 / e, None, 0.2 * e, 0.1 * e) for e in (1, 2, 3)]
 MATH = "$x^{2$ \\alpha_"  # no name may be read as a formula
 
 
@@ -54,23 +51,11 @@ def over_time(make_run):
     return make
 
 
-def test_learning_curves_are_the_same_bytes_again_and_move_with_the_best_epoch():
-    curves = learning_curves(HISTORY, 2, "run")
-    width, height = size_of(curves)
-    assert width > 2 * height
-    assert curves == learning_curves(HISTORY, 2, "run") != learning_curves(HISTORY, 3, "run")
-
-
 def test_the_ground_is_white_and_flat_areas_keep_their_colours(over_time):
-    curves = learning_curves(HISTORY, 2, "run")
-    for figure in (curves, drawn(over_time())):
-        assert max(colours_of(figure))[1] == (255, 255, 255)
-    # blue and bluish green of Okabe and Ito
-    assert {(0, 114, 178), (0, 158, 115)} <= {colour for _, colour in colours_of(curves)}
-
-
-def test_learning_curves_of_one_epoch_and_missing_values_can_be_drawn():
-    assert size_of(learning_curves([Epoch(1, val_loss=0.5)], 1, "run"))
+    figure = colours_of(drawn(over_time()))
+    assert max(figure)[1] == (255, 255, 255)
+    # blue and vermilion of Okabe and Ito
+    assert {(0, 114, 178), (213, 94, 0)} <= {colour for _, colour in figure}
 
 
 def test_the_comparison_grows_with_the_runs():
@@ -106,7 +91,6 @@ def test_the_name_of_a_region_fits_beside_its_row():
 
 
 def test_names_with_dollar_signs_are_drawn_as_they_are():
-    assert size_of(learning_curves(HISTORY, 2, MATH))
     line = DiceOfRun(MATH, 0.5, (0.4,))
     assert size_of(comparison([line], [(MATH, "#009E73")], constant=None, paper=None, title=MATH))
     assert size_of(sheet([(MATH, panels())], (MATH, "b", "c"), legend=[(MATH, "#009E73")], title=MATH))
@@ -145,8 +129,8 @@ def test_learning_rates_have_no_figure(make_run):
 
 def test_drawing_loads_no_pyplot_and_importing_loads_no_matplotlib():
     code = (
-        "import sys, pathseg.train.report.figures as f; from pathseg.train.runs.record import Epoch;"
-        "before = 'matplotlib' in sys.modules; f.learning_curves([Epoch(1, 1.0, 1.0)], 1, 'r');"
+        "import sys, pathseg.train.report.figures as f; before = 'matplotlib' in sys.modules;"
+        "f.comparison([f.DiceOfRun('a', 0.5, ())], [], constant=None, paper=None, title='t');"
         "print(before, 'matplotlib.pyplot' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -165,7 +149,6 @@ def test_any_name_can_be_drawn(name):
     lines, classes = [DiceOfRun(name, 0.5, (0.4,))], [(name, "#009E73")]
     assert size_of(comparison(lines, classes, constant=0.1, paper=None, title=name))
     assert size_of(sheet([(name, panels())], "abc", legend=classes, title=name))
-    assert size_of(learning_curves(HISTORY, 2, name))
 
 
 def test_a_learning_curve_changes_with_its_scores(make_run):
