@@ -22,18 +22,18 @@ from pathseg.store.location.location import Location
 PIECE_BYTES = 2**18  # fits into a core's cache, so checksum and range check do not wait for memory
 CRC_BYTES = 4
 EMPTY = 2**64 - 1  # offset and length in a shard's index of a chunk that the shard does not hold
-CODECS = (BytesCodec(endian="little"), Crc32cCodec())
+INDEX_CODECS = (BytesCodec(endian="little"), Crc32cCodec())
 
 
 def is_uncompressed(array: zarr.Array) -> bool:
     """Return whether an array is unsharded, with only the codecs of this module."""
-    return _codecs(array) == CODECS
+    return _codecs(array) == _uncompressed(array.dtype)
 
 
 def is_uncompressed_shards(array: zarr.Array) -> bool:
     """Return whether each shard of an array holds one chunk per image, with only the codecs of this module."""
     chunk = (1, *array.shape[1:])
-    sharding = ShardingCodec(chunk_shape=chunk, codecs=CODECS, index_codecs=CODECS, index_location="end")
+    sharding = ShardingCodec(chunk_shape=chunk, codecs=_uncompressed(array.dtype), index_codecs=INDEX_CODECS)
     return _codecs(array) == (sharding,) and array.shards is not None and array.shards[1:] == chunk[1:]
 
 
@@ -145,6 +145,11 @@ def _write(
             raise OverflowError("a value is not finite")
     file.write(_trailer(own))
     return total or 0
+
+
+def _uncompressed(dtype: np.dtype) -> tuple[Any, ...]:
+    """Return the codecs of uncompressed values as Zarr has them: those of one byte have no byte order."""
+    return BytesCodec(endian="little" if dtype.itemsize > 1 else None), Crc32cCodec()
 
 
 def _codecs(array: zarr.Array) -> tuple[Any, ...]:

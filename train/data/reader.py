@@ -19,6 +19,9 @@ from pathseg.train.config import IMAGE, Config, Layer
 from pathseg.train.data.joined import JoinedStores
 from pathseg.train.data.memory import keep_limits
 
+CACHED_VALUES = 2**17  # 512 KiB of float32, which stay in a core's cache between two passes
+NUMPY_BUFFER = 1024  # values; into its buffer NumPy copies the scale for each cell of a channel with fewer cells
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -91,7 +94,7 @@ class FeatureReader:
         self._concurrency = max(store.location.concurrency for store in self.stores.stores)
         self._threads = ThreadPoolExecutor(self._concurrency)
         self._cores = torch.get_num_threads()
-        self._arithmetic = ThreadPoolExecutor(self._cores)
+        self._arithmetic = ThreadPoolExecutor(self._cores, initializer=np.setbufsize, initargs=(NUMPY_BUFFER,))
         self._buffers: dict[int, list[Sample]] = {}  # batch size -> the buffers of its queue
         self._values: dict[Layer, torch.Tensor] = {}  # of the batch in use, where values are stored scaled
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -203,8 +206,8 @@ class FeatureReader:
     def _unscaled(self, stored: Sample) -> dict[Layer, torch.Tensor]:
         """Multiply the whole numbers of a batch by their scales, in the memory that the last batch had.
 
-        On a CPU the patches are shared out among threads of NumPy, which multiplies what it converts while it is in the
-        cache; torch converts all values first. On a GPU it is one kernel.
+        On a CPU the patches are shared out among threads of NumPy, which multiply what they have converted while it is
+        in the cache; torch converts all values first, and its threads wait for each other. On a GPU it is one kernel.
         """
         found: dict[Layer, torch.Tensor] = {}
         patches: list[tuple[np.ndarray, ...]] = []
@@ -248,7 +251,11 @@ class FeatureReader:
 def _multiply(patches: Iterable[tuple[np.ndarray, ...]]) -> None:
     """Fill patches (C, h, w) float32 with whole numbers (C, h, w) int8 times scales (C,): (numbers, scales, patch)."""
     for integers, scales, out in patches:
-        np.multiply(integers.reshape(len(scales), -1), scales[:, None], out=out.reshape(len(scales), -1))
+        step = max(1, CACHED_VALUES // out[0].size)  # channels
+        for first in range(0, len(out), step):
+            channels = slice(first, first + step)
+            np.copyto(out[channels], integers[channels])
+            out[channels] *= scales[channels, None, None]
 
 
 def _torch_dtype(dtype: np.dtype) -> torch.dtype:

@@ -42,6 +42,19 @@ def test_the_bytes_are_those_that_zarr_writes(tmp_path, values):
     assert [(tmp_path / name).read_bytes() for name in NAMES] == by_zarr
 
 
+def test_whole_numbers_of_one_byte_are_written_without_zarr_as_zarr_writes_them(tmp_path):
+    integers = np.random.default_rng(0).integers(-127, 128, (3, 90, 41), dtype=np.int8)
+    array = make(tmp_path, dtype="int8")
+    assert is_uncompressed(array)
+    array[1] = integers
+    by_zarr = [(tmp_path / name).read_bytes() for name in NAMES]
+    read = np.empty_like(integers)
+    checksum = write_chunks(LocalFolder(tmp_path), NAMES, integers)
+    assert [(tmp_path / name).read_bytes() for name in NAMES] == by_zarr
+    assert read_chunks(LocalFolder(tmp_path), NAMES, read) == checksum
+    assert np.array_equal(read, integers)
+
+
 def test_chunks_that_zarr_wrote_are_read_without_it(tmp_path, values):
     make(tmp_path)[1] = values
     read = np.empty_like(values)
@@ -116,6 +129,17 @@ def test_shards_are_the_bytes_that_zarr_writes(tmp_path, images, set_aside):
     array[:3], array[3:] = images[:3], images[3:]
     write_shards(tmp_path / "ours", images)
     for name in ("c/0/0/0/0", "c/1/0/0/0"):
+        assert (tmp_path / "ours" / name).read_bytes() == (tmp_path / "zarr" / name).read_bytes()
+
+
+def test_shards_of_one_byte_values_are_the_bytes_that_zarr_writes(tmp_path):
+    integers = np.random.default_rng(1).integers(-127, 128, (5, 3, 90, 41), dtype=np.int8)
+    array = make_shards(tmp_path / "zarr", dtype="int8", fill_value=-128)
+    assert is_uncompressed_shards(array)
+    array[:3], array[3:] = integers[:3], integers[3:]
+    fill = np.full(integers.shape[1:], -128, np.int8)
+    for name, images in (("c/0/0/0/0", integers[:3]), ("c/1/0/0/0", integers[3:])):
+        write_shard(LocalFolder(tmp_path / "ours"), name, images, fill=fill, chunks=3)
         assert (tmp_path / "ours" / name).read_bytes() == (tmp_path / "zarr" / name).read_bytes()
 
 
