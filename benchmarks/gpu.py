@@ -253,7 +253,8 @@ def measure_agreement(setup: Setup) -> Rows:
         sample = dataset.samples[index]
         cut = store.contents.grid.cut(dataset.load(sample).image)
         wanted = {50: tuple(store.contents.blocks)}
-        maps = compute_patches(model, cut, range(len(cut)), sample.id, wanted, config)[50]
+        batch_size = store.contents.key.batch_size
+        maps = compute_patches(model, cut, range(len(cut)), sample.id, wanted, config, batch_size=batch_size)[50]
         stored = store.read(index, t=50)
         equal = [np.array_equal(torch.cat(values).half().cpu().numpy(), stored[b]) for b, values in maps.items()]
         yield same(f"image {index} of a store has the features of the model", all(equal))

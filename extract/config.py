@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 from pathseg.extract.datasets.registry import DatasetOptions, check_options
 from pathseg.extract.models.registry import DEFAULT_MODEL
 from pathseg.store.format.packing import PACKINGS
-from pathseg.store.key import BATCH_SIZE, LAYOUTS, StoreKey, ViTSettings
+from pathseg.store.key import LAYOUTS, StoreKey, ViTSettings
 
 
 def _flag(default: Any, help: str, **more: Any) -> Any:
@@ -49,10 +49,10 @@ class ExtractConfig:
         "store's key.",
     )
     seed: int = _flag(0, "Of the noise and of generated tissue.")
-    batch_size: int = _flag(
-        BATCH_SIZE,
-        "Patches a forward pass, never across images; 9 = one 768 px image. It changes the last bits of the features: "
-        "part of the store's key.",
+    batch_size: int | None = _flag(
+        None,
+        "Patches a forward pass, never across images. It changes the last bits of the features: part of the store's "
+        "key.  [default: that of the store; of a new one 1 for a diffusion model on a CPU, otherwise 9]",
     )
 
     surroundings: int = _flag(
@@ -69,15 +69,19 @@ class ExtractConfig:
             raise ValueError(f"timesteps must be one or more different numbers, got {self.t}")
         if self.seed < 0 or min(self.t) < 0:
             raise ValueError(f"seed and timesteps must be 0 or more, got seed {self.seed}, t {self.t}")
-        if self.batch_size < 1:
+        if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"batch size must be at least 1, got {self.batch_size}")
+
+    def following(self, key: StoreKey) -> Self:
+        """Return this configuration with the batch size of an existing store, unless it names one itself."""
+        return self if self.batch_size is not None else dataclasses.replace(self, batch_size=key.batch_size)
 
     @classmethod
     def of_key(
         cls, key: StoreKey, t: tuple[int, ...], blocks: tuple[int, ...] | Literal["all", "last"] | None = None
     ) -> Self:
-        """Return the configuration that makes features of a store's key."""
-        names = ("layout", "dtype", "packing", "precision", "seed", "batch_size")
+        """Return the configuration that adds features to a store with this key, whose batch size it follows."""
+        names = ("layout", "dtype", "packing", "precision", "seed")
         kept = {name: getattr(key, name) for name in names}
         return cls(t=t, blocks=blocks, surroundings=key.field_patches, **kept)
 

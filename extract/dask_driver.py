@@ -28,6 +28,7 @@ from pathseg.extract.pipeline import ExtractResult, in_store_order, open_extract
 from pathseg.extract.unit import Extraction, Failure, missing_work
 from pathseg.store.features import FeatureStore
 from pathseg.store.runtime.dask_client import ClusterError, first_line, require_workers, scheduler_client
+from pathseg.store.runtime.device import device as resolve_device
 
 TASKS_PER_WORKER = 2  # while one unit is in the model, another is decoded or written
 MAX_QUEUED_UNITS = 1000  # with the scheduler at a time: enough for 300 workers, however large the data set
@@ -62,7 +63,8 @@ def extract_on_workers(
     Finished units are kept.
     """
     require_workers(client)
-    extraction = open_extraction(dataset, model, store, config)
+    device_type = None if config.batch_size else _device_type(client, device)
+    extraction = open_extraction(dataset, model, store, config, device_type=device_type)
     location, digest = extraction.writer.store.location, extraction.writer.store.contents.key.model_digest
     job = ExtractionJob(str(location), open_dataset, load_model, config, digest, device)
     with extraction.writer.lock(), _installed_plugin(client, job) as plugin:
@@ -70,6 +72,22 @@ def extract_on_workers(
         failures, computed, passes = _run_units(extraction, client, plugin, progress)
         seconds = time.perf_counter() - started
     return _checked_result(extraction, failures, computed, passes, seconds)
+
+
+def _device_type(client: Client, device: str) -> str:
+    """Return torch's name for the kind of device that workers compute on, for `auto` that of the first to answer."""
+    if device != "auto":
+        return device.partition(":")[0]
+    with _errors_of_workers():
+        return client.submit(resolve_device, device, pure=False).result()
+
+
+@contextmanager
+def _errors_of_workers() -> Iterator[None]:
+    try:
+        yield
+    except Exception as e:  # Dask raises errors of its workers as a plain Exception
+        raise ClusterError(f"the workers cannot take the run ({first_line(e)}); install this pathseg there") from e
 
 
 def worker_client(*, workers: int | None, scheduler: str | None) -> AbstractContextManager[Client]:
@@ -174,10 +192,8 @@ def _installed_plugin(client: Client, job: ExtractionJob) -> Iterator[str]:
     """Install an ExtractionPlugin on every present and future worker for the time of a run; return its name."""
     name = f"pathseg-{uuid.uuid4().hex}"
     try:
-        try:
+        with _errors_of_workers():
             client.register_plugin(ExtractionPlugin(job), name=name)
-        except Exception as e:  # Dask raises errors of its workers as a plain Exception
-            raise ClusterError(f"the workers cannot take the run ({first_line(e)}); install this pathseg there") from e
         yield name
     finally:
         with suppress(OSError, KeyError):  # the scheduler has gone, or a worker never had the plugin

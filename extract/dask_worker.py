@@ -103,9 +103,10 @@ class ExtractionPlugin(WorkerPlugin):
             location = open_location(job.store)
             if not location.exists(MANIFEST):  # a StoreWriter would create one that only this machine sees
                 raise StoreError(f"{location} is not there; all machines must see the same folder, or take s3://")
-            dataset = with_kept_splits(dataset, FeatureStore.open(location))
-            writer = StoreWriter(location, contents_of(dataset, model, job.config))
-        return Extraction(dataset, model, writer, job.config, wanted_blocks(model, job.config))
+            existing = FeatureStore.open(location)
+            dataset, config = with_kept_splits(dataset, existing), job.config.following(existing.contents.key)
+            writer = StoreWriter(location, contents_of(dataset, model, config))
+        return Extraction(dataset, model, writer, config, wanted_blocks(model, config))
 
     @contextmanager
     def _errors_named(self, opened: str) -> Iterator[None]:

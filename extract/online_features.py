@@ -48,8 +48,7 @@ def online_features(
     precision = cast(Precision, key.precision)
     wanted = {t: tuple(blocks)}
     config = ExtractConfig(
-        t=(t,), blocks=wanted[t], precision=precision, seed=key.seed, batch_size=batch_size,
-        surroundings=key.field_patches,
+        t=(t,), blocks=wanted[t], precision=precision, seed=key.seed, surroundings=key.field_patches,
     )  # fmt: skip
     dtype, packing = getattr(torch, key.dtype), PACKINGS[key.packing]
     patches_per_image = PatchGrid.of(*key.size).patches
@@ -57,7 +56,7 @@ def online_features(
     layout = "native" if key.layout == "image" and packing.exact else key.layout
 
     def features(patches: np.ndarray, numbers: Sequence[int], image_id: str) -> dict[int, torch.Tensor]:
-        maps = compute_patches(model, patches, numbers, image_id, wanted, config)[t]
+        maps = compute_patches(model, patches, numbers, image_id, wanted, config, batch_size=batch_size)[t]
         found = {}
         for block in tuple(maps):  # one after the other, so that only one is held twice
             values = to_layout(torch.cat(maps.pop(block)), layout).to(dtype)

@@ -19,7 +19,7 @@ from pathseg.extract.datasets.registry import Dataset
 from pathseg.extract.models.feature_model import FeatureModel
 from pathseg.extract.plan import contents_of, plan_for, wanted_blocks
 from pathseg.extract.unit import Extraction, Failure, LoadedUnit
-from pathseg.store.errors import StoreError
+from pathseg.store.errors import KeyMismatch, StoreError
 from pathseg.store.features import FeatureStore
 from pathseg.store.format.names import MANIFEST
 from pathseg.store.growth import finish_growth
@@ -76,37 +76,56 @@ def extract(
 
 
 def open_extraction(
-    dataset: Dataset, model: FeatureModel, store: str | os.PathLike[str], config: ExtractConfig
+    dataset: Dataset,
+    model: FeatureModel,
+    store: str | os.PathLike[str],
+    config: ExtractConfig,
+    *,
+    device_type: str | None = None,
 ) -> Extraction:
     """Check the free space, create the store or let it follow the data set, and create the arrays that it lacks.
 
-    Raises as `extract`.
+    device_type: torch's name for the kind of device that computes the features, which a new store's batch size depends
+    on; by default the model's. Raises as `extract`.
     """
     location, blocks = open_location(store), wanted_blocks(model, config)
-    if location.exists(MANIFEST):
-        dataset = _follow(dataset, model, config, location)
+    exists = location.exists(MANIFEST)
+    if exists:
+        dataset, settled = _follow(dataset, model, config, location)
     else:
+        settled = config
         plan_for(dataset, model, config, location, None).require_space()
-    writer = StoreWriter(location, contents_of(dataset, model, config))
+    try:
+        writer = StoreWriter(location, contents_of(dataset, model, settled, device_type=device_type))
+    except KeyMismatch:
+        if exists or config.batch_size is not None:
+            raise
+        # another run has created the store meanwhile, maybe with the batch size of another device
+        return open_extraction(dataset, model, store, config, device_type=device_type)
     writer.add_arrays(config.t, blocks)
-    return Extraction(dataset, model, writer, config, blocks)
+    return Extraction(dataset, model, writer, settled, blocks)
 
 
-def _follow(dataset: Dataset, model: FeatureModel, config: ExtractConfig, location: Location) -> Dataset:
-    """Let a store follow its data set while no other run writes to it; return the data set with the splits it keeps."""
+def _follow(
+    dataset: Dataset, model: FeatureModel, config: ExtractConfig, location: Location
+) -> tuple[Dataset, ExtractConfig]:
+    """Let a store follow its data set while no other run writes to it.
+
+    Returns the data set with the splits that the store keeps, and the configuration with its batch size.
+    """
     with location.writer_lock(exclusive=True) as alone:
         if alone:
             with location.metadata_lock():
                 finish_growth(location)
             store = FeatureStore.open(location)
-            dataset = with_kept_splits(dataset, store)
+            dataset, config = with_kept_splits(dataset, store), config.following(store.contents.key)
             changes = find_changes(dataset, store, contents_of(dataset, model, config))
             plan_for(dataset, model, config, location, store, changes).require_space()
             apply_changes(store, changes)
-            return dataset
+            return dataset, config
     with location.writer_lock():  # after a repair or a growth, beside a run that writes
         store = FeatureStore.open(location)
-        dataset = with_kept_splits(dataset, store)
+        dataset, config = with_kept_splits(dataset, store), config.following(store.contents.key)
         changes = find_changes(dataset, store, contents_of(dataset, model, config))
         plan_for(dataset, model, config, location, store, changes).require_space()
         if changes:
@@ -114,7 +133,7 @@ def _follow(dataset: Dataset, model: FeatureModel, config: ExtractConfig, locati
                 f"another run is writing to {location}, which is to get {changes}; run again when it has ended"
             )
         record_touched(store, changes)
-    return dataset
+    return dataset, config
 
 
 def run_extraction(

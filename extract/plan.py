@@ -187,10 +187,11 @@ def plan_extraction(
     noise, KeyMismatch when the store has features that were made in another way, StoreError when images have changed.
     """
     location = open_location(store)
-    existing = FeatureStore.open(location) if location.exists(MANIFEST) else None
-    if existing is not None:
-        dataset = with_kept_splits(dataset, existing)
-    changes = None if existing is None else find_changes(dataset, existing, contents_of(dataset, model, config))
+    if not location.exists(MANIFEST):
+        return plan_for(dataset, model, config, location, None)
+    existing = FeatureStore.open(location)
+    dataset, config = with_kept_splits(dataset, existing), config.following(existing.contents.key)
+    changes = find_changes(dataset, existing, contents_of(dataset, model, config))
     return plan_for(dataset, model, config, location, existing, changes)
 
 
@@ -250,9 +251,16 @@ def _count_views(dataset: Dataset) -> int:
     return groups.total() - len(groups)
 
 
-def contents_of(dataset: Dataset, model: FeatureModel, config: ExtractConfig) -> Contents:
-    """Return the description of a store with features of this data set, model and configuration."""
+def contents_of(
+    dataset: Dataset, model: FeatureModel, config: ExtractConfig, *, device_type: str | None = None
+) -> Contents:
+    """Return the description of a store with features of this data set, model and configuration.
+
+    Without a batch size in the configuration the store is a new one, whose batch size is the fastest on a device of
+    `device_type` (torch's name), by default the model's.
+    """
     patches = PatchGrid.of(*dataset.size).patches
+    batch_size = config.batch_size or fastest_batch_size(model, device_type or model.device.type)
     key = StoreKey(
         dataset=dataset.name,
         preprocessing=dataset.preprocessing,
@@ -268,7 +276,7 @@ def contents_of(dataset: Dataset, model: FeatureModel, config: ExtractConfig) ->
         packing=config.packing,
         precision=config.precision,
         # a batch holds patches of one image: all sizes from the number of its patches on are the same
-        batch_size=config.batch_size if config.batch_size < patches else max(patches, BATCH_SIZE),
+        batch_size=batch_size if batch_size < patches else max(patches, BATCH_SIZE),
         vit=model.vit,
         surroundings=surroundings_of(dataset, config.surroundings),
         diffusers=model.diffusers,
@@ -294,6 +302,15 @@ def contents_of(dataset: Dataset, model: FeatureModel, config: ExtractConfig) ->
         made_by={name: importlib.metadata.version(name) for name in PACKAGES},
         images_per_unit=images_per_unit(len(dataset.samples), largest),
     )
+
+
+def fastest_batch_size(model: FeatureModel, device_type: str) -> int:
+    """Return the number of patches in a forward pass with which a model is fastest on a kind of device.
+
+    The maps of a denoiser outgrow the caches of a CPU with more than one patch; the products of a ViT are larger, and
+    so faster, with several (benchmarks/README.md, "By backbone").
+    """
+    return 1 if device_type == "cpu" and model.latent_shape is not None else BATCH_SIZE
 
 
 def block_shapes(model: FeatureModel, config: ExtractConfig) -> dict[int, BlockShape]:

@@ -170,8 +170,9 @@ class Extraction:
         """Compute the missing features of a unit.
 
         A batch holds patches of one image only, from its first patch on, so that the numbers do not depend on where a
-        run was interrupted.
+        run was interrupted. Its size is that of the store's key.
         """
+        batch_size = self.writer.store.contents.key.batch_size
         none: list[torch.Tensor | None] = [None] * len(loaded.images)
         maps: dict[int, BlockMaps] = {
             t: {block: none.copy() for block in blocks} for t, blocks in _blocks_of_unit(loaded.missing).items()
@@ -181,7 +182,9 @@ class Extraction:
             if patches is None:
                 continue
             wanted, image_id = loaded.missing[index].blocks, self.writer.store.ids[index]
-            batches = compute_patches(self.model, patches, range(len(patches)), image_id, wanted, self.config)
+            batches = compute_patches(
+                self.model, patches, range(len(patches)), image_id, wanted, self.config, batch_size=batch_size
+            )
             for t, blocks in wanted.items():
                 for block in blocks:
                     maps[t][block][position] = torch.cat(batches[t][block])
@@ -260,15 +263,18 @@ def compute_patches(
     image_id: str,
     wanted: TimestepBlocks,
     config: ExtractConfig,
+    *,
+    batch_size: int,
 ) -> dict[int, dict[int, list[torch.Tensor]]]:
     """Compute features of an image's patches: timestep -> block -> one float32 tensor (n, C, h, w) per batch.
 
     patches: (P, 256, 256, 3) uint8, as `PatchGrid.cut` gives them. indices: of the patches in their image; the noise
-    depends on them. Of fields wider than a patch the cells on the patch are returned.
+    depends on them. batch_size: patches per forward pass, whatever `config` says. Of fields wider than a patch the
+    cells on the patch are returned.
     """
     maps: dict[int, dict[int, list[torch.Tensor]]] = {t: {block: [] for block in wanted[t]} for t in wanted}
-    for start in range(0, len(patches), config.batch_size):
-        batch = slice(start, start + config.batch_size)
+    for start in range(0, len(patches), batch_size):
+        batch = slice(start, start + batch_size)
         with _autocast(model, config):
             z0, context = model.prepare(patches[batch])
             for t, blocks in wanted.items():

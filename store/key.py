@@ -23,7 +23,7 @@ LAYOUTS: dict[str, str] = {
     "image": "upsampled to pixels, 256 cells per patch (eq. 4 of the paper to the letter)",
 }
 DTYPES = ("float16", "float32")
-BATCH_SIZE = 9  # patches per forward pass unless set otherwise, and of every store whose key has no batch size
+BATCH_SIZE = 9  # patches per forward pass of a store whose key does not say it: one image of 768 px
 NOISE_RULE = "sha256(seed/image/patch/t)"  # the rule that INTERFACE fixes; its name changes if the rule ever does
 
 # a CompVis or ZoomLDM release, the ViT of HIPT, any ViT of timm, a pipeline of diffusers

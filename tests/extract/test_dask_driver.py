@@ -130,6 +130,14 @@ def test_the_bytes_are_those_of_one_process(run, one_process, tmp_path):
     assert tree(tmp_path / "store.zarr") == one_process
 
 
+def test_a_new_store_gets_the_batch_size_of_one_process(run, tmp_path, mini):
+    opening = partial(open_dataset, "synthetic", DatasetOptions(limit=1, resize=512))  # of four patches
+    here = extract(opening(), mini, tmp_path / "here.zarr", CONFIG).store.contents.key
+    there = run(dataset=opening(), open_dataset=opening).store.contents.key
+    assert there == here
+    assert there.batch_size == 1
+
+
 def test_a_finished_store_is_left_alone(run, made_here, tmp_path):
     shutil.copytree(made_here[0], tmp_path / "store.zarr")
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "store.zarr").rglob("*") if file.is_file()}

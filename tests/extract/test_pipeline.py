@@ -1,6 +1,7 @@
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from pathseg.extract.datasets.registry import DatasetOptions, open_dataset
 from pathseg.extract.pipeline import extract, open_extraction, run_extraction
 from pathseg.store.errors import StoreError
 from pathseg.store.features import FeatureStore
+from pathseg.store.location.local import LocalFolder
 from pathseg.store.verify import Verification, verify
 
 CONFIG = ExtractConfig(layout="native", t=(10, 50))
@@ -57,6 +59,45 @@ def test_timesteps_and_blocks_that_are_added_later_give_the_same_features(toy_da
     for t in (10, 50):
         for block, maps in one.read(1, t=t).items():
             np.testing.assert_array_equal(two.read(1, t=t)[block], maps)
+
+
+@pytest.fixture
+def batches(toy_model, monkeypatch):
+    """The number of patches of each forward pass of the model."""
+    sizes, prepare = [], toy_model.prepare
+    monkeypatch.setattr(toy_model, "prepare", lambda images: sizes.append(len(images)) or prepare(images))
+    return sizes
+
+
+def test_a_store_goes_on_with_the_batch_size_that_it_was_begun_with(toy_dataset, toy_model, tmp_path, batches):
+    begun, path = replace(CONFIG, batch_size=9), tmp_path / "store.zarr"  # what releases before this default took
+    extract(toy_dataset("a"), toy_model, path, begun)
+    result = extract(toy_dataset("a", "b"), toy_model, path, CONFIG)
+    assert (result.computed, result.store.contents.key.batch_size) == (1, 9)
+    assert batches == [2, 2]  # both patches of an image at a time
+
+
+def test_a_new_store_of_a_model_with_latents_gets_one_patch_at_a_time_on_a_cpu(
+    toy_dataset, toy_model, tmp_path, batches
+):
+    result = extract(toy_dataset("a"), toy_model, tmp_path / "store.zarr", CONFIG)
+    assert batches == [1, 1]
+    assert result.store.contents.key.batch_size == 1
+
+
+def test_of_two_runs_that_begin_a_store_the_first_decides_on_the_batch_size(
+    toy_dataset, toy_model, tmp_path, monkeypatch, batches
+):
+    path, free_bytes = tmp_path / "store.zarr", LocalFolder.free_bytes
+
+    def begin_elsewhere(location):  # after this run has found no store
+        monkeypatch.setattr(LocalFolder, "free_bytes", free_bytes)
+        open_extraction(toy_dataset("a"), toy_model, path, replace(CONFIG, batch_size=9))
+        return free_bytes(location)
+
+    monkeypatch.setattr(LocalFolder, "free_bytes", begin_elsewhere)
+    assert extract(toy_dataset("a"), toy_model, path, CONFIG).store.contents.key.batch_size == 9
+    assert batches == [2]
 
 
 def test_images_that_cannot_be_read_are_set_aside_in_the_order_of_the_store(toy_dataset, toy_model, tmp_path):

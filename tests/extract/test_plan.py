@@ -41,11 +41,23 @@ def test_batch_sizes_that_give_equal_bytes_have_one_key(dataset, toy_model, batc
     assert contents_of(dataset, toy_model, config).key.batch_size == in_key
 
 
+@pytest.mark.parametrize(
+    ("latents", "device_type", "in_key"),
+    [(True, None, 1), (True, "cpu", 1), (True, "cuda", 9), (False, "cpu", 9), (False, "cuda", 9)],
+)
+def test_a_new_store_takes_the_batch_size_that_is_fastest_on_its_device(
+    dataset, toy_model, monkeypatch, latents, device_type, in_key
+):
+    if not latents:
+        monkeypatch.setattr(toy_model, "latent_shape", None)
+    assert contents_of(dataset, toy_model, NATIVE, device_type=device_type).key.batch_size == in_key
+
+
 def test_a_store_of_another_batch_size_is_refused_with_both(dataset, toy_model, store):
     extract(dataset, toy_model, store, NATIVE)
     for run in (extract, plan_extraction):
-        with pytest.raises(KeyMismatch, match=r"store\.zarr.*batch_size is 9 there, 1 asked for.*--store"):
-            run(dataset, toy_model, store, ExtractConfig(layout="native", batch_size=1))
+        with pytest.raises(KeyMismatch, match=r"store\.zarr.*batch_size is 1 there, 9 asked for.*--store"):
+            run(dataset, toy_model, store, ExtractConfig(layout="native", batch_size=2))
 
 
 def test_the_sizes_of_a_new_store_are_those_of_all_images(dataset, toy_model, store):

@@ -21,8 +21,8 @@ def dataset():
 
 
 def stored(path, model, dataset, **settings):
-    """Block 4 and 9 of the first image after a run of stage one."""
-    config = ExtractConfig(**{"blocks": (4, 9), "layout": "native", **settings})
+    """Block 4 and 9 of the first image after a run of stage one, all of its four patches in one forward pass."""
+    config = ExtractConfig(**{"blocks": (4, 9), "layout": "native", "batch_size": 4, **settings})
     result = extract(dataset, model, path, config)
     assert result.failures == ()
     return result.store.read(0, t=config.t[0], blocks=(4, 9))
