@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-import torch.nn.functional as F
 from torch import nn
-from torch.autograd.function import once_differentiable
 
 from pathseg.store.grid import PatchGrid
 from pathseg.train.config import IMAGE
+from pathseg.train.heads.fast_tail import fast_tail
 from pathseg.train.heads.image_branch import ImageBranch
-from pathseg.train.heads.native_conv import compute_dtype, native_convolution
+from pathseg.train.heads.native_conv import native_convolution
 from pathseg.train.heads.stack import Channels, Features, require_fitting, stack_blocks, stored_layers
 
 WIDTH = 256  # channels of the first layer
@@ -67,38 +64,3 @@ def head_tail(classes: int) -> nn.Sequential:
         nn.ReLU(inplace=True),
         nn.Conv2d(64, classes, 3, padding=1),
     ).to(memory_format=torch.channels_last)  # the same numbers; faster on a CPU and on tensor cores
-
-
-def fast_tail(tail: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
-    """Apply the head's tail, (N, 256, H/4, W/4) -> (N, K, H, W), with a faster backward pass of its 4x4 layers.
-
-    PyTorch's own backward pass takes up to a fifth of its time on a CPU to sum the gradient of their biases
-    (`benchmarks.train.heads`, usual_tail).
-    """
-    for layer in tail:
-        x = _transposed_convolution(x, layer) if isinstance(layer, nn.ConvTranspose2d) else layer(x)
-    return x
-
-
-def _transposed_convolution(x: torch.Tensor, layer: nn.ConvTranspose2d) -> torch.Tensor:
-    assert layer.bias is not None
-    dtype = compute_dtype(layer.weight)
-    return _TransposedConvolution.apply(x.to(dtype), layer.weight.to(dtype), layer.bias.to(dtype))
-
-
-class _TransposedConvolution(torch.autograd.Function):
-    """A 4x4 transposed convolution of stride 2 and padding 1, (N, C, h, w) -> (N, O, 2h, 2w)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(x, weight)
-        return F.conv_transpose2d(x, weight, bias, stride=2, padding=1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        wanted = [*ctx.needs_input_grad[:2], False]
-        of_x, of_weight, _ = torch.ops.aten.convolution_backward(
-            gradient, *ctx.saved_tensors, None, [2, 2], [1, 1], [1, 1], True, [0, 0], 1, wanted
-        )
-        return of_x, of_weight, gradient.sum((0, 2, 3))

@@ -9,7 +9,8 @@ from torch import nn
 
 from pathseg.store.grid import PatchGrid
 from pathseg.train.config import IMAGE
-from pathseg.train.heads.fcn import WIDTH, fast_tail, head_tail
+from pathseg.train.heads.fast_tail import fast_tail
+from pathseg.train.heads.fcn import WIDTH, head_tail
 from pathseg.train.heads.image_branch import ImageBranch
 from pathseg.train.heads.native_conv import compute_dtype
 from pathseg.train.heads.stack import Channels, Features, require_fitting, stitch_upsampled, stored_layers

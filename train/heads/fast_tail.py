@@ -1,0 +1,147 @@
+"""A faster way to compute the layers of a head's tail on a CPU: the same values, other memory orders.
+
+On a CPU, PyTorch computes the gradients of the weights of convolutions whose channels come last at 0.05 to 0.2 of the
+rate of a matrix product. Here they are matrix products, over bands of rows that fit in the processor's cache.
+`benchmarks.train.heads` (step, usual_tail) measures what this saves.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+from pathseg.train.heads.native_conv import compute_dtype
+
+KERNEL, STRIDE = 4, 2  # of the transposed convolutions, along each axis; the padding of all convolutions is 1
+TRANSPOSED_BAND, BAND = 4096, 65536  # input pixels a matrix product sums over at most; both are large and fit in caches
+
+
+def fast_tail(tail: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
+    """Apply the head's tail, (N, 256, H/4, W/4) -> (N, K, H, W), with faster gradients of its convolutions' weights."""
+    for layer in tail:
+        if isinstance(layer, nn.ConvTranspose2d):
+            x = _transposed_convolution(x, layer)
+        elif isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3) and _by_products(x, layer.weight):
+            x = _Convolution.apply(x, layer.weight, layer.bias)
+        else:
+            x = layer(x)
+    return x
+
+
+def _by_products(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Return whether the gradient of a weight is computed by matrix products: on a CPU, in float32 or float64."""
+    return x.device.type == "cpu" and compute_dtype(weight) in (torch.float32, torch.float64)
+
+
+def _transposed_convolution(x: torch.Tensor, layer: nn.ConvTranspose2d) -> torch.Tensor:
+    assert layer.bias is not None
+    dtype = compute_dtype(layer.weight)
+    return _TransposedConvolution.apply(x.to(dtype), layer.weight.to(dtype), layer.bias.to(dtype))
+
+
+class _TransposedConvolution(torch.autograd.Function):
+    """A 4x4 transposed convolution of stride 2 and padding 1, (N, C, h, w) -> (N, O, 2h, 2w).
+
+    The gradient of its bias is a sum by itself: PyTorch's own backward pass takes much longer for it on a CPU.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.conv_transpose2d(x, weight, bias, stride=STRIDE, padding=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        by_products = _by_products(x, weight)
+        wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1] and not by_products, False]
+        of_x, of_weight, _ = torch.ops.aten.convolution_backward(
+            gradient, x, weight, None, [STRIDE] * 2, [1, 1], [1, 1], True, [0, 0], 1, wanted
+        )
+        if ctx.needs_input_grad[1] and by_products:
+            of_weight = _transposed_weight_gradient(x, gradient)
+        return of_x, of_weight, gradient.sum((0, 2, 3))
+
+
+class _Convolution(torch.autograd.Function):
+    """A 3x3 convolution of padding 1, (N, C, H, W) -> (N, O, H, W); its weight gets its gradient by matrix products."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.conv2d(x, weight, bias, padding=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        wanted = [ctx.needs_input_grad[0], False, False]
+        of_x, _, _ = torch.ops.aten.convolution_backward(
+            gradient, x, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, wanted
+        )
+        of_weight = _weight_gradient(x, gradient) if ctx.needs_input_grad[1] else None
+        return of_x, of_weight, gradient.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
+
+
+def _weight_gradient(x: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """Return the gradient of the weight (O, C, 3, 3), from x (N, C, H, W) and the gradient (N, O, H, W).
+
+    The outputs are few, so their 3x3 neighbourhoods are unfolded and not those of the inputs.
+    """
+    channels, height, width = x.shape[1:]
+    outputs, rows = gradient.shape[1], max(1, BAND // width)
+    padded = F.pad(gradient, (1, 1, 1, 1))
+    result = x.new_zeros(outputs * 9, channels)
+    for image, around in zip(x, padded, strict=True):
+        for first in range(0, height, rows):
+            pixels = image[:, first : first + rows].permute(1, 2, 0).reshape(-1, channels)  # (y x, c)
+            result.addmm_(F.unfold(around[:, first : first + rows + 2], 3), pixels)  # (o ty tx, c)
+    return result.view(outputs, 3, 3, channels).flip(1, 2).permute(0, 3, 1, 2)
+
+
+def _transposed_weight_gradient(x: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """Return the gradient of the weight (C, O, 4, 4), from x (N, C, h, w) and the gradient (N, O, 2h, 2w).
+
+    Input pixel (y, x) reaches the output pixels (2y - 1 .. 2y + 2, 2x - 1 .. 2x + 2). So where the output is padded by
+    one pixel and cut into cells of 2 x 2 pixels, (h + 1, w + 1), it reaches the four cells from (y, x) to
+    (y + 1, x + 1), and the gradient is one matrix product for each of these shifts.
+    """
+    n, channels, height, width = x.shape
+    outputs = gradient.shape[1]
+    rows = max(1, TRANSPOSED_BAND // width)
+    cells = x.new_zeros(rows + 1, width + 1, STRIDE, STRIDE, outputs)  # (y, x, p, q, o)
+    pixels = x.new_zeros(rows, width + 1, channels)  # the last column stays 0: cells of the row below
+    result = x.new_zeros(2, 2, STRIDE * STRIDE * outputs, channels)  # (shift y, shift x, p q o, c)
+    for image in range(n):
+        for first in range(0, height, rows):
+            count = min(rows, height - first)
+            _fill_cells(cells[: count + 1], gradient[image], first)
+            pixels[:count, :width] = x[image, :, first : first + count].permute(1, 2, 0)
+            summed = count * (width + 1) - 1  # the last pixel is 0
+            flat_pixels, flat_cells = pixels.flatten(0, 1)[:summed], cells.flatten(0, 1).flatten(1)
+            for down, right in ((0, 0), (0, 1), (1, 0), (1, 1)):
+                shifted = flat_cells[down * (width + 1) + right :][:summed]
+                result[down, right].addmm_(shifted.T, flat_pixels)
+    result = result.view(2, 2, STRIDE, STRIDE, outputs, channels)
+    return result.permute(5, 4, 0, 2, 1, 3).reshape(channels, outputs, KERNEL, KERNEL)
+
+
+def _fill_cells(cells: torch.Tensor, gradient: torch.Tensor, first: int) -> None:
+    """Copy the output rows from 2 * first - 1 into cells (rows, w + 1, 2, 2, O), from a gradient (O, 2h, 2w).
+
+    What lies outside the output is 0; the left and right borders of `cells` are taken to be.
+    """
+    rows, width = cells.shape[0], gradient.shape[2]
+    for p in range(STRIDE):
+        start = STRIDE * first - 1 + p
+        inside = slice(int(start < 0), min(rows, (gradient.shape[1] - start + 1) // STRIDE))
+        below = gradient[:, start + STRIDE * inside.start :: STRIDE][:, : inside.stop - inside.start].permute(1, 2, 0)
+        cells[: inside.start, :, p] = 0
+        cells[inside.stop :, :, p] = 0
+        cells[inside, :-1, p, 1] = below[:, 0:width:2]
+        cells[inside, 1:, p, 0] = below[:, 1:width:2]
