@@ -19,6 +19,7 @@ from pathseg.store.runtime.printable import printable
 from pathseg.train.metrics.object import OBJECT_DEFINITIONS
 from pathseg.train.metrics.pixel import DEFINITIONS
 from pathseg.train.report.drawn_figures import INDEX, DrawnFigures
+from pathseg.train.report.figures import KINDS
 from pathseg.train.report.paper_scores import PAPER, PAPER_LINK
 from pathseg.train.report.prediction_images import Stores
 from pathseg.train.report.run_page import SHEET_ROWS
@@ -43,10 +44,11 @@ if TYPE_CHECKING:
 IMAGES_PER_RUN = 12  # test images shown of one run
 IMAGES_PER_PAGE = 48  # of all runs together: at some 0.2 MB each the page stays near 10 MB
 # files of a report: what an earlier report wrote and this one does not is removed
-FIGURES = ("images", "comparison", "sidebyside", "mixing", *(stem for _, stem in SWEEP_GROUPS.values()))
+FIGURES = ("curves", "images", "comparison", "sidebyside", "mixing", *(stem for _, stem in SWEEP_GROUPS.values()))
 TABLES = ("table-*.csv", "table-*.tex", "images-*.csv", "images-*.tex")
-CURVES = ("curves-*.svg", "curves-*.png")  # PNG: of earlier releases
-OWNED = (*(f"{name}-*.png" for name in FIGURES), *CURVES, *TABLES, "tables.md", INDEX, "index.html")
+OWNED = (
+    *(f"{name}-*{suffix}" for name in FIGURES for suffix in KINDS), *TABLES, "tables.md", INDEX, "index.html"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

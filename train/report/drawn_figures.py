@@ -18,12 +18,12 @@ from pathseg.train.report.staged_folder import file_name
 from pathseg.train.runs.folder import RunFolder
 
 P = ParamSpec("P")
-Png = TypeVar("Png", bytes, bytes | None)
+Content = TypeVar("Content", bytes, bytes | None)
 INDEX = "figures.json"
 DRAWN_BY = ("matplotlib", "pillow", "numpy")  # another version of one may draw other bytes
 SOURCES = (  # likewise
-    "train/report/figures.py", "train/report/sweeps.py", "train/report/table_formats.py", "train/colours.py",
-    "train/config.py", "store/blocks.py", "store/runtime/printable.py",
+    "train/report/figures.py", "train/report/sheets.py", "train/report/sweeps.py", "train/report/table_formats.py",
+    "train/colours.py", "train/config.py", "store/blocks.py", "store/runtime/printable.py",
 )  # fmt: skip
 
 
@@ -35,7 +35,7 @@ class DrawnFigure(msgspec.Struct, frozen=True):
 
 
 class DrawnFigures:
-    """The PNG files of a report and the digests of what they show; `png` takes a figure from there or draws it."""
+    """The PNG and JPEG files of a report and digests of what they show; `file` takes one from there or draws it."""
 
     def __init__(self, report: Path | None = None) -> None:
         """report: the folder of the last report, which need not be there; None draws every figure."""
@@ -43,23 +43,23 @@ class DrawnFigures:
         self._last = {} if report is None else _read_index(report / INDEX)
         self._now: dict[str, DrawnFigure] = {}
 
-    def png(self, name: str, draw: Callable[P, Png], *args: P.args, **kwargs: P.kwargs) -> Png:
+    def file(self, name: str, draw: Callable[P, Content], *args: P.args, **kwargs: P.kwargs) -> Content:
         """Return what `draw` returns for these arguments: the last report's file of this name where it has the same.
 
-        draw: a function of `figures`, whose bytes depend on its arguments alone.
+        draw: a function of `figures` or `sheets`, whose bytes depend on its arguments alone.
         """
         shows = hashlib.sha256(
             msgspec.json.encode((_drawing_digest(), draw.__name__, args, kwargs), enc_hook=_plain)
         ).hexdigest()
-        png = self._drawn(name, shows)
-        if png is None:
-            png = draw(*args, **kwargs)
-        if png is not None:
-            self._now[name] = DrawnFigure(shows, hashlib.sha256(png).hexdigest())
-        return png
+        content = self._drawn(name, shows)
+        if content is None:
+            content = draw(*args, **kwargs)
+        if content is not None:
+            self._now[name] = DrawnFigure(shows, hashlib.sha256(content).hexdigest())
+        return content
 
     def index(self) -> bytes:
-        """The content of figures.json for the figures that `png` has returned."""
+        """The content of figures.json for the figures that `file` has returned."""
         return encode_json(self._now)
 
     def _drawn(self, name: str, shows: str) -> bytes | None:
@@ -68,10 +68,10 @@ class DrawnFigures:
         if self._folder is None or last is None or last.shows != shows:
             return None
         try:
-            png = (self._folder / file_name(name)).read_bytes()
+            content = (self._folder / file_name(name)).read_bytes()
         except OSError:
             return None
-        return png if hashlib.sha256(png).hexdigest() == last.file else None
+        return content if hashlib.sha256(content).hexdigest() == last.file else None
 
 
 def _read_index(path: Path) -> dict[str, DrawnFigure]:

@@ -13,10 +13,8 @@ from markupsafe import Markup
 from pathseg.store.blocks import format_blocks
 from pathseg.store.features import FeatureStore
 from pathseg.train.colours import jpeg_bytes
-from pathseg.train.report import figures
 from pathseg.train.report.drawn_figures import DrawnFigures
 from pathseg.train.report.figures import Figure, data_uri
-from pathseg.train.report.learning_curves import learning_curves
 from pathseg.train.report.prediction_images import (
     PANELS,
     Legend,
@@ -27,6 +25,8 @@ from pathseg.train.report.prediction_images import (
     read_test_images,
     worst_first,
 )
+from pathseg.train.report.sheets import sheet
+from pathseg.train.report.svg_figures import learning_curves
 from pathseg.train.report.sweeps import features_label, is_untrained
 from pathseg.train.report.table_formats import Table, score
 from pathseg.train.report.tables import image_table
@@ -186,9 +186,9 @@ def _curves(run: FinishedRun) -> Figure:
 def _sheet(run: FinishedRun, drawn: DrawnFigures, rows: list[tuple[str, tuple[Any, ...]]]) -> Figure:
     legend = Legend.of(run.data)
     title = f"{run.name}: images of {run.metrics.test_split}, from the worst to the best"
-    file = f"images-{run.name}.png"
-    png = drawn.png(file, figures.sheet, rows, PANELS, legend=(*legend.classes, *legend.errors), title=title)
-    return Figure(file, png, title)
+    file = f"images-{run.name}.jpg"
+    jpeg = drawn.file(file, sheet, rows, PANELS, legend=(*legend.classes, *legend.errors), title=title)
+    return Figure(file, jpeg, title)
 
 
 def _image_row(image: TestImage) -> ImageRow:
@@ -197,7 +197,7 @@ def _image_row(image: TestImage) -> ImageRow:
     panels = tuple(
         Panel(
             name=name,
-            uri=data_uri(jpeg_bytes(pixels), "jpeg"),
+            uri=data_uri(jpeg_bytes(pixels), "image/jpeg"),
             alt=f"{image.id}: {name}" + (f", {image.errors}" if name == "errors" else ""),
         )
         for name, pixels in pictures

@@ -13,10 +13,12 @@ from pathseg.train.colours import class_colours
 from pathseg.train.config import BaselineConfig
 from pathseg.train.report import figures
 from pathseg.train.report.drawn_figures import DrawnFigures
-from pathseg.train.report.figures import DiceOfRun, Figure
+from pathseg.train.report.figures import Figure
 from pathseg.train.report.paper_scores import paper_scores
 from pathseg.train.report.prediction_images import Legend, Stores, compare_systems
 from pathseg.train.report.run_page import RunPage, run_page
+from pathseg.train.report.sheets import sheet
+from pathseg.train.report.svg_figures import DiceOfRun, comparison
 from pathseg.train.report.sweeps import (
     AXES,
     Axis,
@@ -188,7 +190,7 @@ def section(
         side_by_side=_side_by_side(systems, stores, drawn, title=title, stem=stem),
         tissues=tissue_table(systems, group.test_split, title=title),
         results=tuple(results_table(runs, split, caption=_caption(group, split)) for split in group.splits),
-        comparison=_comparison(group, drawn, stem),
+        comparison=_comparison(group, stem),
         objects=tuple(table for table in objects if table is not None),
         intervals=tuple(
             table for split in group.splits for table in interval_tables(runs, split, title=title, systems=systems)
@@ -299,7 +301,7 @@ def _key_scores(best: FinishedRun) -> tuple[tuple[str, str], ...]:
     return tuple((name, score(value)) for name, value in values)
 
 
-def _comparison(group: ComparableRuns, drawn: DrawnFigures, stem: str) -> Figure:
+def _comparison(group: ComparableRuns, stem: str) -> Figure:
     data, constant = group.runs[0].data, group.runs[0].test_scores.constant.scores.dice
     colours = class_colours(data.classes, background=data.background, ignore=data.ignore, own=data.colours)
     counted = [code for code in range(len(data.classes)) if code != data.ignore]
@@ -308,14 +310,14 @@ def _comparison(group: ComparableRuns, drawn: DrawnFigures, stem: str) -> Figure
         scores = run.test_scores.scores
         lines.append(DiceOfRun(run.name, scores.dice, tuple(scores.classes[code].dice for code in counted)))
     dice = _paper_dice(group.runs[0])
-    file = f"comparison-{stem}.png"
-    png = drawn.png(
-        file, figures.comparison, lines, [(data.classes[code], colours[code]) for code in counted], constant=constant,
+    file = f"comparison-{stem}.svg"
+    svg = comparison(
+        lines, [(data.classes[code], colours[code]) for code in counted], constant=constant,
         paper=None if dice is None else ("PathSegDiff (paper)", dice),
         title=f"Dice on {group.test_split}, {group.title}",
     )  # fmt: skip
     values = ", ".join(f"{line.name} {score(line.dice)}" for line in lines)
-    return Figure(file, png, f"Dice of the runs on {group.test_split}: {values}")
+    return Figure(file, svg, f"Dice of the runs on {group.test_split}: {values}")
 
 
 def _side_by_side(
@@ -328,11 +330,11 @@ def _side_by_side(
     first = systems[0].run
     columns = ("image", "ground truth", *(textwrap.fill(one.name, 22) for one in systems))
     heading = f"{first.metrics.test_split} of {title}, from the worst to the best image"
-    file, legend = f"sidebyside-{stem}.png", Legend.of(first.data).classes
-    png = drawn.png(file, figures.sheet, rows, columns, legend=legend, title=heading)
+    file, legend = f"sidebyside-{stem}.jpg", Legend.of(first.data).classes
+    jpeg = drawn.file(file, sheet, rows, columns, legend=legend, title=heading)
     runs = "; ".join(f"{one.name}: run {one.run.name}, {one.weights}" for one in systems)
     alt, caption = f"{title}: image, ground truth, predictions", f"As the paper's Figures 2 and 3. {runs}."
-    return Figure(file, png, alt, caption)
+    return Figure(file, jpeg, alt, caption)
 
 
 def _sweep_groups(
@@ -374,7 +376,7 @@ def _mixing_group(runs: Sequence[FinishedRun], drawn: DrawnFigures, title: str, 
         tables.append(table)
         if number <= SWEEPS_SHOWN:
             file = f"mixing-{stem}-{number}.png"
-            png = drawn.png(file, figures.mixing_figure, layer_weight_spreads(repeats), title)
+            png = drawn.file(file, figures.mixing_figure, layer_weight_spreads(repeats), title)
             several = len(repeats.runs) > 1
             bars = f"mean ± one sample standard deviation over {seeds_label([repeats])}" if several else "one seed"
             caption = f"{title}: weights of a softmax over the layers, learned on {images} training images; {bars}."
@@ -385,7 +387,7 @@ def _mixing_group(runs: Sequence[FinishedRun], drawn: DrawnFigures, title: str, 
 
 
 def _sweep_figure(sweep: Sweep, drawn: DrawnFigures, title: str, file: str) -> Figure | None:
-    png = drawn.png(file, figures.sweep_figure, sweep, title)
+    png = drawn.file(file, figures.sweep_figure, sweep, title)
     alt = f"{title}: scores by {AXES[sweep.axis]}; numbers in the table below"
     return None if png is None else Figure(file, png, alt, sweep_caption(sweep, title))
 
@@ -395,7 +397,7 @@ def _images_figure(sweeps: Sequence[Sweep], drawn: DrawnFigures, title: str, fil
     first = sweeps[0].runs[0]
     split, images = first.metrics.test_split, len(first.data.images.get("val", ()))
     labels = distinct_settings(sweeps)
-    png = drawn.png(file, figures.training_images_figure, sweeps, labels, title)
+    png = drawn.file(file, figures.training_images_figure, sweeps, labels, title)
     several = any(len(point.runs) > 1 for sweep in sweeps for point in sweep.points)
     seeds = seeds_label([point for sweep in sweeps for point in sweep.points])
     caption = (

@@ -382,8 +382,8 @@ def test_scores_of_each_image_lie_beside_the_page(made, split):
 
 
 def test_systems_are_shown_side_by_side_in_the_page_and_beside_it(made, page):
-    picture = base64.b64encode((made / "report" / "sidebyside-1-glas.png").read_bytes()).decode()
-    assert f"data:image/png;base64,{picture}" in {attrs["src"] for attrs in page.find("img")}
+    picture = base64.b64encode((made / "report" / "sidebyside-1-glas.jpg").read_bytes()).decode()
+    assert f"data:image/jpeg;base64,{picture}" in {attrs["src"] for attrs in page.find("img")}
     assert "PathSegDiff: run far <b>, mini (untrained)" in page.text  # the first of two that differ in their name only
 
 
@@ -402,10 +402,10 @@ def test_runs_have_intervals_and_are_tested_against_the_best(page, split):
 
 
 def test_figures_lie_beside_the_page(made):
-    names = sorted(path.name for path in (made / "report").iterdir() if path.suffix in (".png", ".svg"))
+    names = sorted(path.name for path in (made / "report").iterdir() if path.suffix in (".png", ".svg", ".jpg"))
     assert names == [
-        "comparison-1-glas.png", file_name("curves-far <b>.svg"), "curves-near.svg", file_name("images-far <b>.png"),
-        "images-near.png", "sidebyside-1-glas.png",
+        "comparison-1-glas.svg", file_name("curves-far <b>.svg"), "curves-near.svg", file_name("images-far <b>.jpg"),
+        "images-near.jpg", "sidebyside-1-glas.jpg",
     ]  # fmt: skip
 
 
@@ -519,10 +519,10 @@ def test_sweeps_are_written_as_markdown(swept):
 def test_figures_of_a_run_and_of_a_sweep_that_are_gone_are_removed(trained, write_run):
     other = write_run(trained, "other", FeatureStore.open(trained / "glas.zarr"), shift=3, t=10)
     build_report(trained)
-    figures = [trained / "report" / name for name in ("curves-other.svg", "images-other.png", "timesteps-1-glas-1.png")]
+    figures = [trained / "report" / name for name in ("curves-other.svg", "images-other.jpg", "timesteps-1-glas-1.png")]
     assert all(figure.exists() for figure in figures)
     shutil.rmtree(other.path)
-    figures.append(trained / "report" / "curves-one.png")  # as releases before 0.2 wrote
+    figures.append(trained / "report" / "curves-one.png")  # as 0.1.0 wrote them
     figures[-1].touch()
     build_report(trained)
     assert not any(figure.exists() for figure in figures) and (trained / "report" / "curves-one.svg").exists()
@@ -621,7 +621,7 @@ def test_an_interrupted_report_leaves_the_older_one_whole(trained, monkeypatch):
     def interrupted(*_: object, **__: object) -> bytes:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pathseg.train.report.figures.sheet", interrupted)
+    monkeypatch.setattr("pathseg.train.report.run_page.sheet", interrupted)
     with pytest.raises(KeyboardInterrupt):
         build_report(trained)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
@@ -637,7 +637,7 @@ def test_of_many_runs_the_best_alone_have_pictures_and_the_others_say_so(tmp_pat
     for shift in (2, 20, 40):
         write_run(tmp_path, f"by{shift}", store, shift=shift)
     source = build_report(tmp_path).path.read_text()
-    assert {file.name for file in (tmp_path / "report").glob("images-*.png")} == {"images-by2.png", "images-by20.png"}
+    assert {file.name for file in (tmp_path / "report").glob("images-*.jpg")} == {"images-by2.jpg", "images-by20.jpg"}
     assert source.count("No pictures: they are made for the best runs only") == 1
 
 

@@ -9,13 +9,12 @@ import pytest
 from PIL import Image
 
 from pathseg.train.report.figures import (
-    DiceOfRun,
-    comparison,
-    sheet,
+    mixing_figure,
     sweep_figure,
     training_images_figure,
 )
 from pathseg.train.report.sweeps import find_sweeps
+from pathseg.train.report.table_formats import Spread
 
 MATH = "$x^{2$ \\alpha_"  # no name may be read as a formula
 
@@ -32,10 +31,6 @@ def colours_of(png: bytes) -> list[tuple[int, tuple[int, int, int]]]:
     with Image.open(io.BytesIO(png)) as picture:
         assert picture.mode == "P"
         return picture.convert("RGB").getcolors(picture.width * picture.height)
-
-
-def panels(side: int = 32) -> list[np.ndarray]:
-    return [np.full((side, 2 * side, 3), value, np.uint8) for value in (0, 120, 250)]
 
 
 def drawn(runs) -> bytes | None:
@@ -58,42 +53,9 @@ def test_the_ground_is_white_and_flat_areas_keep_their_colours(over_time):
     assert {(0, 114, 178), (213, 94, 0)} <= {colour for _, colour in figure}
 
 
-def test_the_comparison_grows_with_the_runs():
-    lines = [DiceOfRun(f"run {i}", 0.5, (0.4, None)) for i in range(12)]
-    classes = [("background", "#8A8A8A"), ("gland", "#009E73")]
-    few, many = (
-        size_of(comparison(some, classes, constant=0.3, paper=("paper", 0.9), title="Dice"))
-        for some in (lines[:2], lines)
-    )
-    assert many[1] > few[1] and many[0] == few[0]
-
-
-def test_the_comparison_needs_neither_constant_nor_paper():
-    line = DiceOfRun("a", None, (None,))
-    assert size_of(comparison([line], [("x", "#D55E00")], constant=None, paper=None, title="t"))
-
-
-def test_the_sheet_grows_with_its_rows():
-    one, two = (size_of(sheet([("a", panels())] * n, "xyz", legend=[("x", "#000000")], title="t")) for n in (1, 2))
-    assert two[1] > one[1]
-
-
-def test_a_sheet_takes_panels_of_two_sizes_and_none():
-    rows = [("a", [None, panels(32)[0], panels(64)[0]])]
-    assert size_of(sheet(rows, "xyz", legend=(), title="two stores"))
-
-
-def test_the_name_of_a_region_fits_beside_its_row():
-    """In lines; in one it is longer than a row is high, and matplotlib warns (an error here) that nothing is left."""
-    name = "TCGA-OL-A5D6-DX1_xmin115108_ymin40554_MPP-0.2500_y0000_x0000_v0"
-    rows = [(name, [np.zeros((64, 96, 3), np.uint8)] * 3)]
-    assert size_of(sheet(rows, ("image", "ground truth", "prediction"), legend=[("x", "#000000")], title="title"))
-
-
-def test_names_with_dollar_signs_are_drawn_as_they_are():
-    line = DiceOfRun(MATH, 0.5, (0.4,))
-    assert size_of(comparison([line], [(MATH, "#009E73")], constant=None, paper=None, title=MATH))
-    assert size_of(sheet([(MATH, panels())], (MATH, "b", "c"), legend=[(MATH, "#009E73")], title=MATH))
+def test_names_with_dollar_signs_are_drawn_as_they_are(over_time):
+    (sweep,) = find_sweeps(over_time())
+    assert size_of(sweep_figure(sweep, MATH)) and size_of(mixing_figure([(MATH, Spread.of([0.5]))], MATH))
 
 
 def test_a_sweep_is_the_same_bytes_in_any_order_of_its_runs(over_time):
@@ -129,26 +91,18 @@ def test_learning_rates_have_no_figure(make_run):
 
 def test_drawing_loads_no_pyplot_and_importing_loads_no_matplotlib():
     code = (
-        "import sys, pathseg.train.report.figures as f; before = 'matplotlib' in sys.modules;"
-        "f.comparison([f.DiceOfRun('a', 0.5, ())], [], constant=None, paper=None, title='t');"
+        "import sys, pathseg.train.report.figures as f; from pathseg.train.report.table_formats import Spread;"
+        "before = 'matplotlib' in sys.modules;"
+        "f.mixing_figure([('a', Spread.of([0.5]))], 't');"
         "print(before, 'matplotlib.pyplot' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
 
 
-def test_a_class_whose_name_begins_with_an_underscore_is_in_the_legend():
-    def drawn_with(name):
-        return comparison([DiceOfRun("a", 0.5, (0.4,))], [(name, "#009E73")], constant=None, paper=None, title="Dice")
-
-    assert drawn_with("_gland") != drawn_with("_other")
-
-
 @pytest.mark.parametrize("name", [r"$\frac{$", "a\x1b[2J\u202eb", "x" * 2000, "two\nlines", "腺"])
 def test_any_name_can_be_drawn(name):
-    lines, classes = [DiceOfRun(name, 0.5, (0.4,))], [(name, "#009E73")]
-    assert size_of(comparison(lines, classes, constant=0.1, paper=None, title=name))
-    assert size_of(sheet([(name, panels())], "abc", legend=classes, title=name))
+    assert size_of(mixing_figure([(name, Spread.of([0.5, 0.4]))], name))
 
 
 def test_a_learning_curve_changes_with_its_scores(make_run):

@@ -1,11 +1,11 @@
-"""Learning curves are SVG files that any browser reads, the same bytes each time, and lie where the scores say."""
+"""Learning curves and comparisons are SVG files, the same bytes each time, whose marks lie where the scores say."""
 
 from xml.etree import ElementTree
 
 import pytest
 
-from pathseg.store.runtime.printable import printable
-from pathseg.train.report.learning_curves import learning_curves
+from pathseg.train.report.figures import shortened
+from pathseg.train.report.svg_figures import DiceOfRun, comparison, learning_curves
 from pathseg.train.runs.record import Epoch
 
 HISTORY = [Epoch(e, 1 / e, 1.1 / e, None, 0.2 * e, 0.1 * e) for e in (1, 2, 3)]
@@ -69,6 +69,49 @@ def test_every_curve_has_its_colour():
     assert all(len(curves(svg, colour)) == 1 for colour in (DICE, MIOU, TRAINING, VALIDATION))
 
 
+CLASSES = [("background", "#8A8A8A"), ("_gland", "#009E73")]
+
+
+def compared(runs, classes=CLASSES, constant=None, paper=None) -> bytes:
+    return comparison(runs, classes, constant=constant, paper=paper, title="Dice")
+
+
+def test_the_comparison_has_a_row_for_each_run_in_their_order():
+    svg = compared([DiceOfRun("best", 0.7, (0.6, 0.8)), DiceOfRun("other", 0.65, (0.5, None))], constant=0.3)
+    rows = {one.text: float(one.get("y", "nan")) for one in elements(svg, "text")}
+    assert rows["best"] == rows["0.700"] < rows["other"] == rows["0.650"]
+    assert "_gland" in rows and "constant prediction, 0.300" in rows
+    assert len(elements(svg, "circle")) == 3 + 2  # a dot for each value and each class in the legend
+
+
+def test_dice_lie_where_the_ticks_say():
+    svg = compared([DiceOfRun("a", None, (0.2, 0.6))], paper=("paper", 0.4))
+    ticks = {one.text: float(one.get("x", "nan")) for one in elements(svg, "text")}
+    (background, *_), (gland, *_) = (
+        [float(one.get("cx", "nan")) for one in elements(svg, "circle") if one.get("fill") == colour]
+        for _, colour in CLASSES
+    )
+    assert (background, gland) == (ticks["0.2"], ticks["0.6"])
+    (paper,) = [
+        one for one in elements(svg, "line") if one.get("stroke") == VALIDATION and one.get("y1") != one.get("y2")
+    ]
+    assert float(paper.get("x1", "nan")) == ticks["0.4"]
+
+
+def test_the_comparison_grows_with_the_runs():
+    lines = [DiceOfRun(f"run {i:02}", 0.5, (0.4, None)) for i in range(12)]
+    few, many = (ElementTree.fromstring(compared(some)) for some in (lines[:2], lines))
+    assert float(many.get("height")) > float(few.get("height")) and many.get("width") == few.get("width")
+
+
+def test_the_comparison_of_a_run_without_scores_can_be_drawn():
+    assert "a" in texts(compared([DiceOfRun("a", None, (None,))], [("x", "#D55E00")]))
+
+
 @pytest.mark.parametrize("name", [r"$\frac{$", "a\x1b[2J\u202eb", "x" * 2000, "two\nlines", "腺", '<b> & "c"'])
 def test_any_name_can_be_drawn(name):
-    assert texts(learning_curves(HISTORY, 2, name))[0] == printable(name)
+    shown = [shortened(name, 300), shortened(name, 80).replace("\n", " "), shortened(name, 60).replace("\n", " ")]
+    assert texts(learning_curves(HISTORY, 2, name))[0] == shown[0]
+    assert set(shown) <= {
+        *texts(comparison([DiceOfRun(name, 0.5, (0.4,))], [(name, DICE)], constant=None, paper=None, title=name))
+    }
