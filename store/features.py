@@ -19,7 +19,7 @@ from pathseg.store.blocks import array_name
 from pathseg.store.contents import Contents, read_attributes
 from pathseg.store.errors import Damaged, Incomplete, StoreError, unreadable_as_damage
 from pathseg.store.format.arrays import chunk_names, open_array
-from pathseg.store.format.chunks import is_uncompressed, is_uncompressed_shards, read_chunks, read_from_shard
+from pathseg.store.format.chunks import ChunkFormat, chunk_format, read_chunks, read_from_shard
 from pathseg.store.format.manifest import Manifest, read_description, read_growth, read_manifest
 from pathseg.store.format.names import FOLDER, MANIFEST, ROOT
 from pathseg.store.format.packing import unscaled
@@ -53,7 +53,7 @@ class FeatureStore:
         self.cache, self._cache_folder = cache, hashlib.sha256(made.encode()).hexdigest()[:16]
         self._zarr = location.zarr(read_only=True)
         self._arrays: dict[str, zarr.Array] = {}
-        self._codecs: dict[str, str] = {}
+        self._formats: dict[str, ChunkFormat | None] = {}
 
     def reload_records(self) -> None:
         """Read again which units are complete."""
@@ -309,18 +309,18 @@ class FeatureStore:
     def _values(self, name: str, index: int, out: np.ndarray | None) -> tuple[np.ndarray, int]:
         """Read one image of an array, into `out` where it is given; return it and the CRC-32C of its bytes."""
         array = self.array(name)
-        if name not in self._codecs:
-            shards = is_uncompressed_shards(array)
-            self._codecs[name] = "chunks" if is_uncompressed(array) else "shards" if shards else "zarr"
-        if self._codecs[name] == "zarr":
+        if name not in self._formats:
+            self._formats[name] = chunk_format(array)
+        found = self._formats[name]
+        if found is None or (found.sharded and found.blosc is not None):
             with unreadable_as_damage(f"{self.location}/{name}"):
                 values = np.asarray(array[index])
             values = values if out is None else _copied(values, out)
             return values, checksum(values)
         values = np.empty(array.shape[1:], array.dtype.newbyteorder("<")) if out is None else out
         files = [f"{name}/{chunk}" for chunk in chunk_names(array, index, 1)]
-        if self._codecs[name] == "chunks":
-            return values, read_chunks(self.location, files, values)
+        if not found.sharded:
+            return values, read_chunks(self.location, files, values, found.blosc)
         return values, read_from_shard(self.location, files[0], index % self.contents.images_per_unit, values)
 
     def _damaged(self, name: str, index: int, why: str) -> Damaged:

@@ -13,7 +13,7 @@ from pathseg.store.contents import Contents
 from pathseg.store.errors import Damaged, StoreError
 from pathseg.store.features import FeatureStore
 from pathseg.store.format.arrays import chunk_names, same_metadata, zarr_metadata
-from pathseg.store.format.chunks import all_finite, is_uncompressed, is_uncompressed_shards, write_chunks, write_shard
+from pathseg.store.format.chunks import all_finite, chunk_format, write_chunks, write_shard
 from pathseg.store.format.manifest import extend_manifest, read_manifest
 from pathseg.store.format.names import HALF_WRITTEN, MANIFEST, METADATA, ROOT
 from pathseg.store.format.packing import StoredArray
@@ -211,15 +211,16 @@ class StoreWriter:
         return StoreError(self.store.contents.key.overflow(f"{name} of {self.store.ids[index]}"))
 
     def _write_values(self, target: zarr.Array, unit: int, values: Sequence[np.ndarray | None]) -> list[int | None]:
-        """Write without Zarr where there is no compression. Raises OverflowError when a value is not finite."""
+        """Write without Zarr what `format.chunks` can. Raises OverflowError when a value is not finite."""
         location, size = self.store.location, self.store.contents.images_per_unit
         names = [f"{target.path}/{chunk}" for chunk in chunk_names(target, unit, size)]
         set_aside = any(value is None for value in values)
         fill = np.full(target.shape[1:], target.fill_value, target.dtype.newbyteorder("<")) if set_aside else None
-        if is_uncompressed_shards(target):
-            return write_shard(location, names[0], values, fill=fill, chunks=size)
-        if is_uncompressed(target) and values[0] is not None and not set_aside:
-            return [write_chunks(location, names, values[0])]
+        chosen = chunk_format(target)
+        if chosen is not None and chosen.sharded:
+            return write_shard(location, names[0], values, fill=fill, chunks=size, blosc=chosen.blosc)
+        if chosen is not None and values[0] is not None and not set_aside:
+            return [write_chunks(location, names, values[0], chosen.blosc)]
         if not all(value is None or all_finite(value) for value in values):
             raise OverflowError("a value is not finite")
         indices = self.images(unit)

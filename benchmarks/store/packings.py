@@ -1,12 +1,16 @@
 """What each packing costs: the error of stored features, and the time until a head has them as float32.
 
-    python -m benchmarks.store.packings [--images DIR] [--turns 6] [--out FILE]
+    python -m benchmarks.store.packings [--only error,time,codec] [--images DIR] [--folder DIR] [--turns 6] [--out FILE]
 
 error  Features of the first two 256 px patches of each of three images in DIR (generated tissue without it), `mini`,
        by block: root mean square of the error over that of the values, after what `Packing.encode` stores.
 time   All 13 blocks of four images of 768 px with the shapes of the paper's model, random values, warm page cache: read
        from the store, decoded, checked, and brought to float32, in alternating turns; seconds that pass, and seconds of
        all cores, relative to `--packing none`, which reads float16.
+codec  The packings with a compressor, one such image, in as many threads as the store reads with: GB/s of values that
+       `FeatureStore.read` and `StoreWriter.write_features` reach, and Blosc alone on the same chunks in memory, in
+       alternating turns. `share` is the time of Blosc over that of the call; `share_with_bytes` that of Blosc and of
+       reading or writing the compressed bytes with their CRC-32C alone, over that of the call.
 """
 
 from __future__ import annotations
@@ -15,20 +19,30 @@ import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import cast
 
+import google_crc32c
 import numpy as np
 import torch
 
 from benchmarks.constant_model import FULL_SIZE
 from benchmarks.extract.stage_one import tissue_patches
-from benchmarks.machine import RESULTS, describe_machine, median_ratio, save_rows
-from benchmarks.store.random_store import random_store
+from benchmarks.machine import RESULTS, describe_machine, median_ratio, save_rows, time_in_turn
+from benchmarks.store.random_store import random_store, random_values
 from pathseg.extract.datasets.image_files import list_files, read_image
 from pathseg.extract.models import load_model
+from pathseg.store.blocks import array_name
+from pathseg.store.format.arrays import chunk_names
+from pathseg.store.format.chunks import CRC_BYTES, ChunkFormat, chunk_format
 from pathseg.store.format.packing import PACKINGS
 from pathseg.store.format.rounding import as_stored
 from pathseg.store.grid import PATCH_PX
+from pathseg.store.location.local import LocalFolder
+from pathseg.store.writer import StoreWriter
 from pathseg.train.config import Layer
 from pathseg.train.data.reader import FeatureReader
 
@@ -63,10 +77,10 @@ def measure_error(folder: Path | None) -> Rows:
     return rows
 
 
-def measure_time(turns: int) -> Rows:
+def measure_time(parent: Path, turns: int) -> Rows:
     """Return milliseconds an image, bytes an image and the ratio to `none` for every packing."""
     layers = [Layer(0, 50, block) for block in FULL_SIZE]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=parent) as folder:
         readers = {
             name: FeatureReader(
                 random_store(f"{folder}/{name}.zarr", ["train"] * IMAGES, packing=name), layers,
@@ -104,16 +118,77 @@ def measure_time(turns: int) -> Rows:
     return rows
 
 
+def measure_codec(parent: Path, turns: int) -> Rows:
+    """Return a row for reading and one for writing, for each packing with a compressor."""
+    compressed = [name for name, packing in PACKINGS.items() if packing.compressor is not None]
+    return [row for packing in compressed for row in _codec_rows(packing, parent, turns)]
+
+
+def _codec_rows(packing: str, parent: Path, turns: int) -> Rows:
+    with tempfile.TemporaryDirectory(dir=parent) as folder, ThreadPoolExecutor(LocalFolder.concurrency) as threads:
+        store = random_store(f"{folder}/{packing}.zarr", ["train"], packing=packing)
+        location, writer = store.location, StoreWriter(store.location, store.contents)
+        given = random_values(store.contents)
+        writer.write_features(0, t=50, features=((block, [given[block]]) for block in given))
+        arrays = {block: store.array(array_name(50, block)) for block in given}
+        files = {block: f"{array.path}/{chunk_names(array, 0, 1)[0]}" for block, array in arrays.items()}
+        coded = {block: location.read(name)[:-CRC_BYTES] for block, name in files.items()}
+        codecs = {block: cast(ChunkFormat, chunk_format(array)).blosc for block, array in arrays.items()}
+        values = store.read(0)  # what is coded: of `rounded` the rounded values
+
+        def decode(block: int) -> None:
+            codecs[block].decode(coded[block], out=values[block])
+
+        def encode(block: int) -> None:
+            codecs[block].encode(values[block])
+
+        def read_bytes(block: int) -> None:
+            with location.open(files[block]) as file:
+                google_crc32c.value(file.read())
+
+        def write_bytes(block: int) -> None:
+            google_crc32c.value(coded[block])
+            location.write(f"{files[block]}.copy", coded[block])
+
+        times = time_in_turn({
+            **{call.__name__: partial(_in_threads, threads, call, list(given))
+               for call in (decode, encode, read_bytes, write_bytes)},
+            "read": lambda: store.read(0, out=values),
+            "write": lambda: writer.write_features(0, t=50, features=((block, [given[block]]) for block in given)),
+        }, turns)  # fmt: skip
+    size, rows = sum(maps.nbytes for maps in values.values()), list[dict[str, object]]()
+    for name, codec in (("read", "decode"), ("write", "encode")):
+        with_bytes = [sum(pair) for pair in zip(times[codec], times[f"{name}_bytes"], strict=True)]
+        row = {
+            "packing": packing, "call": name, "gb_s": size / min(times[name]) / 1e9,
+            "codec_gb_s": size / min(times[codec]) / 1e9, "share": median_ratio(times[codec], times[name]),
+            "share_with_bytes": median_ratio(with_bytes, times[name]),
+        }  # fmt: skip
+        rows.append({key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()})
+        print(f"  {rows[-1]}", flush=True)
+    return rows
+
+
+def _in_threads(threads: ThreadPoolExecutor, call: Callable[[int], None], blocks: Sequence[int]) -> None:
+    list(threads.map(call, blocks))
+
+
 def main() -> None:
-    """Measure both and save the rows."""
+    """Measure the chosen parts and save their rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="error,time,codec")
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="of the stores")
     parser.add_argument("--images", type=Path, help="folder of images; generated tissue without it")
     parser.add_argument("--turns", type=int, default=6)
     parser.add_argument("--out", type=Path, default=RESULTS / "packings.json")
     arguments = parser.parse_args()
-    machine = describe_machine(Path(tempfile.gettempdir()))
-    save_rows(arguments.out, "error", measure_error(arguments.images), machine=machine)
-    save_rows(arguments.out, "time", measure_time(arguments.turns), machine=machine)
+    machine, parts = describe_machine(arguments.folder), arguments.only.split(",")
+    if "error" in parts:
+        save_rows(arguments.out, "error", measure_error(arguments.images), machine=machine)
+    if "time" in parts:
+        save_rows(arguments.out, "time", measure_time(arguments.folder, arguments.turns), machine=machine)
+    if "codec" in parts:
+        save_rows(arguments.out, "codec", measure_codec(arguments.folder, arguments.turns), machine=machine)
 
 
 if __name__ == "__main__":

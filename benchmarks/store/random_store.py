@@ -53,6 +53,18 @@ def random_contents(
     )
 
 
+def random_values(contents: Contents) -> dict[int, np.ndarray]:
+    """Return normal values of one image, {block: (P, C, h, w) float16}."""
+    rng = np.random.default_rng(0)
+    return {block: _normal(contents, block, rng) for block in contents.blocks}
+
+
+def _normal(contents: Contents, block: int, rng: np.random.Generator) -> np.ndarray:
+    shape = contents.blocks[block]
+    size = (contents.grid.patches, shape.channels, shape.side, shape.side)
+    return rng.standard_normal(size, np.float32).astype("f2")
+
+
 def random_store(path: Path | str, splits: Sequence[str], **settings: object) -> FeatureStore:
     """Write a complete store at t = 50 to `path` (or s3://…).
 
@@ -68,10 +80,6 @@ def random_store(path: Path | str, splits: Sequence[str], **settings: object) ->
         masks = [np.broadcast_to(np.arange(side) < rng.integers(side // 4, side), (side, side)) for _ in images]
         image = np.full((side, side, 3), 200, np.uint8)
         writer.write_pixels(unit, [(image, mask.astype(np.uint8), None) for mask in masks])
-        maps = (
-            (b, [rng.standard_normal((contents.grid.patches, s.channels, s.side, s.side), np.float32).astype("f2")
-                 for _ in images])
-            for b, s in contents.blocks.items()
-        )  # fmt: skip
+        maps = ((b, [_normal(contents, b, rng) for _ in images]) for b in contents.blocks)
         writer.write_features(unit, t=50, features=maps)
     return writer.store

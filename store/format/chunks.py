@@ -1,43 +1,67 @@
-"""Uncompressed chunks and shards, written and read in one pass: little-endian values, then their CRC-32C.
+"""Chunks and shards, written and read in one pass: little-endian values or their Blosc buffer, then its CRC-32C.
 
-The bytes are those that Zarr's codecs `bytes`, `crc32c` and `sharding_indexed` define, so any Zarr reader reads them.
-Without Zarr's own reader there are fewer copies, and one checksum instead of two: the chunk's own, which the completion
-record holds too.
+The bytes are those that Zarr's codecs `bytes`, `blosc`, `crc32c` and `sharding_indexed` define, so any Zarr reader
+reads them. Without Zarr's own reader there are fewer copies, and of uncompressed values one checksum instead of two:
+the chunk's own, which the completion record holds too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from io import BufferedIOBase
-from typing import Any, cast
+from dataclasses import dataclass
+from io import SEEK_END, BufferedIOBase
+from typing import cast
 
 import google_crc32c
 import numpy as np
 import zarr
-from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
+from numcodecs import Blosc
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec
 from zarr.core.metadata.v3 import ArrayV3Metadata
 
 from pathseg.store.location.location import Location
 
 PIECE_BYTES = 2**18  # fits into a core's cache, so checksum and range check do not wait for memory
 CRC_BYTES = 4
+BLOSC_HEADER_BYTES = 16
 EMPTY = 2**64 - 1  # offset and length in a shard's index of a chunk that the shard does not hold
 INDEX_CODECS = (BytesCodec(endian="little"), Crc32cCodec())
+SHUFFLES = {"noshuffle": Blosc.NOSHUFFLE, "shuffle": Blosc.SHUFFLE, "bitshuffle": Blosc.BITSHUFFLE}
 
 
-def is_uncompressed(array: zarr.Array) -> bool:
-    """Return whether an array is unsharded, with only the codecs of this module."""
-    return _codecs(array) == _uncompressed(array.dtype)
+@dataclass(frozen=True)
+class ChunkFormat:
+    """How this module reads and writes an array.
+
+    sharded: each file is a shard with a chunk per image; else it is a chunk. blosc: the compressor, None for values as
+    they are.
+    """
+
+    sharded: bool
+    blosc: Blosc | None
 
 
-def is_uncompressed_shards(array: zarr.Array) -> bool:
-    """Return whether each shard of an array holds one chunk per image, with only the codecs of this module."""
-    chunk = (1, *array.shape[1:])
-    sharding = ShardingCodec(chunk_shape=chunk, codecs=_uncompressed(array.dtype), index_codecs=INDEX_CODECS)
-    return _codecs(array) == (sharding,) and array.shards is not None and array.shards[1:] == chunk[1:]
+def chunk_format(array: zarr.Array) -> ChunkFormat | None:
+    """Return how an array is read and written here, None where its codecs are others: it is left to Zarr."""
+    sharded, codecs = False, array.metadata.codecs if isinstance(array.metadata, ArrayV3Metadata) else ()
+    if len(codecs) == 1 and isinstance(sharding := codecs[0], ShardingCodec):
+        sharded, codecs, chunk = True, sharding.codecs, (1, *array.shape[1:])
+        if sharding != ShardingCodec(chunk_shape=chunk, codecs=codecs, index_codecs=INDEX_CODECS):
+            return None
+        if array.shards is None or array.shards[1:] != chunk[1:]:
+            return None
+    compressor = next((codec for codec in codecs if isinstance(codec, BloscCodec)), None)
+    values = BytesCodec(endian="little" if array.dtype.itemsize > 1 else None)  # as Zarr has it: a byte has no order
+    if codecs != (values, *(() if compressor is None else (compressor,)), Crc32cCodec()):
+        return None
+    if compressor is None:
+        return ChunkFormat(sharded, None)
+    shuffle = SHUFFLES[compressor.shuffle.value]
+    settings = (compressor.cname.value, compressor.clevel, shuffle, compressor.blocksize, compressor.typesize)
+    return ChunkFormat(sharded, Blosc(*settings))
 
 
-def read_chunks(location: Location, names: Sequence[str], values: np.ndarray) -> int:
+def read_chunks(location: Location, names: Sequence[str], values: np.ndarray, blosc: Blosc | None = None) -> int:
     """Fill `values` (C order, little endian) from consecutive chunks; return the CRC-32C of all of it.
 
     Raises ValueError when a chunk is too short, too long or does not fit its own checksum, FileNotFoundError.
@@ -45,6 +69,11 @@ def read_chunks(location: Location, names: Sequence[str], values: np.ndarray) ->
     total = None
     for name, chunk in zip(names, _bytes(values).reshape(len(names), -1), strict=True):
         with location.open(name) as file:
+            if blosc is not None:
+                size = file.seek(0, SEEK_END)
+                file.seek(0)
+                total = _read_compressed(file, name, size, chunk, blosc, total)
+                continue
             total = _read(file, name, chunk, total)
             if rest := file.read(1):
                 raise ValueError(f"{name} ends in {rest.hex()}, behind its checksum")
@@ -52,7 +81,7 @@ def read_chunks(location: Location, names: Sequence[str], values: np.ndarray) ->
 
 
 def read_from_shard(location: Location, name: str, position: int, values: np.ndarray) -> int:
-    """Fill `values` from the chunk at a position of a shard that `write_shard` wrote; return its CRC-32C.
+    """Fill `values` from the uncompressed chunk at a position of a shard that `write_shard` wrote; return its CRC-32C.
 
     Chunks lie in the order of their images, so the shard's index is not read; `pathseg verify` checks it. Raises
     ValueError and FileNotFoundError as `read_chunks` does.
@@ -63,7 +92,7 @@ def read_from_shard(location: Location, name: str, position: int, values: np.nda
         return _read(file, name, chunk)
 
 
-def write_chunks(location: Location, names: Sequence[str], values: np.ndarray) -> int:
+def write_chunks(location: Location, names: Sequence[str], values: np.ndarray, blosc: Blosc | None = None) -> int:
     """Write `values` (C order, little endian) as consecutive chunks; return the CRC-32C of all of it.
 
     Raises OverflowError when a value is not finite; that chunk is not written then.
@@ -71,12 +100,18 @@ def write_chunks(location: Location, names: Sequence[str], values: np.ndarray) -
     total = None
     for name, chunk in zip(names, _bytes(values).reshape(len(names), -1), strict=True):
         with location.create(name) as file:
-            total = _write(file, chunk, _finite(values.dtype), total)
+            _, total = _write(file, chunk, blosc, _finite(values.dtype), total)
     return total or 0
 
 
 def write_shard(
-    location: Location, name: str, images: Sequence[np.ndarray | None], *, fill: np.ndarray | None, chunks: int
+    location: Location,
+    name: str,
+    images: Sequence[np.ndarray | None],
+    *,
+    fill: np.ndarray | None,
+    chunks: int,
+    blosc: Blosc | None = None,
 ) -> list[int | None]:
     """Write a shard with a chunk per image (C order, little endian), then its index; return the CRC-32C of each image.
 
@@ -84,14 +119,15 @@ def write_shard(
     shard can hold; the last shard of an array may hold fewer. Raises OverflowError as `write_chunks` does.
     """
     checksums: list[int | None] = []
-    index = np.full((chunks, 2), EMPTY, "<u8")
+    index, end = np.full((chunks, 2), EMPTY, "<u8"), 0
     with location.create(name) as file:
         for position, values in enumerate(images):
             chunk = _bytes(cast(np.ndarray, fill) if values is None else values)
-            crc = _write(file, chunk, None if values is None else _finite(values.dtype))
+            size, crc = _write(file, chunk, blosc, None if values is None else _finite(values.dtype))
             checksums.append(None if values is None else crc)
-            index[position] = position * (chunk.size + CRC_BYTES), chunk.size + CRC_BYTES
-        _write(file, _bytes(index))
+            index[position] = end, size
+            end += size
+        _write(file, _bytes(index), None)
     return checksums
 
 
@@ -117,7 +153,7 @@ def _finite(dtype: np.dtype) -> Callable[[np.ndarray], bool]:
 
 
 def _read(file: BufferedIOBase, name: str, chunk: np.ndarray, before: int | None = None) -> int:
-    """Read one chunk; return its CRC-32C, continued from that of the chunks before it."""
+    """Read bytes and their CRC-32C; return it, continued from `before`."""
     own, total = 0, before
     for piece in _pieces(chunk):
         if (count := file.readinto(piece.data)) != piece.size:
@@ -129,31 +165,52 @@ def _read(file: BufferedIOBase, name: str, chunk: np.ndarray, before: int | None
     return total or 0
 
 
+def _read_compressed(
+    file: BufferedIOBase, name: str, size: int, chunk: np.ndarray, blosc: Blosc, before: int | None = None
+) -> int:
+    """Read a chunk that takes `size` bytes of a file; return the CRC-32C of its values, continued from `before`."""
+    if not BLOSC_HEADER_BYTES + CRC_BYTES <= size <= chunk.size + BLOSC_HEADER_BYTES + CRC_BYTES:  # Blosc's own limit
+        raise ValueError(f"{name} ends after {size} bytes of a chunk, which are too few or too many for {chunk.size}")
+    buffer = np.empty(size - CRC_BYTES, np.uint8)
+    _read(file, name, buffer)
+    values, _, compressed = buffer[4:BLOSC_HEADER_BYTES].view("<u4").tolist()  # Blosc writes what its header says
+    if (values, compressed) != (chunk.size, buffer.size):
+        raise ValueError(f"{name} ends in {compressed} bytes for {values}, not {buffer.size} for {chunk.size}")
+    blosc.decode(buffer, out=chunk)
+    return _crc(chunk, before)
+
+
 def _write(
     file: BufferedIOBase,
     chunk: np.ndarray,
+    blosc: Blosc | None,
     finite: Callable[[np.ndarray], bool] | None = None,
     before: int | None = None,
-) -> int:
-    """Write one chunk; return its CRC-32C, continued from that of the chunks before it."""
+) -> tuple[int, int]:
+    """Write one chunk; return its bytes in the file and the CRC-32C of its values, continued from `before`."""
     own, total = 0, before
     for piece in _pieces(chunk):
-        file.write(piece.data)
-        own = google_crc32c.extend(own, piece)
-        total = own if before is None else google_crc32c.extend(total, piece)
         if finite is not None and not finite(piece):
             raise OverflowError("a value is not finite")
+        if blosc is None:
+            file.write(piece.data)
+            own = google_crc32c.extend(own, piece)
+        total = own if blosc is None and before is None else google_crc32c.extend(total or 0, piece)
+    size = chunk.size
+    if blosc is not None:
+        buffer = blosc.encode(chunk)
+        file.write(buffer)
+        own, size = _crc(np.frombuffer(buffer, np.uint8)), len(buffer)
     file.write(_trailer(own))
-    return total or 0
+    return size + CRC_BYTES, total or 0
 
 
-def _uncompressed(dtype: np.dtype) -> tuple[Any, ...]:
-    """Return the codecs of uncompressed values as Zarr has them: those of one byte have no byte order."""
-    return BytesCodec(endian="little" if dtype.itemsize > 1 else None), Crc32cCodec()
-
-
-def _codecs(array: zarr.Array) -> tuple[Any, ...]:
-    return array.metadata.codecs if isinstance(array.metadata, ArrayV3Metadata) else ()
+def _crc(data: np.ndarray, before: int | None = None) -> int:
+    """Return the CRC-32C of bytes, continued from `before`; by pieces, as the interpreter's lock is held for each."""
+    crc = before or 0
+    for piece in _pieces(data):
+        crc = google_crc32c.extend(crc, piece)
+    return crc
 
 
 def _bytes(values: np.ndarray) -> np.ndarray:

@@ -12,14 +12,13 @@ import numpy as np
 import torch
 
 from pathseg.store.features import FeatureStore
-from pathseg.store.format.packing import for_cells
+from pathseg.store.format.packing import CACHED_VALUES, for_cells
 from pathseg.store.grid import PATCH_PX
 from pathseg.store.runtime.prefetch import PREFETCH_BYTES
 from pathseg.train.config import IMAGE, Config, Layer
 from pathseg.train.data.joined import JoinedStores
 from pathseg.train.data.memory import keep_limits
 
-CACHED_VALUES = 2**17  # 512 KiB of float32, which stay in a core's cache between two passes
 NUMPY_BUFFER = 1024  # values; into its buffer NumPy copies the scale for each cell of a channel with fewer cells
 
 

@@ -1,12 +1,12 @@
+import google_crc32c
 import numpy as np
 import pytest
 import zarr
-from zarr.codecs import BytesCodec, Crc32cCodec
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ZstdCodec
 
 from pathseg.store.format.chunks import (
     all_finite,
-    is_uncompressed,
-    is_uncompressed_shards,
+    chunk_format,
     read_chunks,
     read_from_shard,
     write_chunks,
@@ -45,7 +45,7 @@ def test_the_bytes_are_those_that_zarr_writes(tmp_path, values):
 def test_whole_numbers_of_one_byte_are_written_without_zarr_as_zarr_writes_them(tmp_path):
     integers = np.random.default_rng(0).integers(-127, 128, (3, 90, 41), dtype=np.int8)
     array = make(tmp_path, dtype="int8")
-    assert is_uncompressed(array)
+    assert chunk_format(array) is not None
     array[1] = integers
     by_zarr = [(tmp_path / name).read_bytes() for name in NAMES]
     read = np.empty_like(integers)
@@ -89,11 +89,18 @@ def test_nothing_has_its_final_name_when_writing_fails(tmp_path, values):
 
 
 @pytest.mark.parametrize(
-    "options", [{"shards": (1, 3, 90, 41)}, {"compressors": []}, {"serializer": BytesCodec(endian="big")}]
+    "options",
+    [
+        {"shards": (1, 3, 90, 41)},
+        {"compressors": []},
+        {"compressors": [BloscCodec(typesize=4)]},
+        {"compressors": [ZstdCodec(), Crc32cCodec()]},
+        {"serializer": BytesCodec(endian="big")},
+    ],
 )
 def test_other_arrays_are_left_to_zarr(tmp_path, options):
-    assert is_uncompressed(make(tmp_path / "plain"))
-    assert not is_uncompressed(make(tmp_path / "other", **options))
+    assert chunk_format(make(tmp_path / "plain")) is not None
+    assert chunk_format(make(tmp_path / "other", **options)) is None
 
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
@@ -115,11 +122,11 @@ def images():
     return np.random.default_rng(1).normal(size=(5, 3, 90, 41)).astype("float32")
 
 
-def write_shards(folder, images):
+def write_shards(folder, images, blosc=None):
     fill = np.full(images.shape[1:], np.nan, np.float32)
     chosen = [None if np.isnan(image).all() else image for image in images]
     for name, part in (("c/0/0/0/0", chosen[:3]), ("c/1/0/0/0", chosen[3:])):
-        write_shard(LocalFolder(folder), name, part, fill=fill, chunks=3)
+        write_shard(LocalFolder(folder), name, part, fill=fill, chunks=3, blosc=blosc)
 
 
 @pytest.mark.parametrize("set_aside", [[], [0], [1, 4], [3, 4]])
@@ -135,7 +142,7 @@ def test_shards_are_the_bytes_that_zarr_writes(tmp_path, images, set_aside):
 def test_shards_of_one_byte_values_are_the_bytes_that_zarr_writes(tmp_path):
     integers = np.random.default_rng(1).integers(-127, 128, (5, 3, 90, 41), dtype=np.int8)
     array = make_shards(tmp_path / "zarr", dtype="int8", fill_value=-128)
-    assert is_uncompressed_shards(array)
+    assert chunk_format(array) is not None
     array[:3], array[3:] = integers[:3], integers[3:]
     fill = np.full(integers.shape[1:], -128, np.int8)
     for name, images in (("c/0/0/0/0", integers[:3]), ("c/1/0/0/0", integers[3:])):
@@ -173,8 +180,77 @@ def test_a_shard_that_is_not_whole_is_refused(tmp_path, images, change):
     "options", [{"chunks": (1, 1, 90, 41)}, {"compressors": []}, {"shards": None}, {"shards": (3, 3, 180, 41)}]
 )
 def test_other_shards_are_left_to_zarr(tmp_path, options):
-    assert is_uncompressed_shards(make_shards(tmp_path / "plain"))
-    assert not is_uncompressed_shards(make_shards(tmp_path / "other", **options))
+    assert chunk_format(make_shards(tmp_path / "plain")).sharded
+    other = chunk_format(make_shards(tmp_path / "other", **options))
+    assert other is None or not other.sharded
+
+
+COMPRESSORS = [("lz4", "bitshuffle"), ("zstd", "shuffle")]
+
+
+def compressed(cname="lz4", shuffle="bitshuffle"):
+    """Make the settings of compressed chunks, which shrink: values have few different bytes."""
+    return {"compressors": [BloscCodec(cname=cname, clevel=5, shuffle=shuffle, typesize=4), Crc32cCodec()]}
+
+
+@pytest.mark.parametrize(("cname", "shuffle"), COMPRESSORS)
+def test_compressed_chunks_are_the_bytes_that_zarr_writes_and_are_read_back(tmp_path, values, cname, shuffle):
+    array, values, read = make(tmp_path, **compressed(cname, shuffle)), values.round(1), np.empty_like(values)
+    array[1] = values
+    by_zarr = [(tmp_path / name).read_bytes() for name in NAMES]
+    blosc = chunk_format(array).blosc
+    checksum = write_chunks(LocalFolder(tmp_path), NAMES, values, blosc)
+    assert [(tmp_path / name).read_bytes() for name in NAMES] == by_zarr
+    assert sum(map(len, by_zarr)) < values.nbytes
+    assert read_chunks(LocalFolder(tmp_path), NAMES, read, blosc) == checksum == google_crc32c.value(values.tobytes())
+    assert np.array_equal(read, values)
+
+
+@pytest.mark.parametrize("set_aside", [[], [0], [1, 4], [3, 4]])
+def test_compressed_shards_are_the_bytes_that_zarr_writes(tmp_path, images, set_aside):
+    images = images.round(1)
+    images[set_aside] = np.nan
+    array = make_shards(tmp_path / "zarr", **compressed())
+    array[:3], array[3:] = images[:3], images[3:]
+    write_shards(tmp_path / "ours", images, blosc=chunk_format(array).blosc)
+    for name in ("c/0/0/0/0", "c/1/0/0/0"):
+        assert (tmp_path / "ours" / name).read_bytes() == (tmp_path / "zarr" / name).read_bytes()
+
+
+def with_crc(body):
+    return body + google_crc32c.value(body).to_bytes(4, "little")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d[:-1],
+        lambda d: d[:-900],
+        lambda d: d + b"x",
+        lambda d: b"",
+        lambda d: b"123456789",
+        lambda d: with_crc(b"123456789"),
+        lambda d: d[:99] + bytes([d[99] ^ 1]) + d[100:],
+        lambda d: with_crc(d[:-9]),  # of another size than Blosc's header says
+        lambda d: with_crc(d[:4] + bytes([d[4] ^ 4]) + d[5:-4]),  # a header of more values than the chunk has
+        lambda d: with_crc(d[:-4]) * 9,
+    ],
+)
+def test_a_compressed_chunk_of_the_wrong_length_or_content_is_refused(tmp_path, values, change):
+    blosc = chunk_format(make(tmp_path, **compressed())).blosc
+    write_chunks(LocalFolder(tmp_path), NAMES, values.round(1), blosc)
+    path = tmp_path / NAMES[1]
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(ValueError, match="c/1/1/0/0 ends"):
+        read_chunks(LocalFolder(tmp_path), NAMES, np.empty_like(values), blosc)
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_a_value_that_is_not_finite_is_not_compressed(tmp_path, values, value):
+    values[2, 50, 3] = value
+    with pytest.raises(OverflowError):
+        write_chunks(LocalFolder(tmp_path), NAMES, values, chunk_format(make(tmp_path, **compressed())).blosc)
+    assert sorted(LocalFolder(tmp_path).names()) == sorted([*NAMES[:2], "zarr.json"])
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])

@@ -71,6 +71,14 @@ def test_values_that_rounding_would_make_infinite_become_the_largest_rounded_one
     np.testing.assert_array_equal(as_stored(torch.from_numpy(largest), PACKINGS["rounded"]), stored)
 
 
+def test_every_finite_float16_is_rounded_as_numcodecs_rounds_it():
+    values = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    values = values[np.isfinite(values)]
+    (stored,) = PACKINGS["rounded"].encode(values.reshape(1, 1, 1, -1), "float16")
+    rounded = BitRound(5).encode(np.clip(values, -64512, 64512))  # beyond these it would be infinite
+    np.testing.assert_array_equal(stored.ravel().view(np.uint16), rounded.view(np.uint16))  # zeros keep their signs
+
+
 @pytest.mark.parametrize("packing", ["int8", "rounded"])
 @pytest.mark.parametrize("wrong", [np.inf, -np.inf, np.nan, 1e6])
 def test_values_that_are_not_finite_in_the_dtype_are_refused(packing, wrong):
