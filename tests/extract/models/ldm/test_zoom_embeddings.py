@@ -54,12 +54,28 @@ def published():
     return FILES["zoom_release"]()
 
 
+def zoom_folder(folder, state, config):
+    """The folder of a ZoomLDM with its weights in safetensors, which are read faster than the .ckpt."""
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(config)
+    save_file(state, folder / "weights.safetensors")
+    return folder
+
+
 @pytest.fixture(scope="module")
 def files(published, tmp_path_factory):
     """The folders of a small ZoomLDM and, named `uni` beside it, of a small ViT; to be read only."""
     folder = tmp_path_factory.mktemp("models")
     hub_folder(folder / "uni", vit())
-    return FILES["write_zoom"](folder / "zoom", *published)
+    return zoom_folder(folder / "zoom", *published)
+
+
+@pytest.fixture(scope="module")
+def vit_of_32_px(files):
+    """The folder of the ViT for images of 32 px, for cells that are many."""
+    pretrained = {"mean": MEAN, "std": STD, "input_size": [3, 32, 32]}
+    arguments = {**VIT, "img_size": 32}
+    return hub_folder(files.parent / "of-32-px", vit(img_size=32), model_args=arguments, pretrained_cfg=pretrained)
 
 
 @pytest.fixture
@@ -69,15 +85,15 @@ def data(tmp_path, monkeypatch):
     return tmp_path / "data/models"
 
 
-def embeddings_step_by_step(patch, side):
-    """The class token of each cell of a patch enlarged to 20x, on timm's network: (1, 48, side, side)."""
-    network, rows = vit(), []
+def embeddings_step_by_step(patch, side, px=224):
+    """The class token of each cell of a patch enlarged to 20x, on timm's network for px: (1, 48, side, side)."""
+    network, rows = vit(img_size=px), []
     pixels = torch.tensor(patch).permute(2, 0, 1).float()
     large = F.interpolate(pixels[None], size=(256 * side, 256 * side), mode="bicubic")[0].round().clamp(0, 255)
     for row in range(side):
         for column in range(side):
             cell = large[:, 256 * row : 256 * (row + 1), 256 * column : 256 * (column + 1)] / 255
-            cell = TF.resize(cell, [224, 224], TF.InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
+            cell = TF.resize(cell, [px, px], TF.InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
             rows.append(network.forward_features(TF.normalize(cell, MEAN, STD)[None])[0, 0])
     return torch.stack(rows).T.reshape(1, 48, side, side)
 
@@ -125,13 +141,13 @@ def test_features_are_those_of_the_steps_on_plain_modules(published, files, magn
 
 
 @pytest.mark.parametrize("magnification", ["2.5x", "1.25x"])
-def test_the_context_is_that_of_the_steps_where_cells_are_many(published, files, magnification):
+def test_the_context_is_that_of_the_steps_where_cells_are_many(published, files, vit_of_32_px, magnification):
     state, patch = published[0], FILES["patch"]("vq_f4_ssl")
     stage = {k.removeprefix("cond_stage_model."): v for k, v in state.items() if k.startswith("cond_stage_model.")}
     with torch.no_grad():
-        embeddings = embeddings_step_by_step(patch[0], SIDES[magnification])
+        embeddings = embeddings_step_by_step(patch[0], SIDES[magnification], 32)
         context = context_step_by_step(embeddings, list(SIDES).index(magnification), stage)
-    model = load_model(files, magnification=magnification)
+    model = load_model(files, vit_of_32_px, magnification=magnification)
     assert FILES["relative_error"](model.embed(patch), embeddings) < 1e-5
     assert FILES["relative_error"](model.prepare(patch)[1], context) < 1e-5
 
@@ -160,7 +176,7 @@ def test_all_that_changes_the_condition_is_in_the_digest(published, files, tmp_p
     other_vit = hub_folder(tmp_path / "other", vit(reg_tokens=1), model_args={**VIT, "reg_tokens": 1})
     other_mean = hub_folder(tmp_path / "mean", vit(), pretrained_cfg={"mean": STD, "std": STD})
     stage = {**published[0], "cond_stage_model.pad_token": published[0]["cond_stage_model.pad_token"] + 1}
-    other_stage = FILES["write_zoom"](tmp_path / "zoom", stage, published[1])
+    other_stage = zoom_folder(tmp_path / "zoom", stage, published[1])
     others = [
         load_model(files, magnification="10x").digest,
         load_model(files, condition="none").digest,
