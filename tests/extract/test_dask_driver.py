@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,18 +31,33 @@ from pathseg.store.runtime.dask_client import ClusterError, scheduler_client
 pytestmark = pytest.mark.soak
 
 IMAGES = 6
-CONFIG = ExtractConfig(blocks=(4, 5, 6), layout="native")
+CONFIG = ExtractConfig(blocks=(0, 4, 9), layout="native")
 TISSUE = partial(open_dataset, "synthetic", DatasetOptions(limit=IMAGES, resize=256))
 MINI = partial(load_model, "mini")
 
-# A module of a user's own, on the path of driver and workers: one image ends the process that reads it.
+# A module of a user's own, on the path of driver and workers: a model that takes its time, but no processor; an image
+# that ends the process that reads it.
 TRAPS = """
 import os
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from pathseg.extract.datasets.registry import DatasetOptions, open_dataset
-from pathseg.extract.models.load import load_model
+from toy_model import ToyModel
+
+class Toy(ToyModel):
+    def prepare(self, images):
+        time.sleep(0.3)
+        return super().prepare(images)
+
+def toy(device="cpu"):
+    return Toy()
+
+def other(device):
+    model = Toy()
+    model.digest = "cd" * 32
+    return model
 
 def deadly(limit, ids):
     dataset = open_dataset("synthetic", DatasetOptions(limit=limit, resize=256))
@@ -58,7 +74,7 @@ def without_store(path, limit):
     return open_dataset("synthetic", DatasetOptions(limit=limit, resize=256))
 
 def broken(device):
-    model = load_model("mini", device=device)
+    model = Toy()
     model.prepare = fail
     return model
 
@@ -67,10 +83,15 @@ def fail(images):
 """
 
 
+def write_traps(folder):
+    (folder / "pathseg_traps.py").write_text(TRAPS)
+    shutil.copy(Path(__file__).with_name("conftest.py"), folder / "toy_model.py")
+
+
 @pytest.fixture(scope="module")
 def traps(tmp_path_factory):
     folder = tmp_path_factory.mktemp("traps")
-    (folder / "pathseg_traps.py").write_text(TRAPS)
+    write_traps(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)  # processes that are spawned later take it over
         yield importlib.import_module("pathseg_traps")
@@ -83,15 +104,10 @@ def client(traps):
 
 
 @pytest.fixture(scope="module")
-def mini():
-    return load_model("mini")
-
-
-@pytest.fixture(scope="module")
-def made_here(tmp_path_factory, mini):
+def made_here(tmp_path_factory, traps):
     """A store made in one process; its bytes."""
     path = tmp_path_factory.mktemp("one") / "store.zarr"
-    assert extract(TISSUE(), mini, path, CONFIG).failures == ()
+    assert extract(TISSUE(), traps.toy(), path, CONFIG).failures == ()
     return path, tree(path)
 
 
@@ -101,13 +117,15 @@ def one_process(made_here):
 
 
 @pytest.fixture
-def run(tmp_path, mini, client):
+def run(tmp_path, traps, client):
     """Extract into `store.zarr` on the client's workers; `open_dataset` and `load_model` are what these open."""
 
-    def extract_there(client=client, dataset=None, **changes):
-        options = {"open_dataset": TISSUE, "load_model": MINI} | changes
+    def extract_there(client=client, dataset=None, model=None, **changes):
+        options = {"open_dataset": TISSUE, "load_model": traps.toy} | changes
         opened = TISSUE() if dataset is None else dataset
-        return extract_on_workers(opened, mini, tmp_path / "store.zarr", CONFIG, client=client, **options)
+        return extract_on_workers(
+            opened, model or traps.toy(), tmp_path / "store.zarr", CONFIG, client=client, **options
+        )
 
     return extract_there
 
@@ -130,12 +148,13 @@ def test_the_bytes_are_those_of_one_process(run, one_process, tmp_path):
     assert tree(tmp_path / "store.zarr") == one_process
 
 
-def test_a_new_store_gets_the_batch_size_of_one_process(run, tmp_path, mini):
-    opening = partial(open_dataset, "synthetic", DatasetOptions(limit=1, resize=512))  # of four patches
-    here = extract(opening(), mini, tmp_path / "here.zarr", CONFIG).store.contents.key
-    there = run(dataset=opening(), open_dataset=opening).store.contents.key
+def test_a_diffusion_model_gives_a_new_store_the_batch_size_and_bytes_of_one_process(run, tmp_path):
+    opening, model = partial(open_dataset, "synthetic", DatasetOptions(limit=1, resize=512)), load_model("mini")
+    here = extract(opening(), model, tmp_path / "here.zarr", CONFIG).store.contents.key
+    there = run(dataset=opening(), open_dataset=opening, model=model, load_model=MINI).store.contents.key
     assert there == here
-    assert there.batch_size == 1
+    assert there.batch_size == 1  # of four patches
+    assert tree(tmp_path / "store.zarr") == tree(tmp_path / "here.zarr")
 
 
 def test_a_finished_store_is_left_alone(run, made_here, tmp_path):
@@ -147,7 +166,7 @@ def test_a_finished_store_is_left_alone(run, made_here, tmp_path):
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "store.zarr").rglob("*") if file.is_file()} == before
 
 
-def test_an_image_that_cannot_be_read_is_named_as_in_one_process(run, tmp_path, mini):
+def test_an_image_that_cannot_be_read_is_named_as_in_one_process(run, traps, tmp_path):
     rng = np.random.default_rng(0)
     for kind, channels in (("images", (3,)), ("masks", ())):
         (tmp_path / kind).mkdir()
@@ -160,7 +179,7 @@ def test_an_image_that_cannot_be_read_is_named_as_in_one_process(run, tmp_path, 
     (tmp_path / "images/b.png").write_bytes(whole[: len(whole) // 2])
     failures = run(dataset=dataset, open_dataset=opening).failures
     assert [failure.id for failure in failures] == ["b"]
-    assert failures == extract(dataset, mini, tmp_path / "here.zarr", CONFIG).failures
+    assert failures == extract(dataset, traps.toy(), tmp_path / "here.zarr", CONFIG).failures
 
 
 def test_a_model_that_cannot_be_loaded_is_one_line(run):
@@ -170,9 +189,9 @@ def test_a_model_that_cannot_be_loaded_is_one_line(run):
     assert "\n" not in str(caught.value)
 
 
-def test_a_model_with_other_weights_is_refused(run):
+def test_a_model_with_other_weights_is_refused(run, traps):
     with pytest.raises(ClusterError, match="its digest is"):
-        run(load_model=partial(load_model, "mini", condition="none"))
+        run(load_model=traps.other)
 
 
 def test_another_data_set_on_the_worker_is_refused(run):
@@ -233,7 +252,7 @@ def test_nothing_stays_on_the_workers(run, client):
 
 
 def test_a_module_that_the_workers_lack_is_named(run, client, tmp_path, monkeypatch):
-    (tmp_path / "pathseg_late.py").write_text(TRAPS)
+    (tmp_path / "pathseg_late.py").write_text(TRAPS)  # it finds its toy_model where pathseg_traps lies
     monkeypatch.syspath_prepend(tmp_path)  # of this process alone: the workers are running
     late = importlib.import_module("pathseg_late")
     with pytest.raises(ClusterError, match="cannot open the run: No module named 'pathseg_late'"):
@@ -310,18 +329,17 @@ from functools import partial
 from pathseg.extract.dask_driver import extract_on_workers, local_client
 from pathseg.extract.config import ExtractConfig
 from pathseg.extract.datasets.registry import DatasetOptions, open_dataset
-from pathseg.extract.models.load import load_model
+from pathseg_traps import toy
 
 if __name__ == "__main__":
-    config = ExtractConfig(blocks=(4, 5, 6), layout="native")
+    config = ExtractConfig(blocks=(0, 4, 9), layout="native")
     dataset = partial(open_dataset, "synthetic", DatasetOptions(limit=int(sys.argv[2]), resize=256))
-    model = partial(load_model, "mini")
     with local_client(2) as client:
         def tell(patches):
             print(*client.run(os.getpid).values(), flush=True)
             time.sleep(60)  # so that the end of this process finds units that are not submitted yet
-        extract_on_workers(dataset(), model(), sys.argv[1], config, client=client, open_dataset=dataset,
-                           load_model=model, progress=tell)
+        extract_on_workers(dataset(), toy(), sys.argv[1], config, client=client, open_dataset=dataset,
+                           load_model=toy, progress=tell)
 """
 
 
@@ -329,6 +347,7 @@ if __name__ == "__main__":
 def driver(tmp_path):
     """A process that extracts IMAGES images with two workers, and the pids of these, once a unit is done."""
     (tmp_path / "driver.py").write_text(DRIVER)
+    write_traps(tmp_path)
     command = [sys.executable, str(tmp_path / "driver.py"), str(tmp_path / "store.zarr"), str(IMAGES)]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -375,8 +394,8 @@ def test_ctrl_c_ends_driver_and_workers(driver):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
-def test_five_kills_at_random_moments_cost_only_time(seed, run, client, tmp_path, mini):
-    count, rng = 30, np.random.default_rng(seed)
+def test_five_kills_at_random_moments_cost_only_time(seed, run, client, tmp_path):
+    count, rng, mini = 30, np.random.default_rng(seed), load_model("mini")
     dataset = partial(open_dataset, "synthetic", DatasetOptions(limit=count, resize=256))
     extract(dataset(), mini, tmp_path / "here.zarr", CONFIG)
     ended, kills = threading.Event(), []
@@ -393,7 +412,7 @@ def test_five_kills_at_random_moments_cost_only_time(seed, run, client, tmp_path
     killer = threading.Thread(target=kill)
     killer.start()
     start = time.monotonic()
-    failures = run(dataset=dataset(), open_dataset=dataset).failures
+    failures = run(dataset=dataset(), open_dataset=dataset, model=mini, load_model=MINI).failures
     ended.set()
     killer.join()
     print(f"{len(kills)} kills in {time.monotonic() - start:.1f} s")
