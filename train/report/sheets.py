@@ -30,12 +30,11 @@ def sheet(
     """
     h, w = next(panel for panel in rows[0][1] if panel is not None).shape[:2]
     width, height = PANEL, max(1, round(PANEL * h / w))
-    per_row = max(8, int(height / (0.62 * SMALL)))  # letters that fit along a row; names of regions have 66
-    labels = [_turned("\n".join(fill(shortened(line, 100), per_row) for line in one.splitlines())) for one, _ in rows]
+    labels = [_turned(_wrapped(shortened(label, 200), _font(SMALL), height)) for label, _ in rows]
     left = max(label.width for label in labels) + GAP
     lefts = [left + number * (width + GAP) for number in range(len(columns))]
     right = lefts[-1] + width + GAP
-    heading = fill(shortened(title, 300), int(right / (0.67 * TITLE)))
+    heading = _wrapped(shortened(title, 300), _font(TITLE, bold=True), right - 2 * GAP)
     names = [shortened(name, 100) for name in columns]
     lines = 2 + heading.count("\n") + max(name.count("\n") + 1 for name in names)  # with an empty one
     top = GAP + round(1.25 * LETTERS * lines)
@@ -60,6 +59,13 @@ def sheet(
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=QUALITY, subsampling=0)  # whole resolution of colours, for thin outlines
     return file.getvalue()
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont, px: int) -> str:
+    """Break a text into lines of so many px, and a tenth of them for letters that are wider than its others."""
+    return "\n".join(
+        fill(line, max(8, int(0.9 * px * len(line) / (font.getlength(line) + 1)))) for line in text.splitlines()
+    )
 
 
 def _turned(text: str) -> Image.Image:
