@@ -312,7 +312,7 @@ class FeatureStore:
         if name not in self._formats:
             self._formats[name] = chunk_format(array)
         found = self._formats[name]
-        if found is None or (found.sharded and found.blosc is not None):
+        if found is None:
             with unreadable_as_damage(f"{self.location}/{name}"):
                 values = np.asarray(array[index])
             values = values if out is None else _copied(values, out)
@@ -321,7 +321,9 @@ class FeatureStore:
         files = [f"{name}/{chunk}" for chunk in chunk_names(array, index, 1)]
         if not found.sharded:
             return values, read_chunks(self.location, files, values, found.blosc)
-        return values, read_from_shard(self.location, files[0], index % self.contents.images_per_unit, values)
+        size = self.contents.images_per_unit
+        crc = read_from_shard(self.location, files[0], index % size, values, chunks=size, blosc=found.blosc)
+        return values, crc
 
     def _damaged(self, name: str, index: int, why: str) -> Damaged:
         return Damaged(

@@ -80,16 +80,28 @@ def read_chunks(location: Location, names: Sequence[str], values: np.ndarray, bl
     return total or 0
 
 
-def read_from_shard(location: Location, name: str, position: int, values: np.ndarray) -> int:
-    """Fill `values` from the uncompressed chunk at a position of a shard that `write_shard` wrote; return its CRC-32C.
+def read_from_shard(
+    location: Location, name: str, position: int, values: np.ndarray, *, chunks: int, blosc: Blosc | None = None
+) -> int:
+    """Fill `values` from the chunk at a position of a shard that `write_shard` wrote; return its CRC-32C.
 
-    Chunks lie in the order of their images, so the shard's index is not read; `pathseg verify` checks it. Raises
-    ValueError and FileNotFoundError as `read_chunks` does.
+    chunks: the chunks that a shard can hold. Chunks lie in the order of their images, so that the shard's index is read
+    only where they are compressed; `pathseg verify` checks it. Raises ValueError and FileNotFoundError as
+    `read_chunks` does.
     """
     chunk = _bytes(values)
-    size = chunk.size + CRC_BYTES
-    with location.open(name, position * size, size) as file:
-        return _read(file, name, chunk)
+    if blosc is None:
+        size = chunk.size + CRC_BYTES
+        with location.open(name, position * size, size) as file:
+            return _read(file, name, chunk)
+    index = np.empty((chunks, 2), "<u8")
+    with location.open(name, -(index.nbytes + CRC_BYTES)) as file:
+        _read(file, name, _bytes(index))
+    start, size = index[position].tolist()
+    if start + size > chunks * (chunk.size + BLOSC_HEADER_BYTES + CRC_BYTES):
+        raise ValueError(f"{name} ends in an index with chunk {position} at byte {start}, {size} bytes long")
+    with location.open(name, start, size) as file:
+        return _read_compressed(file, name, size, chunk, blosc)
 
 
 def write_chunks(location: Location, names: Sequence[str], values: np.ndarray, blosc: Blosc | None = None) -> int:

@@ -66,7 +66,7 @@ class LocalFolder:
         # thousands a second: making a Path takes a tenth of the time of reading a small chunk
         path = os.path.join(self.root, name)  # noqa: PTH118
         with unreadable_as_damage(path), open_file(path) as file:
-            file.seek(start)
+            file.seek(start if start >= 0 else max(0, start + file.seek(0, os.SEEK_END)))
             yield file
 
     @contextmanager

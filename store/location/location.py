@@ -43,7 +43,10 @@ class Location(Protocol):
         """
 
     def open(self, name: str, start: int = 0, size_bytes: int | None = None) -> AbstractContextManager[BufferedIOBase]:
-        """Open a file for reading from byte `start`, at most `size_bytes` of it. Raises FileNotFoundError."""
+        """Open a file for reading from byte `start`, at most `size_bytes` of it. Raises FileNotFoundError.
+
+        A negative `start` counts from the end, or is the first byte of a file with fewer; then without `size_bytes`.
+        """
 
     def create(self, name: str) -> AbstractContextManager[BufferedIOBase]:
         """Open a file for writing; it has its final name only once the `with` block has ended without an error.

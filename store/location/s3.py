@@ -102,10 +102,13 @@ class S3Prefix:
         return True
 
     def open(self, name: str, start: int = 0, size_bytes: int | None = None) -> BytesIO:
-        if size_bytes is None:
+        if size_bytes is None and start >= 0:
             return BytesIO(self.read(name))
         with _store_errors(self._url):
             try:
+                if start < 0:
+                    end = obstore.get(self._client, name, options={"range": {"suffix": -start}})
+                    return BytesIO(end.bytes().to_bytes())
                 return BytesIO(obstore.get_range(self._client, name, start=start, length=size_bytes).to_bytes())
             except BaseError as e:
                 if "status code: 416" not in str(e):  # the object ends before `start`

@@ -162,7 +162,7 @@ def test_each_image_of_a_shard_that_zarr_wrote_is_read_without_it(tmp_path, imag
     array[:3], array[3:] = images[:3], images[3:]
     read = np.empty_like(images)
     for index in range(5):
-        read_from_shard(LocalFolder(tmp_path), f"c/{index // 3}/0/0/0", index % 3, read[index])
+        read_from_shard(LocalFolder(tmp_path), f"c/{index // 3}/0/0/0", index % 3, read[index], chunks=3)
     assert np.array_equal(read, images)
 
 
@@ -173,7 +173,7 @@ def test_a_shard_that_is_not_whole_is_refused(tmp_path, images, change):
     path.write_bytes(change(path.read_bytes()))
     for position in range(3):
         with pytest.raises(ValueError, match="c/0/0/0/0 ends"):
-            read_from_shard(LocalFolder(tmp_path), "c/0/0/0/0", position, np.empty_like(images[0]))
+            read_from_shard(LocalFolder(tmp_path), "c/0/0/0/0", position, np.empty_like(images[0]), chunks=3)
 
 
 @pytest.mark.parametrize(
@@ -215,6 +215,32 @@ def test_compressed_shards_are_the_bytes_that_zarr_writes(tmp_path, images, set_
     write_shards(tmp_path / "ours", images, blosc=chunk_format(array).blosc)
     for name in ("c/0/0/0/0", "c/1/0/0/0"):
         assert (tmp_path / "ours" / name).read_bytes() == (tmp_path / "zarr" / name).read_bytes()
+
+
+def test_each_image_of_a_compressed_shard_that_zarr_wrote_is_read_without_it(tmp_path, images):
+    array, images = make_shards(tmp_path, **compressed()), images.round(1)
+    array[:3], array[3:] = images[:3], images[3:]
+    read, blosc = np.empty_like(images), chunk_format(array).blosc
+    for index in range(5):
+        name = f"c/{index // 3}/0/0/0"
+        crc = read_from_shard(LocalFolder(tmp_path), name, index % 3, read[index], chunks=3, blosc=blosc)
+        assert crc == google_crc32c.value(images[index].tobytes())
+    assert np.array_equal(read, images)
+    with pytest.raises(ValueError, match="c/1/0/0/0 ends"):  # the last shard holds two images
+        read_from_shard(LocalFolder(tmp_path), "c/1/0/0/0", 2, read[0], chunks=3, blosc=blosc)
+
+
+@pytest.mark.parametrize("change", [lambda d: d[:30_000], lambda d: d[:9], lambda d: b"", bytes.swapcase])
+def test_a_compressed_shard_that_is_not_whole_is_refused(tmp_path, images, change):
+    blosc = chunk_format(make_shards(tmp_path, **compressed())).blosc
+    write_shards(tmp_path, images, blosc=blosc)
+    path = tmp_path / "c/0/0/0/0"
+    path.write_bytes(change(path.read_bytes()))
+    for position in range(3):
+        with pytest.raises(ValueError, match="c/0/0/0/0 ends"):
+            read_from_shard(
+                LocalFolder(tmp_path), "c/0/0/0/0", position, np.empty_like(images[0]), chunks=3, blosc=blosc
+            )
 
 
 def with_crc(body):

@@ -39,6 +39,14 @@ def test_a_second_writer_notices_the_first_and_removes_nothing(tmp_path):
         assert alone
 
 
+@pytest.mark.parametrize(("start", "read"), [(0, b"0123"), (2, b"23"), (-1, b"3"), (-4, b"0123"), (-9, b"0123")])
+def test_a_file_is_read_from_a_byte_counted_from_either_end(tmp_path, start, read):
+    location = LocalFolder(tmp_path)
+    location.write("a", b"0123")
+    with location.open("a", start) as file:
+        assert file.read() == read
+
+
 def test_free_bytes_are_known_before_the_folder_is_made(tmp_path):
     assert LocalFolder(tmp_path / "not" / "yet").free_bytes() > 0
 
