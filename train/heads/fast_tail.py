@@ -1,7 +1,8 @@
-"""A faster way to compute the layers of a head's tail on a CPU: the same values, other memory orders.
+"""A faster way to compute the layers of a head's tail on a CPU: the same values, less memory and other memory orders.
 
 On a CPU, PyTorch computes the gradients of the weights of convolutions whose channels come last at 0.05 to 0.2 of the
-rate of a matrix product. Here they are matrix products, over bands of rows that fit in the processor's cache.
+rate of a matrix product. Here they are matrix products, over bands of rows that fit in the processor's cache. Fresh
+memory costs time too: a normalisation, ReLU and the convolution after them share what each by itself would allocate.
 `benchmarks.train.heads` (step, usual_tail) measures what this saves.
 """
 
@@ -21,71 +22,76 @@ TRANSPOSED_BAND, BAND = 4096, 65536  # input pixels a matrix product sums over a
 
 
 def fast_tail(tail: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
-    """Apply the head's tail, (N, 256, H/4, W/4) -> (N, K, H, W), with faster gradients of its convolutions' weights."""
-    for layer in tail:
-        if isinstance(layer, nn.ConvTranspose2d):
-            x = _transposed_convolution(x, layer)
-        elif isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3) and _by_products(x, layer.weight):
-            x = _Convolution.apply(x, layer.weight, layer.bias)
-        else:
+    """Apply the head's tail, (N, 256, H/4, W/4) -> (N, K, H, W), on a CPU faster than layer by layer.
+
+    A normalisation must be followed by ReLU and a convolution, as in `head_tail`.
+    """
+    layers = iter(tail)
+    for layer in layers:
+        if x.device.type != "cpu" or not isinstance(layer, nn.BatchNorm2d):
             x = layer(x)
+            continue
+        next(layers)  # ReLU
+        convolution = next(layers)
+        assert isinstance(convolution, nn.Conv2d | nn.ConvTranspose2d) and convolution.bias is not None
+        if not tail.training:
+            x = convolution(layer(x).relu_())
+            continue
+        assert layer.num_batches_tracked is not None
+        layer.num_batches_tracked.add_(1)
+        dtype = compute_dtype(convolution.weight)
+        weights = convolution.weight.to(dtype), convolution.bias.to(dtype)
+        statistics = layer.running_mean, layer.running_var, layer.momentum, layer.eps
+        x = _NormalizedConvolution.apply(x.to(dtype), layer.weight, layer.bias, *weights, *statistics)
     return x
 
 
-def _by_products(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Return whether the gradient of a weight is computed by matrix products: on a CPU, in float32 or float64."""
-    return x.device.type == "cpu" and compute_dtype(weight) in (torch.float32, torch.float64)
+class _NormalizedConvolution(torch.autograd.Function):
+    """Batch normalisation while training, ReLU and a convolution: 4x4, transposed, of stride 2, or else 3x3.
 
-
-def _transposed_convolution(x: torch.Tensor, layer: nn.ConvTranspose2d) -> torch.Tensor:
-    assert layer.bias is not None
-    dtype = compute_dtype(layer.weight)
-    return _TransposedConvolution.apply(x.to(dtype), layer.weight.to(dtype), layer.bias.to(dtype))
-
-
-class _TransposedConvolution(torch.autograd.Function):
-    """A 4x4 transposed convolution of stride 2 and padding 1, (N, C, h, w) -> (N, O, 2h, 2w).
-
-    The gradient of its bias is a sum by itself: PyTorch's own backward pass takes much longer for it on a CPU.
+    (N, C, h, w) -> (N, O, 2h, 2w) or (N, O, h, w). The running mean and variance are updated.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(x, weight)
-        return F.conv_transpose2d(x, weight, bias, stride=STRIDE, padding=1)
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        scale: torch.Tensor,
+        shift: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        running_mean: torch.Tensor,
+        running_var: torch.Tensor,
+        momentum: float,
+        eps: float,
+    ) -> torch.Tensor:
+        y, mean, inverse_deviation = torch.native_batch_norm(
+            x, scale, shift, running_mean, running_var, True, momentum, eps
+        )
+        y.relu_()
+        ctx.eps = eps
+        ctx.save_for_backward(x, scale, mean, inverse_deviation, y, weight)
+        if weight.shape[-1] == KERNEL:
+            return F.conv_transpose2d(y, weight, bias, stride=STRIDE, padding=1)
+        return F.conv2d(y, weight, bias, padding=1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        by_products = _by_products(x, weight)
-        wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1] and not by_products, False]
-        of_x, of_weight, _ = torch.ops.aten.convolution_backward(
-            gradient, x, weight, None, [STRIDE] * 2, [1, 1], [1, 1], True, [0, 0], 1, wanted
+        x, scale, mean, inverse_deviation, y, weight = ctx.saved_tensors
+        transposed, by_products = weight.shape[-1] == KERNEL, weight.dtype in (torch.float32, torch.float64)
+        stride = [STRIDE if transposed else 1] * 2
+        # not the gradient of the bias: PyTorch's own backward pass takes up to a fifth of its time for this sum
+        of_y, of_weight, _ = torch.ops.aten.convolution_backward(
+            gradient, y, weight, None, stride, [1, 1], [1, 1], transposed, [0, 0], 1, [True, not by_products, False]
         )
-        if ctx.needs_input_grad[1] and by_products:
-            of_weight = _transposed_weight_gradient(x, gradient)
-        return of_x, of_weight, gradient.sum((0, 2, 3))
-
-
-class _Convolution(torch.autograd.Function):
-    """A 3x3 convolution of padding 1, (N, C, H, W) -> (N, O, H, W); its weight gets its gradient by matrix products."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        ctx.save_for_backward(x, weight)
-        return F.conv2d(x, weight, bias, padding=1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        wanted = [ctx.needs_input_grad[0], False, False]
-        of_x, _, _ = torch.ops.aten.convolution_backward(
-            gradient, x, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, wanted
+        if by_products:
+            of_weight = (_transposed_weight_gradient if transposed else _weight_gradient)(y, gradient)
+        of_y = torch.ops.aten.threshold_backward.grad_input(of_y, y, 0, grad_input=of_y)  # of ReLU, in place
+        of_x, of_scale, of_shift = torch.ops.aten.native_batch_norm_backward(
+            of_y, x, scale, None, None, mean, inverse_deviation, True, ctx.eps, [True, True, True]
         )
-        of_weight = _weight_gradient(x, gradient) if ctx.needs_input_grad[1] else None
-        return of_x, of_weight, gradient.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
+        return of_x, of_scale, of_shift, of_weight, gradient.sum((0, 2, 3)), None, None, None, None
 
 
 def _weight_gradient(x: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:

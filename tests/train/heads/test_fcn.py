@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -92,14 +94,14 @@ def test_in_float32_scores_are_those_of_the_plain_head_up_to_rounding(grid):
 def test_the_fast_tail_has_the_values_and_gradients_of_its_layers(band, monkeypatch):
     for name in ("BAND", "TRANSPOSED_BAND"):
         monkeypatch.setattr(fast_tail, name, band)
-    tail = head_for({4: (6, 16)}, 2, torch.float64).tail
-    found = []
-    for forward in (lambda x: fast_tail.fast_tail(tail, x), tail):
-        tail.zero_grad()
+    untrained, found = head_for({4: (6, 16)}, 2, torch.float64).tail, []
+    for forward in (fast_tail.fast_tail, lambda tail, x: tail(x)):
+        tail = copy.deepcopy(untrained)
         x = torch.randn(2, 256, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
-        scores = forward(x)
+        scores = forward(tail, x)
         (scores * torch.arange(scores.numel()).view(scores.shape)).sum().backward()
-        found.append([scores.detach(), x.grad, *(p.grad.clone() for p in tail.parameters())])
+        statistics = [value.double() for value in tail.buffers()]  # running means, variances and numbers of batches
+        found.append([scores.detach(), x.grad, *(p.grad for p in tail.parameters()), *statistics])
     for ours, plain in zip(*found, strict=True):
         assert torch.allclose(ours, plain, rtol=1e-9, atol=1e-5)  # gradients are of the order of 1e5
 
