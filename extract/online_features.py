@@ -59,7 +59,7 @@ def online_features(
         maps = compute_patches(model, patches, numbers, image_id, wanted, config, batch_size=batch_size)[t]
         found = {}
         for block in tuple(maps):  # one after the other, so that only one is held twice
-            values = to_layout(torch.cat(maps.pop(block)), layout).to(dtype)
+            values = to_layout(torch.cat(maps.pop(block)), layout, dtype)
             if not values.isfinite().all():
                 raise ValueError(key.overflow(f"block {block} of {image_id}") + " and train again")
             if not packing.exact:

@@ -307,7 +307,7 @@ def _stored_maps(maps: BlockMaps, config: ExtractConfig) -> Iterator[tuple[int, 
 @torch.inference_mode()
 def _stored_map(maps: torch.Tensor, config: ExtractConfig) -> np.ndarray:
     """Bring maps (P, C, h, w) of one image to layout and dtype of the store and copy them to the host."""
-    stored = to_layout(maps, config.layout).to(getattr(torch, config.dtype))
+    stored = to_layout(maps, config.layout, getattr(torch, config.dtype))
     if not stored.is_cuda:
         return stored.cpu().numpy()
     host = torch.empty(stored.shape, dtype=stored.dtype, pin_memory=True)  # copies to pageable memory block the GPU

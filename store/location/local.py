@@ -110,10 +110,13 @@ class LocalFolder:
     def flush(self, names: Iterable[str]) -> None:
         if fcntl is None:  # Windows cannot open folders, and flushes names with the files
             return
-        folders = {above for name in names for above in (self.root / name).parents if above.is_relative_to(self.root)}
-        folders.add(self.root.parent)
-        with ThreadPoolExecutor(self.concurrency) as pool:
-            list(pool.map(_flush_folder, folders))
+        above: set[str] = set()
+        for name in names:
+            while name and (name := name.rpartition("/")[0]) not in above:
+                above.add(name)
+        folders = [self.root.parent, *(self.root / name for name in above)]
+        with ThreadPoolExecutor(self.concurrency) as pool:  # each thread takes its share: there are many small folders
+            list(pool.map(_flush_folders, (folders[i :: self.concurrency] for i in range(self.concurrency))))
 
     def names(self, folder: str = "") -> Iterator[str]:
         """List files; of linked folders only those that have a name of the store's own, such as `t50/block04`."""
@@ -183,6 +186,11 @@ class _FlushedLocalStore(RegularFilesStore):
     async def set(self, key: str, value: Buffer) -> None:
         self._check_writable()
         await asyncio.to_thread(LocalFolder(self.root).write, key, value.to_bytes())
+
+
+def _flush_folders(paths: Iterable[Path]) -> None:
+    for path in paths:
+        _flush_folder(path)
 
 
 def _flush_folder(path: Path) -> None:

@@ -1,3 +1,6 @@
+import os
+from pathlib import Path
+
 import pytest
 
 from pathseg.store.errors import StoreError
@@ -14,6 +17,18 @@ def test_a_file_is_whole_or_not_there(tmp_path, monkeypatch):
         location.write("a/b.json", b"new")
     assert location.read("a/b.json") == b"old"
     assert list(location.names()) == ["a/b.json"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="lists open files as Linux does")
+def test_a_flush_reaches_every_folder_from_the_files_to_the_one_above_the_store(tmp_path, monkeypatch):
+    location, flushed, fsync = LocalFolder(tmp_path / "store"), [], os.fsync
+    names = ["zarr.json", "t50/block04/c/0/0", "t50/block05/c/0/0"]
+    for name in names:
+        location.write(name, b"1")
+    monkeypatch.setattr("os.fsync", lambda fd: flushed.append(Path(f"/proc/self/fd/{fd}").readlink()) or fsync(fd))
+    location.flush(names)
+    inside = ["", "t50", *(f"t50/block0{block}{below}" for block in (4, 5) for below in ("", "/c", "/c/0"))]
+    assert sorted(flushed) == sorted([tmp_path, *(tmp_path / "store" / folder for folder in inside)])
 
 
 def test_a_run_that_starts_removes_only_half_written_files(tmp_path):
