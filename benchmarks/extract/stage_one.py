@@ -7,9 +7,9 @@ speed      Patches a second of all arithmetic of stage one (ViT, first stage, al
            as float16) for each precision and batch size, as a share of the rate of a large matrix product of that
            precision in the same run. Operations are counted by torch. Float32 does not use TF32.
 variants   The same batch with one change at a time, float32: the UNet's weights channels-last; its linear layers as 1x1
-           convolutions; attention as plain products in place of PyTorch's fused one; residual and transformer blocks
-           compiled by `torch.compile`; and only up to block 6 in place of 12. Seconds relative to the unchanged
-           network, and the relative change of its features.
+           convolutions; attention as plain products in place of PyTorch's fused one; diffusers' divisions by one,
+           which are left out; residual and transformer blocks compiled by `torch.compile`; and only up to block 6 in
+           place of 12. Seconds relative to the unchanged network, and the relative change of its features.
 waiting    A whole extraction to a local disk (native layout; bfloat16 on a GPU): the share of its time in which no
            forward pass runs, because of decoding, copying to the host or writing; and the same without writing.
 agreement  Features in bfloat16 and float16 against float32: relative error of each block (norm of the difference by
@@ -56,6 +56,7 @@ from benchmarks.train.heads import count_flops, training_step
 from pathseg.extract.config import ExtractConfig
 from pathseg.extract.datasets.registry import DatasetOptions, open_dataset
 from pathseg.extract.models import FeatureModel, load_model
+from pathseg.extract.models.arithmetic import FACTORS
 from pathseg.extract.pipeline import open_extraction, run_extraction
 from pathseg.extract.unit import ComputedUnit, Extraction, LoadedUnit
 from pathseg.store.grid import PatchGrid
@@ -166,6 +167,18 @@ def _convolve(layer: torch.nn.Linear, tokens: torch.Tensor) -> torch.Tensor:
     return x.permute(0, 2, 3, 1)[:, :, 0]
 
 
+@contextmanager
+def divisions_by_one(model: FeatureModel) -> Iterator[None]:
+    """Divide the sums of residual and attention layers by one, as diffusers does by itself."""
+    layers = [(module, name) for module in model._unet.modules() for name in FACTORS if hasattr(module, name)]
+    before = [getattr(module, name) for module, name in layers]
+    for module, name in layers:
+        setattr(module, name, 1.0)
+    yield
+    for (module, name), factor in zip(layers, before, strict=True):
+        setattr(module, name, factor)
+
+
 @cache
 def _compiled(block: torch.nn.Module) -> Callable[..., object]:
     return torch.compile(block.forward)
@@ -175,6 +188,7 @@ VARIANTS: dict[str, Callable[[FeatureModel], AbstractContextManager]] = {
     "channels-last weights": channels_last,
     "linear layers as convolutions": linear_as_convolution,
     "plain attention": plain_attention,
+    "divisions by one": divisions_by_one,
     "compiled": compiled,
 }
 

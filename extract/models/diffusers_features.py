@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pathseg.extract.models.arithmetic import fixed_arithmetic
+from pathseg.extract.models.arithmetic import fixed_arithmetic, skip_divisions_by_one
 from pathseg.extract.models.checkpoint import read_state_dict
 from pathseg.extract.models.denoiser_features import DenoiserFeatures
 from pathseg.extract.models.diffusers_files import DiffusersFiles, Network
@@ -117,11 +117,13 @@ class DiffusersFeatures(DenoiserFeatures):
             networks["first_stage"] = _fitted(files.first_stage, vae)
         self.first_stage = "none" if vae is None else _name_of(files.first_stage, self.latent_shape)
         self.digest = _digest(files, networks, alpha_bars, tokens if context else None, class_label, (scale, shift))
-        self._unet = load_frozen(unet, networks["unet"])
+        self._unet = skip_divisions_by_one(load_frozen(unet, networks["unet"]))
         cast(nn.Module, self._unet).to(self.device)
         if _takes_class(unet) and class_label is None:
             unet.class_embedding.register_forward_hook(lambda _module, _inputs, output: torch.zeros_like(output))
-        self._vae = None if vae is None else load_frozen(vae, networks["first_stage"]).to(self.device)
+        self._vae = None
+        if vae is not None:
+            self._vae = skip_divisions_by_one(load_frozen(vae, networks["first_stage"])).to(self.device)
         self._scale, self._shift = scale, shift
         self._alpha_bars = alpha_bars
         self._tokens = None if tokens is None else tokens.to(self.device)

@@ -10,6 +10,7 @@ import torch
 from diffusers.models.autoencoders.vae import Encoder
 from torch import nn
 
+from pathseg.extract.models.arithmetic import skip_divisions_by_one
 from pathseg.extract.models.ldm.compvis import encoder_name
 from pathseg.extract.models.ldm.config import FirstStageDesign
 from pathseg.extract.models.weights import Shape, load_frozen, shapes_of
@@ -58,4 +59,4 @@ def build_first_stage(design: FirstStageDesign, tensors: Mapping[str, torch.Tens
     with torch.device("meta"):
         stage = FirstStage(design)
     state = {name: tensors[encoder_name(name)].reshape(shape) for name, shape in shapes_of(stage).items()}
-    return load_frozen(stage, state)
+    return skip_divisions_by_one(load_frozen(stage, state))

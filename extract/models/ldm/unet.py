@@ -12,6 +12,7 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
+from pathseg.extract.models.arithmetic import skip_divisions_by_one
 from pathseg.extract.models.ldm.compvis import unet_name
 from pathseg.extract.models.ldm.config import UNetDesign
 from pathseg.extract.models.weights import Shape, load_frozen, shapes_of
@@ -71,7 +72,7 @@ def build_unet(design: UNetDesign, tensors: Mapping[str, torch.Tensor]) -> UNet:
         if ".qkv." in unet_name(name, design):
             tensor = _split_qkv(tensor, design)[["to_q", "to_k", "to_v"].index(name.split(".")[-2])]
         state[name] = tensor.reshape(shape)  # drops the axes of length 1 of kernels that are matrices here
-    return load_frozen(unet, state)
+    return skip_divisions_by_one(load_frozen(unet, state))
 
 
 def _split_qkv(qkv: torch.Tensor, design: UNetDesign) -> torch.Tensor:

@@ -1,7 +1,9 @@
 import pytest
 import torch
+from diffusers import UNet2DModel
+from torch.profiler import profile
 
-from pathseg.extract.models.arithmetic import CPU_THREADS, fixed_arithmetic
+from pathseg.extract.models.arithmetic import CPU_THREADS, fixed_arithmetic, skip_divisions_by_one
 from pathseg.extract.models.load import load_model
 
 
@@ -40,3 +42,23 @@ def test_forward_passes_do_not_use_tf32_where_the_process_allows_it():
     finally:
         hook.remove()
     assert seen == {("ieee", "ieee")}
+
+
+def test_divisions_by_one_that_are_left_out_change_no_bit():
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        attention_head_dim=8,
+        mid_block_scale_factor=1.5,  # this division stays
+    )
+    images, found, divisions = torch.randn(2, 3, 16, 16), [], []
+    for change in (lambda network: network, skip_divisions_by_one):
+        change(unet)
+        with torch.inference_mode(), profile() as profiler:
+            found.append(unet(images, 50).sample)
+        divisions += [event.count for event in profiler.key_averages() if event.key == "aten::div"]
+    assert torch.equal(*found)
+    assert divisions[1] < divisions[0]
