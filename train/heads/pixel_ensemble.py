@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from pathseg.store.format.layout import resample
 from pathseg.store.grid import PATCH_PX, PatchGrid
 from pathseg.train.config import BATCH_PX
 from pathseg.train.heads.stack import Channels, Features, require_fitting
+
+if TYPE_CHECKING:
+    from pathseg.train.training.adam import Adam
 
 # numbers of DDPMSeg
 MODELS = 10
@@ -242,7 +245,7 @@ class PixelBuffer:
 def train_on_buffer(
     buffer: PixelBuffer,
     head: PixelEnsemble,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Adam,
     *,
     epoch: int,
     weights: torch.Tensor | None,
@@ -277,7 +280,7 @@ def train_on_buffer(
         losses.append(found.mean().item())
         if not np.isfinite(losses[-1]):
             break
-        optimizer.zero_grad(set_to_none=True)  # Adam skips parameters without gradient: those of stopped networks
+        optimizer.zero_grad()  # Adam skips parameters without gradient: those of stopped networks
         found.sum().backward()
         optimizer.step()
         if epoch > FREE_EPOCHS:

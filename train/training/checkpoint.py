@@ -26,6 +26,7 @@ from pathseg.train.heads.pixel_ensemble import PixelBuffer, PixelEnsemble
 from pathseg.train.heads.registry import BASELINES, HEADS
 from pathseg.train.runs.folder import LAST, RunFolder
 from pathseg.train.runs.record import TRAIN_AGAIN
+from pathseg.train.training.adam import Adam
 
 
 class _Progress(msgspec.Struct, frozen=True):
@@ -55,7 +56,7 @@ class TrainingState:
     settings: Config
     run: RunFolder
     head: nn.Module
-    optimizer: torch.optim.Adam
+    optimizer: Adam
     class_weights: torch.Tensor | None = None
     epoch: int = 0
     best: float = -1.0
@@ -86,7 +87,7 @@ def new_training_state(
     """Initialise a head from its seed; the global random state is left as it was."""
     with seeded(torch.device("cpu"), settings.seed):
         head = build_head(stores, settings).to(device)
-    return TrainingState(settings, run, head, torch.optim.Adam(head.parameters(), lr=settings.lr), class_weights)
+    return TrainingState(settings, run, head, Adam(head.parameters(), lr=settings.lr), class_weights)
 
 
 @contextmanager
@@ -140,7 +141,7 @@ def load_best(state: TrainingState) -> None:
 def save_last(state: TrainingState) -> None:
     """Write all that the next epoch needs to last.safetensors, whole or not at all."""
     tensors = {f"head.{name}": value for name, value in state.head.state_dict().items()}
-    for number, values in state.optimizer.state_dict()["state"].items():
+    for number, values in state.optimizer.moments().items():
         tensors |= {f"adam.{number}.{name}": value for name, value in values.items()}
     progress = {name: getattr(state, name) for name in ("epoch", "best", "best_epoch", "seconds", "best_crc")}
     about = seal({**progress, "crc32c": _checksums(tensors)})
@@ -163,8 +164,7 @@ def load_last(state: TrainingState) -> None:
             if name.startswith("adam."):
                 _, number, field_name = name.split(".")
                 adam.setdefault(int(number), {})[field_name] = value
-        groups = state.optimizer.state_dict()["param_groups"]
-        state.optimizer.load_state_dict({"state": adam, "param_groups": groups})
+        state.optimizer.load_moments(adam)
         state.epoch, state.seconds = progress.epoch, progress.seconds
         state.best, state.best_epoch, state.best_crc = progress.best, progress.best_epoch, progress.best_crc
     except (SafetensorError, Damaged, ValueError, KeyError, TypeError, RuntimeError) as e:
