@@ -11,19 +11,21 @@ agreement  The paper's model: features on the GPU against the CPU, of batches of
            CPU, to the bit, while the GPU is busy. Scores and gradients of the FCN head against the CPU.
 speed      Patches a second of stage one, all 13 blocks, features left on the device, by precision and batch size:
            share of the rate of a large matrix product of that precision, peak memory, calls that wait for the GPU.
-extract    Whole extractions from PNG files to a disk by layout and packing, the faster of two: share of the time that
-           is not that of the same forward passes alone, with and without writing. The stores are kept for `epoch`.
+extract    Whole extractions from PNG files to a disk by layout and packing, the faster of two: share of the time in
+           which no features are computed, with and without writing, and the same forward passes alone. The stores are
+           kept for `epoch`.
 step       A training step of the FCN head on 768 px with features on the device, native and as plain layers on the
            upsampled stack: seconds, peak memory, what TF32 and cuDNN's free choice would save, calls that wait.
-epoch      Epochs of the FCN head (small: linear) from those stores: with all features on the device, and read anew
-           each epoch, copied on a stream of its own; from one store and from two joined. Share of the time that is not
-           that of the first.
+epoch      Epochs of the FCN head (small: linear) from those stores: with all features on the device (of the first store
+           and of two joined), and read anew each epoch, copied on a stream of its own. Share of the time of the latter
+           in which the head waits for a batch.
 profile    The ten kernels that take most time, in stage one (batches of 36 in bfloat16, on a CPU of one in float32) and
            in a training step.
 
-Each part runs in a process of its own, which is ended when its share of the time is over; a part that no longer fits is
-left out. Every row is written as soon as it is measured, to benchmarks/results/gpu-<name>.json. The exit code is 1 when
-a check or a part has failed. Weights are random but for the golden cases; nothing is downloaded.
+Each part runs in a process of its own, which is ended when its share of the time, and what the parts before it have
+left of theirs, is over; a part that no longer fits is left out. Every row is written as soon as it is measured, to
+benchmarks/results/gpu-<name>.json. The exit code is 1 when a check or a part has failed. Weights are random but for the
+golden cases; nothing is downloaded.
 
 small: the bundled model and small images, to try the command on a CPU (--device cpu).
 """
@@ -42,7 +44,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -66,6 +68,7 @@ from benchmarks.extract.stage_one import (
 from benchmarks.machine import RESULTS, describe_machine, matmul_flops, module_command, seconds
 from benchmarks.store.store import write_png_dataset
 from benchmarks.train.heads import later_epochs, plain_head, training_step
+from benchmarks.waiting import timed_batches, timed_computation
 from pathseg.cli import error_line
 from pathseg.extract.config import ExtractConfig, Precision
 from pathseg.extract.datasets.registry import Dataset, DatasetOptions, open_dataset
@@ -392,29 +395,22 @@ def measure_extract(setup: Setup) -> Rows:
                     extraction.compute(unit)
 
             passes()  # warms up
-            alone, times = [seconds(passes)], []
-            with patch.object(StoreWriter, "write_features", discard_features):
+            alone = seconds(passes)
+            with patch.object(StoreWriter, "write_features", discard_features), timed_computation() as computing:
                 unwritten = seconds(lambda extraction=extraction: run_extraction(extraction))
-            shutil.rmtree(path)  # its pixels were written
+                waiting_unwritten = 1 - computing() / unwritten
+            runs: list[tuple[float, float]] = []
             for _ in range(2):
-                alone.append(seconds(passes))
-                shutil.rmtree(path, ignore_errors=True)
+                shutil.rmtree(path)  # the first time, its pixels were written
                 extraction = open_extraction(dataset, model, path, config)
-                times.append(seconds(lambda extraction=extraction: run_extraction(extraction)))
+                with timed_computation() as computing:
+                    taken = seconds(lambda extraction=extraction: run_extraction(extraction))
+                runs.append((taken, 1 - computing() / taken))
         size_bytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         row: Row = {"layout": layout, "packing": packing, "blocks": blocks}
         row["patches"] = len(loaded) * extraction.writer.store.contents.grid.patches
-        row |= {
-            "forward_s": min(alone),
-            "extraction_s": min(times),
-            "without_writing_s": unwritten,
-            "bytes": size_bytes,
-        }
-        yield (
-            row
-            | {"waiting_share": 1 - min(alone) / min(times), "waiting_unwritten": 1 - min(alone) / unwritten}
-            | memory
-        )
+        row |= {"forward_s": alone, "extraction_s": min(runs)[0], "without_writing_s": unwritten, "bytes": size_bytes}
+        yield row | {"waiting_share": min(runs)[1], "waiting_unwritten": waiting_unwritten} | memory
 
 
 def measure_step(setup: Setup) -> Rows:
@@ -487,11 +483,12 @@ def measure_epoch(setup: Setup) -> Rows:
             val_fraction=0.1,
         )
         row: Row = {"source": name, "blocks": blocks, "precision": precision, "images": len(stores[first])}
-        for kept, memory_bytes in (("resident", 2**40), ("read", 0)):
-            with peak_memory(setup) as memory:
+        ways = {"read": 0} if name in others else {"resident": 2**40, "read": 0}
+        for kept, memory_bytes in ways.items():
+            with peak_memory(setup) as memory, timed_batches() as batches:
                 times = later_epochs(source, setup.folder, config, str(setup.device), memory_bytes)
             row |= {f"{kept}_s": min(times), f"{kept}_peak_bytes": memory["peak_bytes"]}
-        yield row | {"waiting_share": 1 - row["resident_s"] / row["read_s"]}
+        yield row | {"waiting_share": batches.share(first=1)}  # without the epoch that warms up
 
 
 def measure_profile(setup: Setup) -> Rows:
@@ -508,16 +505,26 @@ def measure_profile(setup: Setup) -> Rows:
 
 
 TOTAL_S = 480  # unless set otherwise
-# part -> function, seconds that it may take of so many
+PREPARE_S = 40  # of these for the images and the model
+# part -> function, seconds that are reserved for it of these, imports and loading included
 PARTS: dict[str, tuple[Callable[[Setup], Rows], int]] = {
-    "golden": (measure_golden, 60),
-    "agreement": (measure_agreement, 90),
-    "speed": (measure_speed, 90),
-    "extract": (measure_extract, 120),
-    "step": (measure_step, 60),
-    "epoch": (measure_epoch, 100),
-    "profile": (measure_profile, 45),
+    "golden": (measure_golden, 45),
+    "agreement": (measure_agreement, 70),
+    "speed": (measure_speed, 75),
+    "extract": (measure_extract, 95),
+    "step": (measure_step, 45),
+    "epoch": (measure_epoch, 80),
+    "profile": (measure_profile, 25),
 }
+
+
+def budgets(names: Sequence[str], *, left: float, total: float) -> tuple[float, float]:
+    """Return the seconds reserved for the first of the parts that are left to run, and those that it may take.
+
+    The latter are all that the others do not need of the `left` seconds, so that together they take no longer.
+    """
+    reserved, *others = (PARTS[name][1] * total / TOTAL_S for name in names)
+    return reserved, left - sum(others)
 
 
 def run_part(name: str, setup: Setup, out: Path) -> None:
@@ -560,12 +567,16 @@ def measure_all(arguments: argparse.Namespace, folder: Path) -> bool:
     model = prepare(folder, arguments.size)
     result["seconds"]["prepare"] = time.monotonic() - started
     save()
-    for name in arguments.only.split(","):
-        left, budget = arguments.seconds - (time.monotonic() - started), PARTS[name][1] * arguments.seconds / TOTAL_S
+    names = arguments.only.split(",")
+    for number, name in enumerate(names):
+        left = arguments.seconds - (time.monotonic() - started)
+        reserved, budget = budgets(names[number:], left=left, total=arguments.seconds)
         part: Row = {"rows": []}
         result[name] = part
-        if left < budget:
-            part["left_out"] = f"{left:.0f} of {arguments.seconds} s are left, and it may take {budget:.0f} s"
+        if budget < reserved:
+            part["left_out"] = (
+                f"{budget:.0f} of {arguments.seconds} s are left for it, and it may take {reserved:.0f} s"
+            )
             print(f"{name}: left out ({part['left_out']})", flush=True)
             save()
             continue

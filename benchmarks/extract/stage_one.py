@@ -24,7 +24,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cache, partial
@@ -53,12 +52,12 @@ from benchmarks.machine import (
 )
 from benchmarks.store.store import write_png_dataset
 from benchmarks.train.heads import count_flops, training_step
+from benchmarks.waiting import timed_computation
 from pathseg.extract.config import ExtractConfig
 from pathseg.extract.datasets.registry import DatasetOptions, open_dataset
 from pathseg.extract.models import FeatureModel, load_model
 from pathseg.extract.models.arithmetic import FACTORS
 from pathseg.extract.pipeline import open_extraction, run_extraction
-from pathseg.extract.unit import ComputedUnit, Extraction, LoadedUnit
 from pathseg.store.grid import PatchGrid
 from pathseg.store.writer import StoreWriter
 from pathseg.train.heads.fcn import FCNHead
@@ -286,29 +285,18 @@ def measure_waiting(model: FeatureModel) -> Rows:
     device = model.device.type
     images = 40 if device == "cuda" else 8 if model.name == "mini" else 2
     config = ExtractConfig(layout="native", precision="bfloat16" if device == "cuda" else "float32")
-    rows, busy = [], [0.0]
-
-    compute = Extraction.compute
-
-    def timed(extraction: Extraction, loaded: LoadedUnit) -> ComputedUnit:
-        start = time.perf_counter()  # not `seconds`: its garbage collection would count as waiting
-        features = compute(extraction, loaded)
-        if model.device.type == "cuda":
-            torch.cuda.synchronize()
-        busy[0] += time.perf_counter() - start
-        return features
-
+    rows: Rows = []
     with tempfile.TemporaryDirectory() as folder:
         dataset = write_png_dataset(Path(folder) / "tissue", images)
         for number, written in enumerate((True, True, False)):  # the first warms up
-            extraction, busy[0] = open_extraction(dataset, model, Path(folder) / f"{number}.zarr", config), 0.0
+            extraction = open_extraction(dataset, model, Path(folder) / f"{number}.zarr", config)
             with ExitStack() as stack:
-                stack.enter_context(patch.object(Extraction, "compute", timed))
+                computing = stack.enter_context(timed_computation())
                 if not written:
                     stack.enter_context(patch.object(StoreWriter, "write_features", discard_features))
                 wall = seconds(lambda extraction=extraction: run_extraction(extraction))
             row = {"written": written, "images": images, "precision": config.precision}
-            rows.append(row | {"seconds": wall, "forward_s": busy[0], "waiting_share": 1 - busy[0] / wall})
+            rows.append(row | {"seconds": wall, "forward_s": computing(), "waiting_share": 1 - computing() / wall})
     for row in rows[1:]:
         print(f"  {images} images, {config.precision}, {'with' if row['written'] else 'without'} writing: "
               f"{row['seconds']:.1f} s, {row['waiting_share']:.1%} without a forward pass")  # fmt: skip
