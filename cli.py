@@ -135,9 +135,9 @@ def error_line(error: Exception) -> str:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out: Python's and numpy's error, and PyTorch's, which are RuntimeErrors."""
-    text = str(error)
-    short = isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+    """Whether memory ran out: Python's and numpy's error, and PyTorch's, cuBLAS's and cuDNN's, all RuntimeErrors."""
+    texts = "out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED"
+    short = isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
     return short or isinstance(error, MemoryError)
 
 

@@ -309,6 +309,9 @@ def test_a_value_error_of_a_library_is_not_passed_off_as_a_mistake_of_the_user()
 def test_errors_of_the_system_and_of_memory_name_what_to_do():
     assert "not-there" in raised(lambda: open("not-there"))  # noqa: PTH123, SIM115
     assert "--batch-size" in error_line(MemoryError())
+    cublas = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+    for text in (cublas, "cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "CUDA error: out of memory"):
+        assert error_line(RuntimeError(text)).startswith("out of memory")
 
 
 def command_line(*arguments, **options):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -47,7 +47,12 @@ def ieee_float32() -> Iterator[None]:
     mkldnn: Any = torch.backends.mkldnn
     settings: list[tuple[object, str, object]] = [(cudnn, "benchmark", False), (cudnn, "deterministic", True)]
     if hasattr(cudnn, "conv"):
-        backends = torch.backends.cuda.matmul, cudnn.conv, mkldnn.matmul, mkldnn.conv
+        with suppress(
+            RuntimeError
+        ):  # it cannot be read where a process has set convolutions and recurrent layers apart
+            _ = cudnn.allow_tf32
+            settings.append((cudnn, "allow_tf32", False))  # first, as it sets both; `cudnn.flags` reads it
+        backends = torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv
         settings += [(backend, "fp32_precision", "ieee") for backend in backends]
     else:  # before PyTorch 2.9
         settings += [(backend, "allow_tf32", False) for backend in (torch.backends.cuda.matmul, cudnn)]

@@ -37,6 +37,27 @@ def test_the_settings_are_those_of_a_process_that_sets_nothing_too():
     assert settings() == before
 
 
+def test_settings_of_cudnn_can_still_be_read_and_changed_for_a_while():
+    before = torch.backends.cudnn.allow_tf32
+    with ieee_float32():
+        assert torch.backends.cudnn.allow_tf32 is False
+        with torch.backends.cudnn.flags(enabled=True):  # reads it, and raises where PyTorch's two ways disagree
+            pass
+        assert torch.backends.cudnn.conv.fp32_precision != "tf32"
+    assert torch.backends.cudnn.allow_tf32 is before
+
+
+def test_a_process_that_has_set_convolutions_alone_gets_its_setting_back():
+    conv, before = torch.backends.cudnn.conv, torch.backends.cudnn.conv.fp32_precision
+    conv.fp32_precision = "ieee"
+    try:
+        with ieee_float32():
+            assert settings() == ["ieee"] * 4 + [False, True]
+        assert (conv.fp32_precision, torch.backends.cudnn.rnn.fp32_precision) == ("ieee", "tf32")
+    finally:
+        conv.fp32_precision = before
+
+
 def test_a_device_without_values_is_not_available():
     with pytest.raises(ValueError, match=r"device meta is not available .*--device auto"):
         device("meta")
