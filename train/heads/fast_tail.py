@@ -8,6 +8,7 @@ memory costs time too: a normalisation, ReLU and the convolution after them shar
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -26,28 +27,49 @@ def fast_tail(tail: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
 
     A normalisation must be followed by ReLU and a convolution, as in `head_tail`.
     """
-    layers = iter(tail)
-    for layer in layers:
-        if x.device.type != "cpu" or not isinstance(layer, nn.BatchNorm2d):
-            x = layer(x)
-            continue
-        next(layers)  # ReLU
-        convolution = next(layers)
-        assert isinstance(convolution, nn.Conv2d | nn.ConvTranspose2d) and convolution.bias is not None
-        if not tail.training:
-            x = convolution(layer(x).relu_())
-            continue
-        assert layer.num_batches_tracked is not None
-        layer.num_batches_tracked.add_(1)
-        dtype = compute_dtype(convolution.weight)
-        weights = convolution.weight.to(dtype), convolution.bias.to(dtype)
-        statistics = layer.running_mean, layer.running_var, layer.momentum, layer.eps
-        x = _NormalizedConvolution.apply(x.to(dtype), layer.weight, layer.bias, *weights, *statistics)
-    return x
+    if x.device.type != "cpu" or not isinstance(tail[0], nn.BatchNorm2d):
+        return tail(x)
+    stages: list[tuple[Any, Any]] = list(zip(tail[::3], tail[2::3], strict=True))  # (normalisation, convolution)
+    if tail.training:
+        for normalisation, convolution in stages:
+            x = _training_stage(x, normalisation, convolution)
+        return x
+    first, last = stages[0][0], stages[-1][1]
+    if torch.is_grad_enabled() or not _is_full_precision(compute_dtype(last.weight)):
+        return tail(x)
+    x = first(x).relu_()
+    for (_, convolution), (normalisation, _) in pairwise(stages):
+        x = _folded(x, convolution, normalisation).relu_()  # without the memory of a normalised copy
+    return last(x)
+
+
+def _is_full_precision(dtype: torch.dtype) -> bool:
+    return dtype in (torch.float32, torch.float64)
+
+
+def _folded(x: torch.Tensor, convolution: nn.ConvTranspose2d, normalisation: nn.BatchNorm2d) -> torch.Tensor:
+    """Apply a transposed convolution and the normalisation of evaluation after it as one transposed convolution."""
+    assert convolution.bias is not None
+    assert normalisation.running_mean is not None and normalisation.running_var is not None
+    scale = normalisation.weight * (normalisation.running_var + normalisation.eps).rsqrt()  # (O,)
+    bias = (convolution.bias - normalisation.running_mean) * scale + normalisation.bias
+    weight = convolution.weight * scale[:, None, None]
+    return F.conv_transpose2d(x, weight, bias, stride=STRIDE, padding=1)
+
+
+def _training_stage(
+    x: torch.Tensor, normalisation: nn.BatchNorm2d, convolution: nn.Conv2d | nn.ConvTranspose2d
+) -> torch.Tensor:
+    assert normalisation.num_batches_tracked is not None and convolution.bias is not None
+    normalisation.num_batches_tracked.add_(1)
+    dtype = compute_dtype(convolution.weight)
+    weights = convolution.weight.to(dtype), convolution.bias.to(dtype)
+    statistics = normalisation.running_mean, normalisation.running_var, normalisation.momentum, normalisation.eps
+    return _NormalizedConvolution.apply(x.to(dtype), normalisation.weight, normalisation.bias, *weights, *statistics)
 
 
 class _NormalizedConvolution(torch.autograd.Function):
-    """Batch normalisation while training, ReLU and a convolution: 4x4, transposed, of stride 2, or else 3x3.
+    """Batch normalisation of training, ReLU and a convolution: 4x4, transposed, of stride 2, or else 3x3.
 
     (N, C, h, w) -> (N, O, 2h, 2w) or (N, O, h, w). The running mean and variance are updated.
     """
@@ -79,7 +101,7 @@ class _NormalizedConvolution(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, scale, mean, inverse_deviation, y, weight = ctx.saved_tensors
-        transposed, by_products = weight.shape[-1] == KERNEL, weight.dtype in (torch.float32, torch.float64)
+        transposed, by_products = weight.shape[-1] == KERNEL, _is_full_precision(weight.dtype)
         stride = [STRIDE if transposed else 1] * 2
         # not the gradient of the bias: PyTorch's own backward pass takes up to a fifth of its time for this sum
         of_y, of_weight, _ = torch.ops.aten.convolution_backward(

@@ -106,6 +106,19 @@ def test_the_fast_tail_has_the_values_and_gradients_of_its_layers(band, monkeypa
         assert torch.allclose(ours, plain, rtol=1e-9, atol=1e-5)  # gradients are of the order of 1e5
 
 
+def test_in_evaluation_the_fast_tail_has_the_values_of_its_layers():
+    tail = head_for({4: (6, 16)}, 3, torch.float64).tail
+    with torch.no_grad():
+        for layer in tail[0], tail[3], tail[6]:
+            for values in layer.weight, layer.bias, layer.running_mean, layer.running_var:
+                values.copy_(torch.rand_like(values) + 0.5)
+        tail.eval()
+        x = torch.randn(2, 256, 5, 6, dtype=torch.float64)
+        before, expected = x.clone(), tail(x)
+        torch.testing.assert_close(fast_tail.fast_tail(tail, x), expected, rtol=1e-9, atol=1e-9)
+        assert torch.equal(x, before)
+
+
 def test_in_float32_gradients_of_the_tail_are_those_of_its_layers_up_to_rounding():
     tail, mask = head_for({4: (6, 16)}, 2).tail, torch.arange(96 * 96).view(1, 96, 96) // 7 % 2
     found = []
