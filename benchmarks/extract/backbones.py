@@ -3,9 +3,10 @@
     python -m benchmarks.extract.backbones [--models mini,mini-hipt,vit_small_patch16_224,…] [--device cpu] [--out FILE]
 
 Every model computes its default blocks of the same patches of generated tissue in float32, all batch sizes in
-alternating turns. A name that pathseg does not know is an architecture of timm, built with random weights and read from
-a folder as on the Hugging Face hub, as a foundation model would be. Operations are counted by torch. Weights do not
-change the speed.
+alternating turns. A folder is that of a model (`benchmarks.extract.full_size_release` writes one of the paper's size).
+Another name that pathseg does not know is an architecture of timm, built with random weights and read from a folder as
+on the Hugging Face hub, as a foundation model would be. Operations are counted by torch. Weights do not change the
+speed.
 """
 
 from __future__ import annotations
@@ -56,16 +57,16 @@ def measure(names: list[str], device: str, turns: int) -> list[dict[str, object]
     images, peak, rows = tissue_patches(max(BATCHES)), matmul_flops(device, torch.float32), []
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
-            path = name if name in MODELS else random_hub_folder(name, Path(folder) / name)
-            model = load_model(path, device=device)
+            known = name in MODELS or Path(name).is_dir()
+            model = load_model(name if known else random_hub_folder(name, Path(folder) / name), device=device)
             with sdpa_kernel(SDPBackend.MATH):  # torch does not count the fused attention of a CPU
                 flops = count_flops(partial(to_host, model, images[:1]))
             calls = {str(batch): partial(to_host, model, images[:batch]) for batch in BATCHES}
             for batch, times in time_in_turn(calls, turns).items():
                 rate = int(batch) / statistics.median(times)
-                row = {"model": name, "batch": int(batch), "patches_per_s": rate, "gflop_per_patch": flops / 1e9}
+                row = {"model": model.name, "batch": int(batch), "patches_per_s": rate, "gflop_per_patch": flops / 1e9}
                 rows.append(row | {"matrix_gflops": peak / 1e9, "of_rate": rate * flops / peak})
-                print(f"  {name:<24} batch {batch}: {rate:7.2f} patches/s of {flops / 1e9:6.1f} GFLOP, "
+                print(f"  {model.name:<24} batch {batch}: {rate:7.2f} patches/s of {flops / 1e9:6.1f} GFLOP, "
                       f"{rate * flops / peak:.2f} of {peak / 1e9:.0f} GFLOP/s", flush=True)  # fmt: skip
     return rows
 
@@ -73,7 +74,7 @@ def measure(names: list[str], device: str, turns: int) -> list[dict[str, object]
 def main() -> None:
     """Measure the chosen models and save the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", default=",".join(DEFAULT), help="comma list of models or timm architectures")
+    parser.add_argument("--models", default=",".join(DEFAULT), help="comma list of models or architectures of timm")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS / "stage_one.json")
