@@ -619,6 +619,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.part:
         setup = Setup(torch.device(arguments.device), SIZES[arguments.size], arguments.folder, arguments.model)
+        if setup.device.index is not None:
+            torch.cuda.set_device(setup.device)  # whose work `seconds` and `matmul_flops` wait for
         run_part(arguments.part, setup, arguments.out)
         return
     if unknown := set(arguments.only.split(",")) - set(PARTS):
