@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from pathseg.extract.models.checkpoint import read_state_dict
 from pathseg.extract.models.dino_vit import read_vit
-from pathseg.extract.models.ldm.release import Release, release_from
 from pathseg.extract.models.registry import bundled_file
 from pathseg.extract.models.weights import Shape
+
+if TYPE_CHECKING:
+    from pathseg.extract.models.ldm.release import Release
 
 MINI_VIT = (192, 4)  # width, depth; the paper's is 384, 12
 
@@ -97,6 +99,9 @@ def _draw(name: str, shape: Shape, rng: np.random.Generator) -> np.ndarray:
 
 def mini_release() -> Release:
     """Read mini's latent diffusion model, with the same checks as a release folder."""
+    # here, because it imports diffusers, which takes seconds and which the ViT alone does not need
+    from pathseg.extract.models.ldm.release import release_from
+
     path = bundled_file("mini", "mini.safetensors")
     return release_from(MINI_PARAMS, read_state_dict(path, "state_dict"), name="mini", source=str(path))
 

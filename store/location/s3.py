@@ -47,6 +47,7 @@ class S3Prefix:
             raise StoreError(f"{url} has no prefix for a store; write s3://bucket/prefix")
         self._bucket, self._prefix = bucket, prefix.strip("/")
         self._url = f"s3://{self._bucket}/{self._prefix}"
+        self._conditional_puts = True  # until the server says otherwise, after seconds of retries
 
     def __str__(self) -> str:
         return self._url
@@ -91,6 +92,9 @@ class S3Prefix:
         """Replace the object if it still has this e-tag (None: if it does not exist); return whether it did."""
         mode: PutMode = "create" if tag is None else {"e_tag": tag}
         with _store_errors(self._url, writing=True):
+            if not self._conditional_puts:
+                obstore.put(self._client, name, data)
+                return True
             try:
                 obstore.put(self._client, name, data, mode=mode, use_multipart=False)
             except (AlreadyExistsError, PreconditionError):
@@ -98,6 +102,7 @@ class S3Prefix:
             except BaseError as e:
                 if "status code: 501" not in str(e):
                     raise
+                self._conditional_puts = False
                 obstore.put(self._client, name, data)  # a server without conditional puts: the last writer wins there
         return True
 
