@@ -52,7 +52,7 @@ class ExtractConfig:
     batch_size: int | None = _flag(
         None,
         "Patches a forward pass, never across images. It changes the last bits of the features: part of the store's "
-        "key.  [default: that of the store; of a new one 1 for a diffusion model on a CPU, otherwise 9]",
+        "key.  [default: that of the store; of a new one 1 for a diffusion model in float32 on a CPU, otherwise 9]",
     )
 
     surroundings: int = _flag(

@@ -260,7 +260,7 @@ def contents_of(
     `device_type` (torch's name), by default the model's.
     """
     patches = PatchGrid.of(*dataset.size).patches
-    batch_size = config.batch_size or fastest_batch_size(model, device_type or model.device.type)
+    batch_size = config.batch_size or _fastest_batch_size(model, device_type or model.device.type, config.precision)
     key = StoreKey(
         dataset=dataset.name,
         preprocessing=dataset.preprocessing,
@@ -304,13 +304,14 @@ def contents_of(
     )
 
 
-def fastest_batch_size(model: FeatureModel, device_type: str) -> int:
+def _fastest_batch_size(model: FeatureModel, device_type: str, precision: str) -> int:
     """Return the number of patches in a forward pass with which a model is fastest on a kind of device.
 
-    The maps of a denoiser outgrow the caches of a CPU with more than one patch; the products of a ViT are larger, and
-    so faster, with several (benchmarks/README.md, "By backbone").
+    The maps of a denoiser outgrow the caches of a CPU with more than one patch. The products of a ViT are larger, and
+    so faster, with several (benchmarks/README.md, "By backbone"); in half precision weights are converted in each pass.
     """
-    return 1 if device_type == "cpu" and model.latent_shape is not None else BATCH_SIZE
+    one = device_type == "cpu" and precision == "float32" and model.latent_shape is not None
+    return 1 if one else BATCH_SIZE
 
 
 def block_shapes(model: FeatureModel, config: ExtractConfig) -> dict[int, BlockShape]:

@@ -42,15 +42,23 @@ def test_batch_sizes_that_give_equal_bytes_have_one_key(dataset, toy_model, batc
 
 
 @pytest.mark.parametrize(
-    ("latents", "device_type", "in_key"),
-    [(True, None, 1), (True, "cpu", 1), (True, "cuda", 9), (False, "cpu", 9), (False, "cuda", 9)],
+    ("latents", "device_type", "precision", "in_key"),
+    [
+        (True, None, "float32", 1),
+        (True, "cpu", "float32", 1),
+        (True, "cpu", "bfloat16", 9),
+        (True, "cuda", "float32", 9),
+        (False, "cpu", "float32", 9),
+        (False, "cuda", "float32", 9),
+    ],
 )
 def test_a_new_store_takes_the_batch_size_that_is_fastest_on_its_device(
-    dataset, toy_model, monkeypatch, latents, device_type, in_key
+    dataset, toy_model, monkeypatch, latents, device_type, precision, in_key
 ):
     if not latents:
         monkeypatch.setattr(toy_model, "latent_shape", None)
-    assert contents_of(dataset, toy_model, NATIVE, device_type=device_type).key.batch_size == in_key
+    config = dataclasses.replace(NATIVE, precision=precision)
+    assert contents_of(dataset, toy_model, config, device_type=device_type).key.batch_size == in_key
 
 
 def test_a_store_of_another_batch_size_is_refused_with_both(dataset, toy_model, store):
