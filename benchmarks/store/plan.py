@@ -1,15 +1,13 @@
 """Cost of a million patches and more: time and memory of driver and scheduler, bytes, files and GPU hours.
 
-    python -m benchmarks.store.plan [--patches 1000000,10000000,100000000] [--per-gpu 40] [--out FILE]
+    python -m benchmarks.store.plan [--patches 1000000,10000000,100000000] [--per-gpu RATE] [--out FILE]
 
 Simulated: the model (it computes nothing), the features (tensors of a few bytes) and, for the driver and the resume,
 the store, of which only the completion records exist, as empty files with their real names. Measured: listing the
 records and checking each unit (of the first number of --patches), the pipeline with its threads and queues and the
 store's writer on `--units` units, and Dask's scheduler with one worker process where `distributed` is installed.
-Computed: bytes, files and GPU hours.
-
---per-gpu is an ASSUMPTION: patches a second of the paper's model on one GPU (400 M parameters, one denoiser pass at
-64x64 latents, HIPT and the first stage); measure your own with `pathseg extract --limit`.
+Computed: bytes and files; GPU hours and the rate of writing from --per-gpu, patches a second of the model on one GPU,
+which `pathseg extract --limit` and `benchmarks.gpu` measure. Without it the table has neither.
 """
 
 from __future__ import annotations
@@ -126,8 +124,8 @@ def count_files(blocks: tuple[int, ...], layout: str, packing: str, patches: int
     return units * (sum(1 if array.image_bytes <= CHUNK_BYTES else PATCHES for array in arrays) + 4)
 
 
-def compute_costs(patches: int, per_gpu: float, per_unit: int) -> list[dict[str, object]]:
-    """Return a row per packing, set of blocks and layout. GPU hours are those of all blocks."""
+def compute_costs(patches: int, per_gpu: float | None, per_unit: int) -> list[dict[str, object]]:
+    """Return a row per packing, set of blocks and layout. GPU hours are those of all blocks, None without per_gpu."""
     rows = []
     for packing, blocks, layout in product(STORED, BLOCK_SETS, ("native", "grid", "image")):
         shapes = {b: BlockShape(*FULL_SIZE[b]) for b in blocks}
@@ -142,8 +140,8 @@ def compute_costs(patches: int, per_gpu: float, per_unit: int) -> list[dict[str,
                 "bytes": size_bytes,
                 "files": count_files(blocks, layout, packing, patches, 1),
                 "files_in_shards": count_files(blocks, layout, packing, patches, per_unit),
-                "gpu_hours": patches / per_gpu / 3600,
-                "write_mb_s_per_gpu": size_bytes / patches * per_gpu / 1e6,
+                "gpu_hours": None if per_gpu is None else patches / per_gpu / 3600,
+                "write_mb_s_per_gpu": None if per_gpu is None else size_bytes / patches * per_gpu / 1e6,
             }
         )
     return rows
@@ -151,21 +149,22 @@ def compute_costs(patches: int, per_gpu: float, per_unit: int) -> list[dict[str,
 
 def as_markdown(result: dict) -> str:
     """Format the result as Markdown."""
-    arguments = result["arguments"]
+    arguments, per_gpu = result["arguments"], result["arguments"]["per_gpu"]
     lines = [
         "# Millions of patches",
         "",
-        f"Throughput is assumed: {arguments['per_gpu']:g} patches a second and GPU. Float16 or int8, one timestep, "
-        f"images of {SIZE[1]}x{SIZE[0]} px, shards of {arguments['per_unit']} images.",
+        f"Float16 or int8, one timestep, images of {SIZE[1]}x{SIZE[0]} px, shards of {arguments['per_unit']} images. "
+        + (f"{per_gpu:g} patches a second and GPU, as given." if per_gpu else "No GPU hours: no rate was given."),
     ]
     for patches in arguments["patches"]:
         own = [row for row in result["costs"] if row["patches"] == patches]
-        lines += ["", f"## {patches:,} patches, {own[0]['gpu_hours']:,.1f} GPU hours", ""]
-        lines += ["| packing | blocks | layout | bytes | files | files in shards | MB/s to write a GPU |"]
-        lines += ["|---|---|---|---|---|---|---|"]
+        lines += ["", f"## {patches:,} patches" + (f", {own[0]['gpu_hours']:,.1f} GPU hours" if per_gpu else ""), ""]
+        lines += ["| packing | blocks | layout | bytes | files | files in shards |" + " MB/s a GPU |" * bool(per_gpu)]
+        lines += ["|---" * (7 if per_gpu else 6) + "|"]
         lines += [
             f"| {row['packing']} | {row['blocks']} | {row['layout']} | {format_bytes(row['bytes'])} | "
-            f"{row['files']:,} | {row['files_in_shards']:,} | {row['write_mb_s_per_gpu']:,.0f} |"
+            f"{row['files']:,} | {row['files_in_shards']:,} |"
+            + (f" {row['write_mb_s_per_gpu']:,.0f} |" if per_gpu else "")
             for row in own
         ]
     lines += ["", f"## Driver, {arguments['patches'][0]:,} patches"]
@@ -191,7 +190,7 @@ def main() -> None:
     """Measure, compute and write the JSON and Markdown files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--patches", default="1000000,10000000,100000000", help="the driver is measured on the first")
-    parser.add_argument("--per-gpu", type=float, default=40, help="patches a second and GPU; an assumption")
+    parser.add_argument("--per-gpu", type=float, help="patches a second and GPU, as measured; without it no GPU hours")
     parser.add_argument("--per-unit", type=int, default=8, help="images that share a shard")
     parser.add_argument("--units", type=int, default=2000, help="units, and Dask tasks, to measure on")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="needs 250,000 free inodes")
