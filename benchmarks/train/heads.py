@@ -27,6 +27,7 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib.util
+import math
 import statistics
 import tempfile
 import time
@@ -96,8 +97,13 @@ def training_step(head: nn.Module, scores: Callable[[], torch.Tensor], mask: tor
 
 
 def count_flops(call: Callable[[], object]) -> int:
-    """Count the floating-point operations of one call."""
-    with FlopCounterMode(display=False) as counter:
+    """Count the floating-point operations of one call, those of in-place matrix products too."""
+
+    def product(total: torch.Size, a: torch.Size, b: torch.Size, **named: object) -> int:
+        return 2 * math.prod(a) * b[-1]
+
+    in_place = dict.fromkeys((torch.ops.aten.addmm_, torch.ops.aten.baddbmm_), product)
+    with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
         call()
     return counter.get_total_flops()
 
