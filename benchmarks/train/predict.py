@@ -40,14 +40,14 @@ from pathseg.train.predict.config import PredictConfig
 from pathseg.train.predict.feature_sources import ComputeFeatures, computed_features
 from pathseg.train.predict.predictor import predict
 
-TILE_PX, PIECE_PX = 512, 200  # of the file; of a piece of tissue, which fits into one window
+TILE_PX, PIECE_PX = 512, 240  # of the file; of a piece of tissue, more than the 10,000 um2 below which it is dust
 BACKGROUND, MPP = 243, 0.5  # grey value; um/px
 DOWNSAMPLES = (1, 4, 16)  # of the pyramid's levels
 
 
 def piece_corners(side: int) -> list[tuple[int, int]]:
     """Return the top left corners (y, x) of the pieces: near the corners of the slide, each inside one tile."""
-    near, far = 40, (side // TILE_PX - 1) * TILE_PX + 40
+    near, far = 8, (side // TILE_PX - 1) * TILE_PX + 8
     return [(y, x) for y in (near, far) for x in (near, far)]
 
 
