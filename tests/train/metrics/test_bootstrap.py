@@ -133,7 +133,7 @@ def test_the_p_value_is_scipys_over_the_images():
 
 
 @pytest.mark.parametrize("digits", [0, 1, 16], ids=["many ties and zeros", "ties", "no ties"])
-@pytest.mark.parametrize("units", [2, 3, 4, 5, 7, 9, 13, 14, 50, 51, 300])
+@pytest.mark.parametrize("units", [3, 4, 5, 7, 9, 13, 14, 50, 51, 300])
 def test_the_signed_rank_test_is_scipys(units, digits):
     differences = np.random.default_rng(units).normal(0.3, 1, units).round(digits)
     assert signed_rank_p(differences) == pytest.approx(stats.wilcoxon(differences).pvalue, rel=1e-12)
