@@ -133,6 +133,22 @@ def test_in_float32_gradients_of_the_tail_are_those_of_its_layers_up_to_rounding
         assert (ours - plain).norm() <= 1e-5 * plain.norm()
 
 
+def test_after_a_step_scores_are_those_of_the_plain_head():
+    maps = features(SHAPES, patches=1, dtype=torch.float64)
+    mask = torch.arange(256 * 256).view(1, 256, 256) // 7 % 2
+    found = []
+    for forward in (FCNHead.forward, FCNHead.plain_forward):
+        head = head_for(SHAPES, 2, torch.float64)
+        optimizer = torch.optim.SGD(head.parameters(), lr=0.05)
+        F.cross_entropy(forward(head, maps, (1, 1)), mask).backward()
+        optimizer.step()
+        with torch.no_grad():
+            found.append(forward(head.eval(), maps, (1, 1)))
+            untrained = head_for(SHAPES, 2, torch.float64).eval()(maps, (1, 1))
+    assert (found[0] - untrained).norm() > 0.1 * untrained.norm()
+    assert (found[0] - found[1]).norm() <= 1e-9 * found[1].norm()
+
+
 @pytest.mark.parametrize(("shapes", "side"), [(SHAPES, 64), (SHAPES, 256)], ids=["grid", "image"])
 def test_native_features_give_the_scores_of_the_other_layouts(shapes, side):
     maps, head = features(shapes), head_for(shapes, 2).eval()
