@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,7 @@ except ImportError:  # Windows has no such lock: two writers do not notice each 
     fcntl = None  # type: ignore[assignment]
 
 LOCKS_UNSUPPORTED = (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)  # on folders, as on NFS
+POLL_S = 0.1  # between attempts to get a lock that another run holds for a moment
 
 
 class LocalFolder:
@@ -155,13 +157,30 @@ class LocalFolder:
     def writer_lock(self, *, exclusive: bool = False) -> Iterator[bool]:
         """Lock `_done` while a run writes, the root while metadata change: kernel locks, which end with the process."""
         with _opened(self.root / FOLDER) as descriptor:
-            alone = _lock(descriptor, wait=False)
-            if alone:
-                with self.metadata_lock():
-                    self._remove_partial_files()
-            if not exclusive:
-                _lock(descriptor, shared=True)
+            if exclusive:
+                alone = _lock(descriptor, wait=False)
+                if alone:
+                    with self.metadata_lock():
+                        self._remove_partial_files()
+            else:
+                alone = self._share_writer_lock(descriptor)
             yield alone is not False
+
+    def _share_writer_lock(self, descriptor: int) -> bool | None:
+        """Lock an open `_done` as one of the runs that write; return what `_lock` does for the first of them.
+
+        Runs that start together take it one after the other, so that one of them is the first: the kernel exchanges an
+        exclusive lock for a shared one in two steps, and a run that waited in the kernel would make others second.
+        """
+        while True:
+            with self.metadata_lock():
+                if _lock(descriptor, shared=True, wait=False) is not False:  # else it is held exclusive
+                    alone = _lock(descriptor, wait=False)
+                    if alone:
+                        self._remove_partial_files()
+                    if _lock(descriptor, shared=True, wait=False) is not False:
+                        return alone
+            time.sleep(POLL_S)
 
     def _remove_partial_files(self) -> None:
         for name in [name for name in self.names() if HALF_WRITTEN.fullmatch(name)]:

@@ -1,4 +1,6 @@
 import os
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,27 @@ def test_a_second_writer_notices_the_first_and_removes_nothing(tmp_path):
         assert half.exists()
     with LocalFolder(tmp_path).writer_lock() as alone:
         assert alone
+
+
+@pytest.mark.parametrize("turn", range(3))
+def test_of_runs_that_start_while_a_store_is_changed_one_is_the_first(tmp_path, turn):
+    found, all_write = [], threading.Barrier(4)
+
+    def write():
+        with LocalFolder(tmp_path).writer_lock() as alone:
+            found.append(alone)
+            all_write.wait(20)  # each of them writes until the last has begun
+
+    with LocalFolder(tmp_path).writer_lock(exclusive=True) as alone:
+        assert alone
+        runs = [threading.Thread(target=write) for _ in range(4)]
+        for run in runs:
+            run.start()
+        time.sleep(0.3)
+        assert found == []
+    for run in runs:
+        run.join()
+    assert sorted(found) == [False, False, False, True]
 
 
 @pytest.mark.parametrize(("start", "read"), [(0, b"0123"), (2, b"23"), (-1, b"3"), (-4, b"0123"), (-9, b"0123")])
