@@ -349,9 +349,11 @@ def driver(tmp_path):
     (tmp_path / "driver.py").write_text(DRIVER)
     write_traps(tmp_path)
     command = [sys.executable, str(tmp_path / "driver.py"), str(tmp_path / "store.zarr"), str(IMAGES)]
+    as_in_a_terminal = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # shells let background jobs ignore Ctrl-C
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=as_in_a_terminal,
+    ) as process:  # fmt: skip
         yield process, [int(pid) for pid in process.stdout.readline().split()]
         process.kill()
 
