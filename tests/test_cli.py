@@ -321,6 +321,7 @@ def command_line(*arguments, **options):
     )  # fmt: skip
 
 
+@pytest.mark.soak
 def test_sigterm_keeps_what_is_finished_and_ends_with_143(tmp_path):
     many = ["extract", "--dataset", "synthetic", "--model", "mini-hipt", "--resize", 256, "--limit", 500,
             "--layout", "native", "--workspace", tmp_path]  # fmt: skip

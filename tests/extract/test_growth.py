@@ -423,6 +423,7 @@ def test_a_reader_keeps_the_description_and_masks_of_the_store_that_it_opened(fi
         reader.mask(1)
 
 
+@pytest.mark.soak
 def test_a_store_cut_off_while_its_descriptions_change_opens_and_is_finished_by_repair_and_by_extract(
     files, tmp_path, monkeypatch
 ):

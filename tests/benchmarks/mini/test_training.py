@@ -73,6 +73,7 @@ def equal_weights(one, other):
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.soak
 def test_a_denoiser_resumed_after_an_interrupt_has_the_same_weights(tmp_path, monkeypatch):
     uninterrupted, resumed = tmp_path / "uninterrupted", tmp_path / "resumed"
     for folder in (uninterrupted, resumed):
@@ -102,6 +103,7 @@ def test_two_replicas_resumed_after_an_interrupt_have_the_same_weights(tmp_path)
     assert all(torch.equal(one, other) for one, other in zip(*moments, strict=True))
 
 
+@pytest.mark.soak
 def test_a_first_stage_resumed_after_an_interrupt_has_the_same_code_book(tmp_path, monkeypatch):
     monkeypatch.setattr(training_utils, "CHECKPOINT_EVERY", 4)
     monkeypatch.setattr(first_stage, "RESET_EVERY", 4)

@@ -22,6 +22,7 @@ def test_the_number_is_put_back(threads):
     assert torch.get_num_threads() == 3
 
 
+@pytest.mark.soak
 def test_features_do_not_depend_on_the_threads_of_the_process(threads):
     images = torch.randint(0, 256, (2, 256, 256, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     model, found = load_model("mini"), []

@@ -233,7 +233,7 @@ def test_a_stored_context_is_given_to_every_image(stable_folder, tmp_path, two_t
 
 
 @pytest.mark.parametrize("label", [None, 2])
-@pytest.mark.parametrize("make", [unconditional, text_conditioned])
+@pytest.mark.parametrize("make", [unconditional, pytest.param(text_conditioned, marks=pytest.mark.soak)])
 def test_a_class_is_zero_or_one_of_the_models(tmp_path, two_threads, make, label):
     conditional = make is text_conditioned
     unet = randomised(make(num_class_embeds=4))

@@ -62,6 +62,7 @@ def test_the_denoiser_tells_noise_from_latents():
     assert error < 0.8 * blind
 
 
+@pytest.mark.soak
 def test_a_patchs_own_embedding_helps_the_denoiser_more_than_anothers():
     release, t = mini_release(), 400
     images = np.stack([draw_tissue(np.random.default_rng(seed), 256).image for seed in range(8)])

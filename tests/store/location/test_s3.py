@@ -671,6 +671,7 @@ def test_two_writers_at_once_leave_the_same_bytes(writers, url, toy_store):
     assert objects(url) == files(toy_store.location.root)
 
 
+@pytest.mark.soak
 def test_one_of_two_writers_that_is_killed_does_no_harm(writers, url, toy_store):
     assert writers.run(url, writers=2, seconds=0.2) == [-9, -9]
     assert writers.run(url, writers=2) == [0, 0]

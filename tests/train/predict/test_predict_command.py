@@ -182,6 +182,7 @@ def glas(tmp_path_factory):
     return workspace
 
 
+@pytest.mark.soak
 def test_a_scanners_slide_goes_from_end_to_end(glas, tmp_path):
     slide = SHARED / "slides" / "CMU-1-Small-Region.svs"
     result = predict(glas, tmp_path, slide, "--simplify", 2, "--objects", "raw")

@@ -55,6 +55,7 @@ def test_each_model_gives_features_that_a_linear_head_scores_on(row, tmp_path):
 
 
 @pytest.mark.usefixtures("two_networks")
+@pytest.mark.soak
 def test_a_pixel_ensemble_and_a_baseline_are_trained_by_the_command_line(tmp_path):
     extract(tmp_path, "--model", "mini", "--blocks", "4")
     run("train-head", "--head", "pixel-ensemble", "--pixels", 64, "--epochs", 1, "--workspace", tmp_path)

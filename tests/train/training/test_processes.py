@@ -66,6 +66,7 @@ def undisturbed(toy_store, tmp_path):
     return run.weights.read_bytes()
 
 
+@pytest.mark.soak
 def test_a_second_train_head_of_a_run_is_refused_in_one_line_and_changes_nothing(toy_store, tmp_path, undisturbed):
     work = tmp_path / "work"
     first = start_training(toy_store, work)

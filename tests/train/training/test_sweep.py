@@ -83,6 +83,7 @@ def of_an_undisturbed_run(metrics):
     [{"head_type": "linear", "epochs": 2}, {"head_type": "pixel-ensemble", "pixels": 200, "epochs": 1}],
     ids=lambda settings: settings["head_type"],
 )
+@pytest.mark.soak
 def test_after_a_kill_in_the_last_moments_a_rerun_leaves_what_an_undisturbed_run_leaves(
     one_patch_store, tmp_path, monkeypatch, settings
 ):

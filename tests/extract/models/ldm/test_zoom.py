@@ -259,6 +259,7 @@ def run(*arguments):
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
+@pytest.mark.soak
 def test_extract_train_and_predict_with_it(folder, tmp_path):
     work = tmp_path / "work"
     flags = ("--dataset", "synthetic", "--resize", 256, "--limit", 3, "--blocks", "4-6", "--layout", "native",

@@ -140,7 +140,7 @@ def test_features_are_those_of_the_steps_on_plain_modules(published, files, magn
     assert max(errors.values()) < 1e-5, errors
 
 
-@pytest.mark.parametrize("magnification", ["2.5x", "1.25x"])
+@pytest.mark.parametrize("magnification", ["2.5x", pytest.param("1.25x", marks=pytest.mark.soak)])
 def test_the_context_is_that_of_the_steps_where_cells_are_many(published, files, vit_of_32_px, magnification):
     state, patch = published[0], FILES["patch"]("vq_f4_ssl")
     stage = {k.removeprefix("cond_stage_model."): v for k, v in state.items() if k.startswith("cond_stage_model.")}
@@ -170,6 +170,7 @@ def test_the_model_says_how_it_was_conditioned(files):
         assert part in note
 
 
+@pytest.mark.soak
 def test_all_that_changes_the_condition_is_in_the_digest(published, files, tmp_path):
     digest = load_model(files, magnification="20x").digest
     assert load_model(files, files.parent / "uni", mpp=0.5).digest == digest
@@ -268,6 +269,7 @@ def test_without_its_vit_one_line_says_which_file_goes_where(published, data, tm
         assert part in line
 
 
+@pytest.mark.soak
 def test_two_magnifications_of_it_are_joined_and_predicted_from_the_image(files, tmp_path):
     """Of tissue at 0.5 um/px, alone (20x) and in surroundings that are twice as wide (10x)."""
     work = tmp_path / "work"
@@ -288,6 +290,7 @@ def test_two_magnifications_of_it_are_joined_and_predicted_from_the_image(files,
     np.testing.assert_array_equal(found, np.asarray(Image.open(expected)))
 
 
+@pytest.mark.soak
 def test_a_turned_view_has_the_condition_of_its_own_pixels(files, tmp_path):
     extract(tmp_path, files, "--limit", 2, "--blocks", 0, "--views", "flips", "--magnification", "10x", "--dtype",
             "float32")  # fmt: skip
@@ -298,6 +301,7 @@ def test_a_turned_view_has_the_condition_of_its_own_pixels(files, tmp_path):
     assert FILES["relative_error"](torch.from_numpy(store.read(turned, t=50, blocks=(0,))[0]), expected) < 1e-6
 
 
+@pytest.mark.soak
 def test_a_store_that_grows_has_the_bytes_of_one_made_at_once(files, tmp_path):
     for limit, name in ((1, "grown.zarr"), (2, "grown.zarr"), (2, "at-once.zarr")):
         extract(tmp_path, files, "--magnification", "10x", "--limit", limit, "--store", tmp_path / name)
