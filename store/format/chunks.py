@@ -98,7 +98,8 @@ def read_from_shard(
     with location.open(name, -(index.nbytes + CRC_BYTES)) as file:
         _read(file, name, _bytes(index))
     start, size = index[position].tolist()
-    if start + size > chunks * (chunk.size + BLOSC_HEADER_BYTES + CRC_BYTES):
+    smallest = BLOSC_HEADER_BYTES + CRC_BYTES
+    if size < smallest or start + size > chunks * (chunk.size + smallest):
         raise ValueError(f"{name} ends in an index with chunk {position} at byte {start}, {size} bytes long")
     with location.open(name, start, size) as file:
         return _read_compressed(file, name, size, chunk, blosc)

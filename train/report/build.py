@@ -19,7 +19,6 @@ from pathseg.store.runtime.printable import printable
 from pathseg.train.metrics.object import OBJECT_DEFINITIONS
 from pathseg.train.metrics.pixel import DEFINITIONS
 from pathseg.train.report.drawn_figures import INDEX, DrawnFigures
-from pathseg.train.report.figures import KINDS
 from pathseg.train.report.paper_scores import PAPER, PAPER_LINK
 from pathseg.train.report.prediction_images import Stores
 from pathseg.train.report.run_page import SHEET_ROWS
@@ -47,7 +46,8 @@ IMAGES_PER_PAGE = 48  # of all runs together: at some 0.2 MB each the page stays
 FIGURES = ("curves", "images", "comparison", "sidebyside", "mixing", *(stem for _, stem in SWEEP_GROUPS.values()))
 TABLES = ("table-*.csv", "table-*.tex", "images-*.csv", "images-*.tex")
 OWNED = (
-    *(f"{name}-*{suffix}" for name in FIGURES for suffix in KINDS), *TABLES, "tables.md", INDEX, "index.html"
+    *(f"{name}-*.png" for name in FIGURES), "curves-*.svg", "comparison-*.svg", "images-*.jpg", "sidebyside-*.jpg",
+    *TABLES, "tables.md", INDEX, "index.html",
 )  # fmt: skip
 
 

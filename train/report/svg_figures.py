@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -72,7 +73,7 @@ def comparison(
     classes: name and colour of each class, in the order of the runs' values. paper: a name and its Dice.
     """
     names = [shortened(run.name, 80).replace("\n", " ") for run in runs]
-    left = max(200.0, 24 + LETTER * max(map(len, names)))
+    left = max(200.0, 24 + max(map(_width, names)))
     right, bottom = left + SCALE_WIDTH, 40.0 + ROW * len(runs)
     entries = [_Entry(name, colour, mark="dot") for name, colour in classes] + [
         _Entry("mean Dice", INK, mark="diamond")
@@ -161,9 +162,10 @@ class _Plot:
         _dot(self.svg, self.x(x), self.y(y), colour, radius=radius)
 
     def curve(self, xs: Sequence[float], ys: Sequence[float | None], colour: str, style: Style) -> None:
-        """Draw a line through values, with a gap where one is None and a dot where it stands alone."""
+        """Draw a line through values, with a gap where one is None or infinite and a dot where it stands alone."""
         line = {"fill": "none", **_stroke(colour), "stroke-linejoin": "round", **style}
-        for known, part in groupby(zip(xs, ys, strict=True), key=lambda point: point[1] is not None):
+        finite = [None if y is None or not math.isfinite(y) else y for y in ys]
+        for known, part in groupby(zip(xs, finite, strict=True), key=lambda point: point[1] is not None):
             points = [(self.x(x), self.y(y)) for x, y in part if y is not None]
             if len(points) > 1:
                 SubElement(self.svg, "polyline", {"points": " ".join(f"{x:.1f},{y:.1f}" for x, y in points), **line})
@@ -187,7 +189,7 @@ def _legend(svg: Element, entries: Sequence[_Entry], left: float, y: float, righ
     for entry in entries:
         label = shortened(entry.label, 60).replace("\n", " ")
         symbol = 26 if entry.mark == "line" else 12
-        width = symbol + 6 + LETTER * len(label)
+        width = symbol + 6 + _width(label)
         if x > left and x + width > right:
             x, y = left, y + 22
         if entry.mark == "line":
@@ -201,9 +203,14 @@ def _legend(svg: Element, entries: Sequence[_Entry], left: float, y: float, righ
     return y
 
 
+def _width(text: str) -> float:
+    """About how wide a text is; letters of East Asian scripts are as wide as they are high."""
+    return sum(13 if unicodedata.east_asian_width(letter) in "WF" else LETTER for letter in text)
+
+
 def _around(values: Sequence[float | None]) -> tuple[float, float]:
     """The range of the values with a margin of a twentieth; 0 to 1 without any."""
-    known = [value for value in values if value is not None]
+    known = [value for value in values if value is not None and math.isfinite(value)]
     if not known:
         return 0.0, 1.0
     low, high = min(known), max(known)
@@ -217,7 +224,10 @@ def _ticks(low: float, high: float, *, whole: bool = False) -> list[tuple[float,
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= (high - low) / TICKS)
     step = max(step, 1.0) if whole else step
     digits = max(0, -math.floor(math.log10(step * 1.001)))
-    return [(n * step, f"{n * step:.{digits}f}") for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    values = [n * step for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    labels, short = [f"{value:.{digits}f}" for value in values], [f"{value:.3g}" for value in values]
+    fits = max(map(len, labels), default=0) <= 6 or len(set(short)) < len(short)
+    return list(zip(values, labels if fits else short, strict=True))
 
 
 def _picture(width: float, height: float, title: str) -> Element:

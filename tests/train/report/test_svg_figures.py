@@ -115,3 +115,21 @@ def test_any_name_can_be_drawn(name):
     assert set(shown) <= {
         *texts(comparison([DiceOfRun(name, 0.5, (0.4,))], [(name, DICE)], constant=None, paper=None, title=name))
     }
+
+
+@pytest.mark.parametrize("loss", [7e-4, 2e9, 1e300])
+def test_labels_of_an_axis_have_room_beside_its_name(loss):
+    svg = learning_curves([Epoch(1, train_loss=loss), Epoch(2, train_loss=loss * 1.3)], 1, "run")
+    labels = [one.text or "" for one in elements(svg, "text") if one.get("text-anchor") == "end"]
+    assert len(labels) > 4 and max(map(len, labels)) <= 9 and len(set(labels)) == len(labels)
+
+
+def test_an_infinite_loss_leaves_a_gap():
+    svg = learning_curves([Epoch(e, train_loss=loss) for e, loss in enumerate((0.5, float("inf"), 0.4, 0.3), 1)], 1, "")
+    assert [len(line) for line in curves(svg, TRAINING)] == [2]
+
+
+def test_names_in_wide_letters_have_room():
+    name = "病理組織分割実験その一二三四五六七八九十"  # each letter as wide as the font is high
+    (start,) = [one for one in elements(compared([DiceOfRun(name, 0.5, (0.5, 0.5))]), "text") if one.text == name]
+    assert float(start.get("x", "nan")) > 13 * len(name)
