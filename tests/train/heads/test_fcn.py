@@ -133,6 +133,21 @@ def test_in_float32_gradients_of_the_tail_are_those_of_its_layers_up_to_rounding
         assert (ours - plain).norm() <= 1e-5 * plain.norm()
 
 
+def test_in_bfloat16_the_fast_tail_is_as_near_to_float32_as_its_layers():
+    tail, mask = head_for({4: (6, 16)}, 2).tail, torch.arange(96 * 96).view(1, 96, 96) // 7 % 2
+    found = []
+    for forward, bfloat16 in ((lambda x: fast_tail.fast_tail(tail, x), True), (tail, True), (tail, False)):
+        tail.zero_grad()
+        x = torch.randn(1, 256, 24, 24, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            scores = forward(x)
+        F.cross_entropy(scores.float(), mask).backward()
+        gradients = [p.grad.clone() for name, p in tail.named_parameters() if name not in ("2.bias", "5.bias")]
+        found.append([scores.detach().float(), x.grad, *gradients])
+    for ours, plain, exact in zip(*found, strict=True):
+        assert (ours - exact).norm() <= 1.5 * (plain - exact).norm() + 1e-3 * exact.norm()
+
+
 def test_after_a_step_scores_are_those_of_the_plain_head():
     maps = features(SHAPES, patches=1, dtype=torch.float64)
     mask = torch.arange(256 * 256).view(1, 256, 256) // 7 % 2
