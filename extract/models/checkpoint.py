@@ -25,7 +25,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from pathseg.store.runtime.regular_files import errors_name
+from pathseg.store.runtime.regular_files import errors_naming
 
 ZIP_MAGIC = b"PK\x03\x04"  # torch.save since 1.6
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before 1.6
@@ -105,7 +105,7 @@ def read_state_dict(path: str | Path, key: str) -> dict[str, torch.Tensor]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint file {path}")
-    with errors_name(path):
+    with errors_naming(path):
         content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch_save(path)
     content = _unwrapped(content, key, path)
     if not isinstance(content, Mapping):

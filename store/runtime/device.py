@@ -47,9 +47,7 @@ def ieee_float32() -> Iterator[None]:
     mkldnn: Any = torch.backends.mkldnn
     settings: list[tuple[object, str, object]] = [(cudnn, "benchmark", False), (cudnn, "deterministic", True)]
     if hasattr(cudnn, "conv"):
-        with suppress(
-            RuntimeError
-        ):  # it cannot be read where a process has set convolutions and recurrent layers apart
+        with suppress(RuntimeError):  # unreadable where a process has set convolutions and recurrent layers apart
             _ = cudnn.allow_tf32
             settings.append((cudnn, "allow_tf32", False))  # first, as it sets both; `cudnn.flags` reads it
         backends = torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv

@@ -17,12 +17,12 @@ def open_file(path: str | os.PathLike[str]) -> BufferedReader:
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
     """Return the content of a file. Raises as `open_file`, and OSError naming a file that the disk cannot read."""
-    with errors_name(path), open_file(path) as file:
+    with errors_naming(path), open_file(path) as file:
         return file.read()
 
 
 @contextmanager
-def errors_name(path: str | os.PathLike[str]) -> Iterator[None]:
+def errors_naming(path: str | os.PathLike[str]) -> Iterator[None]:
     """Let each OSError inside name a file: errors of reading, as of a broken disk, and some libraries' name none."""
     try:
         yield

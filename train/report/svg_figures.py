@@ -47,8 +47,8 @@ def learning_curves(history: Sequence[Epoch], best_epoch: int, title: str) -> by
         ("Dice", PALETTE[0], {}, dice), ("mIoU", PALETTE[6], DASHED, [line.val_miou for line in history]),
     )  # fmt: skip
     loss_range = _around([loss for _, _, _, values in losses for loss in values])
-    left = _Plot(svg, (72, 56, 438, 262), _around(epochs), loss_range)
-    right = _Plot(svg, (526, 56, 892, 262), left.x_range, (0.0, 1.0))
+    left = _Plot(svg, 72, 56, 438, 262, _around(epochs), loss_range)
+    right = _Plot(svg, 526, 56, 892, 262, left.x_range, (0.0, 1.0))
     best = next((value for epoch, value in zip(epochs, dice, strict=True) if epoch == best_epoch), None)
     for plot, name, curves in ((left, "loss (cross-entropy)", losses), (right, "validation score", scores)):
         plot.x_axis("epoch", whole=True)
@@ -83,7 +83,7 @@ def comparison(
     if paper is not None:
         entries.append(_Entry(f"{paper[0]}, {paper[1]:.3f}", PALETTE[5], DASHED))
     svg = _picture(right + 60, bottom + 60, title)
-    plot = _Plot(svg, (left, 40, right, bottom), (-0.01, 1.01), (len(runs) - 0.5, -0.5))
+    plot = _Plot(svg, left, 40, right, bottom, (-0.01, 1.01), (len(runs) - 0.5, -0.5))
     plot.x_axis("Dice")
     if constant is not None:
         plot.vertical(constant, {"stroke": QUIET, "stroke-width": "1.5", **DOTTED})
@@ -105,28 +105,15 @@ def comparison(
 
 @dataclass(frozen=True)
 class _Plot:
-    """An area of the picture with the values at its sides; `box`: left, top, right and bottom."""
+    """An area of the picture, from (left, top) to (right, bottom), with the values at its sides."""
 
     svg: Element
-    box: tuple[float, float, float, float]
+    left: float
+    top: float
+    right: float
+    bottom: float
     x_range: tuple[float, float]
     y_range: tuple[float, float]
-
-    @property
-    def left(self) -> float:
-        return self.box[0]
-
-    @property
-    def top(self) -> float:
-        return self.box[1]
-
-    @property
-    def right(self) -> float:
-        return self.box[2]
-
-    @property
-    def bottom(self) -> float:
-        return self.box[3]
 
     def x(self, value: float) -> float:
         low, high = self.x_range

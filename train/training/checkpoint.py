@@ -19,7 +19,7 @@ from pathseg.store.errors import Damaged
 from pathseg.store.records import checksum, seal, unseal
 from pathseg.store.runtime.atomic_files import write_atomic
 from pathseg.store.runtime.json_records import convert_json, decode_json
-from pathseg.store.runtime.regular_files import errors_name, read_file
+from pathseg.store.runtime.regular_files import errors_naming, read_file
 from pathseg.train.config import Config
 from pathseg.train.data.joined import JoinedStores
 from pathseg.train.heads.pixel_ensemble import PixelBuffer, PixelEnsemble
@@ -152,7 +152,7 @@ def load_last(state: TrainingState) -> None:
     """Resume after the last finished epoch. Raises ValueError, naming the file, when it is damaged."""
     path = state.run.path / LAST
     try:
-        with errors_name(path):
+        with errors_naming(path):
             with safe_open(path, framework="pt") as file:
                 progress = _read_progress(file.metadata()["about"], source=str(path))
             tensors = load_file(path)
