@@ -25,6 +25,7 @@ from pathseg.store.format.size import BlockShape, fitting_layouts, format_bytes,
 from pathseg.store.grid import HEAD_CELLS, PATCH_PX, PatchGrid
 from pathseg.store.key import BATCH_SIZE, StoreKey, Surroundings
 from pathseg.store.location.location import Location, open_location
+from pathseg.store.runtime.device import precision_warnings
 
 PIXEL_BYTES = 4  # of an image pixel and its mask code, before compression
 PACKAGES = ("pathseg", "torch", "diffusers", "timm", "zarr")  # whose versions a store names
@@ -239,7 +240,7 @@ def plan_for(
         views=_count_views(dataset),
         left_out=dataset.left_out,
         masks_per_class=dataset.masks_per_class,
-        warnings=dataset.warnings,
+        warnings=(*dataset.warnings, *precision_warnings(model.device.type, config.precision)),
         surroundings=surroundings_of(dataset, config.surroundings),
         notes=model.notes,
     )

@@ -19,6 +19,7 @@ from pathseg.store.blocks import array_name
 from pathseg.store.contents import FORMAT, Contents, read_attributes
 from pathseg.store.errors import Damaged, StoreError
 from pathseg.store.format.arrays import chunk_names, open_array, same_metadata, zarr_metadata
+from pathseg.store.format.chunks import chunk_format, read_chunks, shard_checksums
 from pathseg.store.format.manifest import Manifest, read_growth, read_manifest
 from pathseg.store.format.names import CHUNK, FEATURE_NODE, GROWTH, HALF_WRITTEN, MANIFEST, REPLACED, ROOT
 from pathseg.store.growth import finish_growth
@@ -27,6 +28,7 @@ from pathseg.store.records import PIXELS, ArraySet, Records, checksum, parse_rec
 from pathseg.store.runtime.prefetch import prefetch_map
 
 Unit = tuple[ArraySet, int]
+ChunkFiles = dict[str, bytes | Damaged]  # content by name, or why it cannot be read
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,10 @@ class Verification:
         committed = self.records.committed()
         checked = {record for record in committed if self._in_store(record)}
         pieces = (
-            (unit, array) for arrays, unit in committed if (arrays, unit) in checked for array in self._arrays(arrays)
+            (arrays, unit, array)
+            for arrays, unit in committed
+            if (arrays, unit) in checked
+            for array in self._arrays(arrays)
         )
         chunks = prefetch_map(self._read_chunks, pieces, threads=self.location.concurrency, size_bytes=self._unit_bytes)
         for arrays, unit in committed:
@@ -276,7 +281,7 @@ class Verification:
             elif (found := next(texts).decode(errors="replace")) != text and found != self.growth.get(name):
                 self._find("damaged", name, "a description in the store")
 
-    def _check_unit(self, arrays: ArraySet, unit: int, chunks: Iterator[dict[str, bytes | Damaged]]) -> None:
+    def _check_unit(self, arrays: ArraySet, unit: int, chunks: Iterator[ChunkFiles | None]) -> None:
         name = arrays.record_file(unit, complete=arrays.record_file(unit) in self.files)
         self._known |= {name} | self._chunks(arrays, unit)
         checksums: Mapping[str, Sequence[int | None]] = {}
@@ -292,16 +297,45 @@ class Verification:
         # positions of which other arrays are there: masks that are to be written again, and may be half way
         rewritten = {i for sums in checksums.values() for i, crc in enumerate(sums) if crc is not None}
         for array in self._arrays(arrays):
-            self._check_array(array, arrays, unit, checksums.get(array), next(chunks), rewritten)
+            if (data := next(chunks)) is not None:
+                self._check_array(array, arrays, unit, checksums.get(array), data, rewritten)
 
-    def _unit_bytes(self, piece: tuple[int, str]) -> int:
-        array = self._array(piece[1])
+    def _unit_bytes(self, piece: tuple[ArraySet, int, str]) -> int:
+        array = self._array(piece[2])
         return self.contents.images_per_unit * array.dtype.itemsize * math.prod(array.shape[1:])
 
-    def _read_chunks(self, piece: tuple[int, str]) -> dict[str, bytes | Damaged]:
-        """Read those chunk files of a unit of an array that exist; the error of one that cannot be read."""
-        unit, array = piece
+    def _read_chunks(self, piece: tuple[ArraySet, int, str]) -> ChunkFiles | None:
+        """Read the chunk files of a unit of an array; None when every image is as recorded, which leaves no question.
+
+        Otherwise those that exist, for `_check_array` to say what is wrong.
+        """
+        arrays, unit, array = piece
+        if self._as_recorded(arrays, unit, array):
+            return None
         return {name: self._read(name) for name in self._chunk_files(array, unit) if name in self.files}
+
+    def _as_recorded(self, arrays: ArraySet, unit: int, name: str) -> bool:
+        """Return whether all images of a unit of an array have the checksums of its record, without Zarr's reader.
+
+        False also where only Zarr's reader can tell.
+        """
+        array, per_unit = self._array(name), self.contents.images_per_unit
+        if (found := chunk_format(array)) is None:
+            return False
+        values = np.empty(array.shape[1:], array.dtype.newbyteorder("<"))
+        try:
+            recorded = self.records.read(arrays, unit).checksums[name]
+            files = self._chunk_files(name, unit)
+            if found.sharded:
+                (shard,), images = files, len(self._ids(unit))
+                computed = shard_checksums(
+                    self.location, shard, values, images=images, chunks=per_unit, blosc=found.blosc
+                )
+            else:
+                computed = [read_chunks(self.location, files, values, found.blosc)]
+        except (ValueError, RuntimeError, KeyError, FileNotFoundError, Damaged):
+            return False
+        return list(recorded) == computed
 
     def _read(self, name: str) -> bytes | Damaged:
         try:
@@ -315,7 +349,7 @@ class Verification:
         arrays: ArraySet,
         unit: int,
         checksums: Sequence[int | None] | None,
-        data: dict[str, bytes | Damaged],
+        data: ChunkFiles,
         rewritten: Collection[int],
     ) -> None:
         array, first = self._array(name), unit * self.contents.images_per_unit

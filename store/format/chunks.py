@@ -97,12 +97,33 @@ def read_from_shard(
     index = np.empty((chunks, 2), "<u8")
     with location.open(name, -(index.nbytes + CRC_BYTES)) as file:
         _read(file, name, _bytes(index))
-    start, size = index[position].tolist()
-    smallest = BLOSC_HEADER_BYTES + CRC_BYTES
-    if size < smallest or start + size > chunks * (chunk.size + smallest):
-        raise ValueError(f"{name} ends in an index with chunk {position} at byte {start}, {size} bytes long")
+    start, size = _place(index, name, position, chunk.size)
     with location.open(name, start, size) as file:
         return _read_compressed(file, name, size, chunk, blosc)
+
+
+def shard_checksums(
+    location: Location, name: str, values: np.ndarray, *, images: int, chunks: int, blosc: Blosc | None = None
+) -> list[int]:
+    """Read a shard that `write_shard` wrote as its index says; return the CRC-32C of each of its first `images` images.
+
+    values: memory for one image (C order, little endian). chunks: the chunks that the shard can hold. Raises ValueError
+    when a chunk or the index is not as it was written, FileNotFoundError.
+    """
+    checksums, chunk, index = [], _bytes(values), np.empty((chunks, 2), "<u8")
+    with location.open(name) as file:
+        file.seek(max(0, file.seek(0, SEEK_END) - index.nbytes - CRC_BYTES))
+        _read(file, name, _bytes(index))
+        for position in range(images):
+            start, size = _place(index, name, position, chunk.size)
+            file.seek(start)
+            if blosc is not None:
+                checksums.append(_read_compressed(file, name, size, chunk, blosc))
+            elif size == chunk.size + CRC_BYTES:
+                checksums.append(_read(file, name, chunk))
+            else:
+                raise ValueError(f"{name} ends in an index with chunk {position} of {size} bytes")
+    return checksums
 
 
 def write_chunks(location: Location, names: Sequence[str], values: np.ndarray, blosc: Blosc | None = None) -> int:
@@ -163,6 +184,15 @@ def _finite(dtype: np.dtype) -> Callable[[np.ndarray], bool]:
     signed, unsigned = f"<i{dtype.itemsize}", f"<u{dtype.itemsize}"
     most, least = (int(np.array(v, dtype.newbyteorder("<")).view(unsigned)) for v in (np.inf, -np.inf))
     return lambda piece: bool(piece.view(signed).max() < most and piece.view(unsigned).max() < least)
+
+
+def _place(index: np.ndarray, name: str, position: int, chunk_bytes: int) -> tuple[int, int]:
+    """Return first byte and size of a chunk by its shard's index. Raises ValueError where no chunk can lie there."""
+    start, size = index[position].tolist()
+    smallest = BLOSC_HEADER_BYTES + CRC_BYTES
+    if size < smallest or start + size > len(index) * (chunk_bytes + smallest):
+        raise ValueError(f"{name} ends in an index with chunk {position} at byte {start}, {size} bytes long")
+    return start, size
 
 
 def _read(file: BufferedIOBase, name: str, chunk: np.ndarray, before: int | None = None) -> int:

@@ -24,6 +24,19 @@ def device(name: str) -> str:
     return name
 
 
+def precision_warnings(device_type: str, precision: str) -> tuple[str, ...]:
+    """Warn of arithmetic in half precision that a CPU does not have: PyTorch then takes many times as long.
+
+    device_type: torch's name for the kind of device; another than a CPU is not asked. precision: torch's name.
+    """
+    supported = {"bfloat16": "_is_mkldnn_bf16_supported", "float16": "_is_mkldnn_fp16_supported"}
+    if device_type != "cpu" or precision not in supported or not torch.backends.mkldnn.is_available():
+        return ()
+    if getattr(torch.ops.mkldnn, supported[precision])():
+        return ()
+    return (f"a CPU such as this machine's has no arithmetic in {precision}: float32 is many times as fast on it",)
+
+
 def worker_device(name: str, worker: object) -> str:
     """Return the name of the device of a Dask worker, on its machine; worker: its name, of local workers a number.
 

@@ -29,23 +29,41 @@ def sharded_store(tmp_path, toy_contents, toy_key, fill_store):
 
 
 @pytest.fixture
+def uncompressed_shards(tmp_path, toy_contents, toy_key, fill_store):
+    made = toy_contents(key=toy_key(), images_per_unit=2)
+    return fill_store(StoreWriter(tmp_path / "uncompressed.zarr", made), blocks=(4, 9))
+
+
+@pytest.fixture
 def scaled_store(tmp_path, toy_contents, toy_key, fill_store):
     made = toy_contents(key=toy_key(packing="int8"))
     return fill_store(StoreWriter(tmp_path / "scaled.zarr", made), blocks=(4, 9))
 
 
-def test_a_store_as_it_was_written_has_no_findings(toy_store, sharded_store):
-    assert found(toy_store.location.root) == set()
-    assert found(sharded_store.location.root) == set()
+def test_a_store_as_it_was_written_has_no_findings(toy_store, sharded_store, uncompressed_shards, scaled_store):
+    for store in (toy_store, sharded_store, uncompressed_shards, scaled_store):
+        assert found(store.location.root) == set()
+
+
+def test_features_of_a_whole_store_are_read_once_and_without_zarr(
+    toy_store, sharded_store, uncompressed_shards, scaled_store, monkeypatch
+):
+    examined = []
+    monkeypatch.setattr(Verification, "_check_array", lambda self, name, *rest: examined.append(name))
+    for store in (toy_store, sharded_store, uncompressed_shards, scaled_store):
+        found(store.location.root)
+    assert set(examined) == {"images", "masks", "instances"}
 
 
 @pytest.mark.parametrize(
     "faults_per_store", [30, pytest.param(100, marks=pytest.mark.soak), pytest.param(500, marks=pytest.mark.slow)]
 )
-def test_random_damage_is_all_found_and_none_false(toy_store, sharded_store, scaled_store, faults_per_store):
+def test_random_damage_is_all_found_and_none_false(
+    toy_store, sharded_store, uncompressed_shards, scaled_store, faults_per_store
+):
     """Faults, ten at a time: flipped bits, truncations, deletions, additions, each in a file of its own."""
     rng = np.random.default_rng(0)
-    for store in (toy_store, sharded_store, scaled_store):
+    for store in (toy_store, sharded_store, uncompressed_shards, scaled_store):
         folder = store.location.root
         whole = files_of(folder)
         made = 0

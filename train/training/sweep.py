@@ -17,6 +17,7 @@ from pathseg.store.blocks import Selection, select_blocks
 from pathseg.store.features import FeatureStore
 from pathseg.store.format.size import format_bytes
 from pathseg.store.runtime.device import device as resolve_device
+from pathseg.store.runtime.device import precision_warnings
 from pathseg.store.runtime.workspace import heads_path
 from pathseg.train.config import IMAGE, BaselineConfig, Config, HeadConfig
 from pathseg.train.data.joined import JoinedStores, store_name
@@ -450,12 +451,15 @@ def describe_plan(
     target = torch.device(resolve_device(device))
     groups = passes(stores, runs, device=target)
     line = f"{heads} in {len(groups)} pass{'es' * (len(groups) > 1)} over {over}, {complete}"
+    warnings = _without_images(plan)
+    for precision in sorted({config.precision for config, _ in runs}):
+        warnings += "".join(f"\nwarning: {text}" for text in precision_warnings(target.type, precision))
     if not images:
-        return line + _without_images(plan)
+        return line + warnings
     configs = [[config for config, _ in group] for group in groups]
     largest = max(configs, key=lambda own: image_bytes(stores, required_layers(own)))
     kept = describe_kept(stores, largest, images, device=target, memory_bytes=memory_bytes)
-    return f"{line}; {'in the largest pass ' if len(groups) > 1 else ''}{kept}{_without_images(plan)}"
+    return f"{line}; {'in the largest pass ' if len(groups) > 1 else ''}{kept}{warnings}"
 
 
 def _without_images(plan: SweepPlan) -> str:

@@ -1,7 +1,11 @@
+import platform
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
-from pathseg.store.runtime.device import device, ieee_float32, upload, worker_device
+from pathseg.store.runtime.device import device, ieee_float32, precision_warnings, upload, worker_device
 
 
 def settings():
@@ -79,3 +83,14 @@ def test_a_worker_without_a_gpu_takes_auto(monkeypatch):
 def test_values_are_uploaded():
     values = torch.arange(6).view(2, 3).T
     assert torch.equal(upload(values, torch.device("cpu")), values)
+
+
+def test_arithmetic_that_a_cpu_lacks_is_warned_of():
+    flags = Path("/proc/cpuinfo")
+    if platform.machine() != "x86_64" or not flags.exists():
+        pytest.skip("needs /proc/cpuinfo of an x86 processor")
+    known = set(re.findall(r"^flags\s*:(.*)$", flags.read_text(), re.M)[0].split())
+    # oneDNN computes in bfloat16 from AVX-512 or AVX-NE-CONVERT on
+    bfloat16 = {"avx512bw", "avx512vl", "avx512dq"} <= known or "avx_ne_convert" in known
+    assert len(precision_warnings("cpu", "bfloat16")) == (not bfloat16)
+    assert precision_warnings("cpu", "float32") == precision_warnings("cuda", "bfloat16") == ()
