@@ -79,10 +79,11 @@ def draw_figure(results: dict, path: Path) -> bool:
     rows = [row for row in heads["rows"] if "float32_times" in row]
     for offset, row in zip((-0.2, 0.2), rows, strict=True):
         names = {"first": "first layer", "float32": "step", "bfloat16": "step in bfloat16"}
+        names = {name: label for name, label in names.items() if f"{name}_times" in row}
         positions = [position + offset for position in range(len(names))]
         bars = axes[3].barh(positions, [row[f"{name}_times"] for name in names], height=0.38)
         axes[3].bar_label(bars, fmt="%.1f", padding=2, fontsize=8)
-        axes[3].set_yticks(range(3), names.values())
+        axes[3].set_yticks(range(len(names)), names.values())
     axes[3].axvline(1, color="grey", lw=0.8)
     axes[3].set(title="FCN head, times as fast as plain")
     axes[3].margins(x=0.15)

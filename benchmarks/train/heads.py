@@ -3,7 +3,8 @@
     python -m benchmarks.train.heads [--only step,sweep,epoch,precision] [--device cpu] [--release DIR] [--out FILE]
 
 step       One 768 px image, block shapes of the paper's model: forward, backward and Adam of the FCN head on native
-           features, against the same head as plain layers on the upsampled float32 stack, already in memory. Also: the
+           features, against the same head as plain layers on the upsampled float32 stack, already in memory; in
+           bfloat16 where the processor has arithmetic for it. Also: the
            first layer alone; the first layer with `torch.mm` in place of 1x1 convolutions; the native head with a tail
            of PyTorch's own layers in contiguous memory format; and with its tail compiled by `torch.compile`.
            Floating-point operations are counted by torch; the matrix rate is that of a large float32 product in the
@@ -60,6 +61,7 @@ from pathseg.extract.models.load import load_model
 from pathseg.extract.pipeline import extract
 from pathseg.store.features import FeatureStore
 from pathseg.store.grid import PatchGrid
+from pathseg.store.runtime.device import precision_warnings
 from pathseg.train.config import HeadConfig
 from pathseg.train.heads.fcn import FCNHead
 from pathseg.train.heads.native_conv import native_convolution
@@ -144,8 +146,9 @@ def step_row(device: str, model: str, shapes: dict[int, tuple[int, int]], blocks
         "float32": training_step(head, lambda: head(maps, (3, 3)), mask),
         "usual_tail": training_step(plain_tail, lambda: with_own_tail(plain_tail), mask),
         "compiled": training_step(compiled, lambda: with_own_tail(compiled), mask),
-        "bfloat16": training_step(head, half_scores, mask),
     }
+    if not precision_warnings(torch.device(device).type, "bfloat16"):
+        steps["bfloat16"] = training_step(head, half_scores, mask)
     times, rate = time_in_turn(first | steps, TURNS), matmul_flops(device, torch.float32)
     row = {"model": model, "blocks": f"{blocks[0]}-{blocks[-1]}", "matrix_gflops": rate / 1e9}
     row |= {f"{name}_s": statistics.median(values) for name, values in times.items()}
@@ -157,11 +160,10 @@ def step_row(device: str, model: str, shapes: dict[int, tuple[int, int]], blocks
     row |= {f"{name}_of_rate": count / row[f"{name}_s"] / rate for name, count in flops.items()}
     tail = flops["float32"] - flops["native_first"]
     row["tail_of_rate"] = tail / (row["float32_s"] - row["native_first_s"]) / rate
+    wholes = ", ".join(f"{name} {row[f'{name}_times']:.2f}" for name in steps if name != "plain")
     print(
         f"  {model} {row['blocks']:>4}: first layer {row['first_times']:.2f} times "
-        f"(with torch.mm {row['products_first_times']:.2f}), whole step "
-        f"{row['float32_times']:.2f} (plain tail {row['usual_tail_times']:.2f}, compiled {row['compiled_times']:.2f}), "
-        f"bfloat16 {row['bfloat16_times']:.2f}; "
+        f"(with torch.mm {row['products_first_times']:.2f}), whole step {wholes}; "
         f"at {row['native_first_of_rate']:.2f} (first layer) and {row['tail_of_rate']:.2f} (rest) of the "
         f"{rate / 1e9:.0f} GFLOP/s of a matrix product"
     )
