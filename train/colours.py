@@ -49,12 +49,22 @@ def overlay(
     """
     colours = class_colours(classes, background=background, ignore=ignore, own=own)
     painted = painted_classes(classes, background=background, ignore=ignore)
-    picture, several = np.array(tissue, np.float32), len(painted) > 1
+    several = len(painted) > 1
     edge = _edges(codes, px=OUTLINE_PX if several else OUTLINE_ONE_CLASS_PX)
-    for code in painted:
-        inside = codes == code
-        blend(picture, inside & ~edge, colours[code], TINT if several else TINT_ONE_CLASS)
-        blend(picture, inside & edge, colours[code], 1.0)
+    tint = np.zeros(len(classes) + 1)  # by code, the last for codes without a class
+    tint[list(painted)] = TINT if several else TINT_ONE_CLASS
+    opacity, kept = (
+        np.where(
+            edge,
+            on_edge.astype(np.float32).take(codes, mode="clip"),
+            inside.astype(np.float32).take(codes, mode="clip"),
+        )
+        for inside, on_edge in ((tint, tint > 0), (1 - tint, tint == 0))
+    )
+    picture = np.empty((*codes.shape, 3), np.float32)
+    for channel in range(3):
+        colour = np.array([*(rgb(one)[channel] for one in colours), 0], np.float32).take(codes, mode="clip")
+        picture[..., channel] = kept * tissue[..., channel] + opacity * colour
     return picture
 
 

@@ -19,6 +19,7 @@ from pathseg.store.format.packing import PACKINGS
 from pathseg.store.grid import PatchGrid
 from pathseg.store.runtime.atomic_files import write_atomic
 from pathseg.store.runtime.file_lock import file_lock
+from pathseg.store.runtime.prefetch import prefetch_map
 from pathseg.store.sampling import InputImage, Sampling
 from pathseg.train.config import Layer
 from pathseg.train.metrics.object import ObjectRule
@@ -214,7 +215,7 @@ class Predictor:
     ) -> WindowCache:
         shape = len(self.head.classes) + self.head.gives_uncertainty, *self.head.sampling.size
         if not image.slide:
-            return WindowCache.in_memory(len(windows.selected), shape=shape)
+            return WindowCache.in_memory()
         of_windows = WindowCacheIdentity.of(identity, batch_size=self.source.batch_size, windows=windows.selected)
         return WindowCache.on_disk(folder, of_windows, shape=shape)
 
@@ -227,9 +228,18 @@ class Predictor:
         completed = total - sum(map(len, missing))
         on_window(image.id, completed, total)
         with closing(self.source.features(image, windows, missing)) as features_of_batches:
-            for batch, features in zip(missing, features_of_batches, strict=True):
-                cache.write(batch, self._predict_batch(image.id, features))
-                completed += len(batch)
+            predicted = (
+                (batch, self._predict_batch(image.id, features))
+                for batch, features in zip(missing, features_of_batches, strict=True)
+            )
+
+            def write(item: tuple[range, np.ndarray]) -> int:
+                cache.write(*item)
+                return len(item[0])
+
+            # written in a thread while the next batch is predicted here
+            for count in prefetch_map(write, predicted, threads=1, size_bytes=lambda item: item[1].nbytes):
+                completed += count
                 on_window(image.id, completed, total)
 
     def _predicted_windows(

@@ -14,7 +14,7 @@ WINDOW, OVERLAP = (128, 128), 32
 def blend(size, second_class, *, tissue=None, fill=255, **more):
     """A mosaic of two classes; second_class(y, x, h, w) gives its probability in the window at (y, x)."""
     windows = SlidingWindow.over(size, window=WINDOW, overlap=OVERLAP, tissue=tissue)
-    cache = WindowCache.in_memory(len(windows.selected), shape=(2, *WINDOW))
+    cache = WindowCache.in_memory()
     for index, number in enumerate(windows.selected):
         second = np.broadcast_to(second_class(*windows.corner(number), *WINDOW), WINDOW).astype(np.float32)
         cache.write([index], np.stack([1 - second, second])[None])
@@ -131,7 +131,7 @@ def test_probabilities_are_nan_where_nothing_was_computed(tmp_path):
 
 def test_an_uncertainty_behind_the_classes_gets_an_array_of_its_own(tmp_path):
     windows = SlidingWindow.over(WINDOW, window=WINDOW, overlap=OVERLAP)
-    cache = WindowCache.in_memory(1, shape=(3, *WINDOW))
+    cache = WindowCache.in_memory()
     cache.write([0], np.stack([np.full(WINDOW, v, np.float32) for v in (0.25, 0.75, 0.5)])[None])
     settings = MosaicSettings(classes=2, fill=0, probabilities=tmp_path / "p.zarr", uncertainty=True)
     blend_windows(cache, windows, settings)
@@ -198,7 +198,7 @@ def test_a_coarser_level_has_the_confidence_of_the_pixels_whose_codes_it_has():
 
 def test_an_ensembles_uncertainty_is_its_own():
     windows = SlidingWindow.over(WINDOW, window=WINDOW, overlap=OVERLAP)
-    cache = WindowCache.in_memory(1, shape=(3, *WINDOW))
+    cache = WindowCache.in_memory()
     cache.write([0], np.stack([np.full(WINDOW, value, np.float32) for value in (0.75, 0.25, 0.125)])[None])
     mosaic = blend_windows(cache, windows, MosaicSettings(classes=2, fill=255, uncertainty=True, confidence=True))
     assert mosaic.confidence.of_ensemble

@@ -30,7 +30,7 @@ def chunk_file(folder):
 
 
 def test_in_memory_values_come_back_exactly():
-    kept = WindowCache.in_memory(4, shape=SHAPE)
+    kept = WindowCache.in_memory()
     kept.write([0, 2], maps(2))
     np.testing.assert_array_equal(kept.read(2), maps(2)[1])
     assert kept.complete([0, 2])
