@@ -111,10 +111,8 @@ def find_changes(dataset: Dataset, store: FeatureStore, wanted: Contents) -> Cha
     if changed:
         raise StoreError(_changed_message(store, changed))
     before = {image.id: image for image in here.images}
-    unlisted = {contents.images[index].id for index in here.listed} - {contents.images[i].id for i in contents.listed}
-    relisted = {contents.images[index].id for index in contents.listed} & {
-        id_ for index, id_ in enumerate(store.ids) if index not in set(here.listed)
-    }
+    listed_before, listed_now = ({one.images[index].id for index in one.listed} for one in (here, contents))
+    unlisted, relisted = listed_before - listed_now, (before.keys() & listed_now) - listed_before
     return Changes(
         contents,
         new=tuple(image.id for image in contents.images if image.id not in before),

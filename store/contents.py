@@ -79,6 +79,11 @@ class Contents:
         return -(-len(self.images) // self.images_per_unit)
 
     @cached_property
+    def ids(self) -> tuple[str, ...]:
+        """The id of each image, in order."""
+        return tuple(image.id for image in self.images)
+
+    @cached_property
     def listed(self) -> tuple[int, ...]:
         """Indices of the images that the data set lists; no other counts anywhere."""
         return tuple(index for index, image in enumerate(self.images) if image.split != UNLISTED)
@@ -88,7 +93,7 @@ class Contents:
         """Indices of the listed images with labels: those that heads are trained, validated and tested on."""
         return tuple(index for index in self.listed if self.images[index].split != UNLABELLED)
 
-    @property
+    @cached_property
     def padded_px(self) -> tuple[int, int]:
         """Height and width that object ids are padded to: of the largest original image."""
         return max(image.height for image in self.images), max(image.width for image in self.images)

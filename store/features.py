@@ -81,7 +81,7 @@ class FeatureStore:
     @property
     def ids(self) -> tuple[str, ...]:
         """The id of each image, in order."""
-        return tuple(image.id for image in self.contents.images)
+        return self.contents.ids
 
     @property
     def splits(self) -> tuple[str, ...]:

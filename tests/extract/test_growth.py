@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import time
 from collections import Counter
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pathseg.extract.changes import find_changes
 from pathseg.extract.config import ExtractConfig
 from pathseg.extract.datasets.registry import Dataset, Pixels, Sample
 from pathseg.extract.pipeline import extract
@@ -468,3 +470,27 @@ def test_while_another_run_writes_a_store_does_not_grow(files, tmp_path):
     ):
         extract(files.dataset(), ToyModel(), path, CONFIG)
     assert extract(files.dataset(), ToyModel(), path, CONFIG).complete == 4
+
+
+@pytest.mark.soak
+def test_the_time_to_find_a_store_complete_grows_with_its_images_and_not_with_their_square(tmp_path):
+    seconds = []
+    for images in (4_000, 16_000):
+        samples = tuple(Sample(f"i{number}", "train", 256, 256) for number in range(images))
+        black = Pixels(np.zeros((256, 256, 3), np.uint8), np.zeros((256, 256), np.uint8))
+        dataset = Dataset(
+            name="black", samples=samples, load=lambda sample, black=black: black, classes=("all",), size=(256, 256),
+            test_split="test", preprocessing=Preprocessing(),
+        )  # fmt: skip
+        model, path = ToyModel(), tmp_path / f"{images}.zarr"
+        StoreWriter(path, dataclasses.replace(contents_of(dataset, model, CONFIG), images_per_unit=64))
+        store = FeatureStore.open(path)
+        changes = []
+        for _ in range(3):
+            started = time.process_time()
+            changes.append(find_changes(dataset, store, contents_of(dataset, model, CONFIG)))
+            assert all(store.ids[index] == sample.id for index, sample in enumerate(samples))
+            seconds.append((time.process_time() - started, images))
+        assert not any(changes)
+    fastest = {images: min(taken for taken, of in seconds if of == images) for _, images in seconds}
+    assert fastest[16_000] < 8 * fastest[4_000]  # four times, sixteen times by the square
