@@ -614,10 +614,10 @@ def verify_command(store: str, repair: bool) -> None:
 def refine_command(slides: tuple[str, ...], **flags: Any) -> None:
     """Segment slides again after their outlines have changed: extract, train-head and predict in one go.
 
-    Features of every window with tissue are computed once. After that the model is not even loaded: changed outlines
-    are read, a head is trained on them from where the last one ended, and the slides are segmented from the store.
-    Objects are written as detections, so that QuPath does not export them as outlines. Each step is printed as the
-    command that it stands for. Results lie in <out>/<run>/.
+    Features of every window with tissue, or of all windows, are computed once. After that the model is not even loaded:
+    changed outlines are read, a head is trained on them from where the last one ended, and the slides are segmented
+    from the store. Objects are written as detections, so that QuPath does not export them as outlines. Each step is
+    printed as the command that it stands for. Results lie in <out>/<run>/.
 
     Give the same flags again each time: how a store's features were made is taken from it, but not --classes and
     --min-labelled-px.
@@ -641,6 +641,12 @@ def refine_command(slides: tuple[str, ...], **flags: Any) -> None:
     workspace, on_device = flags["workspace"], flags["device"]
     location = flags["store"] or str(paths.store_path(workspace, "slides", Path(features.model).name))
     slide_store, note = SlideStore.open(location, root, features), partial(show, err=True)
+    config = dataclasses.replace(config, tissue=config.tissue or slide_store.tissue)
+    with wrong_flags():
+        if config.tissue == "all" and slide_store.tissue != "all":
+            raise ValueError(
+                f"--tissue all needs every window, but {location} has those with tissue; pass --windows all"
+            )
     with StepBar() as bar:
         words = [*slide_store.words, "--workspace", str(workspace), "--device", on_device]
         bar.start(f"pathseg {shlex.join(words)}")

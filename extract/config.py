@@ -146,6 +146,7 @@ def _json_or_text(text: str) -> Any:
 class SlideStoreConfig:
     """How `refine` keeps a store of slides, where the store does not say it already; each field is a flag.
 
+    windows: None for those that the store follows (`stored_windows`), of a new store "tissue".
     How a store's features were made is taken from the store. Of the settings of slides, None or () is the store's own,
     of a new store the default of `extract`; a store does not record `classes` and `min_labelled_px`. t: None for that
     of the store, of a new one 50.
@@ -157,6 +158,11 @@ class SlideStoreConfig:
     t: int | None = _flag(None, "Timestep of the features.  [default: that of the store, of a new one 50]")
     blocks: tuple[int, ...] | Literal["all", "last"] = _flag(
         (4, 5, 6), "Blocks of the features, as for extract and train-head.", flag_default="4-6"
+    )
+    windows: Literal["tissue", "all"] | None = _flag(
+        None,
+        "Windows whose features are kept, as for extract. all: every window, for stains that the tissue rule, made for "
+        "H&E, does not fit.  [default: as the store was made, of a new one tissue]",
     )
     classes: tuple[str, ...] = _of_slides("classes")
     mpp: float | None = _of_slides("mpp")

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pathseg.extract.config import ExtractConfig, SlideStoreConfig, ViTConfig
 from pathseg.extract.datasets.registry import DatasetOptions, open_dataset
-from pathseg.extract.datasets.slides import recorded_options
+from pathseg.extract.datasets.slides import recorded_options, stored_windows
 from pathseg.extract.inputs.images import list_input_images
 from pathseg.extract.models import load
 from pathseg.extract.models.feature_model import FeatureModel
@@ -32,7 +32,7 @@ OnProgress = Callable[[int, int], None]  # patches done, and in total
 
 @dataclass(frozen=True)
 class SlideStore:
-    """A store of all windows with tissue of a folder of slides, which follows their outlines.
+    """A store of all windows, or of those with tissue, of a folder of slides, which follows their outlines.
 
     location: a path or `s3://bucket/prefix`. existing: None where there is no store yet. model: as `--model`. options,
     config: how slides are read and features made, as `existing` records it.
@@ -46,8 +46,11 @@ class SlideStore:
 
     @classmethod
     def open(cls, location: str, root: Path, config: SlideStoreConfig) -> SlideStore:
-        """Return the store at a location, of the slides and outlines in a folder; nothing is written."""
-        given = {**config.of_slides, "root": root, "windows": "tissue"}
+        """Return the store at a location, of the slides and outlines in a folder; nothing is written.
+
+        Raises as `open_slides` where the folder holds no slides or outlines.
+        """
+        given = {**config.of_slides, "root": root, "windows": config.windows or "tissue"}
         if not open_location(location).exists(MANIFEST):
             t = DEFAULT_T if config.t is None else config.t
             made = ExtractConfig((t,), config.blocks, layout="native")
@@ -57,12 +60,19 @@ class SlideStore:
         own = stored[0] if stored and DEFAULT_T not in stored else DEFAULT_T
         t = own if config.t is None else config.t
         options = dataclasses.replace(recorded_options(key), **given)
+        if config.windows is None:  # the key does not say: the windows themselves do
+            options = dataclasses.replace(options, windows=stored_windows(existing.contents, options))
         return cls(location, existing, config.model, options, ExtractConfig.of_key(key, (t,), config.blocks))
 
     @property
     def t(self) -> int:
         """The timestep of the features."""
         return self.config.t[0]
+
+    @property
+    def tissue(self) -> Literal["otsu", "all"]:
+        """What `predict --tissue` takes all windows of the store."""
+        return "all" if self.options.windows == "all" else "otsu"
 
     @property
     def key(self) -> StoreKey | None:

@@ -39,6 +39,13 @@ def outline(root, *features):
     (root / "slide.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": list(features)}))
 
 
+def write_tiff(path, pixels):
+    tifffile.imwrite(
+        path, pixels, tile=(256, 256), photometric="rgb", resolution=(2e4, 2e4), resolutionunit="CENTIMETER",
+        metadata=None,
+    )  # fmt: skip
+
+
 def slide_store_of(folder, root):
     return SlideStore.open(str(folder / "slides-mini.zarr"), root, SlideStoreConfig(model="mini"))
 
@@ -58,10 +65,7 @@ def refined(tmp_path_factory):
     root, noise = folder / "slides", np.random.default_rng(0).normal(0, 12, (512, 1024, 3))
     root.mkdir()
     pixels = np.where((np.arange(1024) < 500)[None, :, None], RED, BLUE) + noise  # two tissues side by side
-    tifffile.imwrite(
-        root / "slide.tif", pixels.clip(0, 255).astype(np.uint8), tile=(256, 256), photometric="rgb",
-        resolution=(2e4, 2e4), resolutionunit="CENTIMETER", metadata=None,
-    )  # fmt: skip
+    write_tiff(root / "slide.tif", pixels.clip(0, 255).astype(np.uint8))
     outputs, called = [], {"steps": [], "notes": [], "progress": []}
     command = ["refine", str(root / "slide.tif"), "--model", "mini", "--blocks", "4-6", "--workspace", str(folder)]
     computed, features, loaded, load = [], DiffusionFeatures.denoise, [], load_module.load_model
@@ -256,3 +260,66 @@ def test_a_fresh_head_starts_from_random_weights(refined):
     config = RefineConfig(fresh=True, epochs=1, formats=("overlay",))
     run = refine_slides(slide_store_of(folder, folder / "slides"), folder, config).run
     assert run.settings == HeadConfig(blocks=(4, 5, 6), head_type="linear", lr=1e-2, epochs=1)
+
+
+def invoke(*words):
+    result = CliRunner().invoke(main, [str(word) for word in words])
+    assert result.exit_code == 0, result.output
+    return result
+
+
+@pytest.fixture
+def pale(tmp_path):
+    """A slide of 1024x512 px whose right half is too pale for the tissue rule, its folder, and flags of `refine`."""
+    root, noise = tmp_path / "slides", np.random.default_rng(0).normal(0, 4, (512, 1024, 3))
+    root.mkdir()
+    across = np.arange(1024)[None, :, None]
+    pixels = np.where(across < 200, RED, np.where(across < 400, BLUE, (238, 237, 236))) + noise
+    pixels[:, 400:] = pixels[:, 400:, :1]  # gray
+    write_tiff(root / "slide.tif", pixels.clip(0, 255).astype(np.uint8))
+    outline(root, box(10, 10, 80, 80, "left"), box(300, 10, 390, 80, "right"))
+    return root, ["refine", root, "--model", "mini", "--blocks", 5, "--epochs", 1, "--format", "mask",
+                  "--workspace", tmp_path]  # fmt: skip
+
+
+def splits_of(root):
+    contents = FeatureStore.open(root.parent / "slides-mini.zarr").contents
+    return {image.corner: image.split for image in contents.images}
+
+
+def predicted(root, number):
+    """Which of the two windows were predicted by this run."""
+    mask = tifffile.imread(root.parent / f"refined/slides-mini-refine-linear-{number}/mask/slide.tif")
+    return tuple(bool((half != 255).any()) for half in (mask[:, :512], mask[:, 600:]))
+
+
+def test_windows_that_a_store_was_made_with_are_kept(pale):
+    root, command = pale
+    made = ("--dataset", "slides", "--root", root, "--model", "mini", "--blocks", 5, "--layout", "native")
+    invoke("extract", *made, "--windows", "all", "--workspace", root.parent)
+    output = invoke(*command).output
+    assert splits_of(root) == {(0, 0): "train", (0, 512): "unlabelled"}
+    assert predicted(root, 1) == (True, True)
+    extract, _, predict = (parsed(line[2:]) for line in output.splitlines() if line.startswith("$ pathseg"))
+    assert (extract["windows"], predict["tissue"]) == ("all", "all")
+    invoke(*command, "--tissue", "otsu")
+    assert (splits_of(root)[0, 512], predicted(root, 2)) == ("unlabelled", (True, False))
+
+
+def test_windows_are_chosen_for_a_new_store_and_changed_in_an_old_one(pale):
+    root, command = pale
+    invoke(*command)
+    assert splits_of(root) == {(0, 0): "train"}
+    refused = CliRunner().invoke(main, [*map(str, command), "--tissue", "all"])
+    assert refused.exit_code == 2 and "--windows all" in refused.output and "slides-mini.zarr" in refused.output
+    invoke(*command, "--windows", "all")
+    assert (splits_of(root)[0, 512], predicted(root, 2)) == ("unlabelled", (True, True))
+    invoke(*command, "--windows", "tissue")
+    assert (splits_of(root)[0, 512], predicted(root, 3)) == ("unlisted", (True, False))
+    invoke(*command)
+    assert splits_of(root)[0, 512] == "unlisted"  # as it was asked for last
+
+
+def test_a_slide_that_is_all_tissue_does_not_say_that_all_windows_are_wanted(refined):
+    folder, _, _ = refined
+    assert slide_store_of(folder, folder / "slides").options.windows == "tissue"

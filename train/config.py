@@ -319,7 +319,8 @@ def _name(config: Config, parts: list[str], *, said: tuple[str, ...]) -> str:
 class RefineConfig:
     """How `refine` trains the next head and what it writes; each field is a flag.
 
-    fresh: whether the head starts from random weights, not from the last run. formats: as of `predict`.
+    fresh: whether the head starts from random weights, not from the last run. tissue, formats: as of `predict`; tissue
+    None for its default, the command takes what fits the windows of the store.
 
     Raises ValueError, naming setting, rule and value, for a setting out of range.
     """
@@ -328,6 +329,9 @@ class RefineConfig:
     lr: float = _flag(1e-2, "Learning rate of the head.")
     epochs: int = _flag(10, "Passes over the windows with labels.")
     fresh: bool = _flag(False, "Start from random weights, not from the last run of this command.")
+    tissue: Literal["otsu", "all"] | None = _flag(
+        None, "As for predict.  [default: all where the store follows all windows, otherwise otsu]"
+    )
     formats: tuple[str, ...] = _flag(
         ("geojson", "review", "overlay"), "As for predict.", flag="--format", shown="geojson,review,overlay"
     )

@@ -167,5 +167,5 @@ def _train(
 def _predict_settings(store: FeatureStore, config: RefineConfig) -> PredictConfig:
     """Objects are detections, counted from where the outlines of the store are."""
     origin = store.contents.key.preprocessing.settings.get("outline_origin")
-    given = PredictConfig(formats=config.formats, objects_as="detections")
+    given = PredictConfig(formats=config.formats, tissue=config.tissue or "otsu", objects_as="detections")
     return dataclasses.replace(given, outline_origin="file" if origin == "file" else "bounds")

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from pathseg.extract.datasets.registry import (
 from pathseg.extract.inputs.images import SLIDE_SUFFIXES, one_per_series, open_input_image
 from pathseg.extract.inputs.outlines import OUTLINE_SUFFIXES, UNCLASSIFIED, Outlines, rasterise, read_outlines
 from pathseg.store.classes import background_code
-from pathseg.store.contents import UNLABELLED
+from pathseg.store.contents import UNLABELLED, Contents
 from pathseg.store.key import Preprocessing, Setting, StoreKey
 from pathseg.store.runtime.printable import composed
 from pathseg.store.sampling import InputImage, Sampling, read_field, scaled_range
@@ -258,6 +258,36 @@ def recorded_options(key: StoreKey) -> DatasetOptions:
     names = ("target_mpp", "brush_um", "region_class", "outline_origin", "views")
     kept = {name: settings[name] for name in names if name in settings}
     return DatasetOptions(window_px=key.size[0], mpp=settings.get("file_mpp"), **kept)
+
+
+def stored_windows(contents: Contents, options: DatasetOptions) -> Literal["tissue", "all"]:
+    """Return which windows of slides a store follows: "all" where it lists one without labels and without tissue.
+
+    Every window of all its slides must be listed then, so that a store of windows with tissue stays one where another
+    rule of what tissue is finds less. options: with the folder of the slides, and how the store's windows were read;
+    slides that are not in the folder or cannot be read tell nothing. Raises as `open_slides` for the folder.
+    """
+    side, target = options.window_px or WINDOW_PX, options.target_mpp or TARGET_MPP
+    listed: dict[str, dict[tuple[int, int], str]] = {}  # split of each window by its corner, by composed name
+    for entry in (contents.images[index] for index in contents.listed):
+        if entry.slide is not None and entry.corner is not None:
+            listed.setdefault(composed(entry.slide), {})[entry.corner] = entry.split
+    if not any(UNLABELLED in splits.values() for splits in listed.values()):
+        return "tissue"
+    slides, reader, beside = _pair_files(dataset_root("slides", options))[0], SlideReader(target, options.mpp), False
+    for name, path in slides.items():
+        if (splits := listed.get(composed(name))) is None:
+            continue
+        try:
+            image = reader.open(path)
+            if not splits.keys() >= set(_windows(image, side, None)):
+                return "tissue"
+            if not beside and UNLABELLED in splits.values() and (tissue := image.tissue()) is not None:
+                without = splits.keys() - _windows(image, side, tissue)
+                beside = any(splits[corner] == UNLABELLED for corner in without)
+        except (ValueError, FileNotFoundError):  # `open_slides` names it with its other faults
+            continue
+    return "all" if beside else "tissue"
 
 
 def _pair_files(root: Path) -> tuple[Files, Files, int, list[str]]:
