@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pathseg.store.blocks import BLOCKS, format_blocks
 from pathseg.train.config import BATCH_PX, HeadConfig
-from pathseg.train.report.systems import FEATURES, System, is_unconditional, system_name
+from pathseg.train.report.systems import UNCONDITIONAL, System, is_unconditional, system_name
 
 
 def fairness_notes(systems: Sequence[System], *, beside_paper: bool) -> tuple[str, ...]:
@@ -14,18 +14,30 @@ def fairness_notes(systems: Sequence[System], *, beside_paper: bool) -> tuple[st
 
     beside_paper: whether the paper's scores, which are of all blocks, stand in the same table.
     """
-    notes = [*_zero_embedding(systems), *_early_stop(systems)]
+    notes = [*_unconditional(systems), *_early_stop(systems)]
     return (*notes, *(_fewer_blocks(systems) if beside_paper else ()))
 
 
-def _zero_embedding(systems: Sequence[System]) -> list[str]:
-    names = [one.name for one in systems if is_unconditional(one.run) and one.run.data.key.model not in FEATURES]
-    if not names:
-        return []
-    return [
-        f"{', '.join(names)}: --condition none gives the conditional model a zero embedding. That is not the paper's "
-        "unconditional model, which was trained separately; only a release without conditioning stage is one."
-    ]
+def _unconditional(systems: Sequence[System]) -> list[str]:
+    """What stands behind the rows of releases without condition: the paper's model or one of an unknown kind."""
+    unconditional = [one for one in systems if is_unconditional(one.run)]
+    systems_of = {one.name: UNCONDITIONAL.get(one.run.data.key.model) for one in unconditional}
+    papers = [name for name, system in systems_of.items() if system == "PathSegDiff-uncond"]
+    unknown = [name for name, system in systems_of.items() if system is None]
+    notes = []
+    if papers:
+        notes.append(
+            f"{', '.join(papers)}: --condition none gives the conditional model a zero embedding. That is not the "
+            "paper's unconditional model, which was trained separately; only a release without conditioning stage is "
+            "one."
+        )
+    if unknown:
+        notes.append(
+            f"{', '.join(unknown)}: of features without condition a store does not say whether the release is of the "
+            "paper's kind, so they are not called PathSegDiff-uncond, whichever release it is; those of --model "
+            "brca-hipt-20x and mini are."
+        )
+    return notes
 
 
 def _early_stop(systems: Sequence[System]) -> list[str]:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pathseg.store.key import StoreKey
 from pathseg.train.config import BaselineConfig
 from pathseg.train.report.sweeps import Repeats, features_label, find_repeats, model_label
 from pathseg.train.runs.finished_run import FinishedRun
@@ -20,8 +21,11 @@ SYSTEMS = {
     "linear": "linear probe",
 }
 HIPT = ("hipt", "mini-hipt")  # models that give patch tokens
-# names of the systems on features of other models than the paper's
-FEATURES = {**dict.fromkeys(HIPT, "HIPT"), "zoomldm-brca": "ZoomLDM-uncond"}
+# The systems of latent diffusion models without condition, by the model's name: nothing else in a store tells the
+# paper's model from ZoomLDM or any other release then. Those of other names are called by their own.
+UNCONDITIONAL = {
+    "brca-hipt-20x": "PathSegDiff-uncond", "mini": "PathSegDiff-uncond", "zoomldm-brca": "ZoomLDM-uncond",
+}  # fmt: skip
 WEIGHTS = {"imagenet": "ImageNet weights", "none": "random weights"}  # first weights of a baseline
 ORDER = (
     "PathSegDiff", "PathSegDiff-uncond", "DDPMSeg (pixel ensemble)", "HIPT", "Res-UNet", "VGG16-FCN8", "linear probe",
@@ -65,6 +69,8 @@ class System:
 def system_name(run: FinishedRun) -> str:
     """Return the paper's name for a system; features other than the conditioned diffusion model's are named too.
 
+    Only features of which the store says that they are the paper's have its names: those of a release in a folder of
+    any name that were made without condition are called `NAME, condition none`.
     A head on joined stores is named after what it reads, `mini 4-6 + mini-hipt 4-6`: each choice is a system.
     """
     name = _without_image(run)
@@ -76,21 +82,31 @@ def _without_image(run: FinishedRun) -> str:
     if len(run.data.sources) > 1:
         joined = features_label(run)
         return joined if network == "fcn" else f"{SYSTEMS[network]} on {joined}"
-    features = FEATURES.get(key.model, "PathSegDiff-uncond" if is_unconditional(run) else "")
-    if key.model not in FEATURES and (key.first_stage == "none" or key.diffusers is not None):  # a model of the user's
-        features = key.model
-    if key.zoom is not None:
-        features = "ZoomLDM"
+    features = _features_name(key)
     if run.is_baseline or not features:
         return SYSTEMS[network]
     return features if network == "fcn" else f"{SYSTEMS[network]} on {features}"
 
 
+def _features_name(key: StoreKey) -> str:
+    """Return the name of a system by the features of one store; empty for latent diffusion conditioned as the paper's.
+
+    A release with condition `ssl` takes it from a ViT of HIPT's kind, or has `zoom` in its key: no other is read.
+    """
+    if key.zoom is not None:
+        return "ZoomLDM"
+    if key.model_kind == "vit" and key.model in HIPT:
+        return "HIPT"
+    if key.model_kind != "latent-diffusion":  # a model of the user's
+        return key.model
+    return UNCONDITIONAL.get(key.model, f"{key.model}, condition none") if key.condition == "none" else ""
+
+
 def is_unconditional(run: FinishedRun) -> bool:
     """Whether a run learned from features of one release without condition; False for those of other models."""
     key = run.data.key
-    other = key.model in HIPT or key.first_stage == "none" or key.diffusers is not None or len(run.data.sources) > 1
-    return not run.is_baseline and not other and key.condition == "none"
+    one_release = key.model_kind == "latent-diffusion" and len(run.data.sources) == 1
+    return not run.is_baseline and one_release and key.condition == "none"
 
 
 def find_systems(runs: Sequence[FinishedRun]) -> tuple[System, ...]:

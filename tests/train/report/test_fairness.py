@@ -11,9 +11,18 @@ def notes(runs, *, beside_paper=True):
 
 def test_a_zero_embedding_is_said_not_to_be_the_papers_unconditional_model(make_run):
     unconditional = {"condition": "none"}
-    runs = [make_run(), make_run(key=unconditional), make_run(key={"model": "hipt", **unconditional})]
+    tokens = {"model": "hipt", "first_stage": "none", **unconditional}
+    runs = [make_run(), make_run(key=unconditional), make_run(key=tokens)]
     (note,) = notes([*runs, make_run(network="res-unet", key=unconditional)])
     assert note.startswith("PathSegDiff-uncond: ") and "trained separately" in note and "zero embedding" in note
+
+
+def test_a_release_of_any_name_without_condition_is_said_not_to_be_known(make_run):
+    others = [make_run(key={"model": name, "condition": "none"}) for name in ("zoomldm", "zoomldm-brca")]
+    (note,) = notes(others)
+    assert note.startswith("zoomldm, condition none: ") and "does not say" in note and "brca-hipt-20x" in note
+    both = notes([*others, make_run(key={"condition": "none"})])
+    assert [text.partition(":")[0] for text in both] == ["PathSegDiff-uncond", "zoomldm, condition none"]
 
 
 def ensemble(make_run, steps, *, seed=0):

@@ -7,6 +7,7 @@ from pathseg.train.report.systems import find_systems, system_name
 
 VIT = {"architecture": "vit_large_patch16_224", "mean": [0.5] * 3, "std": [0.5] * 3, "input_px": 224, "norm": "final"}
 ZOOM = {"magnification": "20x", "vit": VIT}
+TOKENS = {"first_stage": "none", "condition": "none"}  # of a model without latents
 GOOD, FAIR = np.array([[50, 10], [20, 20]]), np.array([[40, 20], [20, 20]])
 
 
@@ -15,8 +16,16 @@ GOOD, FAIR = np.array([[50, 10], [20, 20]]), np.array([[40, 20], [20, 20]])
     [
         ({}, {}, "PathSegDiff"),
         ({"condition": "none"}, {}, "PathSegDiff-uncond"),
-        ({"model": "hipt", "condition": "none"}, {}, "HIPT"),
-        ({"model": "mini-hipt", "condition": "none"}, {}, "HIPT"),
+        ({"model": "brca-hipt-20x", "condition": "none"}, {}, "PathSegDiff-uncond"),
+        ({"model": "my-brca"}, {}, "PathSegDiff"),  # conditioned as the paper's: on a ViT of HIPT's kind
+        ({"model": "zoomldm", "condition": "none"}, {}, "zoomldm, condition none"),
+        ({"model": "my-kl", "first_stage": "kl-f8", "condition": "none"}, {}, "my-kl, condition none"),
+        ({"model": "zoomldm", "condition": "none"}, {"head_type": "linear"}, "linear probe on zoomldm, condition none"),
+        ({**TOKENS, "model": "hipt"}, {}, "HIPT"),
+        ({**TOKENS, "model": "mini-hipt"}, {}, "HIPT"),
+        ({"model": "hipt", "condition": "none"}, {}, "hipt, condition none"),  # a release in a folder of that name
+        ({**TOKENS, "model": "hipt", "vit": VIT}, {}, "hipt"),  # of timm, in a folder of that name
+        ({**TOKENS, "model": "zoomldm-brca", "vit": VIT}, {}, "zoomldm-brca"),
         ({"model": "zoomldm-brca", "condition": "none"}, {}, "ZoomLDM-uncond"),
         ({"model": "zoomldm-brca", "zoom": ZOOM}, {}, "ZoomLDM"),
         ({"model": "my-zoom", "zoom": ZOOM}, {"head_type": "linear"}, "linear probe on ZoomLDM"),
@@ -24,7 +33,7 @@ GOOD, FAIR = np.array([[50, 10], [20, 20]]), np.array([[40, 20], [20, 20]])
         ({"model": "tissue-sd", "condition": "none", "diffusers": {"context": "zero"}}, {}, "tissue-sd"),
         ({"model": "uni", "first_stage": "none", "condition": "none"}, {"head_type": "linear"}, "linear probe on uni"),
         ({}, {"head_type": "linear"}, "linear probe"),
-        ({"model": "hipt"}, {"head_type": "linear"}, "linear probe on HIPT"),
+        ({**TOKENS, "model": "hipt"}, {"head_type": "linear"}, "linear probe on HIPT"),
         ({}, {"head_type": "pixel-ensemble"}, "DDPMSeg (pixel ensemble)"),
         ({}, {"network": "res-unet"}, "Res-UNet"),
         ({"condition": "none"}, {"network": "vgg16-fcn8"}, "VGG16-FCN8"),
@@ -65,8 +74,8 @@ def test_a_run_with_other_object_rules_is_no_other_setting(make_run):
 
 
 def test_the_papers_own_system_comes_first(make_run):
-    runs = [make_run(network="res-unet"), make_run(key={"model": "hipt"}), make_run(key={"condition": "none"}),
-            make_run()]  # fmt: skip
+    runs = [make_run(network="res-unet"), make_run(key={**TOKENS, "model": "hipt"}),
+            make_run(key={"condition": "none"}), make_run()]  # fmt: skip
     assert [one.name for one in find_systems(runs)] == ["PathSegDiff", "PathSegDiff-uncond", "HIPT", "Res-UNet"]
 
 
@@ -78,6 +87,8 @@ def test_a_baseline_names_its_first_weights(make_run):
 def test_a_head_on_unconditional_features_names_their_condition(make_run):
     (one,) = find_systems([make_run(key={"condition": "none"})])
     assert one.weights == "mini, condition none"
+    (one,) = find_systems([make_run(key={"model": "zoomldm", "condition": "none"})])
+    assert one.name == one.weights == "zoomldm, condition none"
 
 
 def test_a_head_names_the_model_of_its_features(make_run):

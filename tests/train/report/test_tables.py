@@ -248,8 +248,8 @@ def test_a_system_says_what_its_head_costs(make_run):
 
 def test_a_system_says_how_many_patches_a_second_its_features_took(make_run, make_joined_run, tmp_path):
     """20 passes in 4 s, 30 in 3 s; a head that reads both takes 1/5 + 1/10 s a patch."""
-    mini, hipt = make_run(), make_run(key={"model": "hipt"})
-    joined = make_joined_run({"blocks": (4,)}, {"blocks": (4,), "key": {"model": "hipt"}})
+    mini, hipt = make_run(), make_run(key={"model": "hipt", "first_stage": "none"})
+    joined = make_joined_run({"blocks": (4,)}, {"blocks": (4,), "key": {"model": "hipt", "first_stage": "none"}})
     baseline = make_run(network="res-unet")
     for run, passes, seconds in ((mini, 20, 4.0), (hipt, 30, 3.0)):
         record_speed(tmp_path, run.data.key, ExtractionSpeed(run.data.key.model, passes, seconds, "cpu"))
