@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Collection, Mapping
 from functools import partial
@@ -21,6 +20,7 @@ from pathseg.extract.datasets.image_files import (
     read_mask,
     resize_pair,
 )
+from pathseg.extract.datasets.patch_names import slides_by_name
 from pathseg.extract.datasets.registry import (
     PADDED,
     PADDING_CLASS,
@@ -45,10 +45,6 @@ MAX_CLASSES = 64  # more codes than this in a mask are instance ids or smoothed 
 MIN_HIGHEST_ID = 4  # masks that hold 1..N each, with other N, hold ids from here on; below, they may well be classes
 MIN_ODD_CODES = 10  # above so many codes, codes of which most are in a single mask are ids
 INSTANCE_CLASSES = ("background", "object")
-PATCH_NAME = re.compile(  # SLIDE_x123_y456, SLIDE_tile12, SLIDE_row1_col2, SLIDE_123_456
-    r"(.+?)[ _.-](?:(?:x|y|row|col|tile|patch|crop)[ _.=-]?\d+(?:[ _.-](?:x|y|row|col)?[ _.=-]?\d+)*|\d+[_-]\d+)",
-    re.IGNORECASE,
-)
 
 Files = dict[str, Path]  # by id, the file's name without its suffix
 
@@ -331,13 +327,13 @@ def read_splits(
 def slide_warnings(samples: tuple[Sample, ...]) -> tuple[str, ...]:
     """Return a line where images of one source are in several splits, or seem to be and no source is named.
 
-    Without a source, patches of a slide are files whose names (PATCH_NAME) differ in coordinates alone.
+    Without a source, patches of a slide are files whose names differ in coordinates alone, see `slides_by_name`.
     """
     named = any(sample.source is not None for sample in samples)
+    slides = {} if named else slides_by_name(sample.id for sample in samples)
     splits: dict[str, list[str]] = {}
     for sample in samples:
-        match = PATCH_NAME.fullmatch(sample.id)
-        if source := sample.source if named else match and match[1]:
+        if source := sample.source if named else slides.get(sample.id):
             splits.setdefault(source, []).append(sample.split)
     divided = [source for source, of_source in splits.items() if len(set(of_source)) > 1]
     if divided:

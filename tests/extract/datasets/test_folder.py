@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 
+from pathseg.cli import main
 from pathseg.extract.config import ExtractConfig
 from pathseg.extract.datasets.registry import DatasetError, DatasetOptions, open_dataset
 from pathseg.extract.pipeline import extract
@@ -96,12 +98,36 @@ def test_a_column_of_splits_csv_that_would_be_dropped_is_refused(root, header):
     assert "splits.csv: the column" in problem and "source" in problem
 
 
-@pytest.mark.parametrize("name", ["slide_x{}_y0", "slide_{}_256", "slide_tile{}", "slide-row{}-col3"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "slide_x{}_y0",
+        "slide_{}_256",
+        "slide_tile{}",
+        "slide-row{}-col3",
+        "slide [x={},y=512,w=512,h=512]",
+        "slide [d=2,x={},y=512,w=512,h=512]",
+        "slide_xmin{}_ymin25055_MPP-0.2500",
+        "slide_x{}y2000",
+        "slide_({},20)",
+        "slide_{}_0_512_512",
+    ],
+)
 def test_patches_of_a_slide_in_several_splits_are_a_warning_without_sources(tmp_path, name):
     for number in range(10):
         add(tmp_path, name.format(number))
     (warning,) = listed(tmp_path).warnings
     assert "'slide': test and train" in warning and "splits.csv" in warning
+
+
+def test_the_command_warns_of_qupath_tiles_of_a_slide_in_several_splits(tmp_path):
+    for number in range(10):
+        add(tmp_path, f"slide [x={512 * number},y=512,w=512,h=512]")
+    arguments = ["extract", "--dataset", "folder", "--root", str(tmp_path), "--model", "mini", "--dry-run"]
+    result = CliRunner().invoke(main, [*arguments, "--workspace", str(tmp_path / "work")])
+    assert result.exit_code == 0, result.output
+    (warning,) = (line for line in result.output.splitlines() if "warning" in line)
+    assert "1 slides or patients" in warning and "'slide': test and train" in warning
 
 
 def test_numbered_images_are_no_patches_of_a_slide(root):
