@@ -67,6 +67,12 @@ def shared_sources(store: FeatureStore, splits: Splits) -> dict[str, int]:
     return {name: count for name, count in shared.items() if count}
 
 
+def sources_of(store: FeatureStore, indices: Iterable[int]) -> tuple[str, ...]:
+    """Return the sources (patients, slides, regions) of images, sorted; empty where none has one."""
+    images = store.contents.images
+    return tuple(sorted({source for index in indices if (source := images[index].source) is not None}))
+
+
 def run_splits(store: FeatureStore, config: Config, *, without: Collection[int] = ()) -> tuple[Splits, int]:
     """Return the splits of a run, training images cut to those it takes, and how many images an epoch of it has.
 

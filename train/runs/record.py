@@ -62,6 +62,25 @@ class Source:
 
 
 @dataclass(frozen=True)
+class SeenImages:
+    """Images that weights were trained and validated on.
+
+    train, val: ids. train_sources, val_sources: the patients, slides or regions of those that have one. Each sorted.
+    """
+
+    train: tuple[str, ...] = ()
+    val: tuple[str, ...] = ()
+    train_sources: tuple[str, ...] = ()
+    val_sources: tuple[str, ...] = ()
+
+    def __or__(self, other: SeenImages) -> SeenImages:
+        """Return the union."""
+        return SeenImages(*(
+            tuple(sorted({*getattr(self, name), *getattr(other, name)})) for name in SeenImages.__dataclass_fields__
+        ))  # fmt: skip
+
+
+@dataclass(frozen=True)
 class RunData:
     """What a run was trained on.
 
@@ -72,6 +91,9 @@ class RunData:
     not count them. train_images: number of training images, of which each may have several views. patch_bytes: of the
     features that the head reads of one patch, as they are in memory; of a baseline 0. Both None in runs made before
     they were recorded. colours: `#RRGGBB` of each class, None of one without; empty where the store has none.
+    image_sources: the patients, slides or regions of the images under `train` and `val`, of a split that has any; empty
+    in runs that did not record them. ancestors: the images of the runs whose weights it started from, directly or
+    through others; None of a run that started afresh, and of runs that did not record them.
     """
 
     sources: Annotated[tuple[Source, ...], msgspec.Meta(min_length=1)]
@@ -85,6 +107,8 @@ class RunData:
     train_images: int | None = None
     patch_bytes: int | None = None
     colours: tuple[Colour | None, ...] = ()
+    image_sources: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    ancestors: SeenImages | None = None
 
     @property
     def store(self) -> str:
@@ -135,6 +159,9 @@ class RunConfig:
     def to_json(self) -> bytes:
         """The content of config.json."""
         rest = {name: getattr(self, name) for name in ("settings", "data", "parameters", "versions", "device")}
+        data = msgspec.to_builtins(self.data, str_keys=True)
+        optional = ("image_sources", "ancestors")  # left out where unset, as in runs of earlier releases
+        rest["data"] = {name: value for name, value in data.items() if value or name not in optional}
         return encode_json({"format": FORMAT, "kind": self.kind, **rest})
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -14,9 +15,10 @@ from pathseg.train.config import IMAGE, Config, HeadConfig, InitialWeights
 from pathseg.train.data.joined import JoinedStores
 from pathseg.train.data.splits import Splits
 from pathseg.train.heads.registry import HEADS
+from pathseg.train.runs.ancestry import seen_images
 from pathseg.train.runs.finished_run import FinishedRun
 from pathseg.train.runs.folder import RunFolder
-from pathseg.train.runs.record import TRAIN_AGAIN
+from pathseg.train.runs.record import TRAIN_AGAIN, SeenImages
 
 # fields of a key that decide what a feature means; others, such as the data set, may differ
 OF_THE_MODEL = ("model_digest", "condition", "vit", "surroundings", "diffusers", "zoom")
@@ -36,26 +38,60 @@ def require_initial_run(stores: JoinedStores, config: Config, splits: Splits) ->
     """Raise ValueError, naming both values, unless the initial weights of a head, if any, fit its settings and stores.
 
     The run must be of the same type of head on the same blocks of the same models and share a class with the stores. No
-    patient, slide or image that it was trained on may validate or test now, none that it was validated on may test.
+    patient, slide or image that it or a run that it started from was trained on may validate or test now, none that one
+    of them was validated on may test. A head on a subset of the training images starts only from runs that have seen no
+    image but those of its subset and its validation images.
     """
     if not isinstance(config, HeadConfig) or config.initial_weights is None:
         return
     run, _ = _read_run(stores, config, config.initial_weights)
+    seen = _seen_by(run, stores)
+    who = f"{run.name}{' or a run that it started from' * _has_parent(run)}"
     images = stores.images.contents.images
-    source = {image.id: image.source or image.id for image in images}
-    trained, validated = (
-        {source[id_] for id_ in run.data.images.get(name, ()) if id_ in source} for name in ("train", "val")
-    )
-    val, test = (
-        {source[images[i].id] for own in splits_now for i in own}
-        for splits_now in ([splits.val], splits.tests.values())
-    )
-    if leaked := sorted((trained & (val | test)) | (validated & test)):
+    val = [images[i] for i in splits.val]
+    test = [images[i] for own in splits.tests.values() for i in own]
+    leaked = {
+        image.source or image.id
+        for ids, sources, scored in (
+            (set(seen.train), set(seen.train_sources), [*val, *test]),
+            (set(seen.val), set(seen.val_sources), test),
+        )
+        for image in scored
+        if image.id in ids or image.source in sources
+    }
+    if leaked:
         raise ValueError(
-            f"{run.name} was trained or validated on {leaked[0]}"
-            f"{f' and {len(leaked) - 1} more' if len(leaked) > 1 else ''}, which is to validate or test now, so that "
+            f"{who} was trained or validated on {_first(leaked)}, which is to validate or test now, so that "
             "scores would be too high; pass another --from, or keep its split in splits.csv"
         )
+    allowed = {images[i].id for i in (*splits.train, *splits.val)}
+    if config.train_images != "all" and (more := {*seen.train, *seen.val} - allowed):
+        raise ValueError(
+            f"{who} has seen {_first(more)}, but train_images {config.train_images} leaves a subset of the training "
+            "images without it, so that the head would count as trained on fewer images than it was; pass "
+            "--train-images all, or leave --from out"
+        )
+
+
+def initial_run_images(stores: JoinedStores, config: Config) -> SeenImages | None:
+    """Return the images that the initial weights of a head have seen, None where it starts from random ones."""
+    if not isinstance(config, HeadConfig) or config.initial_weights is None:
+        return None
+    return _seen_by(FinishedRun.read(RunFolder(Path(config.initial_weights.run))), stores)
+
+
+def _seen_by(run: FinishedRun, stores: JoinedStores) -> SeenImages:
+    sources = {image.id: image.source for image in stores.images.contents.images if image.source is not None}
+    return seen_images(run.folder, run.config, sources=sources)
+
+
+def _has_parent(run: FinishedRun) -> bool:
+    return isinstance(run.settings, HeadConfig) and run.settings.initial_weights is not None
+
+
+def _first(names: Collection[str]) -> str:
+    """Return the first of some names, and how many more there are."""
+    return f"{min(names)}{f' and {len(names) - 1} more' if len(names) > 1 else ''}"
 
 
 def load_initial_weights(head: nn.Module, stores: JoinedStores, config: HeadConfig) -> None:

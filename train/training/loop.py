@@ -18,7 +18,7 @@ from pathseg.train.config import BATCH_PX, IMAGE, BaselineConfig, Config, HeadCo
 from pathseg.train.data.augment import apply_symmetry, apply_symmetry_to_features, symmetry
 from pathseg.train.data.joined import JoinedStores
 from pathseg.train.data.reader import Batch, FeatureReader, class_pixels, required_layers
-from pathseg.train.data.splits import Splits, draw_views, first_views, run_splits, shared_sources
+from pathseg.train.data.splits import Splits, draw_views, first_views, run_splits, shared_sources, sources_of
 from pathseg.train.heads.baselines import VGG16FCN8, ResUNet, start_from_imagenet
 from pathseg.train.heads.inference import score
 from pathseg.train.heads.pixel_ensemble import PixelEnsemble, train_on_buffer
@@ -37,7 +37,7 @@ from pathseg.train.training.checkpoint import (
     seeded,
 )
 from pathseg.train.training.evaluation import pixel_loss, score_split, tune_objects, validate
-from pathseg.train.training.initial_weights import load_initial_weights
+from pathseg.train.training.initial_weights import initial_run_images, load_initial_weights
 
 OnEpoch = Callable[[RunFolder, Epoch], None]
 
@@ -239,6 +239,8 @@ def run_config(stores: JoinedStores, settings: Config, splits: Splits, *, parame
         train_images=len(first_views(store, splits.train)),
         patch_bytes=stores.image_bytes(layer for layer in settings.layers if layer != IMAGE) // contents.grid.patches,
         colours=contents.colours,
+        image_sources={name: own for name in ("train", "val") if (own := sources_of(store, splits.named()[name]))},
+        ancestors=initial_run_images(stores, settings),
     )
     return RunConfig(settings, data, parameters, versions(), device)
 
