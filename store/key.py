@@ -168,8 +168,8 @@ class ZoomSettings:
     """How ZoomLDM was conditioned, by embeddings of the 20x patches that each picture covers.
 
     magnification: of the pictures. vit: the model that gave the embeddings, whose weights are in the model's digest.
-    cells: what stood for the 20x patches, `enlarged` for the cells of 256 px of the picture itself, enlarged to 20x
-    (bicubic).
+    cells: what stood for the 20x patches, `enlarged` for the cells of the 256 px that the model was shown, enlarged to
+    20x (bicubic); with `surroundings` these are the field after it was shrunk.
     """
 
     magnification: Magnification

@@ -39,8 +39,9 @@ def magnification_of(mpp: float | None) -> Magnification:
 class ZoomEmbeddings:
     """A ViT and a magnification: the embeddings of the 20x patches that pictures cover.
 
-    At 20x it is the picture itself. At coarser magnifications only the picture's own pixels are at hand, so its cells
-    are cut from the picture enlarged to 20x: 2 x 2 at 10x, 4 x 4 at 5x, ...
+    At 20x it is the picture itself. At coarser magnifications the cells are cut from the picture enlarged to 20x: 2 x 2
+    at 10x, 4 x 4 at 5x, ... A picture that was shrunk from a wider field (`key.Surroundings`) is no exception: the
+    sharper pixels of the field are not used, so that a condition is that of the 256 px alone, wherever they come from.
     """
 
     def __init__(self, vit: TimmFeatures, magnification: Magnification) -> None:
@@ -57,7 +58,9 @@ class ZoomEmbeddings:
 
     def __str__(self) -> str:
         """One line for people."""
-        cells = "the patch" if self.side == 1 else f"the {self.side} x {self.side} cells of the patch enlarged to 20x"
+        cells = "the 256 px that the model is shown"
+        if self.side > 1:
+            cells = f"the {self.side} x {self.side} cells of {cells}, enlarged to 20x and so blurred"
         model = f"{self.name} ({self.settings.vit.architecture}, {self.settings.vit.input_px} px)"
         return f"condition at {self.settings.magnification}: embeddings of {model} for {cells}"
 

@@ -166,7 +166,7 @@ def test_the_model_says_how_it_was_conditioned(files):
     assert (model.condition, model.zoom.magnification, model.zoom.cells) == ("ssl", "10x", "enlarged")
     assert (model.zoom.vit.mean, model.zoom.vit.std, model.zoom.vit.input_px) == (MEAN, STD, 224)
     (note,) = model.notes
-    for part in ("10x", "uni", "vit_small_patch16_224", "2 x 2 cells", "enlarged"):
+    for part in ("10x", "uni", "vit_small_patch16_224", "2 x 2 cells of the 256 px that the model is shown", "blurred"):
         assert part in note
 
 
@@ -288,6 +288,18 @@ def test_two_magnifications_of_it_are_joined_and_predicted_from_the_image(files,
         "--hipt", files.parent / "uni", "--workspace", work)  # fmt: skip
     found = np.asarray(Image.open(tmp_path / "out/mask" / expected.name))
     np.testing.assert_array_equal(found, np.asarray(Image.open(expected)))
+
+
+@pytest.mark.soak
+def test_in_surroundings_the_condition_is_that_of_the_shrunk_field(files, tmp_path):
+    """Not of the field's own pixels: what stores hold that were made so, and what predict computes again."""
+    extract(tmp_path, files, "--limit", 1, "--blocks", 0, "--surroundings", 2, "--dtype", "float32")
+    store, model = FeatureStore.open(tmp_path / "synthetic-zoom.zarr"), load_model(files, magnification="10x")
+    mirrored = np.pad(store.image(0), ((128, 128), (128, 128), (0, 0)), "reflect")  # 512 px at 0.5 um/px
+    shrunk = np.rint(mirrored.reshape(256, 2, 256, 2, 3).mean((1, 3))).astype(np.uint8)
+    noise = patch_noise(model.latent_shape, seed=0, image_id=store.ids[0], patch=0, t=50)[None]
+    expected = model.features(shrunk[None], 50, [0], noise)[0][..., 2:6, 2:6]
+    assert FILES["relative_error"](torch.from_numpy(store.read(0, t=50, blocks=(0,))[0]), expected) < 1e-6
 
 
 @pytest.mark.soak
