@@ -34,8 +34,8 @@ def _unconditional(systems: Sequence[System]) -> list[str]:
     if unknown:
         notes.append(
             f"{', '.join(unknown)}: of features without condition a store does not say whether the release is of the "
-            "paper's kind, so they are not called PathSegDiff-uncond, whichever release it is; those of --model "
-            "brca-hipt-20x and mini are."
+            "paper's kind, so they are not called PathSegDiff-uncond, whichever release it is; only those whose model "
+            "the store names brca-hipt-20x or mini are."
         )
     return notes
 
