@@ -23,9 +23,16 @@ import click
 from click.core import ParameterSource
 from tqdm import tqdm
 
-from pathseg.extract.config import ExtractConfig, SlideStoreConfig, ViTConfig
+from pathseg.extract.config import (
+    CONTEXT_HELP,
+    HIPT_HELP,
+    WEIGHTS_HELP,
+    ExtractConfig,
+    SlideStoreConfig,
+    ViTConfig,
+)
 from pathseg.extract.datasets.registry import DATASETS, DatasetOptions, check_options, open_dataset
-from pathseg.extract.models.registry import DEFAULT_MODEL, MODELS
+from pathseg.extract.models.registry import DEFAULT_MODEL, MODELS, TIMM, name_of_model
 from pathseg.store.errors import StoreError
 from pathseg.store.key import MAGNIFICATIONS
 from pathseg.store.runtime import workspace as paths
@@ -39,11 +46,6 @@ MODEL_HELP = (
     f"{', '.join(MODELS)}; the folder of a release, of a timm model as on the Hugging Face hub (config.json with "
     "model.safetensors or pytorch_model.bin) or of a diffusers pipeline (model_index.json); or timm:NAME "
     "with --weights."
-)
-CONTEXT_HELP = "File that holds the context tokens of a diffusers pipeline, one tensor."
-HIPT_HELP = (
-    "HIPT's vit256_small_dino.pth, if it does not lie beside the model; of ZoomLDM the folder of UNI (config.json with "
-    "its weights)."
 )
 MPP = click.FloatRange(min=0, min_open=True)
 
@@ -191,7 +193,7 @@ def main() -> None:
 @click.option("--root", type=PATH, help="Folder of the data set.  [default: <user data dir>/pathseg/<dataset>]")
 @flags_of(DatasetOptions)
 @click.option("--model", default=DEFAULT_MODEL, help=MODEL_HELP)
-@click.option("--weights", type=PATH, help="File of weights of --model timm:NAME.")
+@click.option("--weights", type=PATH, help=WEIGHTS_HELP)
 @click.option("--hipt", type=PATH, help=HIPT_HELP)
 @click.option(
     "--magnification",
@@ -509,7 +511,7 @@ def model_loader(run: Path, flags: dict[str, Any], device_name: str) -> Any:
     def load_features(key: Any, t: int, blocks: Sequence[int], *, batch_size: int) -> Any:
         made_by = key.model_digest, key.condition, None if key.diffusers is None else key.diffusers.class_label
         if made_by not in loaded:
-            named = folders.get(key.model) or (f"timm:{key.model}" if key.model in weights else key.model)
+            named = folders.get(key.model) or (f"{TIMM}{key.model}" if key.model in weights else key.model)
             if _has_context(key) and key.model not in contexts:
                 raise ValueError(
                     f"the head was trained on features of {key.model} with a stored context; pass it as --context FILE"
@@ -620,7 +622,8 @@ def refine_command(slides: tuple[str, ...], **flags: Any) -> None:
     printed as the command that it stands for. Results lie in <out>/<run>/.
 
     Give the same flags again each time: how a store's features were made is taken from it, but not --classes and
-    --min-labelled-px.
+    --min-labelled-px, and the files of its model only where features are to be computed: --model with what extract
+    took of --weights, --hipt and --context.
     """
     with wrong_flags():
         features = SlideStoreConfig(**{name: flags[name] for name in SlideStoreConfig.__dataclass_fields__})
@@ -639,7 +642,7 @@ def refine_command(slides: tuple[str, ...], **flags: Any) -> None:
     with wrong_flags():
         root = slides_root(slides, flags["root"])
     workspace, on_device = flags["workspace"], flags["device"]
-    location = flags["store"] or str(paths.store_path(workspace, "slides", Path(features.model).name))
+    location = flags["store"] or str(paths.store_path(workspace, "slides", name_of_model(features.model)))
     slide_store, note = SlideStore.open(location, root, features), partial(show, err=True)
     config = dataclasses.replace(config, tissue=config.tissue or slide_store.tissue)
     with wrong_flags():
@@ -748,7 +751,7 @@ def require_all(failures: Sequence[str], images: int) -> None:
 
 def absolute(model: str) -> str:
     """A folder by its full path, so that another process finds it; a name as it is."""
-    return model if model in MODELS or model.startswith("timm:") else str(paths.expand_home(model).absolute())
+    return model if model in MODELS or model.startswith(TIMM) else str(paths.expand_home(model).absolute())
 
 
 def show_epoch(bar: tqdm, run: Any, epoch: Any) -> None:

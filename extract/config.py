@@ -6,10 +6,11 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from pathseg.extract.datasets.registry import DatasetOptions, check_options
-from pathseg.extract.models.registry import DEFAULT_MODEL
+from pathseg.extract.models.registry import DEFAULT_MODEL, TIMM
 from pathseg.store.format.packing import PACKINGS
 from pathseg.store.key import LAYOUTS, StoreKey, ViTSettings
 
@@ -25,6 +26,12 @@ def _of_slides(name: str) -> Any:
     return dataclasses.field(default=field.default, metadata=field.metadata)
 
 
+WEIGHTS_HELP = "File of weights of --model timm:NAME."
+CONTEXT_HELP = "File that holds the context tokens of a diffusers pipeline, one tensor."
+HIPT_HELP = (
+    "HIPT's vit256_small_dino.pth, if it does not lie beside the model; of ZoomLDM the folder of UNI (config.json with "
+    "its weights)."
+)
 Precision = Literal["float32", "bfloat16", "float16"]
 
 
@@ -146,15 +153,18 @@ def _json_or_text(text: str) -> Any:
 class SlideStoreConfig:
     """How `refine` keeps a store of slides, where the store does not say it already; each field is a flag.
 
-    windows: None for those that the store follows (`stored_windows`), of a new store "tissue".
-    How a store's features were made is taken from the store. Of the settings of slides, None or () is the store's own,
-    of a new store the default of `extract`; a store does not record `classes` and `min_labelled_px`. t: None for that
-    of the store, of a new one 50.
+    weights, hipt, context: files of the model, read where features are computed. windows: None for those that the store
+    follows (`stored_windows`), of a new store "tissue". How a store's features were made is taken from the store. Of
+    the settings of slides, None or () is the store's own, of a new store the default of `extract`; a store does not
+    record `classes` and `min_labelled_px`. t: None for that of the store, of a new one 50.
 
     Raises ValueError, naming setting, rule and value, for a setting out of range.
     """
 
     model: str = _flag(DEFAULT_MODEL, "The model, as for extract.")
+    weights: Path | None = _flag(None, WEIGHTS_HELP)  # noqa: RUF009 (a Path is immutable)
+    hipt: Path | None = _flag(None, HIPT_HELP)  # noqa: RUF009 (a Path is immutable)
+    context: Path | None = _flag(None, f"{CONTEXT_HELP}  [default: zeros]")  # noqa: RUF009 (a Path is immutable)
     t: int | None = _flag(None, "Timestep of the features.  [default: that of the store, of a new one 50]")
     blocks: tuple[int, ...] | Literal["all", "last"] = _flag(
         (4, 5, 6), "Blocks of the features, as for extract and train-head.", flag_default="4-6"
@@ -173,6 +183,8 @@ class SlideStoreConfig:
 
     def __post_init__(self) -> None:
         check_options("slides", DatasetOptions(**self.of_slides))
+        if self.weights is not None and not self.model.startswith(TIMM):
+            raise ValueError(f"--weights FILE and --model {TIMM}NAME belong together, got the model {self.model}")
         if self.t is not None and self.t < 0:
             raise ValueError(f"t must be 0 or more, got {self.t}")
 

@@ -35,7 +35,8 @@ class SlideStore:
     """A store of all windows, or of those with tissue, of a folder of slides, which follows their outlines.
 
     location: a path or `s3://bucket/prefix`. existing: None where there is no store yet. model: as `--model`. options,
-    config: how slides are read and features made, as `existing` records it.
+    config: how slides are read and features made, as `existing` records it. weights, hipt, context: files of the model,
+    as for `load_model`.
     """
 
     location: str
@@ -43,6 +44,9 @@ class SlideStore:
     model: str
     options: DatasetOptions
     config: ExtractConfig
+    weights: Path | None = None
+    hipt: Path | None = None
+    context: Path | None = None
 
     @classmethod
     def open(cls, location: str, root: Path, config: SlideStoreConfig) -> SlideStore:
@@ -50,11 +54,12 @@ class SlideStore:
 
         Raises as `open_slides` where the folder holds no slides or outlines.
         """
+        files = config.weights, config.hipt, config.context
         given = {**config.of_slides, "root": root, "windows": config.windows or "tissue"}
         if not open_location(location).exists(MANIFEST):
             t = DEFAULT_T if config.t is None else config.t
             made = ExtractConfig((t,), config.blocks, layout="native")
-            return cls(location, None, config.model, DatasetOptions(**given), made)
+            return cls(location, None, config.model, DatasetOptions(**given), made, *files)
         existing = FeatureStore.open(location)
         stored, key = existing.timesteps(), existing.contents.key
         own = stored[0] if stored and DEFAULT_T not in stored else DEFAULT_T
@@ -62,7 +67,7 @@ class SlideStore:
         options = dataclasses.replace(recorded_options(key), **given)
         if config.windows is None:  # the key does not say: the windows themselves do
             options = dataclasses.replace(options, windows=stored_windows(existing.contents, options))
-        return cls(location, existing, config.model, options, ExtractConfig.of_key(key, (t,), config.blocks))
+        return cls(location, existing, config.model, options, ExtractConfig.of_key(key, (t,), config.blocks), *files)
 
     @property
     def t(self) -> int:
@@ -108,7 +113,9 @@ class SlideStore:
         condition = [] if self.condition is None else ["--condition", self.condition]
         label = [] if self.class_label is None else ["--class-label", str(self.class_label)]
         seen = [] if self.magnification is None else ["--magnification", self.magnification]
-        made_by = ["--model", self.model, *condition, *label, *seen, *words_of(self.vit)]
+        named = {"--weights": self.weights, "--hipt": self.hipt, "--context": self.context}
+        files = [word for flag, path in named.items() if path is not None for word in (flag, str(path))]
+        made_by = ["--model", self.model, *files, *condition, *label, *seen, *words_of(self.vit)]
         settings = [*root, *words_of(self.options), *made_by, *words_of(self.config)]
         return ["extract", "--dataset", "slides", *settings, "--store", self.location]
 
@@ -149,8 +156,15 @@ class SlideStore:
         return result
 
     def _load_model(self, device: str, *, mpp: float | None) -> FeatureModel:
+        made_by = None if self.key is None else self.key.diffusers
+        if made_by is not None and made_by.context == "file" and self.context is None:
+            raise ValueError(
+                f"the features of {self.location} were made with a stored context; pass it as --context FILE to "
+                "compute new ones"
+            )
         return load.load_model(
-            self.model, None, self.condition, device=resolve_device(device), vit=self.vit, class_label=self.class_label,
+            self.model, self.hipt, self.condition, device=resolve_device(device), weights=self.weights, vit=self.vit,
+            context=self.context, class_label=self.class_label,
             magnification=self.magnification, mpp=None if mpp is None else mpp * self.config.surroundings,
         )  # fmt: skip
 

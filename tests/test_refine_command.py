@@ -7,6 +7,7 @@ import shlex
 import numpy as np
 import pytest
 import tifffile
+import torch
 from click.testing import CliRunner
 
 from pathseg.cli import main
@@ -15,6 +16,7 @@ from pathseg.extract.datasets.registry import DatasetOptions
 from pathseg.extract.inputs.images import list_input_images, open_input_image
 from pathseg.extract.models import load as load_module
 from pathseg.extract.models.ldm_features import DiffusionFeatures
+from pathseg.extract.models.mini import mini_vit
 from pathseg.extract.slide_store import SlideStore, slides_root
 from pathseg.store.errors import StoreError
 from pathseg.store.features import FeatureStore
@@ -323,3 +325,15 @@ def test_windows_are_chosen_for_a_new_store_and_changed_in_an_old_one(pale):
 def test_a_slide_that_is_all_tissue_does_not_say_that_all_windows_are_wanted(refined):
     folder, _, _ = refined
     assert slide_store_of(folder, folder / "slides").options.windows == "tissue"
+
+
+def test_the_vit_of_a_model_may_lie_elsewhere(pale):
+    root, command = pale
+    vit = root.parent / "elsewhere" / "vit256.pth"
+    vit.parent.mkdir()
+    torch.save({name: tensor + 0.01 for name, tensor in mini_vit().items()}, vit)
+    invoke(*command, "--hipt", vit)
+    refused = CliRunner().invoke(main, [*map(str, command), "--windows", "all"])  # a new window, and mini's own ViT
+    assert refused.exit_code == 1 and "model_digest" in refused.output
+    output = invoke(*command, "--windows", "all", "--hipt", vit).output
+    assert splits_of(root)[0, 512] == "unlabelled" and f"--hipt {vit}" in output

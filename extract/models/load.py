@@ -16,13 +16,12 @@ from pathseg.extract.config import ViTConfig
 from pathseg.extract.models.diffusers_files import DIFFUSERS_LAYOUT, is_diffusers_folder, read_diffusers_folder
 from pathseg.extract.models.dino_vit import read_vit
 from pathseg.extract.models.feature_model import FeatureModel
-from pathseg.extract.models.registry import MODELS, find_hipt, find_release, find_timm_folder, find_uni
+from pathseg.extract.models.registry import MODELS, TIMM, find_hipt, find_release, find_timm_folder, find_uni
 from pathseg.extract.models.timm_features import TimmFeatures
 from pathseg.extract.models.timm_files import HUB_LAYOUT, is_hub_folder, read_hub_folder, read_timm_weights
 from pathseg.extract.models.vit_features import TokenFeatures
 from pathseg.store.key import Magnification, ModelKind
 
-TIMM = "timm:"  # before the name of an architecture
 KINDS: Mapping[ModelKind, str] = {
     "latent-diffusion": "a release of a latent diffusion model",
     "vit": "a ViT of HIPT's kind",

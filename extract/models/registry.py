@@ -10,6 +10,7 @@ from pathlib import Path
 from pathseg.store.key import ModelKind
 from pathseg.store.runtime.workspace import user_data_folder
 
+TIMM = "timm:"  # before the name of an architecture
 HIPT_FILE = "vit256_small_dino.pth"  # HIPT's own name
 VIT_DIGEST = "d9d09b434c2c8179e1d6246470d9ef1067130e8e5084ea5f62eb7b0f79055f57"  # of mini's ViT, used by two models
 BUNDLED = Path(__file__).parents[1] / "weights"  # shipped with pathseg, with a model card
@@ -135,6 +136,13 @@ MODELS: dict[str, ModelRecord] = {
 }
 
 DEFAULT_MODEL = "brca-hipt-20x"  # the paper's
+
+
+def name_of_model(model: str) -> str:
+    """Return the name that a model gives its store: its own, that of its architecture, or that of its folder."""
+    return (
+        model if model in MODELS else model.removeprefix(TIMM) if model.startswith(TIMM) else Path(model).resolve().name
+    )
 
 
 def models_folder() -> Path:

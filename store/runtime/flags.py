@@ -169,6 +169,8 @@ def flags_of(config: type, *, only: Collection[str] = ()) -> Callable[[Callable]
                     default, shown = (default,), shown or str(default)
                 else:
                     kind = Parsed(name, partial(parse_number_or_word, words=words))
+            elif kind is Path:
+                kind = PATH
             elif kind == tuple[str, ...]:
                 kind = ARGUMENTS if field.name == "model_args" else NAMES
             elif field.name == "blocks":

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 
 import numpy as np
 import pytest
@@ -116,3 +117,53 @@ def test_prediction_without_the_model_of_the_store_is_refused(work, tmp_path):
     made = run("predict", work / "images", "--run", "head", "--out", tmp_path, "--workspace", work)
     assert made.exit_code == 1
     assert "no model" in made.output and "tissue-vit" in made.output
+
+
+def outline(root):
+    rings = {"left": (10, 10, 60, 60), "right": (200, 10, 250, 60)}
+    features = [
+        {
+            "type": "Feature",
+            "geometry": {"type": "Polygon", "coordinates": [[[x, y], [u, y], [u, v], [x, v], [x, y]]]},
+            "properties": {"classification": {"name": name}},
+        }
+        for name, (x, y, u, v) in rings.items()
+    ]
+    (root / "a.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+
+
+def write_image(path, seed):
+    pixels = np.random.default_rng(seed).integers(60, 220, (256, 256, 3), np.uint8)
+    Image.fromarray(pixels).save(path, dpi=(50800, 50800))  # 0.5 um/px
+
+
+def test_refine_computes_the_features_of_new_windows_from_a_file_of_weights(folder, tmp_path):
+    root, weights, name = tmp_path / "slides", folder / "model.safetensors", "vit_small_patch16_224"
+    root.mkdir()
+    write_image(root / "a.tif", 0)
+    outline(root)
+    arguments = ",".join(f"{key}={value}" for key, value in ARGUMENTS.items() if key != "img_size")
+    made = run(
+        "extract", "--dataset", "slides", "--root", root, "--window-px", 256, "--windows", "tissue", "--layout",
+        "native", "--blocks", "last", "--model", f"timm:{name}", "--weights", weights, "--model-args", arguments,
+        "--workspace", tmp_path,
+    )  # fmt: skip
+    assert made.exit_code == 0, made.output
+    command = ["refine", root, "--model", f"timm:{name}", "--blocks", "last", "--epochs", 1, "--format", "overlay",
+               "--workspace", tmp_path]  # fmt: skip
+    unchanged = run(*command)  # without weights: nothing is computed
+    assert unchanged.exit_code == 0, unchanged.output
+    write_image(root / "b.tif", 1)
+    result = run(*command, "--weights", weights)
+    assert result.exit_code == 0, result.output
+    store = FeatureStore.open(store_path(tmp_path, "slides", name))  # where extract wrote it
+    assert len(store.ids) == 2 and store.complete(1, (50,), (5,))
+    printed = next(line for line in result.output.splitlines() if line.startswith("$ pathseg extract"))
+    assert f"--weights {weights}" in printed
+    again = run(*shlex.split(printed)[2:])
+    assert again.exit_code == 0, again.output
+
+
+def test_refine_names_the_flag_for_weights_that_it_lacks_or_that_do_not_belong(folder, tmp_path):
+    wrong = run("refine", __file__, "--model", folder, "--weights", folder / "model.safetensors")
+    assert wrong.exit_code == 2 and "--model timm:NAME" in wrong.output
