@@ -25,7 +25,10 @@ FORMATS = ("BMP", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # by conten
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 MASK_MODES = frozenset({"1", "L", "P", "I", "I;16", "I;16L", "I;16B"})  # one integer a pixel
-LOSSY_FORMATS = frozenset({"JPEG", "MPO"})  # a JPEG changes the codes along every edge
+LOSSY_FORMATS = {  # format of Pillow -> its name
+    "JPEG": "JPEG", "MPO": "JPEG",  # changes the codes along every edge
+    "JPEG2000": "JPEG 2000",  # also with the lossless wavelet its last bits may be cut off, which no header says
+}  # fmt: skip
 LOSSY_TIFF = {  # TIFF compression -> its name
     6: "JPEG", 7: "JPEG", 34892: "JPEG", 33003: "JPEG 2000", 33004: "JPEG 2000", 33005: "JPEG 2000",
     34712: "JPEG 2000", 34887: "LERC", 34927: "WebP", 50001: "WebP", 50002: "JPEG XL",
@@ -389,21 +392,13 @@ def _require_codes(path: Path, file: Image.Image) -> None:
             "8-bit grayscale png"
         )
     tags = getattr(file, "tag_v2", {})  # of TIFF
-    lossy = file.format if file.format in LOSSY_FORMATS else LOSSY_TIFF.get(tags.get(COMPRESSION, 0))
-    if file.format == "JPEG2000" and _irreversible(path):
-        lossy = "JPEG 2000 with the 9-7 wavelet"
-    if lossy:
-        raise ValueError(f"{path}: {rule}, but {lossy} changes codes; use a lossless type such as png")
+    if lossy := LOSSY_FORMATS.get(file.format or "") or LOSSY_TIFF.get(tags.get(COMPRESSION, 0)):
+        raise ValueError(
+            f"{path}: {rule}, but {lossy} may change codes; save the mask anew from its source as png, or as a TIFF "
+            "with lossless compression"
+        )
     if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO and file.mode != "1":
         raise ValueError(f"{path}: {rule}, but this TIFF stores them inverted (WhiteIsZero); save it as a png")
-
-
-def _irreversible(path: Path) -> bool:
-    """Return whether the first coding style marker (COD) of a JPEG 2000 codestream names the lossy wavelet."""
-    with path.open("rb") as file:
-        header = file.read(2**16)
-    start = header.find(b"\xff\x52", max(0, header.find(b"\xff\x4f\xff\x51")))
-    return start >= 0 and header[start + 13 : start + 14] == b"\0"
 
 
 def mirrored_region(image: np.ndarray, y: int, x: int, height: int, width: int) -> np.ndarray:

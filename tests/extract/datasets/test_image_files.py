@@ -90,18 +90,24 @@ def test_a_palette_that_gives_two_codes_one_grey_is_refused(tmp_path):
 
 
 def test_a_mask_in_a_tiff_with_lossy_compression_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"a\.tif: .*JPEG changes codes; use a lossless type"):
+    with pytest.raises(ValueError, match=r"a\.tif: .*JPEG may change codes; .*png.*TIFF"):
         read_mask(save(tmp_path / "a.tif", CODES, compression="jpeg"))
 
 
-@pytest.mark.parametrize("irreversible", [True, False])
-def test_a_jpeg_2000_mask_is_read_if_its_wavelet_is_lossless(tmp_path, irreversible):
-    path = save(tmp_path / "a.jp2", CODES, irreversible=irreversible)
-    if irreversible:
-        with pytest.raises(ValueError, match=r"a\.jp2: .*JPEG 2000.* changes codes"):
-            read_mask(path)
-    else:
-        np.testing.assert_array_equal(read_mask(path), CODES)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"irreversible": True}, {"quality_mode": "rates", "quality_layers": [50]}],
+    ids=["lossless", "9-7", "5-3 cut off"],
+)
+def test_a_jpeg_2000_mask_is_refused_because_no_header_says_that_its_codes_are_whole(tmp_path, options):
+    path = save(tmp_path / "a.jp2", np.tile(CODES, (8, 8)), **options)
+    for read in (read_mask, mask_size):
+        with pytest.raises(ValueError, match=r"a\.jp2: .*JPEG 2000 may change codes; .*png.*TIFF"):
+            read(path)
+
+
+def test_a_jpeg_2000_image_is_read(tmp_path):
+    np.testing.assert_array_equal(read_image(save(tmp_path / "a.jp2", RGB)), RGB)
 
 
 def test_a_tiff_mask_with_inverted_codes_is_refused(tmp_path):
@@ -208,7 +214,7 @@ def test_a_floating_point_mask_is_refused(tmp_path):
 
 
 def test_a_jpeg_mask_is_refused_because_jpeg_changes_codes(tmp_path):
-    with pytest.raises(ValueError, match=r"a\.jpg: .*JPEG changes codes; use a lossless type"):
+    with pytest.raises(ValueError, match=r"a\.jpg: .*JPEG may change codes; .*png.*TIFF"):
         read_mask(save(tmp_path / "a.jpg", CODES))
 
 
