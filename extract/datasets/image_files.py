@@ -12,13 +12,13 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import psutil
 from PIL import ExifTags, Image
 
 from pathseg.extract.datasets.registry import Sample
 from pathseg.store.format.names import FOLDER
 from pathseg.store.grid import fitted_size
 from pathseg.store.resolution import plausible_mpp
+from pathseg.store.runtime.memory import free_machine_memory
 from pathseg.store.runtime.workspace import heads_path
 
 FORMATS = ("BMP", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # by content; not EPS, which starts Ghostscript
@@ -351,7 +351,7 @@ def _require_decodable(path: Path, file: Image.Image) -> None:
     way_out = "replace the file, cut it up, or for predict save it as a tiled TIFF, which is read by region"
     if file.width * file.height > MAX_PIXELS:
         raise ValueError(f"{size}, but an image that is decoded whole has at most {MAX_PIXELS:,} px; {way_out}")
-    needed, free = file.width * file.height * DECODED_BYTES, psutil.virtual_memory().available
+    needed, free = file.width * file.height * DECODED_BYTES, free_machine_memory()
     if needed > free:
         raise ValueError(
             f"{size}, which take {needed / 1e9:.1f} GB of memory, but {free / 1e9:.1f} GB are free; {way_out}"

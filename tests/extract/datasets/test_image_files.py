@@ -259,6 +259,12 @@ def test_an_image_that_does_not_fit_into_memory_is_refused_before_it_is_decoded(
         read_image(save(tmp_path / "a.png", RGB))
 
 
+def test_an_image_that_does_not_fit_into_its_container_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    monkeypatch.setattr("pathseg.store.runtime.memory.cgroup_limits", lambda: [1000])
+    with pytest.raises(ValueError, match=r"a\.png: .*40x30 px.*memory"):
+        read_image(save(tmp_path / "a.png", RGB))
+
+
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".tif"])
 @pytest.mark.parametrize("read", [read_image, read_mask, image_size, mask_size])
 def test_eps_of_any_name_starts_no_program(tmp_path, monkeypatch, suffix, read):
