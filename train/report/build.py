@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import resources
@@ -19,9 +19,10 @@ from pathseg.store.runtime.printable import printable
 from pathseg.train.metrics.object import OBJECT_DEFINITIONS
 from pathseg.train.metrics.pixel import DEFINITIONS
 from pathseg.train.report.drawn_figures import INDEX, DrawnFigures
+from pathseg.train.report.figures import Figure
 from pathseg.train.report.paper_scores import PAPER, PAPER_LINK
 from pathseg.train.report.prediction_images import Stores
-from pathseg.train.report.run_page import SHEET_ROWS
+from pathseg.train.report.run_page import SHEET_ROWS, RunPage, run_page
 from pathseg.train.report.sections import (
     SWEEP_GROUPS,
     ComparableRuns,
@@ -53,19 +54,31 @@ OWNED = (
 
 @dataclass(frozen=True)
 class Page:
-    """The content of index.html. warning: on untrained models, may be empty. Others: a line for each run not shown."""
+    """The content of index.html.
+
+    warning: on untrained models, may be empty. unscored: runs without images of the quoted test split, which are in no
+    table. unfinished, damaged: a line for each run not shown.
+    """
 
     workspace: str
     sections: tuple[Section, ...]
     warning: str
     unfinished: tuple[str, ...]
-    unscored: tuple[str, ...]
+    unscored: tuple[RunPage, ...]
     damaged: tuple[str, ...]
 
     @property
     def title(self) -> str:
         """The heading of the page, with the names of the data sets."""
-        return "Segmentation report: " + ", ".join(dict.fromkeys(section.title for section in self.sections))
+        names = ", ".join(dict.fromkeys(section.title for section in self.sections))
+        return f"Segmentation report: {names or 'no scored runs'}"
+
+    @property
+    def figures(self) -> Iterator[Figure]:
+        """All figures that have a file beside the page."""
+        for one in self.sections:
+            yield from one.figures
+        yield from (run.curves for run in self.unscored if run.curves is not None)
 
 
 @dataclass(frozen=True)
@@ -91,7 +104,8 @@ def build_report(workspace: Path | str) -> Report:
 
     The same runs and measurements of extractions give the same bytes. A damaged run is named in the page and in
     `damaged`, an unfinished one in the page; pictures need the stores, all else does not. An older report stays as it
-    is until the new one is whole. Raises ValueError when no run is finished and scored.
+    is until the new one is whole. Runs without test images are shown without scores. Raises ValueError when no run is
+    finished.
     """
     workspace = Path(workspace)
     drawn = DrawnFigures(workspace / "report")
@@ -103,9 +117,8 @@ def build_report(workspace: Path | str) -> Report:
         for name, table in tables.items():
             staged.add(f"{name}.csv", table.csv().encode())
             staged.add(f"{name}.tex", table.latex().encode())
-        for one in page.sections:
-            for figure in one.figures:
-                staged.add(figure.file, figure.content)
+        for figure in page.figures:
+            staged.add(figure.file, figure.content)
         staged.add(INDEX, drawn.index())
         staged.add("index.html", html(page).encode())
         staged.publish()
@@ -118,19 +131,13 @@ def build_report(workspace: Path | str) -> Report:
 
 
 def collect_page(workspace: Path, drawn: DrawnFigures) -> Page:
-    """Read all runs of a workspace, draw their figures and fill the tables. Raises ValueError without scored runs.
+    """Read all runs of a workspace, draw their figures and fill the tables. Raises ValueError without finished runs.
 
     drawn: the figures of the last report, of which those that show the same are taken.
     """
     runs, unfinished, damaged = _read_runs(workspace)
     finished = [run for run in runs if run.scored]
-    unscored = tuple(f"{run.name}: its store has no test split" for run in runs if not run.scored)
-    if unscored and not finished:
-        raise ValueError(
-            f"no run under {workspace / 'heads'} was scored, because the stores have no test images ({unscored[0]}); "
-            "put some into a test split"
-        )
-    if not finished:
+    if not runs:
         why = f" ({damaged[0]})" if damaged else f" ({len(unfinished)} unfinished)" if unfinished else ""
         raise ValueError(f"no finished run under {workspace / 'heads'}{why}; run pathseg train-head first")
     groups, stores = comparable_runs(finished), Stores()
@@ -139,7 +146,8 @@ def collect_page(workspace: Path, drawn: DrawnFigures) -> Page:
         section(group, stores, drawn, order=order, rows=rows, workspace=workspace)
         for order, group in enumerate(groups, 1)
     )
-    return Page(str(workspace), sections, untrained_warning(finished), unfinished, unscored, damaged)
+    unscored = tuple(run_page(run, stores, drawn, rows=0, workspace=workspace) for run in runs if not run.scored)
+    return Page(str(workspace), sections, untrained_warning(runs), unfinished, unscored, damaged)
 
 
 def html(page: Page) -> str:
@@ -170,7 +178,9 @@ def markdown(page: Page) -> str:
             *(table.markdown() for table in one.tables),
         ]
     listed = {
-        "Unfinished runs": page.unfinished, "Runs without test images": page.unscored, "Damaged runs": page.damaged,
+        "Unfinished runs": page.unfinished,
+        "Runs without test images": [f"{run.name}: nothing was scored. {run.facts}" for run in page.unscored],
+        "Damaged runs": page.damaged,
     }  # fmt: skip
     for name, lines in listed.items():
         blocks += [f"## {name}", "\n".join(f"* {markdown_text(line)}" for line in lines)] if lines else []
@@ -201,7 +211,7 @@ def _rows_per_run(groups: Sequence[ComparableRuns]) -> dict[str, int]:
     """Run name -> number of test images to show; where there are many runs, the best of each group alone have some."""
     by_rank = zip_longest(*(group.runs for group in groups))
     runs = [run for rank in by_rank for run in rank if run is not None]
-    rows = max(SHEET_ROWS, min(IMAGES_PER_RUN, IMAGES_PER_PAGE // len(runs)))
+    rows = max(SHEET_ROWS, min(IMAGES_PER_RUN, IMAGES_PER_PAGE // max(1, len(runs))))
     return {run.name: rows for run in runs[: IMAGES_PER_PAGE // rows]}
 
 
@@ -209,6 +219,9 @@ def _terminal_text(page: Page) -> str:
     texts = []
     for one in page.sections:
         texts += [one.systems[0].plain(), one.results[0].plain(("parameters", "epochs (best)"), lift=SETTINGS[1:])]
+    if page.unscored and not page.sections:
+        names = ", ".join(run.name for run in page.unscored)
+        texts.append(f"nothing was scored: no test images in the stores of {names}; the page shows how they trained")
     return "\n\n".join([*texts, page.warning] if page.warning else texts)
 
 

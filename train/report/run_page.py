@@ -97,9 +97,11 @@ class RunPage:
 
 
 def run_page(run: FinishedRun, stores: Stores, drawn: DrawnFigures, *, rows: int, workspace: Path) -> RunPage:
-    """Collect what the page shows of a run, the pictures of `rows` test images among it."""
-    split, ids = run.metrics.test_split, worst_first(run.test_scores)
+    """Collect what the page shows of a run, the pictures of `rows` test images among it; also of one without any."""
+    split, ids = run.metrics.test_split, worst_first(run.test_scores) if run.scored else []
     store = stores.get(run.data.store) if rows else "they are made for the best runs only"
+    if not run.scored:
+        store = "there are no test images, so nothing was scored"
     shown, missing, sheet, no_images = [], [], None, ""  # type: list[ImageRow], list[MissingImage], Figure | None, str
     if isinstance(store, str):
         no_images = store
@@ -164,7 +166,8 @@ def flatten(values: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 
 def _worst_images(run: FinishedRun, store: FeatureStore | None, shown: Sequence[str]) -> tuple[WorstImage, ...]:
     """Return the WORST images of the quoted split with the highest loss, the highest first."""
-    losses = {image.id: image.loss for image in run.test_scores.per_image if image.loss is not None}
+    scored = run.test_scores.per_image if run.scored else ()
+    losses = {image.id: image.loss for image in scored if image.loss is not None}
     rows = {name: number for number, name in enumerate(shown, 1)}
     entries = {} if store is None else {entry.id: entry for entry in store.contents.images}
     found = []

@@ -37,10 +37,19 @@ def test_the_head_can_be_loaded_for_prediction_and_the_run_is_finished(one_slide
     assert train(one_slide, [CONFIG], tmp_path).runs[0].metrics == run.metrics  # not trained again
 
 
-def test_the_report_says_which_runs_it_leaves_out(one_slide, toy_store, tmp_path):
+def test_the_report_shows_runs_without_test_images_and_says_that_nothing_was_scored(one_slide, tmp_path):
     (alone,) = train(one_slide, [CONFIG], tmp_path).runs
-    with pytest.raises(ValueError, match="no test images"):
-        build_report(tmp_path)
+    report = build_report(tmp_path)
+    page = report.path.read_text()
+    assert "nothing was scored" in report.table and alone.name in report.table
+    assert "nothing was scored" in page and f"config.json of {alone.name}" in page
+    assert f"Learning curves of {alone.name} over 3 epochs" in page
+    assert (tmp_path / "report" / f"curves-{alone.name}.svg").is_file()
+    assert alone.name in (tmp_path / "report" / "tables.md").read_text()
+
+
+def test_the_report_shows_runs_without_test_images_beside_the_others(one_slide, toy_store, tmp_path):
+    (alone,) = train(one_slide, [CONFIG], tmp_path).runs
     train(toy_store, [HeadConfig(blocks=(4,), head_type="linear", epochs=1)], tmp_path)
     page = build_report(tmp_path).path.read_text()
-    assert "Trained without test images" in page and alone.name in page
+    assert "Trained without test images" in page and f"config.json of {alone.name}" in page
