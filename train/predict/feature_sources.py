@@ -297,7 +297,8 @@ class StoredFeatures:
             if corner := next((corner for corner in compared if corner is not None), None):
                 raise ValueError(
                     f"{image.path}: the slide is not the one that the features in {store.location} were computed from, "
-                    f"the window at x {corner[1]}, y {corner[0]} differs; bring the old file back or leave --store out"
+                    f"the window at x {corner[1]}, y {corner[0]} px at {image.mpp} um/px differs; bring the old file "
+                    "back or leave --store out"
                 )
 
 

@@ -11,6 +11,7 @@ import msgspec
 from markupsafe import Markup
 
 from pathseg.store.blocks import format_blocks
+from pathseg.store.contents import ImageEntry
 from pathseg.store.features import FeatureStore
 from pathseg.train.colours import jpeg_bytes
 from pathseg.train.report.drawn_figures import DrawnFigures
@@ -173,10 +174,21 @@ def _worst_images(run: FinishedRun, store: FeatureStore | None, shown: Sequence[
     found = []
     for name in sorted(losses, key=lambda name: (-losses[name], natural_order(name)))[:WORST]:
         entry = entries.get(name)
-        corner = None if entry is None else entry.corner
-        place = "" if entry is None or corner is None else f"x {corner[1]}, y {corner[0]} px of {entry.slide}"
+        place = "" if store is None or entry is None else place_text(entry, store.contents.key.mpp)
         found.append(WorstImage(name, place, score(losses[name]), rows.get(name)))
     return tuple(found)
+
+
+def place_text(entry: ImageEntry, mpp: float | None) -> str:
+    """Return where the first px of a window lies on its slide, empty of an image that is no window.
+
+    mpp: um/px of the store. Px of the slide's file are not recorded, but um are the same in both, and what QuPath shows
+    for the cursor.
+    """
+    if entry.corner is None or mpp is None:
+        return ""
+    y, x = entry.corner
+    return f"x {x * mpp:.1f}, y {y * mpp:.1f} µm of {entry.slide} (x {x}, y {y} px at {mpp:g} µm/px)"
 
 
 def _curves(run: FinishedRun) -> Figure:

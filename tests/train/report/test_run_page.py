@@ -5,9 +5,10 @@ from pathlib import Path
 
 import msgspec
 
+from pathseg.store.contents import ImageEntry
 from pathseg.train.report.drawn_figures import DrawnFigures
 from pathseg.train.report.prediction_images import Stores
-from pathseg.train.report.run_page import flatten, run_facts, run_page
+from pathseg.train.report.run_page import flatten, place_text, run_facts, run_page
 
 
 def test_the_facts_of_a_run(make_run):
@@ -36,6 +37,14 @@ def test_the_ten_images_of_the_highest_loss_are_listed_from_the_highest(make_run
     page = run_page(run, Stores(), DrawnFigures(), rows=0, workspace=Path("work"))
     assert [one.id for one in page.worst] == ids[:1:-1]
     assert (page.worst[0].loss, page.worst[0].place, page.worst[0].row) == ("2.750", "", None)
+
+
+def test_the_place_of_a_window_is_in_um_and_names_the_scale_of_its_px():
+    window = ImageEntry("w", "train", 512, 512, slide="slide", corner=(512, 1024))  # at 0.5 um/px
+    text = place_text(window, 0.5)
+    assert "x 512.0, y 256.0 µm of slide" in text  # by hand; in px of a file at 0.25 um/px: x 2048, y 1024
+    assert "x 1024, y 512 px at 0.5 µm/px" in text
+    assert place_text(ImageEntry("whole", "train", 512, 512), 0.5) == ""
 
 
 def test_a_run_without_recorded_losses_lists_none(make_run):
