@@ -49,7 +49,7 @@ MODEL_HELP = (
 )
 MPP = click.FloatRange(min=0, min_open=True)
 
-DEBUG = "pathseg.debug"  # key of the click context's meta
+DEBUG, NOTED = "pathseg.debug", "pathseg.noted"  # keys of the click context's meta
 
 
 class Terminated(KeyboardInterrupt):
@@ -366,7 +366,8 @@ def open_store(flags: dict[str, Any], store: str | Path) -> Any:
     from pathseg.store.location.location import open_location
 
     location = str(open_location(store))
-    return FeatureStore.open(location, cache=None if flags["no_cache"] else cache_for(location, flags["cache_dir"]))
+    cache = None if flags["no_cache"] else cache_for(location, flags["cache_dir"], on_note=note_once)
+    return FeatureStore.open(location, cache=cache)
 
 
 def train(stores: Any, configs: Any, flags: dict[str, Any]) -> None:
@@ -657,7 +658,7 @@ def refine_command(slides: tuple[str, ...], **flags: Any) -> None:
         extraction = slide_store.follow(device=on_device, on_note=note, on_progress=bar.advance)
         seconds = {"extract": time.perf_counter() - started}
         keep_speed(extraction, flags)
-        store = FeatureStore.open(location, cache=cache_for(location))
+        store = FeatureStore.open(location, cache=cache_for(location, on_note=note))
         result = refine(
             list_input_images(slides),
             store,
@@ -739,6 +740,14 @@ def demo_command(ctx: click.Context, workspace: Path) -> None:
 def show(text: object, *, err: bool = False) -> None:
     """Print a text without letters that a terminal would obey."""
     click.echo(printable(str(text)), err=err)
+
+
+def note_once(text: str) -> None:
+    """Print a line on standard error, in one command no more than once."""
+    noted = click.get_current_context().meta.setdefault(NOTED, set())
+    if text not in noted:
+        noted.add(text)
+        show(text, err=True)
 
 
 def require_all(failures: Sequence[str], images: int) -> None:

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
 import stat
 import uuid
+import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import platformdirs
 
+from pathseg.store.errors import StoreError
 from pathseg.store.records import checksum
 from pathseg.store.runtime.regular_files import open_file
 
 ENTRIES = "s3-reads"  # sub-folder of the cache folder, which may hold other things
+NOT_KEPT = "what is read from S3 is not kept on the local disk"
 FILE = re.compile(r"[0-9]+-[0-9a-f]{8}(\.[0-9a-f]{32}\.partial)?")  # index and checksum; while it is being written
 DISK_SHARE = 0.5  # default limit, as a share of the disk space that is free or used by the cache
+
+
+class CacheUnavailable(StoreError):
+    """There is no folder in which a cache could be."""
 
 
 class ReadCache:
@@ -35,22 +42,39 @@ class ReadCache:
     """
 
     def __init__(self, folder: Path | None = None, *, limit_bytes: int | None = None) -> None:
-        """folder: the user's cache folder by default. limit_bytes: by default half of the free disk space."""
+        """folder: the user's cache folder by default. limit_bytes: by default half of the free disk space.
+
+        Raises CacheUnavailable for a folder that cannot be made or written, and where the user's is not known.
+        """
         self._arguments = folder, limit_bytes
-        self.folder = folder or platformdirs.user_cache_path("pathseg", appauthor=False)
+        self.folder = folder or user_cache_folder()
         self._entries = self.folder / ENTRIES
-        self._entries.mkdir(parents=True, exist_ok=True)
-        used = sum(size for _, size, _ in self._files())
-        self.limit_bytes = limit_bytes or int(DISK_SHARE * (shutil.disk_usage(self.folder).free + used))
-        os.utime(self._entries)
-        self._opened_at = self._entries.stat().st_mtime  # by the clock of the file system, as the files' own times
+        try:
+            self._entries.mkdir(parents=True, exist_ok=True)
+            used = sum(size for _, size, _ in self._files())
+            self.limit_bytes = limit_bytes or int(DISK_SHARE * (shutil.disk_usage(self.folder).free + used))
+            os.utime(self._entries)
+            self._opened_at = self._entries.stat().st_mtime  # by the clock of the file system, as the files' own times
+            if not os.access(self._entries, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        except OSError as e:
+            way_out = (
+                "set XDG_CACHE_HOME, or pass --cache-dir to a training command"
+                if folder is None
+                else ("pass another --cache-dir")
+            )
+            raise CacheUnavailable(
+                f"the cache folder {self._entries} cannot be written ({e.strerror or e}); {way_out}"
+            ) from e
         self._granted_bytes = 0  # that may be written before the folder is listed again
         self._too_large_bytes = float("inf")  # size of an array that did not fit
 
     def __reduce__(self) -> tuple[Callable, tuple]:
-        """Pickle the arguments only: another process takes its own default folder and limit."""
-        folder, limit_bytes = self._arguments
-        return partial(ReadCache, limit_bytes=limit_bytes), (folder,)
+        """Pickle the arguments only: another process takes its own default folder and limit.
+
+        Where it cannot, it gets None in place of the cache, and a warning.
+        """
+        return _unpickled, self._arguments
 
     def get(self, name: str, crc: int, *, shape: Sequence[int], dtype: np.dtype) -> np.ndarray | None:
         """Return the array cached under a name with this CRC-32C, None when there is none; delete a damaged one."""
@@ -116,6 +140,37 @@ class ReadCache:
         return files
 
 
-def cache_for(store: str | os.PathLike[str], folder: Path | None = None) -> ReadCache | None:
-    """Return a read cache for a store with a URL such as s3://bucket/prefix, None for one in a local folder."""
-    return ReadCache(folder) if "://" in os.fspath(store) else None
+def cache_for(
+    store: str | os.PathLike[str], folder: Path | None = None, *, on_note: Callable[[str], object] = warnings.warn
+) -> ReadCache | None:
+    """Return a read cache for a store with a URL such as s3://bucket/prefix, None for one in a local folder.
+
+    Also None where there can be no cache. on_note: called with a line that says so; by default it is a warning.
+    """
+    if "://" not in os.fspath(store):
+        return None
+    try:
+        return ReadCache(folder)
+    except CacheUnavailable as e:
+        on_note(f"{NOT_KEPT}: {e}")
+        return None
+
+
+def user_cache_folder() -> Path:
+    """Return `<user cache dir>/pathseg`. Raises CacheUnavailable where the user has no known home folder."""
+    try:
+        return platformdirs.user_cache_path("pathseg", appauthor=False)
+    except RuntimeError as e:
+        raise CacheUnavailable(
+            "the user's cache folder is not known because HOME is not set; set HOME or XDG_CACHE_HOME, or pass "
+            "--cache-dir to a training command"
+        ) from e
+
+
+def _unpickled(folder: Path | None, limit_bytes: int | None) -> ReadCache | None:
+    """Open the cache that another process has sent."""
+    try:
+        return ReadCache(folder, limit_bytes=limit_bytes)
+    except CacheUnavailable as e:
+        warnings.warn(f"{NOT_KEPT}: {e}", stacklevel=2)
+        return None

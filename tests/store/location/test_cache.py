@@ -1,10 +1,11 @@
+import errno
 import os
 import pickle
 
 import numpy as np
 import pytest
 
-from pathseg.store.errors import Damaged
+from pathseg.store.errors import Damaged, StoreError
 from pathseg.store.features import FeatureStore
 from pathseg.store.location.cache import ENTRIES, ReadCache, cache_for
 from pathseg.store.records import checksum
@@ -211,3 +212,41 @@ def test_a_store_made_anew_does_not_read_the_old_values(toy_store, tmp_path, fil
     cached = FeatureStore.open(other.location.root, cache=ReadCache(tmp_path / "cache")).read(0, t=50)
     assert all(np.array_equal(cached[block], other.read(0, t=50)[block]) for block in cached)
     assert not np.array_equal(cached[4], toy_store.read(0, t=50)[4])
+
+
+def no_home(*names, **options):
+    raise RuntimeError("Could not determine home directory.")  # as `Path.expanduser` under a bare user id
+
+
+def read_only(path, *arguments, **more):
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
+
+
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        (("platformdirs.user_cache_path", no_home), ("HOME", "XDG_CACHE_HOME")),
+        (("os.utime", read_only), ("Read-only", ENTRIES, "XDG_CACHE_HOME")),
+        (("os.access", lambda *arguments: False), ("Permission denied", ENTRIES)),
+        (("pathlib.Path.mkdir", read_only), ("Read-only", ENTRIES)),
+    ],
+    ids=["no HOME", "another's folder", "read-only folder", "read-only parent"],
+)
+def test_where_there_can_be_no_cache_one_line_says_so(tmp_path, monkeypatch, broken, words):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    sent, notes = pickle.dumps(ReadCache()), []
+    monkeypatch.setattr(*broken)
+    with pytest.raises(StoreError, match=words[0]):
+        ReadCache()
+    assert cache_for("s3://bucket/a.zarr", on_note=notes.append) is None
+    (note,) = notes
+    assert "\n" not in note and all(word in note for word in ("S3", "--cache-dir", *words))
+    with pytest.warns(UserWarning, match=words[0]):  # of a worker of a Dask cluster
+        assert pickle.loads(sent) is None
+    assert cache_for(tmp_path / "a.zarr", on_note=notes.append) is None and len(notes) == 1
+
+
+def test_a_file_in_place_of_the_cache_folder_is_named(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.warns(UserWarning, match="file.*another --cache-dir"):
+        assert cache_for("s3://bucket/a.zarr", tmp_path / "file") is None

@@ -19,9 +19,11 @@ import numpy as np
 import obstore
 import pytest
 import zarr
+from click.testing import CliRunner
 from moto.server import ThreadedMotoServer
 from obstore.store import from_url
 
+from pathseg.cli import main
 from pathseg.store.describe import describe
 from pathseg.store.errors import Damaged, KeyMismatch, StoreError
 from pathseg.store.features import FeatureStore
@@ -676,3 +678,17 @@ def test_one_of_two_writers_that_is_killed_does_no_harm(writers, url, toy_store)
     assert writers.run(url, writers=2, seconds=0.2) == [-9, -9]
     assert writers.run(url, writers=2) == [0, 0]
     assert objects(url) == files(toy_store.location.root)
+
+
+def test_training_goes_on_without_a_cache_folder_and_says_so_once(small_files, url, tmp_path):
+    stores = [put(f"{url}/{name}", small_files).location for name in ("a.zarr", "b.zarr")]
+    (tmp_path / "file").write_bytes(b"")
+    result = CliRunner().invoke(
+        main,
+        ["train-head", "--store", str(stores[0]), "--store", str(stores[1]), "--cache-dir", str(tmp_path / "file"),
+         "--blocks", "a:4,b:9", "--t", "50", "--epochs", "1", "--lr", "1e-3", "--device", "cpu",
+         "--workspace", str(tmp_path)],
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    said = [line for line in result.output.splitlines() if "--cache-dir" in line]
+    assert len(said) == 1 and "is not kept" in said[0] and str(tmp_path / "file") in said[0]
