@@ -201,15 +201,17 @@ class Extraction:
         forward pass of the next unit, whose kernels are queued there already.
         """
         loaded = unit.loaded
+        missing = self._missing_now(loaded.unit)  # without what another run has written meanwhile
+        timesteps = _blocks_of_unit(missing).keys()
         if not any(loaded.images):
             return
-        if any(work.pixels for work in loaded.missing.values()):
+        if any(work.pixels for work in missing.values()):
             pixels = [None if image is None else (image.image, image.mask, image.instances) for image in loaded.images]
             self.writer.write_pixels(loaded.unit, pixels, sources=loaded.sources)
         with torch.cuda.stream(self._copy_stream):  # None: no effect
             if self._copy_stream is not None and unit.computed is not None:
                 self._copy_stream.wait_event(unit.computed)
-            for t, blocks in unit.maps.items():
+            for t, blocks in ((t, blocks) for t, blocks in unit.maps.items() if t in timesteps):
                 self.writer.write_features(loaded.unit, t=t, features=_stored_maps(blocks, self.config))
 
     def _patches_of(self, sample: Sample, image: np.ndarray) -> np.ndarray:

@@ -139,6 +139,8 @@ class _RecordBody(msgspec.Struct, frozen=True):
 class Records:
     """Index of the completion records of a store, by arrays and unit; a unit is a run of `images_per_unit` images.
 
+    Threads may look up records while another one writes them: what a thread iterates over is copied at once.
+
     The file names alone tell which units are complete. Only the records of units from which an image was set aside
     are read at the start.
     """
@@ -272,12 +274,12 @@ class Records:
 
     def committed(self) -> list[tuple[ArraySet, int]]:
         """Return arrays and unit of every record, sorted by name and unit."""
-        found = {(arrays, unit) for by_unit in self._by_arrays() for arrays, units in by_unit.items() for unit in units}
+        found = {(arrays, unit) for arrays, units in self._by_arrays() for unit in tuple(units)}
         return sorted(found, key=lambda record: (record[0].name, record[1]))
 
     def timesteps(self) -> tuple[int, ...]:
         """Return the timesteps with at least one record, ascending."""
-        recorded = {arrays.t for by_unit in self._by_arrays() for arrays, units in by_unit.items() if units}
+        recorded = {arrays.t for arrays, units in self._by_arrays() if units}
         return tuple(sorted(t for t in recorded if t is not None))
 
     def arrays_with(self, t: int, block: int, index: int) -> ArraySet | None:
@@ -290,11 +292,12 @@ class Records:
         written = {block for arrays in self._at(t) if self.done(arrays, index) for block in arrays.blocks}
         return tuple(block for block in blocks if block not in written)
 
-    def _by_arrays(self) -> tuple[Mapping[ArraySet, Iterable[int]], ...]:
-        return self._complete, self._incomplete
+    def _by_arrays(self) -> tuple[tuple[ArraySet, Collection[int]], ...]:
+        """Return arrays and units of all complete, then of all incomplete records."""
+        return (*self._complete.items(), *self._incomplete.items())
 
     def _at(self, t: int) -> set[ArraySet]:
-        return {arrays for by_unit in self._by_arrays() for arrays in by_unit if arrays.t == t}
+        return {arrays for arrays, _ in self._by_arrays() if arrays.t == t}
 
     def _written(self, name: str) -> frozenset[int]:
         try:

@@ -119,10 +119,10 @@ def shard_checksums(
             file.seek(start)
             if blosc is not None:
                 checksums.append(_read_compressed(file, name, size, chunk, blosc))
-            elif size == chunk.size + CRC_BYTES:
+            elif (start, size) == (position * size, chunk.size + CRC_BYTES):  # where `read_from_shard` looks for it
                 checksums.append(_read(file, name, chunk))
             else:
-                raise ValueError(f"{name} ends in an index with chunk {position} of {size} bytes")
+                raise ValueError(f"{name} ends in an index with chunk {position} at byte {start}, {size} bytes long")
     return checksums
 
 

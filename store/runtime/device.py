@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -48,14 +49,39 @@ def worker_device(name: str, worker: object) -> str:
     return f"cuda:{worker % torch.cuda.device_count() if isinstance(worker, int) else 0}"
 
 
+class _Float32Settings:
+    """How many contexts of `ieee_float32` are open in this process, and the settings from before the first of them."""
+
+    lock, depth = threading.Lock(), 0
+    before: ClassVar[list[tuple[object, str, object]]] = []
+
+
 @contextmanager
 def ieee_float32() -> Iterator[None]:
     """Compute float32 as float32 in this context, on a GPU with convolutions that repeat to the bit.
 
     PyTorch computes float32 convolutions on a GPU in TF32, which has 10 bits of mantissa, unless it is told otherwise,
     and a process may have allowed that for matrix products too, or bfloat16 on a CPU. A process may also have let cuDNN
-    choose its algorithms by their speed at that moment. These are settings of the whole process; they are put back.
+    choose its algorithms by their speed at that moment. These are settings of the whole process; they are put back when
+    no thread is inside of such a context any more.
     """
+    shared = _Float32Settings
+    with shared.lock:
+        if shared.depth == 0:
+            shared.before = _set_ieee_float32()
+        shared.depth += 1
+    try:
+        yield
+    finally:
+        with shared.lock:
+            shared.depth -= 1
+            if shared.depth == 0:
+                for owner, name, value in shared.before:
+                    setattr(owner, name, value)
+
+
+def _set_ieee_float32() -> list[tuple[object, str, object]]:
+    """Set the float32 of this process to IEEE's; return owner, name and earlier value of each setting."""
     cudnn: Any = torch.backends.cudnn
     mkldnn: Any = torch.backends.mkldnn
     settings: list[tuple[object, str, object]] = [(cudnn, "benchmark", False), (cudnn, "deterministic", True)]
@@ -68,13 +94,9 @@ def ieee_float32() -> Iterator[None]:
     else:  # before PyTorch 2.9
         settings += [(backend, "allow_tf32", False) for backend in (torch.backends.cuda.matmul, cudnn)]
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in settings]
-    try:
-        for owner, name, value in settings:
-            setattr(owner, name, value)
-        yield
-    finally:
-        for owner, name, value in before:
-            setattr(owner, name, value)
+    for owner, name, value in settings:
+        setattr(owner, name, value)
+    return before
 
 
 def upload(values: torch.Tensor, device: torch.device) -> torch.Tensor:

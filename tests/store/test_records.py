@@ -1,3 +1,6 @@
+import sys
+import threading
+
 import numpy as np
 import pytest
 
@@ -152,3 +155,32 @@ def test_files_of_one_slide_are_one_state_that_changes_with_each(tmp_path):
         path.write_bytes(path.read_bytes())  # the same content, written later
         states.append(file_states([paths]))
     assert len(set(states)) == 3
+
+
+def test_records_are_looked_up_while_another_thread_writes_them(tmp_path, monkeypatch):
+    records, errors = records_of(tmp_path), []
+    monkeypatch.setattr(LocalFolder, "write", lambda self, name, data: None)
+    before = sys.getswitchinterval()
+
+    def look_up():
+        try:
+            while writing.is_alive():
+                records.missing(50, (0, 4), 0), records.committed(), records.timesteps()
+        except RuntimeError as e:  # the dictionary has changed its size
+            errors.append(e)
+
+    def write():
+        for t in range(300):
+            records.write(ArraySet(t, (0,)), 0, {f"t{t}/block00": [1]})
+
+    writing, looking = threading.Thread(target=write), threading.Thread(target=look_up)
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in (writing, looking):
+            thread.start()
+        for thread in (writing, looking):
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert errors == []
+    assert len(records.committed()) == 300

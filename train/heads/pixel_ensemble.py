@@ -274,8 +274,9 @@ def train_on_buffer(
         each = []
         for m in running:
             batch = orders[m, step * BATCH_PX : (step + 1) * BATCH_PX]
-            scores = head.models[m](features.index_select(0, batch).float())  # (64, K)
-            each.append(F.cross_entropy(scores, labels[batch], weight=weights))
+            logits = head.models[m](features.index_select(0, batch).float())  # (64, K)
+            nothing = weights is not None and not weights[labels[batch]].any()  # as of `pixel_loss`: else 0 / 0
+            each.append(logits.sum() * 0 if nothing else F.cross_entropy(logits, labels[batch], weight=weights))
         found = torch.stack(each)  # (running networks,)
         losses.append(found.mean().item())
         if not np.isfinite(losses[-1]):

@@ -65,9 +65,10 @@ def evaluate(states: Sequence[TrainingState], reader: FeatureReader, indices: Se
                 state.head, batch.features, store.contents.grid,
                 layers=layers, precision=precision, ignore=store.ignore,
             )  # fmt: skip
-            loss = pixel_loss(found.scores, batch.masks, weights=state.class_weights, ignore=store.ignore)
             labels = found.labels[0].cpu().numpy()  # (H, W)
+            # before the loss, as it names a code without a class
             matrix = confusion_matrix(truth, labels, classes=len(store.classes), ignore=store.ignore)  # (K, K)
+            loss = pixel_loss(found.scores, batch.masks, weights=state.class_weights, ignore=store.ignore)
             uncertainty = None if found.uncertainty is None else found.uncertainty[0]
             yield ImageResult(state, batch.indices[0], float(loss), labels, matrix, uncertainty)
 

@@ -9,6 +9,7 @@ from pathseg.store.format.chunks import (
     chunk_format,
     read_chunks,
     read_from_shard,
+    shard_checksums,
     write_chunks,
     write_shard,
 )
@@ -290,3 +291,18 @@ def test_one_value_that_is_not_finite_is_found_at_any_position(dtype, value):
         changed[position] = value
         assert not all_finite(changed)
         assert not all_finite(np.stack([changed, changed]).T)
+
+
+def test_an_uncompressed_shard_whose_chunks_lie_in_another_order_is_not_as_it_was_written(tmp_path, images):
+    """Reading goes by the order of the images: what it would not find there must not pass as whole."""
+    array = make_shards(tmp_path)
+    array[:3] = images[:3]
+    path, step, values = tmp_path / "c/0/0/0/0", images[0].nbytes + 4, np.empty_like(images[0])
+    expected = [google_crc32c.value(image.tobytes()) for image in images[:3]]
+    assert shard_checksums(LocalFolder(tmp_path), "c/0/0/0/0", values, images=3, chunks=3) == expected
+    data = path.read_bytes()
+    index = np.array([(step, step), (0, step), (2 * step, step)], "<u8").tobytes()
+    path.write_bytes(data[step : 2 * step] + data[:step] + data[2 * step : 3 * step] + with_crc(index))
+    assert np.array_equal(array[:3], images[:3])  # for Zarr it is the same array
+    with pytest.raises(ValueError, match="index with chunk 0"):
+        shard_checksums(LocalFolder(tmp_path), "c/0/0/0/0", values, images=3, chunks=3)

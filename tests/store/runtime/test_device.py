@@ -1,5 +1,6 @@
 import platform
 import re
+import threading
 from pathlib import Path
 
 import pytest
@@ -94,3 +95,24 @@ def test_arithmetic_that_a_cpu_lacks_is_warned_of():
     bfloat16 = {"avx512bw", "avx512vl", "avx512dq"} <= known or "avx_ne_convert" in known
     assert len(precision_warnings("cpu", "bfloat16")) == (not bfloat16)
     assert precision_warnings("cpu", "float32") == precision_warnings("cuda", "bfloat16") == ()
+
+
+def test_float32_stays_float32_while_a_thread_that_entered_later_is_inside(fast_float32):
+    """Two runs in one process: the first to enter leaves first."""
+    entered, left, seen = threading.Event(), threading.Event(), []
+
+    def second():
+        with ieee_float32():
+            entered.set()
+            left.wait(10)
+            seen.append(settings())
+
+    with ieee_float32():
+        inside = settings()
+        thread = threading.Thread(target=second)
+        thread.start()
+        assert entered.wait(10)
+    left.set()
+    thread.join()
+    assert seen == [inside]
+    assert inside != fast_float32 == settings()

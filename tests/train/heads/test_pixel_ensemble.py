@@ -332,3 +332,16 @@ def test_an_empty_pool_gives_no_steps():
     head = PixelEnsemble({0: 4}, 2)
     optimizer = torch.optim.Adam(head.parameters())
     assert train_on_buffer(PixelBuffer(), head, optimizer, epoch=1, weights=None, seed=[0]) == []
+
+
+def test_pixels_of_classes_that_weigh_nothing_teach_nothing():
+    """`--class-weights balanced` gives the only class of an image the weight 0."""
+    torch.manual_seed(0)
+    head = PixelEnsemble({4: 1}, 2)
+    buffer, mask = PixelBuffer(), torch.zeros(1, 256, 256, dtype=torch.uint8)
+    buffer.draw({4: mask[0, None, None, None].half()}, mask, PatchGrid(1, 1), count=100, ignore=None, seed=[0])
+    before = [parameter.clone() for parameter in head.parameters()]
+    optimizer = torch.optim.Adam(head.parameters(), lr=1e-3)
+    weights = torch.tensor([0.0, 1.0])
+    assert train_on_buffer(buffer, head, optimizer, epoch=1, weights=weights, seed=[0]) == [0.0]
+    assert all(torch.equal(new, old) for new, old in zip(head.parameters(), before, strict=True))
