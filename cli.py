@@ -467,6 +467,7 @@ def predict_command(images: tuple[str, ...], **flags: Any) -> None:
             trained_mpp=flags["trained_mpp"],
             device=device_name,
             on_window=progress,
+            on_note=progress.note,
         )
     show(summary(result))
     require_all([str(failure) for failure in result.failures], len(files))

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+# where the um/px of an image is from: a flag, tags of the file or properties of a slide, the file's name, or that of
+# the training images, which is assumed
+MppSource = Literal["flag", "tag", "name", "training"]
+
 MIN_MPP, MAX_MPP = 0.05, 10.0  # a 100x objective has 0.1, the overview of a slide 4; a tag of 2400 dpi would be 10.6
 
 

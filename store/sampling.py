@@ -12,6 +12,7 @@ import numpy as np
 
 from pathseg.store.contents import Contents
 from pathseg.store.grid import fitted_size
+from pathseg.store.resolution import MppSource
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,9 @@ class InputImage(Protocol):
 
     id: stem of the file name. size: (H, W) in px at that resolution. file_px: (h0, w0) in px of the file. scale: px of
     the file per px at that resolution, (vertical, horizontal). mpp: um/px at that resolution, None where it is unknown.
-    slide: whether it is a whole slide, which is read by region. origin: (y, x) of the first px in px of the file, not
-    (0, 0) where a slide states the bounds of what was scanned.
+    mpp_from: where the um/px of the file is from, None where mpp is. mpp_note: a warning on it, None without one.
+    slide: whether it is a whole slide, read by region. origin: (y, x) of the first px in px of the file, not (0, 0)
+    where a slide states the bounds of what was scanned.
     """
 
     id: str
@@ -83,6 +85,8 @@ class InputImage(Protocol):
     file_px: tuple[int, int]
     scale: tuple[float, float]
     mpp: float | None
+    mpp_from: MppSource | None
+    mpp_note: str | None
     slide: bool
     origin: tuple[int, int]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import re
 import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -47,6 +48,7 @@ DECODED_BYTES = 7  # of a px: 4 in Pillow's memory, 3 in the array
 DONE = FOLDER  # of stores, and of the folders that `predict` writes
 OF_A_WORKSPACE = frozenset({"heads", "report"})
 SAME_MPP = 0.01  # relative difference of um/px below which they count as one
+NAMED_MPP = re.compile(r"_MPP-(\d+\.\d+)")  # as in the names of BCSS
 _PIXEL_LIMIT_LOCK = threading.Lock()
 
 
@@ -160,23 +162,29 @@ def stated_mpp(path: Path) -> float | None:
     Most programs write the 72 dpi of a screen or the 300 dpi of a printer, which say nothing of the tissue. Raises as
     `read_image`.
     """
-    across, down = _tagged_mpp(path)
+    across, down = tagged_mpp(path)
     if not plausible_mpp(across) or not plausible_mpp(down) or abs(across / down - 1) > SAME_MPP:
         return None
     return (across + down) / 2
+
+
+def named_mpp(path: Path) -> float | None:
+    """Return the um/px in the name of a file (`_MPP-0.2500`), None unless it states one that a scan can have."""
+    found = NAMED_MPP.search(path.stem)
+    return float(found[1]) if found and plausible_mpp(float(found[1])) else None
 
 
 def require_stated_mpp(path: Path) -> None:
     """Raise ValueError, naming what the tags of an image state, where `stated_mpp` is None."""
     if stated_mpp(path) is not None:
         return
-    found = [f"{mpp:.3g} um/px {axis}" for mpp, axis in zip(_tagged_mpp(path), ("across", "down"), strict=True)
+    found = [f"{mpp:.3g} um/px {axis}" for mpp, axis in zip(tagged_mpp(path), ("across", "down"), strict=True)
              if math.isfinite(mpp)]  # fmt: skip
     says = f"says {' and '.join(found)}, which no scan has" if found else "does not say its um/px"
     raise ValueError(f"{path}: the image {says}; pass --mpp")
 
 
-def _tagged_mpp(path: Path) -> tuple[float, float]:
+def tagged_mpp(path: Path) -> tuple[float, float]:
     """Return the um/px in the tags of an image, across and down, inf where there is none."""
     with _opened(path) as file:
         dpi = file.info.get("dpi", (0, 0))

@@ -17,14 +17,16 @@ from pathseg.extract.datasets.image_files import (
     SAME_MPP,
     list_files,
     mirrored_region,
+    named_mpp,
     read_image,
     read_mask,
     require_link_target,
     resize_image,
     stated_mpp,
+    tagged_mpp,
 )
 from pathseg.store.grid import fitted_size
-from pathseg.store.resolution import require_plausible_mpp
+from pathseg.store.resolution import MAX_MPP, MIN_MPP, MppSource, require_plausible_mpp
 from pathseg.store.runtime.printable import composed
 from pathseg.store.runtime.regular_files import read_file
 from pathseg.store.sampling import InputImage, Sampling
@@ -32,6 +34,8 @@ from pathseg.store.sampling import InputImage, Sampling
 SLIDE_SUFFIXES = frozenset({".bif", ".czi", ".dcm", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide", ".vms", ".vmu"})
 MASK_ENDINGS = ("", "_anno", "_mask")  # NAME_anno is how GlaS calls the mask of NAME
 MAX_SIZE_RATIO = 2.0  # of a file to the training images, where both are resized: beyond it tissue looks too different
+
+RESIZED_MPP = 0.05  # relative difference of um/px from the training files up to which an image is resized as they were
 
 
 class ImageFile:
@@ -43,8 +47,9 @@ class ImageFile:
     def __init__(self, path: Path, sampling: Sampling, *, file_mpp: float | None = None) -> None:
         """Decode an image and resize it to the head's resolution.
 
-        file_mpp: um/px of the file. Without it the image is resized if the training images were; else it is brought to
-        their um/px where its tags state one that a scan can have, and otherwise taken to have theirs.
+        file_mpp: um/px of the file. Without it that of its tags, else of its name, is taken if a scan can have it, and
+        the image is brought to the um/px of the training images by it. Where nothing is stated, the file is assumed to
+        have the um/px of the training files. If those were resized, so is an image of their um/px or of none.
 
         Raises ValueError naming the file when it cannot be read, is no 8-bit RGB image, or would be resized though its
         size is far from that of the training images.
@@ -55,17 +60,29 @@ class ImageFile:
         self.digest = hashlib.sha256(read_file(path)).hexdigest()
         self.file_px: tuple[int, int] = self._file.shape[:2]
         self.mpp = sampling.mpp
-        if file_mpp is None and self.mpp is not None and not sampling.resized:
-            stated = stated_mpp(path)
-            if stated is not None and abs(stated / self.mpp - 1) > SAME_MPP:
+        self.mpp_from: MppSource | None = None if self.mpp is None else "flag"
+        self.mpp_note: str | None = None
+        stated = None
+        if file_mpp is None and self.mpp is not None:
+            stated, self.mpp_from = _stated_mpp(path)
+            trained = sampling.file_mpp
+            assert trained is not None, "known with the um/px after a resize"
+            if stated is None:
+                self.mpp_note = _ignored_note(path, trained)
+            elif abs(stated / trained - 1) > (RESIZED_MPP if sampling.resized else SAME_MPP):
                 file_mpp = stated
+                if sampling.resized:
+                    self.mpp_note = _not_resized_note(path, stated, sampling)
+            elif abs(stated / trained - 1) <= SAME_MPP:
+                stated = None  # the same but for rounding
         if file_mpp is not None:
             self.size = _divided(self.file_px, _trained_mpp(sampling, path) / file_mpp)
         elif sampling.resized:
             _require_similar_size(path, self.file_px, sampling)
             self.size = fitted_size(self.file_px, sampling.size) if sampling.padded else sampling.size
-            if sampling.padded and sampling.file_mpp is not None:
-                self.mpp = sampling.file_mpp * math.sqrt(math.prod(self.file_px) / math.prod(self.size))
+            own = sampling.file_mpp if stated is None and sampling.padded else stated
+            if own is not None:
+                self.mpp = own * math.sqrt(math.prod(self.file_px) / math.prod(self.size))
             elif self.mpp is not None:  # files are assumed to share one resolution, so a larger one is shrunk more
                 self.mpp *= math.sqrt(math.prod(self.file_px) / math.prod(sampling.original_px))
         else:
@@ -194,6 +211,36 @@ def _files_of(argument: str) -> list[Path]:
 def _divided(size: tuple[int, int], factor: float) -> tuple[int, int]:
     height, width = (max(1, round(side / factor)) for side in size)
     return height, width
+
+
+def _stated_mpp(path: Path) -> tuple[float | None, MppSource]:
+    """Return the um/px that an image file states and where; None and `training` where it states none of a scan."""
+    if (tagged := stated_mpp(path)) is not None:
+        return tagged, "tag"
+    if (named := named_mpp(path)) is not None:
+        return named, "name"
+    return None, "training"
+
+
+def _ignored_note(path: Path, assumed: float) -> str | None:
+    """Name the um/px in the tags of an image that is not believed, None where there is none."""
+    found = [mpp for mpp in tagged_mpp(path) if math.isfinite(mpp)]
+    if not found:
+        return None
+    values = " and ".join(dict.fromkeys(f"{mpp:.4g}" for mpp in found))
+    return (
+        f"{path}: its tags state {values} um/px, but a scan has one value of {MIN_MPP:g} to {MAX_MPP:g}; {assumed:.3g} "
+        "um/px as of the training images is assumed instead; pass the true --mpp"
+    )
+
+
+def _not_resized_note(path: Path, stated: float, sampling: Sampling) -> str:
+    height, width = sampling.size
+    return (
+        f"{path}: it states {stated:.3g} um/px, but the head's training images had {sampling.file_mpp:.3g} before they "
+        f"were resized to {width}x{height} px; it is brought to their {sampling.mpp:.3g} um/px instead of that size; "
+        "if what it states is wrong, pass the true --mpp"
+    )
 
 
 def _trained_mpp(sampling: Sampling, path: Path) -> float:

@@ -16,7 +16,7 @@ from PIL import Image
 from pathseg.extract.datasets.image_files import no_size_limit, require_upright
 from pathseg.extract.inputs.tissue_mask import MIN_INK_PX, find_tissue
 from pathseg.store.records import file_states
-from pathseg.store.resolution import require_plausible_mpp
+from pathseg.store.resolution import MppSource, require_plausible_mpp
 from pathseg.store.runtime.regular_files import read_file
 
 MARGIN_PX = 4  # read around a region, so that the resampling filter has the neighbours it has in the next region
@@ -83,6 +83,7 @@ class Slide:
     """
 
     slide = True
+    mpp_note: str | None = None
 
     def __init__(self, path: Path, *, mpp: float, file_mpp: float | None = None) -> None:
         """Open a slide.
@@ -92,6 +93,7 @@ class Slide:
         """
         self.id, self.path, self._file_mpp = path.stem, path, file_mpp
         self.mpp: float | None = mpp
+        self.mpp_from: MppSource | None = "tag" if file_mpp is None else "flag"
         if OpenSlide.detect_format(path) == "generic-tiff":  # any program's; of these OpenSlide ignores the turn
             _require_upright(path)
         with self._reading():

@@ -30,6 +30,7 @@ Ring = list[list[float]]  # corners (x, y), the first again at the end
 
 ObjectType = Literal["annotation", "detection", "tile"]
 OBJECT_TYPES: dict[str, ObjectType] = {"annotations": "annotation", "detections": "detection", "tiles": "tile"}
+ASSUMED_MPP = "µm/px assumed"
 PROBABILITY, ENTROPY, UNCERTAINTY = "Mean probability", "Mean entropy (nats)", "Mean uncertainty (nats)"
 RANK = "Review rank"
 BATCH_CORNERS = 50_000  # of the outlines that are made at once
@@ -47,6 +48,7 @@ class OutlineSettings:
     None where it is unknown. simplify: px of the codes that an outline may leave the border of its object by. smallest:
     px of the codes below which an object is dropped. object_type: as what QuPath takes the objects. extent: height and
     width of the image in px of the codes, where it ends within their last px; outlines and areas end there.
+    assumed_mpp: um/px of the file where `mpp` rests on an assumption, which each object then says beside its area.
     """
 
     classes: Mapping[int, tuple[str, str]]
@@ -57,6 +59,7 @@ class OutlineSettings:
     object_type: ObjectType = "annotation"
     origin: tuple[int, int] = (0, 0)
     extent: tuple[float, float] | None = None
+    assumed_mpp: float | None = None
 
 
 @dataclass(frozen=True)
@@ -260,6 +263,7 @@ def write_geojson(
     counts, areas = dict.fromkeys(settings.classes, 0), dict.fromkeys(settings.classes, 0.0)
     objects = label_objects(codes, settings)
     means = {} if measured is None else measured.means(objects)
+    assumed = {} if settings.assumed_mpp is None else {ASSUMED_MPP: round(settings.assumed_mpp, 4)}
     with path.open("wb") as file, closing(_outlines(objects, settings)) as found:
         file.write(b'{"type": "FeatureCollection", "features": [')
         number = 0
@@ -280,6 +284,7 @@ def write_geojson(
                         classification=_Classification(name, rgb(colour)),
                         measurements={
                             f"Area {unit}": round(area_px * factor, 3),
+                            **assumed,
                             "Holes": len(own) - 1,
                             **{key: round(mean, 4) for key, mean in of_label.items() if math.isfinite(mean)},
                         },

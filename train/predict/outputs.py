@@ -109,12 +109,16 @@ class ImageOutputs:
         return record
 
     def satisfied_by(self, record: PredictedImage) -> bool:
-        """Return whether an earlier run wrote all formats, which still exist, and scored by the same mask, if any."""
+        """Return whether an earlier run wrote all formats, which still exist, and scored by the same mask, if any.
+
+        False also where it assumed um/px that are stated now, or the other way round: GeoJSON says so.
+        """
         formats, own = self.config.formats, self._own_files(record)
         written = all(name + self._suffix(name) in own and self.path(name).exists() for name in formats)
         return (
             written
             and set(formats) <= set(record.formats)
+            and (record.mpp_from is UNSET or (record.mpp_from == "training") == (self.image.mpp_from == "training"))
             and self.ground_truth_digest in (None, record.ground_truth_digest)
         )
 
@@ -174,6 +178,7 @@ class ImageOutputs:
             size_px=self.image.size,
             mpp=self.image.mpp,
             mpp_axes=self._mpp_axes(),
+            mpp_from=UNSET if self.image.mpp_from is None else self.image.mpp_from,
             slide=self.image.slide,
             windows=len(windows.selected),
             windows_total=windows.total,
@@ -241,6 +246,13 @@ class ImageOutputs:
         """
         trained, own = self.head.sampling.file_mpp, self.image.mpp
         return 1 / math.prod(self.image.scale) if trained is None or own is None else (trained / own) ** 2
+
+    @property
+    def _assumed_mpp(self) -> float | None:
+        """um/px of the file, as the geometric mean of both axes, where that of the training images was assumed."""
+        if self.image.mpp is None or self.image.mpp_from != "training":
+            return None
+        return self.image.mpp / math.sqrt(math.prod(self.image.scale))
 
     def _write_mask(self, mosaic: Mosaic) -> None:
         """Class codes: PNG of the file's size; of a slide a pyramid."""
@@ -310,6 +322,7 @@ class ImageOutputs:
             scale=(self.image.scale[0] * shrunk, self.image.scale[1] * shrunk),
             extent=self._extent(level),
             mpp=None if mpp is None else mpp * shrunk,
+            assumed_mpp=self._assumed_mpp,
             simplify=self.config.simplify,
             smallest=self.config.smallest / shrunk**2,
             object_type=OBJECT_TYPES[self.config.objects_as],

@@ -5,9 +5,10 @@ Memory grows by at most 3 KiB a px of a slide's width (`tiles.TileWriter`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -17,6 +18,7 @@ from msgspec import UNSET, UnsetType
 
 from pathseg.store.format.packing import PACKINGS
 from pathseg.store.grid import PatchGrid
+from pathseg.store.resolution import MppSource
 from pathseg.store.runtime.atomic_files import write_atomic
 from pathseg.store.runtime.file_lock import file_lock
 from pathseg.store.runtime.prefetch import prefetch_map
@@ -40,6 +42,13 @@ from pathseg.train.predict.window_cache import WindowCache
 
 OpenImage = Callable[[Path, Sampling], InputImage]
 OnWindow = Callable[[str, int, int], None]  # image id, windows completed, windows in total
+OnNote = Callable[[str], None]
+MPP_SOURCES: dict[MppSource, str] = {
+    "flag": "by --mpp",
+    "tag": "stated in the file",
+    "name": "by its name",
+    "training": "assumed as of the training images; --mpp states another",
+}
 UNSTRETCHED = 1.05  # ratio of the um/px of both axes up to which images count as not stretched
 
 
@@ -77,13 +86,15 @@ def predict(
     trained_mpp: float | None = None,
     device: str = "cpu",
     on_window: OnWindow = lambda image_id, completed, total: None,
+    on_note: OnNote = lambda note: None,
 ) -> PredictionResult:
     """Predict images and slides with the head of a finished run and write the results below `out`.
 
     images: paths. run: a run folder. config: default settings when omitted. features: `computed_features` of a model or
     `stored_features` of the run's stores (pathseg.train.predict.feature_sources). open_image: `open_input_image`
     (pathseg.extract.inputs.images) or a partial of it with `file_mpp`. trained_mpp: um/px of the training images, in
-    place of what the run records. on_window: called after every batch of windows.
+    place of what the run records. on_window: called after every batch of windows. on_note: called with each kind of
+    warning before the first window of the image; the result holds them too.
 
     An image that cannot be read or does not fit is set aside as a failure and the others are predicted. With
     `ground_truth`, metrics.json is written too. Results that exist are kept, and a slide that was interrupted is
@@ -95,7 +106,36 @@ def predict(
     config = config or PredictConfig()
     head = TrainedHead.load(run, device=device, mpp=trained_mpp)
     predictor = Predictor(head, features(head, config), out, config, ground_truth)
-    return predictor.predict_all(images, open_image, on_window)
+    return predictor.predict_all(images, open_image, on_window, on_note)
+
+
+@dataclass(frozen=True)
+class _Warnings:
+    """Warnings on images, of each kind the first as soon as it is found; the others are counted.
+
+    found: by kind, the first warning and the images that have one of this kind.
+    """
+
+    on_note: OnNote
+    found: dict[str, tuple[str, set[Path]]] = field(default_factory=dict)
+
+    def add(self, image: InputImage) -> None:
+        """Note what must be known of an image that was opened."""
+        if image.mpp_note is not None:
+            self._add(f"um/px by {image.mpp_from}", image.mpp_note, image)
+
+    def _add(self, kind: str, text: str, image: InputImage) -> None:
+        if kind not in self.found:
+            self.found[kind] = text, set()
+            self.on_note(text)
+        self.found[kind][1].add(image.path)
+
+    def notes(self) -> tuple[str, ...]:
+        """Return one line for each kind, with the number of images."""
+        return tuple(
+            f"{text} (and so for {len(images)} images in all)" if len(images) > 1 else text
+            for text, images in self.found.values()
+        )
 
 
 @dataclass(frozen=True)
@@ -113,16 +153,19 @@ class Predictor:
         paths: Sequence[Path],
         open_image: OpenImage,
         on_window: OnWindow = lambda image_id, completed, total: None,
+        on_note: OnNote = lambda note: None,
     ) -> PredictionResult:
         """Predict one file after the other, those last that another process is predicting; see `predict`."""
         predicted: dict[Path, PredictedImage] = {}
         failures: dict[Path, FailedImage] = {}
+        warnings = _Warnings(on_note)
         for wait in (False, True):
             for path in paths:
                 if path in predicted or path in failures:
                     continue
                 try:
                     with closing(open_image(path, self.head.sampling)) as image:
+                        warnings.add(image)
                         predicted[path] = self.predict_image(image, on_window, wait=wait)
                 except BlockingIOError:
                     continue
@@ -135,7 +178,9 @@ class Predictor:
             metrics = prediction_metrics(images, self.head)
             with file_lock(self.out / "metrics.lock", wait=True):
                 write_atomic(self.out / "metrics.json", metrics.to_json())
-        return PredictionResult(self.out, images, tuple(failures.values()), metrics, self._notes(images))
+        return PredictionResult(
+            self.out, images, tuple(failures.values()), metrics, (*warnings.notes(), *self._notes(images))
+        )
 
     def _notes(self, images: Sequence[PredictedImage]) -> tuple[str, ...]:
         """The post-processing of objects, and a warning where slides went to a head trained on stretched images."""
@@ -304,7 +349,8 @@ def summary(result: PredictionResult) -> str:
         none = "; no tissue was found, --tissue all computes everything" if not image.windows else ""
         height, width = image.file_px
         windows = f"{image.windows} of {image.windows_total} windows"
-        lines.append(f"{result.out}: {image.id}, {width}x{height} px, {windows}: {shares}{objects}{none}")
+        size = f"{width}x{height} px{_resolution(image)}"
+        lines.append(f"{result.out}: {image.id}, {size}, {windows}: {shares}{objects}{none}")
     if (metrics := result.metrics) is not None:
         scores, constant = metrics.scores, metrics.constant
         values = {"accuracy": scores.accuracy, "dice": scores.dice, "miou": scores.miou, "f1": scores.f1}
@@ -312,6 +358,14 @@ def summary(result: PredictionResult) -> str:
         always = f"always {constant.class_name}: dice {_score(constant.scores.dice)}"
         lines.append(f"{metrics.images} images with a mask: {shown}  ({always})")
     return "\n".join([*lines, *(f"note: {note}" for note in result.notes)])
+
+
+def _resolution(image: PredictedImage) -> str:
+    """um/px of an image file and where it is from; nothing where it is unknown, or of a record of earlier releases."""
+    if image.mpp is None or isinstance(image.mpp_from, msgspec.UnsetType):
+        return ""
+    of_file = image.mpp * math.sqrt(math.prod(image.size_px) / math.prod(image.file_px))  # up to rounded sizes
+    return f", {of_file:.2g} um/px ({MPP_SOURCES[image.mpp_from]})"
 
 
 def _score(value: float | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from types import TracebackType
 
 from tqdm import tqdm
@@ -26,6 +27,10 @@ class Progress:
             self._image, self._finished = image_id, self._finished + 1
         self._bar.set_postfix_str(f"{printable(image_id)}: window {completed} of {total}", refresh=False)
         self._bar.update(self._finished + (completed / total if total else 1) - self._bar.n)
+
+    def note(self, text: str) -> None:
+        """Print a warning above the bar, as soon as it is known."""
+        tqdm.write(f"note: {printable(text)}", file=sys.stderr)
 
     def __enter__(self) -> Progress:
         return self

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from pathseg.store.resolution import MppSource
 from pathseg.store.runtime.json_records import decode_json, encode_json
 from pathseg.train.metrics.object import ObjectRule
 from pathseg.train.metrics.pixel import Scores
@@ -122,7 +123,9 @@ class PredictedImage(msgspec.Struct, frozen=True, kw_only=True):
 
     formats: those written so far. ground_truth_digest: of the mask that it was scored by, None for no scores. file_px,
     size_px: (H, W) of the file and of the mosaic; mpp: um/px of the mosaic, mpp_axes: vertical and horizontal where an
-    image was stretched. slide: whether it was read by region. windows of windows_total were computed.
+    image was stretched. mpp_from: where the um/px of the file is from, `training` where that of the training images was
+    assumed, in areas too; unset where um/px is unknown and by earlier releases.
+    slide: whether it was read by region. windows of windows_total were computed.
     pixels: of the mosaic, by class name. confusion: (K, K) pixels, rows = ground truth. objects: unset without GeoJSON.
     """
 
@@ -134,6 +137,7 @@ class PredictedImage(msgspec.Struct, frozen=True, kw_only=True):
     size_px: tuple[int, int]
     mpp: float | None
     mpp_axes: tuple[float, float] | None = None
+    mpp_from: MppSource | UnsetType = UNSET
     slide: bool = False
     windows: int
     windows_total: int = msgspec.field(name="windows_in_all")

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 import unicodedata
 
 import numpy as np
@@ -48,8 +49,48 @@ def test_with_mpp_an_image_is_brought_to_the_trained_resolution(file):
 @pytest.mark.parametrize(("dpi", "size"), [(101_600, (105, 145)), (50_800, (210, 290)), (72, (210, 290))])
 def test_an_image_is_brought_to_the_trained_resolution_where_its_tags_are_credible(tmp_path, dpi, size):
     Image.fromarray(image(210, 290)).save(tmp_path / "one.png", dpi=(dpi, dpi))
-    assert open_input_image(tmp_path / "one.png", PLAIN).size == size
-    assert open_input_image(tmp_path / "one.png", RESIZED).size == (256, 256)
+    opened = open_input_image(tmp_path / "one.png", PLAIN)
+    assert (opened.size, opened.mpp_from) == (size, "training" if dpi == 72 else "tag")
+
+
+@pytest.mark.parametrize(
+    ("save", "name", "source"), [({"dpi": (101_600, 101_600)}, "one.tif", "tag"), ({}, "x_MPP-0.2500.png", "name")]
+)
+def test_a_credible_resolution_prevails_over_the_resize_of_the_training_images_and_is_warned_of(
+    tmp_path, save, name, source
+):
+    Image.fromarray(image(210, 290)).save(tmp_path / name, **save)
+    opened = open_input_image(tmp_path / name, RESIZED)
+    assert (opened.size, opened.scale, opened.mpp, opened.mpp_from) == ((105, 145), (2, 2), 0.5, source)
+    assert all(words in opened.mpp_note for words in (name, "0.25 um/px", "0.523", "--mpp"))
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_an_image_whose_tags_confirm_the_training_files_is_resized_as_they_were(tmp_path, padded):
+    sampling = dataclasses.replace(RESIZED, padded=padded)
+    stated = 1.03 * sampling.file_mpp
+    Image.fromarray(image(210, 290)).save(tmp_path / "one.tif", dpi=(25_400 / stated,) * 2)
+    opened = open_input_image(tmp_path / "one.tif", sampling)
+    assert opened.size == ((185, 256) if padded else (256, 256))
+    assert opened.mpp == pytest.approx(stated * (opened.scale[0] * opened.scale[1]) ** 0.5, rel=1e-3)
+    assert (opened.mpp_from, opened.mpp_note) == ("tag", None)
+
+
+@pytest.mark.parametrize("sampling", [PLAIN, RESIZED])
+@pytest.mark.parametrize(
+    ("dpi", "value"), [((72, 72), "352.8"), ((25.4, 25.4), "1000"), ((50_800, 101_600), "0.5 and 0.25")]
+)
+def test_tags_that_no_scan_has_are_not_believed_and_named(tmp_path, sampling, dpi, value):
+    Image.fromarray(image(210, 290)).save(tmp_path / "one.tif", dpi=dpi)
+    opened = open_input_image(tmp_path / "one.tif", sampling)
+    assert opened.mpp_from == "training" and f"{sampling.file_mpp:.3g} um/px" in opened.mpp_note
+    assert re.search(rf"one\.tif: its tags state {value} um/px.*--mpp", opened.mpp_note)
+
+
+def test_where_the_resolution_of_an_image_is_from_is_told(file):
+    assert open_input_image(file, RESIZED).mpp_from == "training" and open_input_image(file, RESIZED).mpp_note is None
+    assert open_input_image(file, RESIZED, file_mpp=0.25).mpp_from == "flag"
+    assert open_input_image(file, dataclasses.replace(PLAIN, mpp=None)).mpp_from is None
 
 
 def test_beyond_its_edges_an_image_is_white(file):

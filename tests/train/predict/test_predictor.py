@@ -215,6 +215,64 @@ def test_a_note_says_that_objects_are_tuned_and_masks_are_not(predictor, colour_
     assert predictor("raw", head=head, objects="raw").predict_all([spotted], open_input_image).notes == ()
 
 
+def glas_like(colour_head):
+    """A head on images of 522x775 px of 0.62 um/px, resized to 256x256 px."""
+    return colour_head(sampling=Sampling((256, 256), 0.62 * (522 * 775) ** 0.5 / 256, True, (522, 775)))
+
+
+def test_areas_rest_on_the_resolution_in_the_tags_of_an_image(predictor, colour_head, tmp_path):
+    pixels, inside = tissue(600, 900)
+    Image.fromarray(pixels).save(tmp_path / "tagged.tif", dpi=(101_600, 101_600))  # 0.25 um/px
+    notes = []
+    result = predictor(head=glas_like(colour_head)).predict_all(
+        [tmp_path / "tagged.tif"], open_input_image, lambda *window: notes.append(window), notes.append
+    )
+    (record,) = result.images
+    assert record.objects.classes["gland"].area_um2 == pytest.approx(inside.sum() * 0.0625, rel=0.1)
+    assert record.mpp_from == "tag" and "900x600 px, 0.25 um/px (stated in the file)" in summary(result)
+    assert "0.25 um/px" in notes[0] and "0.62" in notes[0] and notes[1:] == [("tagged", 0, 1), ("tagged", 1, 1)]
+    assert notes[0] in result.notes
+
+
+def test_an_assumed_resolution_is_told_until_a_flag_states_it(predictor, colour_head, image, tmp_path):
+    path = image[0]
+
+    def measurements(out):
+        (feature,) = json.loads((tmp_path / out / "geojson" / "image.geojson").read_text())["features"]
+        return feature["properties"]["measurements"]
+
+    result = predictor(head=glas_like(colour_head)).predict_all([path], open_input_image)
+    values = measurements("out")
+    assert values["µm/px assumed"] == pytest.approx(0.62, abs=1e-3) and values["Area µm^2"] > 0
+    assert "0.62 um/px (assumed" in summary(result) and "--mpp" in summary(result)
+    assert json.loads((tmp_path / "out" / "_done" / "image.json").read_text())["mpp_from"] == "training"
+
+    plain = predictor(out="plain")
+    plain.predict_all([path], open_input_image)
+    assert "µm/px assumed" in measurements("plain")
+    result = plain.predict_all([path], lambda path, sampling: open_input_image(path, sampling, file_mpp=0.5))
+    assert result.images[0].mpp_from == "flag" and "µm/px assumed" not in measurements("plain")
+
+
+def test_warnings_of_one_kind_are_told_once_with_the_number_of_images(predictor, tmp_path):
+    for name in ("a", "b"):
+        Image.fromarray(tissue(256, 256)[0]).save(tmp_path / f"{name}.png", dpi=(72, 72))
+    told = []
+    result = predictor().predict_all([tmp_path / "a.png", tmp_path / "b.png"], open_input_image, on_note=told.append)
+    assert len(told) == 1 and "352.7 um/px" in told[0]
+    assert [note for note in result.notes if note.startswith(told[0])] == [f"{told[0]} (and so for 2 images in all)"]
+
+
+def test_a_record_without_the_source_of_um_per_px_still_reads(predictor, image, tmp_path):
+    predict_one(predictor(), image[0])
+    path = tmp_path / "out" / "_done" / "image.json"
+    content = json.loads(path.read_text())
+    del content["mpp_from"]
+    path.write_text(json.dumps(content))
+    result = predictor().predict_all([image[0]], open_input_image)
+    assert "560x400 px, 6 of" in summary(result) and "mpp_from" not in json.loads(path.read_text())
+
+
 def test_probabilities_lie_in_an_array_of_the_slides_size(predictor, slide, tmp_path):
     predict_one(predictor(), slide[0])
     group = zarr.open_group(tmp_path / "out" / "probabilities" / "slide.zarr", mode="r")
