@@ -431,7 +431,8 @@ def predict_command(images: tuple[str, ...], **flags: Any) -> None:
     """Segment new images or whole slides with a trained head: files, folders or globs.
 
     Slides are read by region at the head's um/px; images are resized as those it was trained on were, or by --mpp.
-    Memory does not grow with the slide. Run it again after an interruption: finished windows are kept.
+    Memory grows with the width of a slide, not with its area. Run it again after an interruption: finished windows
+    are kept.
 
     With --store, slides of a store are segmented from its features, without a model.
     """

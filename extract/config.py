@@ -66,7 +66,8 @@ class ExtractConfig:
         1,
         "Show the model each 256 px patch in a field so many patches wide, shrunk to 256 px, and keep the cells on the "
         "patch: features of a coarser magnification, to be joined with others. 2 or 4; beyond an image lies the "
-        "tissue of its slide (slides) or region (bcss), else the image mirrored. 1: the patch alone.",
+        "tissue of its slide (slides) or region (bcss), beyond the edges of a region or image file its mirror image. "
+        "1: the patch alone.",
     )
 
     def __post_init__(self) -> None:

@@ -131,7 +131,7 @@ class Surroundings:
     """The wider field in which a model saw each patch, shrunk to a patch; only the cells on the patch are kept.
 
     times: width of the field, in patches. beyond: what lay beyond an image's edges, `region` for the tissue around it
-    in its slide (white beyond the slide) or its region (mirrored beyond the region), or the `mirrored` image.
+    in its file, or the `mirrored` image. At the file's edges a slide is white, and a region or plain image mirrored.
     """
 
     times: Annotated[int, msgspec.Meta(ge=2)]
@@ -139,7 +139,8 @@ class Surroundings:
 
     def __str__(self) -> str:
         """One line for people."""
-        beyond = "the tissue around it" if self.beyond == "region" else "the image mirrored"
+        mirrored = self.beyond == "mirrored"
+        beyond = "the image mirrored" if mirrored else "its tissue, at the file's edges white (slides) or mirrored"
         return f"{self.times} patches wide around each patch, shrunk {self.times}-fold; beyond the image {beyond}"
 
 

@@ -16,6 +16,7 @@ from pathseg.cli import main
 from pathseg.extract.datasets.registry import DatasetOptions, check_options
 from pathseg.extract.models.registry import DEFAULT_MODEL
 from pathseg.store.runtime.workspace import DEFAULT, store_path
+from pathseg.train.heads.pixel_ensemble import FREE_EPOCHS
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -157,3 +158,18 @@ def test_the_recipe_for_glas_runs_from_one_end_to_the_other(tmp_path, monkeypatc
         assert words in tables
     pictures = {path.name for path in Path("pathseg-work/report").iterdir()}
     assert any(name.startswith("sidebyside-") for name in pictures), pictures
+
+
+def test_the_layers_named_for_a_vit_exist_in_one_of_12_layers():
+    (example,) = re.findall(r"\*\*Blocks\*\*: `--blocks ([\d,]+)`", PAGES["extract/README.md"])
+    assert all(int(layer) < 12 for layer in example.split(",")), "layers count from 0"
+
+
+def test_the_epochs_in_which_no_network_of_a_pixel_ensemble_stops_are_those_of_the_code():
+    assert f"(epochs 0 to {FREE_EPOCHS - 1})" in PAGES["train/README.md"]
+
+
+def test_predict_says_what_memory_grows_with():
+    help_text = " ".join(CliRunner().invoke(main, ["predict", "--help"]).output.split())
+    assert "Memory grows with the width of a slide" in help_text
+    assert "**Memory** grows by the width of a slide" in PAGES["train/README.md"]

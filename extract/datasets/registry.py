@@ -81,7 +81,8 @@ class Dataset:
     colours: `#RRGGBB` of each class, None of one without; empty where no class has one.
     masks_per_class: number of masks that hold each class, where all masks were read. warnings: lines for people.
     load_surroundings: returns a sample's image with a margin of so many px of the tissue around it on each side,
-    (H + 2m, W + 2m, 3) uint8; None where the files end at the image. Raises as `load`. load_mask: returns the mask
+    (H + 2m, W + 2m, 3) uint8, at the edges of the file white (slides) or mirrored (regions, plain images); None where
+    the files end at the image. Raises as `load`. load_mask: returns the mask
     alone, where that is much quicker than `load`; `files` then gives the image first. Raises as `load`.
     with_splits: lists the data set again, with the given splits of images or, of slides, of slides' names, where splits
     are drawn and not named by its files; None where they are named.

@@ -15,6 +15,7 @@ from pathseg.extract.datasets.registry import DatasetError, DatasetOptions, open
 from pathseg.extract.pipeline import extract
 from pathseg.extract.plan import plan_extraction
 from pathseg.store.features import FeatureStore
+from pathseg.store.key import Surroundings
 from pathseg.store.verify import verify
 from tests.extract.conftest import CountingModel
 
@@ -189,6 +190,20 @@ def test_the_surroundings_are_the_slides_tissue(root):
     field = dataset.load_surroundings(dataset.samples[1], 128)
     np.testing.assert_array_equal(field[128:-128, 128:-128], dataset.load(dataset.samples[1]).image)
     assert (field[:120] == 255).all()  # above the slide, but for the reach of the resampling filter
+
+
+def test_the_surroundings_of_a_plain_image_are_mirrored_at_its_edges(root):
+    pixels = np.random.default_rng(0).integers(0, 255, (300, 400, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(root / "d.png", dpi=(50800, 50800))  # 0.5 um/px
+    write_outlines(root / "d.png.geojson", box(10, 10, 60, 60))
+    (root / "splits.csv").write_text("id,split\na,train\nb,train\nc,test\nd,train\n")
+    dataset = listed(root)
+    (sample,) = [sample for sample in dataset.samples if sample.source == "d"]
+    field = dataset.load_surroundings(sample, 40)
+    np.testing.assert_array_equal(
+        field[:296, :296], np.pad(pixels, ((40, 0), (40, 0), (0, 0)), mode="reflect")[:296, :296]
+    )
+    assert "mirrored" in str(Surroundings(2, "region")) and "white (slides)" in str(Surroundings(2, "region"))
 
 
 def test_the_surroundings_of_a_turned_window_are_turned_alike(root):
