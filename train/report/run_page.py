@@ -60,7 +60,7 @@ class ImageRow:
 
 @dataclass(frozen=True)
 class WorstImage:
-    """A test image with a high loss: where it lies on its slide, in words, and the number of its row in the page.
+    """A test or training image with a high loss: where it lies on its slide in words, and its row in the page.
 
     place: empty where the image is no window of a slide or its store cannot be read. row: from 1, None without one.
     """
@@ -77,7 +77,8 @@ class RunPage:
 
     images: number of the quoted split's images, of which `shown` have a row and `missing` cannot be shown. no_images:
     why none is shown, empty where some are. sheet: a figure beside the page. worst: the images of the highest loss,
-    none in runs that did not record it.
+    none in runs that did not record it. worst_trained: the training images of the highest loss in the kept epoch, which
+    is `kept_epoch`.
     """
 
     name: str
@@ -92,6 +93,8 @@ class RunPage:
     no_images: str
     sheet: Figure | None
     worst: tuple[WorstImage, ...]
+    worst_trained: tuple[WorstImage, ...]
+    kept_epoch: int
     image_tables: tuple[Table, ...]
     configuration: tuple[tuple[str, str], ...]
     commands: tuple[str, ...]
@@ -100,9 +103,11 @@ class RunPage:
 def run_page(run: FinishedRun, stores: Stores, drawn: DrawnFigures, *, rows: int, workspace: Path) -> RunPage:
     """Collect what the page shows of a run, the pictures of `rows` test images among it; also of one without any."""
     split, ids = run.metrics.test_split, worst_first(run.test_scores) if run.scored else []
-    store = stores.get(run.data.store) if rows else "they are made for the best runs only"
-    if not run.scored:
-        store = "there are no test images, so nothing was scored"
+    opened = stores.get(run.data.store) if rows or not run.scored else "they are made for the best runs only"
+    store = opened if run.scored else "there are no test images, so nothing was scored"
+    known = None if isinstance(opened, str) else opened
+    scored = run.test_scores.per_image if run.scored else ()
+    trained_losses = {image.id: image.loss for image in run.metrics.train_losses}
     shown, missing, sheet, no_images = [], [], None, ""  # type: list[ImageRow], list[MissingImage], Figure | None, str
     if isinstance(store, str):
         no_images = store
@@ -124,7 +129,9 @@ def run_page(run: FinishedRun, stores: Stores, drawn: DrawnFigures, *, rows: int
         store=" + ".join(source.store for source in run.data.sources), split=split,
         images=len(ids), curves=_curves(run) if run.history else None, shown=tuple(shown),
         missing=tuple(missing), no_images=no_images, sheet=sheet,
-        worst=_worst_images(run, None if isinstance(store, str) else store, [row.id for row in shown]),
+        worst=_worst_images({image.id: image.loss for image in scored if image.loss is not None}, known,
+                            [row.id for row in shown]),
+        worst_trained=_worst_images(trained_losses, known, ()), kept_epoch=run.metrics.best_epoch,
         image_tables=tuple(
             image_table(found, name=f"images-{run.name}-{name}", caption=f"Images of {name}, worst first")
             for name, found in run.metrics.splits.items()
@@ -165,10 +172,10 @@ def flatten(values: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     return tuple(pairs)
 
 
-def _worst_images(run: FinishedRun, store: FeatureStore | None, shown: Sequence[str]) -> tuple[WorstImage, ...]:
-    """Return the WORST images of the quoted split with the highest loss, the highest first."""
-    scored = run.test_scores.per_image if run.scored else ()
-    losses = {image.id: image.loss for image in scored if image.loss is not None}
+def _worst_images(
+    losses: Mapping[str, float], store: FeatureStore | None, shown: Sequence[str]
+) -> tuple[WorstImage, ...]:
+    """Return the WORST images with the highest loss, the highest first. shown: ids of those with a row in the page."""
     rows = {name: number for number, name in enumerate(shown, 1)}
     entries = {} if store is None else {entry.id: entry for entry in store.contents.images}
     found = []

@@ -454,6 +454,13 @@ class LayerWeight(msgspec.Struct, frozen=True):
     weight: float
 
 
+class ImageLoss(msgspec.Struct, frozen=True):
+    """The loss of one image: mean cross-entropy of its pixels in nats, weighted as in training."""
+
+    id: str
+    loss: float
+
+
 class Metrics(msgspec.Struct, frozen=True, omit_defaults=True):
     """metrics.json: how training ended and the scores of every test split. Written last: it finishes a run.
 
@@ -461,7 +468,9 @@ class Metrics(msgspec.Struct, frozen=True, omit_defaults=True):
     These three alone may differ after an interruption. sha256: hex SHA-256 of each file of weights by its name, empty
     in runs of 0.1.0. object_tuning: None where no post-processing of objects was chosen. constant_class: the most
     frequent class in the training pixels, None in runs that did not record it. layer_weights: of a scalar mix, in the
-    order of its layers. splits: empty without test images.
+    order of its layers. splits: empty without test images. train_losses: of each image that the kept epoch trained on,
+    before the step that was taken on it, flipped as it was then; the last one where the epoch took it several times.
+    Empty for a pixel ensemble and in runs that did not record them.
     """
 
     best_epoch: int
@@ -475,6 +484,7 @@ class Metrics(msgspec.Struct, frozen=True, omit_defaults=True):
     object_tuning: ObjectTuning | None = None
     constant_class: str | None = None
     layer_weights: tuple[LayerWeight, ...] = ()
+    train_losses: tuple[ImageLoss, ...] = ()
 
     def to_json(self) -> bytes:
         """The content of metrics.json."""

@@ -40,6 +40,7 @@ class _Progress(msgspec.Struct, frozen=True):
     best_epoch: int
     seconds: float
     best_crc: int | None = None
+    best_losses: dict[int, float] = {}
     crc32c: dict[str, int] | None = None
 
 
@@ -49,8 +50,8 @@ class TrainingState:
 
     class_weights: (K,) float32 of the loss, None for an unweighted one. epoch: finished epochs. best: validation Dice
     of best_epoch. best_crc: CRC-32C of the file of its weights. seconds: spent in training steps. losses: of the steps
-    of the current epoch. failure: why training was given up. pixels: pixels that a pixel ensemble has drawn but not yet
-    trained on.
+    of the current epoch. image_losses: of its images, by index. best_losses: the same of best_epoch. failure: why
+    training was given up. pixels: pixels that a pixel ensemble has drawn but not yet trained on.
     """
 
     settings: Config
@@ -64,6 +65,8 @@ class TrainingState:
     best_crc: int | None = None
     seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
+    image_losses: dict[int, float] = field(default_factory=dict)
+    best_losses: dict[int, float] = field(default_factory=dict)
     failure: str | None = None
     pixels: PixelBuffer = field(default_factory=PixelBuffer)
 
@@ -126,7 +129,8 @@ def save_weights(state: TrainingState, path: Path) -> None:
 
 
 def save_best(state: TrainingState) -> None:
-    """Write the weights of the best epoch so far as `save_weights` does, and note their checksum."""
+    """Write the weights of the best epoch so far as `save_weights` does; note their checksum and its images' losses."""
+    state.best_losses = dict(state.image_losses)
     state.best_crc = google_crc32c.value(_save(dict(state.head.state_dict()), state.run.weights, {}))
 
 
@@ -144,7 +148,8 @@ def save_last(state: TrainingState) -> None:
     for number, values in state.optimizer.moments().items():
         tensors |= {f"adam.{number}.{name}": value for name, value in values.items()}
     progress = {name: getattr(state, name) for name in ("epoch", "best", "best_epoch", "seconds", "best_crc")}
-    about = seal({**progress, "crc32c": _checksums(tensors)})
+    losses = {str(index): loss for index, loss in state.best_losses.items()}
+    about = seal({**progress, "best_losses": losses, "crc32c": _checksums(tensors)})
     _save(tensors, state.run.path / LAST, {"about": about.decode()})
 
 
@@ -167,6 +172,7 @@ def load_last(state: TrainingState) -> None:
         state.optimizer.load_moments(adam)
         state.epoch, state.seconds = progress.epoch, progress.seconds
         state.best, state.best_epoch, state.best_crc = progress.best, progress.best_epoch, progress.best_crc
+        state.best_losses = dict(progress.best_losses)
     except (SafetensorError, Damaged, ValueError, KeyError, TypeError, RuntimeError) as e:
         raise ValueError(f"{path} is damaged ({e}); delete it to train the run from the start") from e
 

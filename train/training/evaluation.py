@@ -52,6 +52,15 @@ def pixel_loss(
 
 
 @torch.no_grad()
+def image_losses(
+    scores: torch.Tensor, masks: torch.Tensor, *, weights: torch.Tensor | None, ignore: int | None
+) -> list[float]:
+    """Return the `pixel_loss` of each image alone, of scores (N, K, H, W) and masks (N, H, W)."""
+    found = [pixel_loss(scores[i : i + 1], masks[i : i + 1], weights=weights, ignore=ignore) for i in range(len(masks))]
+    return torch.stack(found).tolist()
+
+
+@torch.no_grad()
 def evaluate(states: Sequence[TrainingState], reader: FeatureReader, indices: Sequence[int]) -> Iterator[ImageResult]:
     """Predict these images with every head: for each image one result per head, in the order of `states`."""
     store = reader.store

@@ -24,7 +24,7 @@ from pathseg.train.heads.inference import score
 from pathseg.train.heads.pixel_ensemble import PixelEnsemble, train_on_buffer
 from pathseg.train.heads.scalar_mix import ScalarMixHead
 from pathseg.train.runs.folder import LAST, RunFolder
-from pathseg.train.runs.record import Epoch, LayerWeight, Metrics, RunConfig, RunData, Source, SplitScores
+from pathseg.train.runs.record import Epoch, ImageLoss, LayerWeight, Metrics, RunConfig, RunData, Source, SplitScores
 from pathseg.train.training.checkpoint import (
     TrainingState,
     load_best,
@@ -36,7 +36,7 @@ from pathseg.train.training.checkpoint import (
     seed_of,
     seeded,
 )
-from pathseg.train.training.evaluation import pixel_loss, score_split, tune_objects, validate
+from pathseg.train.training.evaluation import image_losses, pixel_loss, score_split, tune_objects, validate
 from pathseg.train.training.initial_weights import initial_run_images, load_initial_weights
 
 OnEpoch = Callable[[RunFolder, Epoch], None]
@@ -86,6 +86,7 @@ def train_heads(
         # train: one step of every head on each batch that is read
         for state in training:
             state.losses.clear()
+            state.image_losses.clear()
         order = _epoch_order(store, splits, seed=shared.split_seed, epoch=epoch, count=epoch_images)
         for step, batch in enumerate(reader.batches(order, shared.batch_size)):
             for state in training:
@@ -147,6 +148,7 @@ def train_heads(
                 heads_from_one_read=len(finished), test_split=store.contents.test_split, splits=own,
                 constant_class=store.classes[int(pixels.argmax())], layer_weights=_layer_weights(state),
                 sha256=state.run.weights_digests(), object_tuning=tuning,
+                train_losses=tuple(ImageLoss(store.ids[i], loss) for i, loss in sorted(state.best_losses.items())),
             )
         )  # fmt: skip
         (state.run.path / LAST).unlink(missing_ok=True)
@@ -277,6 +279,10 @@ def _train_step(state: TrainingState, batch: Batch, store: FeatureStore, *, epoc
     loss.backward()
     state.optimizer.step()
     state.losses.append(value)
+    of_images = (
+        [value] if len(masks) == 1 else image_losses(scores, masks, weights=state.class_weights, ignore=store.ignore)
+    )
+    state.image_losses.update(zip(batch.indices, of_images, strict=True))
 
 
 def _pixel_step(state: TrainingState, batch: Batch, store: FeatureStore, *, epoch: int, step: int) -> None:

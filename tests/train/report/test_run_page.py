@@ -9,6 +9,7 @@ from pathseg.store.contents import ImageEntry
 from pathseg.train.report.drawn_figures import DrawnFigures
 from pathseg.train.report.prediction_images import Stores
 from pathseg.train.report.run_page import flatten, place_text, run_facts, run_page
+from pathseg.train.runs.record import ImageLoss
 
 
 def test_the_facts_of_a_run(make_run):
@@ -37,6 +38,14 @@ def test_the_ten_images_of_the_highest_loss_are_listed_from_the_highest(make_run
     page = run_page(run, Stores(), DrawnFigures(), rows=0, workspace=Path("work"))
     assert [one.id for one in page.worst] == ids[:1:-1]
     assert (page.worst[0].loss, page.worst[0].place, page.worst[0].row) == ("2.750", "", None)
+
+
+def test_the_ten_training_images_of_the_highest_loss_in_the_kept_epoch_are_listed(make_run):
+    losses = tuple(ImageLoss(f"w{number}", number / 4) for number in range(12))
+    run = make_run(metrics={"train_losses": losses})
+    page = run_page(run, Stores(), DrawnFigures(), rows=0, workspace=Path("work"))
+    assert [one.id for one in page.worst_trained] == [f"w{number}" for number in range(11, 1, -1)]
+    assert (page.worst_trained[0].loss, page.kept_epoch) == ("2.750", run.metrics.best_epoch)
 
 
 def test_the_place_of_a_window_is_in_um_and_names_the_scale_of_its_px():

@@ -41,6 +41,8 @@ def test_the_report_shows_runs_without_test_images_and_says_that_nothing_was_sco
     (alone,) = train(one_slide, [CONFIG], tmp_path).runs
     report = build_report(tmp_path)
     page = report.path.read_text()
+    assert "Training images with the highest loss in epoch 3" in page
+    assert all(f"<li>w{number}: loss " in page for number in range(3))
     assert "nothing was scored" in report.table and alone.name in report.table
     assert "nothing was scored" in page and f"config.json of {alone.name}" in page
     assert f"Learning curves of {alone.name} over 3 epochs" in page
