@@ -49,7 +49,8 @@ MPP_SOURCES: dict[MppSource, str] = {
     "name": "by its name",
     "training": "assumed as of the training images; --mpp states another",
 }
-UNSTRETCHED = 1.05  # ratio of the um/px of both axes up to which images count as not stretched
+SAME_STRETCH = 1.05  # ratio of two stretches up to which tissue looks the same
+RESIZED_STRETCH = 1.2  # the same of images resized as the training images, whose own shapes vary (GlaS: 1.30 to 1.48)
 
 
 @dataclass(frozen=True)
@@ -113,9 +114,10 @@ def predict(
 class _Warnings:
     """Warnings on images, of each kind the first as soon as it is found; the others are counted.
 
-    found: by kind, the first warning and the images that have one of this kind.
+    head: that they are predicted with. found: by kind, the first warning and the images that have one of this kind.
     """
 
+    head: TrainedHead
     on_note: OnNote
     found: dict[str, tuple[str, set[Path]]] = field(default_factory=dict)
 
@@ -123,6 +125,16 @@ class _Warnings:
         """Note what must be known of an image that was opened."""
         if image.mpp_note is not None:
             self._add(f"um/px by {image.mpp_from}", image.mpp_note, image)
+        sampling, stretch = self.head.sampling, _stretch(image)
+        resized = sampling.resized and not image.slide and image.size == sampling.size
+        ratio = max(stretch / sampling.stretch, sampling.stretch / stretch)
+        if ratio > (RESIZED_STRETCH if resized else SAME_STRETCH):
+            text = (
+                f"{image.path}: tissue in it is {_stretch_text(stretch)}, but in the training images of run "
+                f"{self.head.name} {_stretch_text(sampling.stretch)} ({sampling.mpp_text()}), so that it looks "
+                "different to the head; extract --keep-aspect trains heads on tissue that is not stretched"
+            )
+            self._add("stretch", text, image)
 
     def _add(self, kind: str, text: str, image: InputImage) -> None:
         if kind not in self.found:
@@ -136,6 +148,17 @@ class _Warnings:
             f"{text} (and so for {len(images)} images in all)" if len(images) > 1 else text
             for text, images in self.found.values()
         )
+
+
+def _stretch(image: InputImage) -> float:
+    """Return how much longer a length becomes along the height than along the width, as `Sampling.stretch`."""
+    return 1.0 if image.slide else image.scale[1] / image.scale[0]  # slides are read at one um/px both ways
+
+
+def _stretch_text(stretch: float) -> str:
+    if 1 / SAME_STRETCH <= stretch <= SAME_STRETCH:
+        return "not stretched"
+    return f"stretched {max(stretch, 1 / stretch):.2f} times {'down' if stretch > 1 else 'across'}"
 
 
 @dataclass(frozen=True)
@@ -158,7 +181,7 @@ class Predictor:
         """Predict one file after the other, those last that another process is predicting; see `predict`."""
         predicted: dict[Path, PredictedImage] = {}
         failures: dict[Path, FailedImage] = {}
-        warnings = _Warnings(on_note)
+        warnings = _Warnings(self.head, on_note)
         for wait in (False, True):
             for path in paths:
                 if path in predicted or path in failures:
@@ -183,21 +206,14 @@ class Predictor:
         )
 
     def _notes(self, images: Sequence[PredictedImage]) -> tuple[str, ...]:
-        """The post-processing of objects, and a warning where slides went to a head trained on stretched images."""
-        sampling, rule = self.head.sampling, self.head.object_rule
-        notes: tuple[str, ...] = ()
+        """The post-processing of objects."""
+        rule = self.head.object_rule
         if images and "geojson" in self.config.formats and self.config.objects == "tuned" and rule != ObjectRule():
-            notes = (
+            return (
                 f"objects in geojson are of {rule} (px of the training images), as run {self.head.name} scores its "
                 "objects; masks are as predicted; --objects raw leaves objects as predicted",
             )
-        if not 1 / UNSTRETCHED < sampling.stretch < UNSTRETCHED and any(image.slide for image in images):
-            return (
-                *notes,
-                f"run {self.head.name} was trained on stretched images ({sampling.mpp_text()}), but slides are read at "
-                f"{sampling.mpp:.3g} um/px both ways; tissue there looks different from the training images",
-            )
-        return notes
+        return ()
 
     def predict_image(
         self,

@@ -230,7 +230,7 @@ def test_areas_rest_on_the_resolution_in_the_tags_of_an_image(predictor, colour_
     (record,) = result.images
     assert record.objects.classes["gland"].area_um2 == pytest.approx(inside.sum() * 0.0625, rel=0.1)
     assert record.mpp_from == "tag" and "900x600 px, 0.25 um/px (stated in the file)" in summary(result)
-    assert "0.25 um/px" in notes[0] and "0.62" in notes[0] and notes[1:] == [("tagged", 0, 1), ("tagged", 1, 1)]
+    assert "0.25 um/px" in notes[0] and "0.62" in notes[0] and notes[2:] == [("tagged", 0, 1), ("tagged", 1, 1)]
     assert notes[0] in result.notes
 
 
@@ -252,6 +252,50 @@ def test_an_assumed_resolution_is_told_until_a_flag_states_it(predictor, colour_
     assert "µm/px assumed" in measurements("plain")
     result = plain.predict_all([path], lambda path, sampling: open_input_image(path, sampling, file_mpp=0.5))
     assert result.images[0].mpp_from == "flag" and "µm/px assumed" not in measurements("plain")
+
+
+def told_before_windows(predictor, path, **flags):
+    """The notes before the first window, all of which the result must hold, and whether windows came after them."""
+    events = []
+    result = predictor.predict_all(
+        [path],
+        lambda path, sampling: open_input_image(path, sampling, **flags),
+        lambda image_id, completed, total: events.append((completed, total)),
+        events.append,
+    )
+    assert not result.failures
+    notes = [event for event in events if isinstance(event, str)]
+    assert events[: len(notes)] == notes and len(events) > len(notes) and set(notes) <= set(result.notes)
+    return [note for note in notes if "stretched" in note]
+
+
+def test_a_slide_for_a_head_of_stretched_tissue_is_warned_of_before_its_first_window(predictor, colour_head, slide):
+    (note,) = told_before_windows(predictor(head=glas_like(colour_head)), slide[0])
+    assert all(
+        words in note for words in ("slide.tif", "not stretched", "1.48 times down", "by-colour", "--keep-aspect")
+    )
+
+
+def test_an_image_brought_to_a_resolution_is_warned_of_like_a_slide(predictor, colour_head, image):
+    (note,) = told_before_windows(predictor(head=glas_like(colour_head)), image[0], file_mpp=0.62)
+    assert "image.png" in note and "not stretched" in note and "1.48 times down" in note
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [((522, 775), None), ((453, 589), None), ((775, 522), "1.48 times across"), ((640, 640), "not stretched")],
+)
+def test_a_resized_image_is_warned_of_where_its_shape_is_far_from_the_training_images(
+    predictor, colour_head, tmp_path, size, words
+):
+    Image.fromarray(tissue(*size)[0]).save(tmp_path / "image.png")
+    notes = told_before_windows(predictor(head=glas_like(colour_head)), tmp_path / "image.png")
+    assert len(notes) == (words is not None) and all(words in note for note in notes)
+
+
+def test_heads_of_tissue_that_is_not_stretched_warn_of_no_slide_or_image(predictor, slide, image):
+    assert told_before_windows(predictor(out="a"), slide[0]) == []
+    assert told_before_windows(predictor(out="b"), image[0], file_mpp=0.25) == []
 
 
 def test_warnings_of_one_kind_are_told_once_with_the_number_of_images(predictor, tmp_path):
