@@ -32,10 +32,10 @@ class ImageEntry:
 
     split: `UNLISTED` of an image that the data set no longer lists, `UNLABELLED` of one that is there to be predicted
     alone.
-    source: the slide or region that it was cut from, where several images share one. group: the patch that it is a crop
-    of, or the image that it is a turned or flipped one of. view: number of the view, 0 = the centre, or as in the file;
-    training draws one view of a group in each epoch. slide, corner: of a window of a slide, the stem of the slide's
-    file name and (y, x) of the window's first px at the store's um/px; None of other images.
+    source: the slide or region that it was cut from, where several images share one. group: name of the group of views
+    that it is one of: crops of one tile, or one image turned and flipped. view: its number in the group, 0 = the
+    centre, or as in the file; training draws one view of a group in each epoch. slide, corner: of a window of a slide,
+    the stem of the slide's file name and (y, x) of the window's first px at the store's um/px; None of other images.
     """
 
     id: str

@@ -1,4 +1,4 @@
-"""Splits of a store's images into training, validation and test, and the view of each patch that an epoch trains on."""
+"""Splits of a store's images into training, validation and test, and the view of each group that an epoch trains on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathseg.train.config import Config
 
 @dataclass(frozen=True)
 class Splits:
-    """Indices of a store's images: training (all views of a patch), validation, and each test split by its name."""
+    """Indices of a store's images: training (all views of a group), validation, and each test split by its name."""
 
     train: tuple[int, ...]
     val: tuple[int, ...]
@@ -33,7 +33,7 @@ def split_images(store: FeatureStore, *, val_fraction: float, seed: int, without
     Images whose indices are in `without` are left out, and so are those of any other split. Test splits are those whose
     names start with `test`. Whole sources (slides or regions) are held out, so that no tissue is on both sides; an
     image without a source is held out with its views alone. Validation and test splits hold the first view of each
-    patch: its centre, or the image as in the file. There is no validation where all training images are of one source,
+    group: its centre, or the image as in the file. There is no validation where all training images are of one source,
     as of a single slide, and there are no tests where the store has no test split. Raises ValueError when there is no
     training image.
     """
@@ -76,7 +76,7 @@ def sources_of(store: FeatureStore, indices: Iterable[int]) -> tuple[str, ...]:
 def run_splits(store: FeatureStore, config: Config, *, without: Collection[int] = ()) -> tuple[Splits, int]:
     """Return the splits of a run, training images cut to those it takes, and how many images an epoch of it has.
 
-    An epoch has one image of each patch of the whole training split, also where the run trains on a subset.
+    An epoch has one image of each group of the whole training split, also where the run trains on a subset.
     Raises ValueError as `split_images` and `training_subset` do.
     """
     splits = split_images(store, val_fraction=config.val_fraction, seed=config.split_seed, without=without)
@@ -94,14 +94,14 @@ def training_subset(store: FeatureStore, train: Sequence[int], count: int, *, se
     so that the subsets of one seed are nested and hold as few sources as possible. Raises ValueError when there are
     fewer images than that.
     """
-    patches = _by_patch(store, train)
-    if count > len(patches):
-        raise ValueError(f"train_images {count}: only {len(patches)} images are left to train on; pass fewer, or all")
-    sources = [_indivisible(store, views[0]) for views in patches]
+    groups = _by_group(store, train)
+    if count > len(groups):
+        raise ValueError(f"train_images {count}: only {len(groups)} images are left to train on; pass fewer, or all")
+    sources = [_indivisible(store, views[0]) for views in groups]
     several = list(dict.fromkeys(sources))
     rank = {several[i]: number for number, i in enumerate(np.random.default_rng(seed).permutation(len(several)))}
-    order = sorted(range(len(patches)), key=lambda number: rank[sources[number]])  # stable: images keep their order
-    return tuple(sorted(index for number in order[:count] for index in patches[number]))
+    order = sorted(range(len(groups)), key=lambda number: rank[sources[number]])  # stable: images keep their order
+    return tuple(sorted(index for number in order[:count] for index in groups[number]))
 
 
 def _indivisible(store: FeatureStore, index: int) -> tuple[str, str] | int:
@@ -113,30 +113,30 @@ def _indivisible(store: FeatureStore, index: int) -> tuple[str, str] | int:
 
 
 def first_views(store: FeatureStore, indices: Sequence[int]) -> tuple[int, ...]:
-    """Return one image of each patch: the one with the lowest view number among those given, which is the centre."""
-    return tuple(views[0] for views in _by_patch(store, indices))
+    """Return one image of each group: the view with the lowest number among those given."""
+    return tuple(views[0] for views in _by_group(store, indices))
 
 
 def draw_views(store: FeatureStore, indices: Sequence[int], *, seed: int, epoch: int) -> tuple[int, ...]:
-    """Draw one image of each patch, anew in each epoch; an image that is no view of a patch is always taken.
+    """Draw one view of each group, anew in each epoch; an image without a group is always taken.
 
-    The draw of a patch depends on seed, epoch and patch alone (SHA-256 of `"{seed}/{patch}/epoch {epoch}"`).
+    The draw of a group depends on seed, epoch and group alone (SHA-256 of `"{seed}/{group}/epoch {epoch}"`).
     """
     drawn = []
-    for views in _by_patch(store, indices):
-        patch = store.contents.images[views[0]].group
-        digest = hashlib.sha256(f"{seed}/{patch}/epoch {epoch}".encode()).digest()
+    for views in _by_group(store, indices):
+        group = store.contents.images[views[0]].group
+        digest = hashlib.sha256(f"{seed}/{group}/epoch {epoch}".encode()).digest()
         drawn.append(views[int.from_bytes(digest[:8], "big") % len(views)])
     return tuple(drawn)
 
 
-def _by_patch(store: FeatureStore, indices: Sequence[int]) -> list[list[int]]:
-    """Group the views of each patch, lowest number first, patches in the order given."""
+def _by_group(store: FeatureStore, indices: Sequence[int]) -> list[list[int]]:
+    """Return the views of each group, lowest number first, groups in the order given; an image without one is alone."""
     images = store.contents.images
-    patches: dict[str | int, list[int]] = {}
+    groups: dict[str | int, list[int]] = {}
     for index in indices:
-        patches.setdefault(images[index].group or index, []).append(index)
-    return [sorted(views, key=lambda index: images[index].view) for views in patches.values()]
+        groups.setdefault(images[index].group or index, []).append(index)
+    return [sorted(views, key=lambda index: images[index].view) for views in groups.values()]
 
 
 def lacking_images(store: FeatureStore, *, t: int | None, blocks: Iterable[int]) -> tuple[int, ...]:

@@ -56,8 +56,8 @@ def train_heads(
 
     Every image is read once per epoch, whatever the number of heads, and each head comes out as if it had been trained
     alone. Pixel-wise cross-entropy, Adam, constant learning rate (section 4 of the paper). The epoch with the best
-    validation Dice is kept, of a pixel ensemble and without validation images the last. Of a patch with several views
-    each epoch draws one, the same for all heads; class weights count all views. An interrupted run resumes after its
+    validation Dice is kept, of a pixel ensemble and without validation images the last. Of a group of views each
+    epoch draws one, the same for all heads; class weights count all views. An interrupted run resumes after its
     last finished epoch with the same result; on a GPU up to rounding, since PyTorch's loss and the gradient of its
     bilinear upsampling add in no fixed order there. A head whose loss is not finite is given up (`failure` says why),
     the others go on.
