@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import math
 import os
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +22,7 @@ from pathseg.store.contents import Contents, read_attributes
 from pathseg.store.errors import Damaged, Incomplete, StoreError, unreadable_as_damage
 from pathseg.store.format.arrays import chunk_names, open_array
 from pathseg.store.format.chunks import ChunkFormat, chunk_format, read_chunks, read_from_shard
+from pathseg.store.format.decompression import decompress_zlib
 from pathseg.store.format.manifest import Manifest, read_description, read_growth, read_manifest
 from pathseg.store.format.names import FOLDER, MANIFEST, ROOT
 from pathseg.store.format.packing import unscaled
@@ -271,8 +274,9 @@ class FeatureStore:
         """Read the copy of a replaced mask with this CRC-32C, None where there is none."""
         contents = self.contents
         shape, dtype = (contents.key.size, np.uint8) if name == "masks" else (contents.padded_px, np.uint16)
+        size_bytes = math.prod(shape) * np.dtype(dtype).itemsize
         try:
-            data = zlib.decompress(self.location.read(replaced_file(name, index, crc)))
+            data = decompress_zlib(self.location.read(replaced_file(name, index, crc)), size_bytes)
             values = np.frombuffer(data, np.dtype(dtype).newbyteorder("<")).reshape(shape)
         except (FileNotFoundError, Damaged, zlib.error, ValueError):
             return None
@@ -298,7 +302,7 @@ class FeatureStore:
                 return values if out is None else _copied(values, out)
         try:
             values, computed = self._values(name, index, out)
-        except (ValueError, RuntimeError, KeyError, FileNotFoundError, Damaged) as e:
+        except (ValueError, RuntimeError, KeyError, TypeError, OverflowError, FileNotFoundError, Damaged) as e:
             raise self._damaged(name, index, str(e)) from e
         if stored != computed:
             raise self._damaged(name, index, f"stored checksum {stored}, computed {computed}")
@@ -314,7 +318,7 @@ class FeatureStore:
         found = self._formats[name]
         if found is None:
             with unreadable_as_damage(f"{self.location}/{name}"):
-                values = np.asarray(array[index])
+                values = self._decoded(name, index)
             values = values if out is None else _copied(values, out)
             return values, checksum(values)
         values = np.empty(array.shape[1:], array.dtype.newbyteorder("<")) if out is None else out
@@ -324,6 +328,20 @@ class FeatureStore:
         size = self.contents.images_per_unit
         crc = read_from_shard(self.location, files[0], index % size, values, chunks=size, blosc=found.blosc)
         return values, crc
+
+    def _decoded(self, name: str, index: int) -> np.ndarray:
+        """Read one image with Zarr's reader. Raises ValueError where a shard's index leads out of the shard.
+
+        Zarr seeks and allocates what such an index says. Without shards, memory that lacks is no damage.
+        """
+        array = self.array(name)
+        try:
+            return np.asarray(array[index])
+        except (MemoryError, OSError) as e:
+            seek_refused = isinstance(e, OSError) and e.errno == errno.EINVAL
+            if array.shards is None or not (seek_refused or isinstance(e, MemoryError)):
+                raise
+            raise ValueError(f"its shard ends in an index that leads out of it ({str(e) or type(e).__name__})") from e
 
     def _damaged(self, name: str, index: int, why: str) -> Damaged:
         return Damaged(

@@ -20,6 +20,7 @@ from pathseg.store.contents import FORMAT, Contents, read_attributes
 from pathseg.store.errors import Damaged, StoreError
 from pathseg.store.format.arrays import chunk_names, open_array, same_metadata, zarr_metadata
 from pathseg.store.format.chunks import chunk_format, read_chunks, shard_checksums
+from pathseg.store.format.decompression import decompress_zlib
 from pathseg.store.format.manifest import Manifest, read_growth, read_manifest
 from pathseg.store.format.names import CHUNK, FEATURE_NODE, GROWTH, HALF_WRITTEN, MANIFEST, REPLACED, ROOT
 from pathseg.store.growth import finish_growth
@@ -216,9 +217,12 @@ class Verification:
         """Account for the copies of masks that were replaced; one that is not whole is dropped by a repair."""
         for name in self.files:
             if match := REPLACED.fullmatch(name):
-                data = b""
-                with suppress(zlib.error):
-                    data = zlib.decompress(self._text(name))
+                data, array = b"", match["labels"]
+                if not self.manifest.has_array(array):
+                    continue
+                with suppress(zlib.error, ValueError):
+                    size_bytes = math.prod(self._array(array).shape[1:]) * self._array(array).dtype.itemsize
+                    data = decompress_zlib(self._text(name), size_bytes)
                 if data and checksum(np.frombuffer(data, np.uint8)) == int(match["crc"], 16):
                     self._known.add(name)
 
@@ -416,7 +420,7 @@ def _array_error(array: zarr.Array, index: int, stored: int | None) -> str | Non
     try:
         computed = checksum(np.asarray(array[index]))
     except (ValueError, RuntimeError, KeyError, TypeError, OverflowError, MemoryError) as e:
-        return str(e).splitlines()[0]
+        return (str(e).splitlines() or [type(e).__name__])[0]
     return None if stored in (None, computed) else f"stored checksum {stored}, computed {computed}"
 
 

@@ -14,6 +14,7 @@ from zarr.storage import MemoryStore
 
 from pathseg.store.contents import Contents
 from pathseg.store.errors import Damaged
+from pathseg.store.format.decompression import with_sized_zstd
 from pathseg.store.format.names import FEATURE_NODE, FOLDER
 from pathseg.store.format.packing import StoredArray
 from pathseg.store.records import ArraySet
@@ -127,7 +128,7 @@ def open_array(
                 raise ValueError(f"{field} is {found.get(field)!r:.200}, but has to be {wanted[field]!r}")
         if _codec_names(found["codecs"]) != _codec_names(wanted["codecs"]):
             raise ValueError("its codecs are not those of the store's packing")
-        return zarr.open_array(store, path=name, mode="r", zarr_format=3)
+        return with_sized_zstd(zarr.open_array(store, path=name, mode="r", zarr_format=3))
     except Exception as e:  # metadata that Zarr cannot read end in exceptions of many types
         reason = (str(e).splitlines() or [type(e).__name__])[0]
         raise Damaged(f"{location}/{name}/zarr.json is damaged: {reason}; run pathseg verify --repair") from e
