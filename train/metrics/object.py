@@ -131,34 +131,34 @@ def object_scores(predicted: np.ndarray, truth: np.ndarray) -> ObjectScores:
     and there is no Hausdorff distance (None). Raises ValueError on differing shapes and on arrays that are not label
     images.
     """
-    return object_sums(predicted, truth).scores()
+    return object_sums(ground_truth=truth, predicted=predicted).scores()
 
 
-def object_sums(predicted: np.ndarray, truth: np.ndarray) -> ObjectSums:
-    """Compute the object sums of one image; arguments and errors as `object_scores`."""
-    ours, theirs = _both(predicted, truth)
-    shared = _intersections(ours, theirs)  # (predicted objects, true objects) px
-    sums = _overlap_sums(shared, ours.areas, theirs.areas)
-    if not ours.objects or not theirs.objects:
+def object_sums(*, ground_truth: np.ndarray, predicted: np.ndarray) -> ObjectSums:
+    """Compute the object sums of one image; label images and errors as in `object_scores`."""
+    true, found = _both(ground_truth, predicted)
+    shared = _intersections(found, true)  # (predicted objects, true objects) px
+    sums = _overlap_sums(shared, found.areas, true.areas)
+    if not found.objects or not true.objects:
         return sums
     # cached: the partner of a partner is mostly the object itself
-    distance = cache(lambda i, j: _hausdorff(ours.objects[i], theirs.objects[j]))
+    distance = cache(lambda i, j: _hausdorff(found.objects[i], true.objects[j]))
     return dataclasses.replace(
         sums, measured_predicted_px=sums.predicted_px, measured_true_px=sums.true_px,
-        predicted_hausdorff=_weighted_hausdorff(ours, theirs, shared, distance),
-        true_hausdorff=_weighted_hausdorff(theirs, ours, shared.T, lambda j, i: distance(i, j)),
+        predicted_hausdorff=_weighted_hausdorff(found, true, shared, distance),
+        true_hausdorff=_weighted_hausdorff(true, found, shared.T, lambda j, i: distance(i, j)),
     )  # fmt: skip
 
 
-def overlap_sums_by_size(predicted: np.ndarray, truth: np.ndarray, *, min_px: Sequence[int]) -> list[ObjectSums]:
+def overlap_sums_by_size(*, ground_truth: np.ndarray, predicted: np.ndarray, min_px: Sequence[int]) -> list[ObjectSums]:
     """Compute the sums that F1 and Dice need, for each minimum area of predicted objects in px; Hausdorff sums stay 0.
 
-    Smaller predicted objects are dropped as `components` does. Arguments and errors else as `object_scores`.
+    Smaller predicted objects are dropped as `components` does. Label images and errors else as in `object_scores`.
     """
-    ours, theirs = _both(predicted, truth)
-    shared = _intersections(ours, theirs)  # (predicted objects, true objects) px
-    kept = [ours.areas >= least for least in min_px]
-    return [_overlap_sums(shared[one], ours.areas[one], theirs.areas) for one in kept]
+    true, found = _both(ground_truth, predicted)
+    shared = _intersections(found, true)  # (predicted objects, true objects) px
+    kept = [found.areas >= least for least in min_px]
+    return [_overlap_sums(shared[one], found.areas[one], true.areas) for one in kept]
 
 
 def mean_scores(several: Sequence[ObjectSums]) -> ObjectScores:
@@ -279,17 +279,18 @@ def _objects(labels: np.ndarray, name: str) -> _Objects:
     return _Objects(dense, objects, areas, boxes)
 
 
-def _both(predicted: np.ndarray, truth: np.ndarray) -> tuple[_Objects, _Objects]:
-    """Return the objects of the prediction and of the ground truth."""
-    if predicted.shape != truth.shape or predicted.ndim != 2:
-        raise ValueError(f"label images must have one shape (H, W), got {predicted.shape} and {truth.shape}")
-    return _objects(predicted, "prediction"), _objects(truth, "ground truth")
+def _both(ground_truth: np.ndarray, predicted: np.ndarray) -> tuple[_Objects, _Objects]:
+    """Return the objects of the ground truth and of the prediction."""
+    if predicted.shape != ground_truth.shape or predicted.ndim != 2:
+        raise ValueError(f"label images must have one shape (H, W), got {predicted.shape} and {ground_truth.shape}")
+    found = _objects(predicted, "prediction")
+    return _objects(ground_truth, "ground truth"), found
 
 
-def _intersections(ours: _Objects, theirs: _Objects) -> np.ndarray:
-    """Count the pixels that each of our n objects shares with each of their m objects, (n, m)."""
-    n, m = len(ours.objects) + 1, len(theirs.objects) + 1
-    pairs = np.bincount((ours.labels * m + theirs.labels).ravel(), minlength=n * m)
+def _intersections(rows: _Objects, columns: _Objects) -> np.ndarray:
+    """Count the pixels that each of n objects of one image shares with each of m of the other, (n, m)."""
+    n, m = len(rows.objects) + 1, len(columns.objects) + 1
+    pairs = np.bincount((rows.labels * m + columns.labels).ravel(), minlength=n * m)
     return pairs.reshape(n, m)[1:, 1:]
 
 
@@ -315,29 +316,29 @@ def _partners(shared: np.ndarray) -> list[int | None]:
     return [int(row.argmax()) if row.any() else None for row in shared]
 
 
-def _weighted_dice(ours: np.ndarray, theirs: np.ndarray, shared: np.ndarray) -> float:
-    """Sum area times Dice with the partner (0 without one) over our objects; areas (n,) and (m,) px."""
-    dice = (0.0 if j is None else 2 * shared[i, j] / (ours[i] + theirs[j]) for i, j in enumerate(_partners(shared)))
-    return float(sum(area * value for area, value in zip(ours, dice, strict=True)))
+def _weighted_dice(rows: np.ndarray, columns: np.ndarray, shared: np.ndarray) -> float:
+    """Sum area times Dice with the partner (0 without one) over the rows' objects; areas (n,) and (m,) px."""
+    dice = (0.0 if j is None else 2 * shared[i, j] / (rows[i] + columns[j]) for i, j in enumerate(_partners(shared)))
+    return float(sum(area * value for area, value in zip(rows, dice, strict=True)))
 
 
 def _weighted_hausdorff(
-    ours: _Objects, theirs: _Objects, shared: np.ndarray, distance: Callable[[int, int], float]
+    rows: _Objects, columns: _Objects, shared: np.ndarray, distance: Callable[[int, int], float]
 ) -> float:
-    """Sum area times Hausdorff distance to the partner (or to the nearest object without one) over our objects."""
+    """Sum area times Hausdorff distance to the partner (without one: to the nearest object) over the rows' objects."""
     distances = (
-        distance(i, j) if j is not None else _nearest(i, ours, theirs, distance)
+        distance(i, j) if j is not None else _nearest(i, rows, columns, distance)
         for i, j in enumerate(_partners(shared))
     )
-    return float(sum(area * value for area, value in zip(ours.areas, distances, strict=True)))
+    return float(sum(area * value for area, value in zip(rows.areas, distances, strict=True)))
 
 
-def _nearest(i: int, ours: _Objects, theirs: _Objects, distance: Callable[[int, int], float]) -> float:
-    """Return the least Hausdorff distance of our object `i` to any of theirs.
+def _nearest(i: int, rows: _Objects, columns: _Objects, distance: Callable[[int, int], float]) -> float:
+    """Return the least Hausdorff distance of object `i` of one image (rows) to any of the other (columns).
 
     If two boxes differ by d on a side, their objects' distance is at least d, so most of the others are skipped.
     """
-    least, at_least = np.inf, np.abs(theirs.boxes - ours.boxes[i]).max(axis=1)
+    least, at_least = np.inf, np.abs(columns.boxes - rows.boxes[i]).max(axis=1)
     for j in np.argsort(at_least, kind="stable").tolist():
         if at_least[j] >= least:
             break

@@ -47,7 +47,7 @@ def image_sums(
     mask, ground_truth = _original_size(store, index, predicted)
     connectivity = int(config.connectivity)
     objects = components(mask, connectivity=connectivity, min_px=rule.min_px, fill_holes=rule.fill_holes)
-    return object_sums(objects, ground_truth)
+    return object_sums(ground_truth=ground_truth, predicted=objects)
 
 
 def image_sums_by_rule(
@@ -62,7 +62,9 @@ def image_sums_by_rule(
     for filled in dict.fromkeys(rule.fill_holes for rule in rules):
         alike = [rule for rule in rules if rule.fill_holes == filled]
         objects = components(mask, connectivity=int(config.connectivity), fill_holes=filled)
-        sums = overlap_sums_by_size(objects, ground_truth, min_px=[rule.min_px for rule in alike])
+        sums = overlap_sums_by_size(
+            ground_truth=ground_truth, predicted=objects, min_px=[rule.min_px for rule in alike]
+        )
         found |= dict(zip(alike, sums, strict=True))
     return found
 

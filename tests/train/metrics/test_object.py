@@ -1,12 +1,20 @@
 """Object scores against the challenge's definition: hand-made cases, and a literal implementation on random images."""
 
+import functools
 import time
 
 import numpy as np
 import pytest
 from scipy.spatial.distance import directed_hausdorff
 
-from pathseg.train.metrics.object import ObjectSums, components, mean_scores, object_scores, object_sums
+from pathseg.train.metrics.object import (
+    ObjectSums,
+    components,
+    mean_scores,
+    object_scores,
+    object_sums,
+    overlap_sums_by_size,
+)
 
 A, RIGHT, WIDE = (5, 5, 10, 10), (5, 20, 10, 10), (5, 5, 10, 25)
 # predicted boxes, true boxes (y, x, h, w) in a 40x40 image; TP, FP, FN; F1, Dice, Hausdorff distance
@@ -30,6 +38,10 @@ def labels(boxes, ids=None):
     for number, (y, x, h, w) in zip(ids or range(1, 41), boxes, strict=False):
         image[y : y + h, x : x + w] = number
     return image
+
+
+def sums_of(predicted, truth):
+    return object_sums(ground_truth=truth, predicted=predicted)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -140,31 +152,31 @@ def test_components_of_one_label_are_one_object():
 
 def test_pooled_scores_weigh_all_objects_of_all_images_together():
     small, large = (labels([(0, 0, 5, 5)]), labels([(0, 20, 5, 5)])), (labels([A]), labels([A]))
-    pooled = ObjectSums.total([object_sums(*small), object_sums(*large)]).scores()
+    pooled = ObjectSums.total([sums_of(*small), sums_of(*large)]).scores()
     assert pooled[:3] == (1, 1, 1) and pooled.f1 == 0.5
     assert (pooled.dice, pooled.hausdorff) == pytest.approx((100 / 125, 20 * 25 / 125))
 
 
 def test_mean_scores_weigh_every_image_the_same():
-    images = [object_sums(labels([(0, 0, 5, 5)]), labels([(0, 20, 5, 5)])), object_sums(labels([A]), labels([A]))]
+    images = [sums_of(labels([(0, 0, 5, 5)]), labels([(0, 20, 5, 5)])), sums_of(labels([A]), labels([A]))]
     assert mean_scores(images) == (0.5, 0.5, 0.5, 0.5, 0.5, 10)
 
 
 def test_images_without_a_hausdorff_distance_are_left_out_and_counted():
-    images = [object_sums(labels([]), labels([A])), object_sums(labels([(5, 5, 10, 5)]), labels([A]))]
+    images = [sums_of(labels([]), labels([A])), sums_of(labels([(5, 5, 10, 5)]), labels([A]))]
     total = ObjectSums.total(images)
     assert (total.images, total.left_out) == (2, 1)
     assert total.scores().hausdorff == mean_scores(images).hausdorff == 5
 
 
 def test_without_any_defined_distance_there_is_none():
-    one = object_sums(labels([A]), labels([]))
+    one = sums_of(labels([A]), labels([]))
     assert one.scores().hausdorff is None and mean_scores([one]).hausdorff is None
 
 
 def test_an_image_empty_on_both_sides_adds_nothing_to_the_pooled_scores():
-    one = object_sums(labels([WIDE]), labels([A, RIGHT]))
-    assert ObjectSums.total([one, object_sums(labels([]), labels([]))]).scores() == one.scores()
+    one = sums_of(labels([WIDE]), labels([A, RIGHT]))
+    assert ObjectSums.total([one, sums_of(labels([]), labels([]))]).scores() == one.scores()
 
 
 def test_pixels_that_touch_at_a_corner_are_one_object_by_default():
@@ -187,6 +199,12 @@ def test_another_connectivity_is_refused():
 def test_an_array_that_is_no_label_image_is_refused(wrong):
     with pytest.raises(ValueError, match=r"label image of integers .*components\(\)"):
         object_scores(wrong, np.zeros((4, 4), int))
+
+
+@pytest.mark.parametrize("function", [object_sums, functools.partial(overlap_sums_by_size, min_px=[0])])
+def test_ground_truth_and_prediction_are_named_so_that_they_are_not_swapped(function):
+    with pytest.raises(TypeError, match="positional"):
+        function(labels([A]), labels([WIDE]))
 
 
 def test_sizes_must_agree():

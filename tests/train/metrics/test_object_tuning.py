@@ -59,7 +59,10 @@ def specked_prediction():
 def sums_of(predicted, truth):
     """The sums of one image under every candidate, each from a labelling of its own."""
     return {
-        rule: object_sums(components(predicted, min_px=rule.min_px, fill_holes=rule.fill_holes), truth)
+        rule: object_sums(
+            ground_truth=truth,
+            predicted=components(predicted, min_px=rule.min_px, fill_holes=rule.fill_holes),
+        )
         for rule in CANDIDATES
     }
 
