@@ -81,20 +81,22 @@ def _original_size(store: FeatureStore, index: int, predicted: np.ndarray) -> tu
     return codes == code, ground_truth
 
 
-def object_rules(several: Sequence[ObjectSums], config: Config, rule: ObjectRule | None = None) -> ObjectSplitScores:
+def object_split_scores(
+    sums: Sequence[ObjectSums], config: Config, rule: ObjectRule | None = None
+) -> ObjectSplitScores:
     """Return the object record of a test split for metrics.json from the sums of all its images, at least one.
 
     Pooled scores are the challenge's own definition; the mean is over each image's own scores. rule: the
     post-processing behind the sums, None for that of `config`.
     """
     rule = rule or ObjectRule(config.min_object_px)
-    total = ObjectSums.total(several)
+    total = ObjectSums.total(sums)
     return ObjectSplitScores(
         connectivity=config.connectivity,
         min_object_px=rule.min_px,
         resized=RESIZED,
         pooled=total.scores()._asdict(),
-        mean=mean_scores(several)._asdict(),
+        mean=mean_scores(sums)._asdict(),
         hausdorff_left_out=total.left_out,
         fill_holes=rule.fill_holes,
     )

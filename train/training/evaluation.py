@@ -15,7 +15,7 @@ from pathseg.train.data.reader import FeatureReader
 from pathseg.train.heads.inference import predict
 from pathseg.train.heads.pixel_ensemble import image_uncertainty
 from pathseg.train.metrics.object import ObjectRule, ObjectSums
-from pathseg.train.metrics.object_predictions import image_sums, image_sums_by_rule, object_rules, scored_class
+from pathseg.train.metrics.object_predictions import image_sums, image_sums_by_rule, object_split_scores, scored_class
 from pathseg.train.metrics.object_tuning import CANDIDATES, choose_rule
 from pathseg.train.metrics.pixel import Scores, confusion_matrix, constant_prediction
 from pathseg.train.runs.record import Constant, ImageObjects, ImageScores, ObjectTuning, SplitScores
@@ -178,8 +178,8 @@ def _record_split(
         confusion=_rows(matrix),
         constant=Constant(store.classes[constant], Scores.of(constant_prediction(matrix, constant), store.ignore)),
         per_image=tuple(images),
-        objects=object_rules(sums, state.settings) if sums else None,
-        tuned_objects=object_rules(tuned, state.settings, rule) if tuned else None,
+        objects=object_split_scores(sums, state.settings) if sums else None,
+        tuned_objects=object_split_scores(tuned, state.settings, rule) if tuned else None,
     )
 
 

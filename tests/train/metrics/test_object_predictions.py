@@ -11,7 +11,7 @@ from pathseg.store.features import FeatureStore
 from pathseg.store.writer import StoreWriter
 from pathseg.train.config import HeadConfig
 from pathseg.train.metrics.object import ObjectRule, ObjectSums, components, mean_scores, object_scores
-from pathseg.train.metrics.object_predictions import image_sums, object_rules, scored_class
+from pathseg.train.metrics.object_predictions import image_sums, object_split_scores, scored_class
 from pathseg.train.report.tables import object_table
 from pathseg.train.runs.finished_run import FinishedRun
 from pathseg.train.runs.folder import RunFolder
@@ -48,7 +48,10 @@ def test_object_sums_are_those_that_release_0_1_0_recorded(old_run):
 
 def test_the_object_record_of_a_split_is_that_of_release_0_1_0(old_run):
     run, _ = old_run
-    found, recorded = object_rules(list(run.test_scores.object_sums.values()), run.settings), run.test_scores.objects
+    found, recorded = (
+        object_split_scores(list(run.test_scores.object_sums.values()), run.settings),
+        run.test_scores.objects,
+    )
     assert (found.connectivity, found.min_object_px, found.resized) == ("8", 0, "nearest")
     assert found.hausdorff_left_out == recorded.hausdorff_left_out
     assert found.pooled == pytest.approx(recorded.pooled)
@@ -66,7 +69,7 @@ def test_a_run_of_release_0_1_0_has_objects_as_predicted_only(old_run):
 
 def test_the_object_record_holds_pooled_and_mean_scores_and_the_images_left_out():
     several = [ObjectSums(tp=1, predicted_px=9, true_px=9), ObjectSums(fn=1, true_px=9, left_out=1)]
-    found = object_rules(several, dataclasses.replace(CONFIG, connectivity="4", min_object_px=7))
+    found = object_split_scores(several, dataclasses.replace(CONFIG, connectivity="4", min_object_px=7))
     assert (found.connectivity, found.min_object_px, found.hausdorff_left_out) == ("4", 7, 1)
     assert found.pooled == ObjectSums.total(several).scores()._asdict()
     assert found.mean == mean_scores(several)._asdict()
