@@ -65,11 +65,11 @@ def train_heads(
     memory_bytes: limit for features kept in memory, None for half of the free memory. without: indices of images that
     are left out. on_epoch: called with each run and each line of its history.jsonl.
 
-    Raises ValueError when settings that heads share differ (`shared_settings`), when the images cannot be split, or
+    Raises ValueError when settings that heads share differ (`reading_settings`), when the images cannot be split, or
     when a folder holds an unfinished run of other settings or data; Incomplete when the store lacks features.
     """
     # plan: who trains on what, and where each run goes on
-    shared = _shared_settings([settings for settings, _ in runs])
+    shared = _require_same_reading([settings for settings, _ in runs])
     stores = JoinedStores.of(stores)
     store = stores.images
     splits, epoch_images = run_splits(store, shared, without=without)
@@ -155,7 +155,7 @@ def train_heads(
     return states
 
 
-def shared_settings(config: Config) -> dict[str, Any]:
+def reading_settings(config: Config) -> dict[str, Any]:
     """Return the settings that decide which images are read and in which order: the same for heads trained together."""
     shared = {name: getattr(config, name) for name in ("batch_size", "val_fraction", "split_seed", "train_images")}
     return shared if config.train_images == "all" else {**shared, "seed": config.seed}  # draws the subset of images
@@ -169,12 +169,12 @@ def _layer_weights(state: TrainingState) -> tuple[LayerWeight, ...]:
     return tuple(LayerWeight(layer.source, layer.t, layer.block, weight) for layer, weight in weights)
 
 
-def _shared_settings(configs: Sequence[Config]) -> Config:
+def _require_same_reading(configs: Sequence[Config]) -> Config:
     """Return the first of them. Raises ValueError when they differ in a setting that all heads share."""
     first = configs[0]
     for other in configs[1:]:
-        there = shared_settings(other)
-        for name, value in shared_settings(first).items():
+        there = reading_settings(other)
+        for name, value in reading_settings(first).items():
             if value != there[name]:
                 raise ValueError(f"{name} must be the same for heads trained together, got {value} and {there[name]}; "
                                  "train them in two calls")  # fmt: skip

@@ -31,7 +31,7 @@ from pathseg.train.runs.folder import MAX_NAME_BYTES, RunFolder
 from pathseg.train.runs.record import ObjectSplitScores, RunData
 from pathseg.train.training.checkpoint import build_head
 from pathseg.train.training.initial_weights import require_initial_run
-from pathseg.train.training.loop import OnEpoch, shared_settings, train_heads
+from pathseg.train.training.loop import OnEpoch, reading_settings, train_heads
 
 try:
     import resource
@@ -392,7 +392,7 @@ def passes(store: Stores, runs: Runs, *, device: torch.device) -> list[list[tupl
     limit = free_memory(device) * KEEP_SHARE / 2
     alike: dict[Any, list[tuple[Config, RunFolder]]] = {}
     for config, run in runs:
-        alike.setdefault(tuple(shared_settings(config).items()), []).append((config, run))
+        alike.setdefault(tuple(reading_settings(config).items()), []).append((config, run))
     groups: list[list[tuple[Config, RunFolder]]] = []
     for members in alike.values():
         groups.append([])
