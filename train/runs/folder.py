@@ -21,6 +21,7 @@ from pathseg.train.runs.record import TRAIN_AGAIN, Epoch, Metrics, RunConfig
 CONFIG, HISTORY, METRICS = "config.json", "history.jsonl", "metrics.json"
 CHECKSUMS = "checksums.json"  # hex SHA-256 of every other file of a finished run, by its path in the folder
 LAST = "last.safetensors"  # weights and optimizer after the last finished epoch, until the run is finished
+NEW = "head-new.safetensors"  # weights of a new best epoch, until LAST lists them
 MAX_NAME_BYTES = 200  # of a run or a file: file systems take 255, and reports and temporary files add to a name
 
 
@@ -46,6 +47,11 @@ class RunFolder:
     def weights(self) -> Path:
         """Path of the weights of the kept epoch."""
         return self.path / "head.safetensors"
+
+    @property
+    def new_weights(self) -> Path:
+        """Path of the weights of a new best epoch, until the training state that lists them is written."""
+        return self.path / NEW
 
     @property
     def last_weights(self) -> Path:
@@ -99,6 +105,7 @@ class RunFolder:
                 path.with_name(path.name + PARTIAL).unlink(missing_ok=True)
             if self.finished:
                 (self.path / LAST).unlink(missing_ok=True)
+                self.new_weights.unlink(missing_ok=True)
 
     def begin(self, config: RunConfig) -> None:
         """Create the folder, remove history, scores and predictions of an earlier attempt, and write config.json.
@@ -121,7 +128,7 @@ class RunFolder:
 
     def _own_files(self) -> list[Path]:
         """Every file that a run may write."""
-        names = (CONFIG, HISTORY, self.weights.name, self.last_weights.name, METRICS, CHECKSUMS, LAST)
+        names = (CONFIG, HISTORY, self.weights.name, NEW, self.last_weights.name, METRICS, CHECKSUMS, LAST)
         return [*(self.path / name for name in names), *self._own_pictures()]
 
     def read_config(self) -> RunConfig:
@@ -153,7 +160,8 @@ class RunFolder:
 
     def write_metrics(self, metrics: Metrics) -> None:
         """Write checksums.json, then metrics.json, which finishes the run."""
-        files = [path for path in self._own_files() if path.name not in (METRICS, CHECKSUMS, LAST) and path.is_file()]
+        others = (METRICS, CHECKSUMS, LAST, NEW)
+        files = [path for path in self._own_files() if path.name not in others and path.is_file()]
         contents = {path.relative_to(self.path).as_posix(): _sha256(read_file(path)) for path in files}
         content = metrics.to_json()
         write_atomic(self.path / CHECKSUMS, encode_json(contents | {METRICS: _sha256(content)}))

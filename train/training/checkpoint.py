@@ -129,9 +129,23 @@ def save_weights(state: TrainingState, path: Path) -> None:
 
 
 def save_best(state: TrainingState) -> None:
-    """Write the weights of the best epoch so far as `save_weights` does; note their checksum and its images' losses."""
+    """Write the weights of a new best epoch beside those before; note their checksum and its images' losses.
+
+    Call `save_last`, then `keep_best`: after a kill in between, the weights that last.safetensors lists are there.
+    """
     state.best_losses = dict(state.image_losses)
-    state.best_crc = google_crc32c.value(_save(dict(state.head.state_dict()), state.run.weights, {}))
+    state.best_crc = google_crc32c.value(_save(dict(state.head.state_dict()), state.run.new_weights, {}))
+
+
+def keep_best(state: TrainingState) -> None:
+    """Give the weights of the best epoch their name where a new file has their checksum; remove any other new file."""
+    new = state.run.new_weights
+    if not new.is_file():
+        return
+    if state.best_crc == google_crc32c.value(read_file(new)):
+        new.replace(state.run.weights)
+    else:  # of an epoch that is trained again
+        new.unlink()
 
 
 def load_best(state: TrainingState) -> None:

@@ -27,6 +27,7 @@ from pathseg.train.runs.folder import LAST, RunFolder
 from pathseg.train.runs.record import Epoch, ImageLoss, LayerWeight, Metrics, RunConfig, RunData, Source, SplitScores
 from pathseg.train.training.checkpoint import (
     TrainingState,
+    keep_best,
     load_best,
     load_last,
     new_training_state,
@@ -126,6 +127,7 @@ def train_heads(
                 save_best(state)
             state.run.append_history(line)
             save_last(state)
+            keep_best(state)
             on_epoch(state.run, line)
 
     # score the kept epoch of each head: validation images choose how its objects are post-processed, then the test
@@ -222,6 +224,7 @@ def _prepare(
         if differs:
             raise ValueError(f"{run.path} {what}; delete it or pass --name")
     load_last(state)
+    keep_best(state)
     run.cut_history(state.epoch)
     return state
 

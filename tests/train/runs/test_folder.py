@@ -178,6 +178,7 @@ def test_leftovers_of_a_killed_process_are_removed_and_nothing_else(run):
     run.remove_leftovers()
     left = {"config.json", "last.safetensors", "notes.txt", "notes.partial", "predictions"}
     assert {path.name for path in run.path.iterdir()} == left and not half.exists()
+    run.new_weights.write_bytes(b"x")
     run.write_metrics(METRICS)
     run.remove_leftovers()
     assert {path.name for path in run.path.iterdir()} == (left | {"checksums.json", "metrics.json"}) - {

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -103,7 +104,7 @@ def test_weights_are_flushed_to_the_disk_before_the_run_is_finished(toy_store, t
 
     monkeypatch.setattr(os, "fsync", record)
     train(toy_store, tmp_path / "run", dataclasses.replace(QUICK, epochs=1))
-    weights = ["head.safetensors", "last.safetensors", "head-last.safetensors"]
+    weights = ["head-new.safetensors", "last.safetensors", "head-last.safetensors"]
     names = [name.removesuffix(".partial") for name in flushed]
     assert [name for name in names if name in weights] == weights
     assert names[-1] == "metrics.json"
@@ -212,6 +213,37 @@ def test_a_changed_bit_in_what_a_run_goes_on_from_is_named(toy_store, tmp_path, 
     (tmp_path / "cut" / name).write_bytes(content)
     with pytest.raises(ValueError, match=rf"{name} is .*damaged.*delete"):
         train(toy_store, tmp_path / "cut", config)
+
+
+@pytest.mark.parametrize(("name", "best"), [("save_last", 1), ("keep_best", 2)])
+def test_a_kill_while_a_new_best_epoch_is_saved_loses_no_weights(toy_store, tmp_path, monkeypatch, name, best):
+    """Killed before or after the training state; trained again, the epoch may come out below the best before."""
+    config = HeadConfig(blocks=(4,), head_type="linear", lr=1e-2, epochs=2)
+    function, validate = getattr(loop, name), loop.validate
+
+    def with_dice(*by_epoch):
+        def validated(training, *rest):
+            scored = list(validate(training, *rest))
+            return [(loss, SimpleNamespace(accuracy=None, miou=None, f1=None, dice=by_epoch[training[0].epoch]))
+                    for loss, _ in scored]  # fmt: skip
+
+        return validated
+
+    def killed(state):
+        if state.epoch == 2:
+            raise KeyboardInterrupt
+        function(state)
+
+    monkeypatch.setattr(loop, name, killed)
+    monkeypatch.setattr(loop, "validate", with_dice(0.5, 0.6))
+    with pytest.raises(KeyboardInterrupt):
+        train_heads(toy_store, [(config, RunFolder(tmp_path / "run"))])
+    monkeypatch.setattr(loop, name, function)
+    monkeypatch.setattr(loop, "validate", with_dice(0.5, 0.4))
+    run = train(toy_store, tmp_path / "run", config)
+    assert run.read_metrics().best_epoch == best
+    assert same(weights(run), load_file(run.last_weights)) == (best == 2)
+    assert not run.new_weights.exists() and run.new_weights.name not in (run.path / "checksums.json").read_text()
 
 
 def test_a_run_that_0_1_0_left_unfinished_goes_on(toy_store, tmp_path, monkeypatch):
