@@ -24,7 +24,7 @@ LAYOUTS: dict[str, str] = {
 }
 DTYPES = ("float16", "float32")
 BATCH_SIZE = 9  # patches per forward pass of a store whose key does not say it: one image of 768 px
-NOISE_RULE = "sha256(seed/image/patch/t)"  # the rule that INTERFACE fixes; its name changes if the rule ever does
+NOISE_RULE = "sha256(seed/image/patch/t)"  # its digest seeds eps of a patch; renamed if the rule ever changes
 
 # a CompVis or ZoomLDM release, the ViT of HIPT, any ViT of timm, a pipeline of diffusers
 ModelKind = Literal["latent-diffusion", "vit", "timm", "diffusers"]

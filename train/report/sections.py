@@ -280,7 +280,7 @@ def sweep_caption(sweep: Sweep, title: str) -> str:
         "Each head kept its best epoch on the validation images, which flatters validation scores a little."
         if images
         else "Without validation images each head kept its last epoch.",
-        f"All else equal: {sweep.fixed}.",
+        f"All else equal: {', '.join(sweep.fixed)}.",
     ]  # fmt: skip
     if sweep.untrained:
         sentences.append("The model is untrained (random weights): this shows that the pipeline works, nothing more.")
@@ -355,7 +355,7 @@ def _sweep_groups(
                 for number, sweep in enumerate(found[:SWEEPS_SHOWN], 1)
             ]
         shown = tuple(
-            SweepView(sweep.fixed, table, figure)
+            SweepView(", ".join(sweep.fixed), table, figure)
             for sweep, table, figure in zip(found[:SWEEPS_SHOWN], tables, made, strict=False)
         )
         groups.append(SweepGroup(heading, AXES[axis], shown, tuple(tables[SWEEPS_SHOWN:])))

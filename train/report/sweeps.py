@@ -71,12 +71,12 @@ class Sweep:
 
     Points are in the order of their values: timesteps and numbers of training images upwards, single blocks before
     groups, the highest rate first.
-    fixed: the settings that they share, in words.
+    fixed: the settings that they share, each in words.
     """
 
     axis: Axis
     points: tuple[Repeats, ...]
-    fixed: str
+    fixed: tuple[str, ...]
 
     @property
     def runs(self) -> tuple[FinishedRun, ...]:
@@ -105,14 +105,14 @@ def find_sweeps(runs: Sequence[FinishedRun]) -> tuple[Sweep, ...]:
         for group in _grouped(distinct, varying=(axis, "seed")):
             points = _points(group, axis)
             if len(points) > 1:
-                made.append(Sweep(axis, points, ", ".join(describe(group[0], leave_out=(axis,), store=name_store))))
+                made.append(Sweep(axis, points, describe(group[0], leave_out=(axis,), store=name_store)))
         found += sorted(made, key=lambda sweep: (-len(sweep.points), -len(sweep.runs)))
     return tuple(found)
 
 
 def distinct_settings(sweeps: Sequence[Sweep]) -> tuple[str, ...]:
     """Return the settings of each sweep in words, those aside that all share; all of them for a single sweep."""
-    every = [sweep.fixed.split(", ") for sweep in sweeps]
+    every = [sweep.fixed for sweep in sweeps]
     shared = [] if len(every) == 1 else [one for one in every[0] if all(one in settings for settings in every)]
     return tuple(", ".join(one for one in settings if one not in shared) for settings in every)
 

@@ -350,7 +350,7 @@ def sweep_table(sweep: Sweep, *, name: str, title: str) -> Table:
     every_constant = [run.test_scores.constant for run in sweep.runs]
     constants = {(one.class_name, one.scores.miou, one.scores.dice): None for one in every_constant}
     rows += [Row("constant", (f"always {name}", CONSTANT, *(None,) * 3, *scores)) for name, *scores in constants]
-    notes = [f"{BEST_IS_MARKED}. All else equal: {sweep.fixed}."]
+    notes = [f"{BEST_IS_MARKED}. All else equal: {', '.join(sweep.fixed)}."]
     if sweep.axis == "lr":
         for rate in RATES:
             scores = (rate.accuracy, rate.miou, rate.dice, None, None)

@@ -9,6 +9,7 @@ import pytest
 from pathseg.store.blocks import BLOCKS
 from pathseg.train.report.sweeps import (
     Repeats,
+    Sweep,
     block_label,
     describe,
     distinct_settings,
@@ -141,7 +142,7 @@ def test_the_best_point_has_the_highest_mean_validation_dice(make_run):
 
 def test_the_shared_settings_leave_out_the_one_that_varies(make_run):
     (sweep,) = find_sweeps([make_run(t=t, blocks=(4, 5, 6), batch_size=2) for t in (10, 50)])
-    assert sweep.fixed == (
+    assert ", ".join(sweep.fixed) == (
         "model mini, condition ssl, blocks 4-6, head fcn, learning rate 0.0001, 20 epochs, batch size 2"
     )
 
@@ -158,7 +159,7 @@ def test_a_baseline_is_described_without_features(make_run):
 
 def test_with_several_stores_a_sweep_names_its_own(make_run):
     runs = [make_run(t=10), make_run(t=50), make_run(t=50, key={"seed": 1})]
-    assert find_sweeps(runs)[0].fixed.endswith("glas.zarr with 2 training images of 512x256 px")
+    assert ", ".join(find_sweeps(runs)[0].fixed).endswith("glas.zarr with 2 training images of 512x256 px")
 
 
 def test_all_thirteen_blocks_are_called_all_but_of_models_that_may_have_more(make_run):
@@ -186,7 +187,8 @@ def test_numbers_of_training_images_make_a_sweep_over_seeds_that_drew_other_imag
     assert sweep.axis == "train_images"
     assert [(point.value, point.seeds) for point in sweep.points] == [(2, (0, 1)), (5, (0, 1)), (8, (0, 1))]
     assert len(find_repeats(runs)) == 3
-    assert "images" not in sweep.fixed and "store" not in sweep.fixed
+    fixed = ", ".join(sweep.fixed)
+    assert "images" not in fixed and "store" not in fixed
 
 
 def test_learning_curves_of_two_heads_are_told_apart_by_what_differs(make_run):
@@ -215,3 +217,10 @@ def test_joined_runs_make_sweeps_over_timesteps_and_blocks(make_joined_run):
     assert values([*over_t, make_joined_run(MINI | {"t": 50}, HIPT | {"t": 200})]) == {"t": [50, 200, (50, 200)]}
     over_blocks = [make_joined_run(MINI | {"blocks": blocks}, HIPT) for blocks in ((4, 5), (0,))]
     assert values(over_blocks) == {"blocks": [((0,), (4, 5, 6)), ((4, 5), (4, 5, 6))]}
+
+
+def test_a_setting_whose_words_hold_a_comma_stays_whole():
+    settings = [("head fcn", "pad to 512, 768 px"), ("head fcn", "pad to 512, 1024 px"), ("head fcn", "768 px")]
+    sweeps = [Sweep("lr", (), fixed) for fixed in settings]
+    assert distinct_settings(sweeps) == ("pad to 512, 768 px", "pad to 512, 1024 px", "768 px")
+    assert distinct_settings([sweeps[0], Sweep("t", (), ("768 px", settings[0][1]))]) == ("head fcn", "768 px")
