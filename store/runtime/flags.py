@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial, reduce
 from pathlib import Path
@@ -144,17 +144,16 @@ def wrong_flags() -> Iterator[None]:
         raise click.UsageError(str(e)) from e
 
 
-def flags_of(config: type, *, only: Collection[str] = ()) -> Callable[[Callable], Callable]:
+def flags_of(config: type) -> Callable[[Callable], Callable]:
     """Return a decorator that adds an option for each field of a configuration that has a `help` in its metadata.
 
-    only: names of fields, if not all are to be options.
     Name, type, default and help come from the field. A default of None or () is not shown; the help may explain it.
     """
     kinds = get_type_hints(config)
 
     def decorate(command: Callable) -> Callable:
         for field in reversed(dataclasses.fields(config)):
-            if "help" not in field.metadata or (only and field.name not in only):
+            if "help" not in field.metadata:
                 continue
             kind, text = _without_none(kinds[field.name]), field.metadata["help"]
             default = field.metadata.get("flag_default", field.default)

@@ -198,20 +198,11 @@ def _sweep_title(figure: Any, axes: Any, sweep: Sweep, title: str) -> None:
     _title(figure, f"{title}\n{shown}{warning}")
 
 
-def _with_gaps(values: Sequence[float | None]) -> list[float]:
-    return [float("nan") if value is None else value for value in values]
-
-
 def _new_figure(width: float, height: float) -> Any:
     """An empty figure of so many inches; without pyplot, so nothing global changes."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")
-
-
-def _legend_label(name: str) -> str:
-    """A name in a legend, of which matplotlib leaves out those that begin with `_`."""
-    return shortened(f" {name}" if name.startswith("_") else name, 40)
 
 
 def shortened(name: str, letters: int) -> str:
