@@ -72,10 +72,10 @@ def zstd_content_size(frame: bytes) -> int | None:
     return int.from_bytes(frame[start : start + width], "little") + (256 if width == 2 else 0)
 
 
-def decompress_zlib(data: bytes, size_bytes: int) -> bytes:
-    """Return the content of a zlib stream. Raises ValueError unless it is whole and has this size, zlib.error."""
+def decompress_zlib(data: bytes, most_bytes: int) -> bytes:
+    """Return the content of a zlib stream. Raises ValueError unless it is whole and at most this large, zlib.error."""
     stream = zlib.decompressobj()
-    content = stream.decompress(data, size_bytes + 1)
-    if len(content) != size_bytes or not stream.eof:
-        raise ValueError(f"a zlib stream does not hold {size_bytes} bytes")
+    content = stream.decompress(data, most_bytes + 1)
+    if len(content) > most_bytes or not stream.eof:
+        raise ValueError(f"a zlib stream is not whole, or holds more than {most_bytes} bytes")
     return content
