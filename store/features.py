@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import math
@@ -21,7 +20,7 @@ from pathseg.store.blocks import array_name
 from pathseg.store.contents import Contents, read_attributes
 from pathseg.store.errors import Damaged, Incomplete, StoreError, unreadable_as_damage
 from pathseg.store.format.arrays import chunk_names, open_array
-from pathseg.store.format.chunks import ChunkFormat, chunk_format, read_chunks, read_from_shard
+from pathseg.store.format.chunks import ChunkFormat, chunk_format, read_chunks, read_from_shard, require_index_within
 from pathseg.store.format.decompression import decompress_zlib
 from pathseg.store.format.manifest import Manifest, read_description, read_growth, read_manifest
 from pathseg.store.format.names import FOLDER, MANIFEST, ROOT
@@ -332,16 +331,16 @@ class FeatureStore:
     def _decoded(self, name: str, index: int) -> np.ndarray:
         """Read one image with Zarr's reader. Raises ValueError where a shard's index leads out of the shard.
 
-        Zarr seeks and allocates what such an index says. Without shards, memory that lacks is no damage.
+        Zarr seeks and allocates what such an index says. Where it does not lead out, memory is short: no damage.
         """
         array = self.array(name)
         try:
             return np.asarray(array[index])
-        except (MemoryError, OSError) as e:
-            seek_refused = isinstance(e, OSError) and e.errno == errno.EINVAL
-            if array.shards is None or not (seek_refused or isinstance(e, MemoryError)):
-                raise
-            raise ValueError(f"its shard ends in an index that leads out of it ({str(e) or type(e).__name__})") from e
+        except (MemoryError, OSError):
+            if array.shards is not None:
+                shard = f"{name}/{chunk_names(array, index // array.shards[0], array.shards[0])[0]}"
+                require_index_within(self.location, shard, chunks=array.shards[0])
+            raise
 
     def _damaged(self, name: str, index: int, why: str) -> Damaged:
         return Damaged(

@@ -49,7 +49,8 @@ class ImageFile:
 
         file_mpp: um/px of the file. Without it that of its tags, else of its name, is taken if a scan can have it, and
         the image is brought to the um/px of the training images by it. Where nothing is stated, the file is assumed to
-        have the um/px of the training files. If those were resized, so is an image of their um/px or of none.
+        have the um/px of the training files. If those were resized, so is an image of their um/px or of none; with
+        `file_mpp` only where it is about as large as they were.
 
         Raises ValueError naming the file when it cannot be read, is no 8-bit RGB image, or would be resized though its
         size is far from that of the training images.
@@ -63,7 +64,9 @@ class ImageFile:
         self.mpp_from: MppSource | None = None if self.mpp is None else "flag"
         self.mpp_note: str | None = None
         stated = None
-        if file_mpp is None and self.mpp is not None:
+        if file_mpp is not None and _as_training_files(file_mpp, self.file_px, sampling):
+            stated, file_mpp = file_mpp, None
+        elif file_mpp is None and self.mpp is not None:
             stated, self.mpp_from = _stated_mpp(path)
             trained = sampling.file_mpp
             assert trained is not None, "known with the um/px after a resize"
@@ -249,9 +252,19 @@ def _trained_mpp(sampling: Sampling, path: Path) -> float:
     return sampling.mpp
 
 
-def _require_similar_size(path: Path, size: tuple[int, int], sampling: Sampling) -> None:
+def _as_training_files(file_mpp: float, size: tuple[int, int], sampling: Sampling) -> bool:
+    """Return whether a file has the um/px of training files that were resized, and about their size."""
+    trained = sampling.file_mpp if sampling.resized else None
+    return trained is not None and abs(file_mpp / trained - 1) <= RESIZED_MPP and _similar_size(size, sampling)
+
+
+def _similar_size(size: tuple[int, int], sampling: Sampling) -> bool:
     ratio = math.sqrt(math.prod(size) / math.prod(sampling.original_px))
-    if not 1 / MAX_SIZE_RATIO <= ratio <= MAX_SIZE_RATIO:
+    return 1 / MAX_SIZE_RATIO <= ratio <= MAX_SIZE_RATIO
+
+
+def _require_similar_size(path: Path, size: tuple[int, int], sampling: Sampling) -> None:
+    if not _similar_size(size, sampling):
         (h, w), (oh, ow), (sh, sw) = size, sampling.original_px, sampling.size
         raise ValueError(
             f"{path}: the head was trained on images of about {ow}x{oh} px, resized to {sw}x{sh}, but this one is "

@@ -126,6 +126,18 @@ def shard_checksums(
     return checksums
 
 
+def require_index_within(location: Location, name: str, *, chunks: int) -> None:
+    """Raise ValueError where the index at the end of a shard of so many chunks leads out of the shard."""
+    index = np.empty((chunks, 2), "<u8")
+    with location.open(name) as file:
+        size_bytes = file.seek(0, SEEK_END)
+        file.seek(max(0, size_bytes - index.nbytes - CRC_BYTES))
+        _read(file, name, _bytes(index))
+    for position, (start, size) in enumerate(index.tolist()):
+        if (start, size) != (EMPTY, EMPTY) and start + size > size_bytes:
+            raise ValueError(f"{name} ends in an index with chunk {position} at byte {start}, {size} bytes long")
+
+
 def write_chunks(location: Location, names: Sequence[str], values: np.ndarray, blosc: Blosc | None = None) -> int:
     """Write `values` (C order, little endian) as consecutive chunks; return the CRC-32C of all of it.
 

@@ -76,8 +76,7 @@ def ieee_float32() -> Iterator[None]:
         with shared.lock:
             shared.depth -= 1
             if shared.depth == 0:
-                for owner, name, value in shared.before:
-                    setattr(owner, name, value)
+                _put_back(shared.before)
 
 
 def _set_ieee_float32() -> list[tuple[object, str, object]]:
@@ -94,9 +93,18 @@ def _set_ieee_float32() -> list[tuple[object, str, object]]:
     else:  # before PyTorch 2.9
         settings += [(backend, "allow_tf32", False) for backend in (torch.backends.cuda.matmul, cudnn)]
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in settings]
+    try:
+        for owner, name, value in settings:
+            setattr(owner, name, value)
+    except BaseException:
+        _put_back(before)
+        raise
+    return before
+
+
+def _put_back(settings: list[tuple[object, str, object]]) -> None:
     for owner, name, value in settings:
         setattr(owner, name, value)
-    return before
 
 
 def upload(values: torch.Tensor, device: torch.device) -> torch.Tensor:

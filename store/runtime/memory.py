@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 import psutil
 
-FILE_CACHE = ("inactive_file", "active_file")  # reclaimable page cache of a control group, in its memory.stat
+RECLAIMABLE = ("inactive_file", "active_file", "slab_reclaimable")  # of a control group, in its memory.stat
 
 
 def free_machine_memory() -> int:
@@ -19,7 +19,8 @@ def cgroup_limits(root: Path = Path("/")) -> list[int]:
     """Return the bytes that each limited control group (v2) of this process still allows, at least 0.
 
     From the process's own group up to the root one. psutil knows only the whole machine; a container or a batch job
-    may use less. Page cache that a group can reclaim counts as free. root: where /proc and /sys are mounted.
+    may use less. What a group can reclaim, page cache and file names, counts as free. root: where /proc and
+    /sys are mounted.
     """
     return [max(0, allowed) for allowed in _allowed(root)]
 
@@ -38,4 +39,4 @@ def _allowed(root: Path) -> Iterator[int]:
             except (OSError, ValueError):  # no such file, as in the root group; or no limit, "max"
                 continue
             stat = dict(line.split(maxsplit=1) for line in lines if line)
-            yield limit - used + sum(int(stat.get(kind, 0)) for kind in FILE_CACHE)
+            yield limit - used + sum(int(stat.get(kind, 0)) for kind in RECLAIMABLE)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from pathseg.extract.datasets.registry import Dataset, Pixels, Sample
 from pathseg.store.key import Preprocessing
@@ -73,3 +75,23 @@ def toy_dataset():
         )
 
     return make
+
+
+def write_slide(path, seed):
+    """Write a TIFF of 256 px a side with 0.5 um/px."""
+    pixels = np.random.default_rng(seed).integers(60, 220, (256, 256, 3), np.uint8)
+    Image.fromarray(pixels).save(path, dpi=(50800, 50800))
+
+
+def write_outlines(path):
+    """Write the outlines of two objects of different classes on such a slide."""
+    rings = {"left": (10, 10, 60, 60), "right": (200, 10, 250, 60)}
+    features = [
+        {
+            "type": "Feature",
+            "geometry": {"type": "Polygon", "coordinates": [[[x, y], [u, y], [u, v], [x, v], [x, y]]]},
+            "properties": {"classification": {"name": name}},
+        }
+        for name, (x, y, u, v) in rings.items()
+    ]
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))

@@ -14,6 +14,7 @@ from pathseg.cli import main
 from pathseg.store.features import FeatureStore
 from pathseg.store.key import DiffusersSettings
 from pathseg.store.runtime.workspace import store_path
+from tests.extract.conftest import write_outlines, write_slide
 
 SYNTHETIC = ("--dataset", "synthetic", "--resize", 256, "--limit", 3, "--layout", "native")
 
@@ -114,29 +115,15 @@ def test_what_is_wrong_is_said(work, folder, flags, message):
     assert (result.exit_code, message in result.output) == (1, True), result.output
 
 
-def write_slide(root, name, seed):
-    pixels = np.random.default_rng(seed).integers(60, 220, (256, 256, 3), np.uint8)
-    Image.fromarray(pixels).save(root / f"{name}.tif", dpi=(50800, 50800))  # 0.5 um/px
-
-
 def test_refine_computes_the_features_of_new_windows_with_the_stored_context(folder, tmp_path):
     root, context = tmp_path / "slides", ("--context", folder / "empty.safetensors")
     root.mkdir()
-    write_slide(root, "a", 0)
-    rings = {"left": (10, 10, 60, 60), "right": (200, 10, 250, 60)}
-    features = [
-        {
-            "type": "Feature",
-            "geometry": {"type": "Polygon", "coordinates": [[[x, y], [u, y], [u, v], [x, v], [x, y]]]},
-            "properties": {"classification": {"name": name}},
-        }
-        for name, (x, y, u, v) in rings.items()
-    ]
-    (root / "a.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    write_slide(root / "a.tif", 0)
+    write_outlines(root / "a.geojson")
     made = run("extract", "--dataset", "slides", "--root", root, "--window-px", 256, "--windows", "tissue", "--layout",
                "native", "--blocks", "1", "--model", folder, *context, "--workspace", tmp_path)  # fmt: skip
     assert made.exit_code == 0, made.output
-    write_slide(root, "b", 1)
+    write_slide(root / "b.tif", 1)
     command = ["refine", root, "--model", folder, "--blocks", "1", "--epochs", 1, "--format", "overlay",
                "--workspace", tmp_path]  # fmt: skip
     refused = run(*command)

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from pathseg.cli import main
 from pathseg.store.features import FeatureStore
 from pathseg.store.runtime.workspace import store_path
+from tests.extract.conftest import write_outlines, write_slide
 
 ARGUMENTS = {"img_size": 224, "patch_size": 14, "embed_dim": 64, "depth": 6, "num_heads": 2, "reg_tokens": 4}
 SYNTHETIC = ("--dataset", "synthetic", "--resize", 256, "--limit", 3, "--layout", "native")
@@ -119,29 +120,11 @@ def test_prediction_without_the_model_of_the_store_is_refused(work, tmp_path):
     assert "no model" in made.output and "tissue-vit" in made.output
 
 
-def outline(root):
-    rings = {"left": (10, 10, 60, 60), "right": (200, 10, 250, 60)}
-    features = [
-        {
-            "type": "Feature",
-            "geometry": {"type": "Polygon", "coordinates": [[[x, y], [u, y], [u, v], [x, v], [x, y]]]},
-            "properties": {"classification": {"name": name}},
-        }
-        for name, (x, y, u, v) in rings.items()
-    ]
-    (root / "a.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
-
-
-def write_image(path, seed):
-    pixels = np.random.default_rng(seed).integers(60, 220, (256, 256, 3), np.uint8)
-    Image.fromarray(pixels).save(path, dpi=(50800, 50800))  # 0.5 um/px
-
-
 def test_refine_computes_the_features_of_new_windows_from_a_file_of_weights(folder, tmp_path):
     root, weights, name = tmp_path / "slides", folder / "model.safetensors", "vit_small_patch16_224"
     root.mkdir()
-    write_image(root / "a.tif", 0)
-    outline(root)
+    write_slide(root / "a.tif", 0)
+    write_outlines(root / "a.geojson")
     arguments = ",".join(f"{key}={value}" for key, value in ARGUMENTS.items() if key != "img_size")
     made = run(
         "extract", "--dataset", "slides", "--root", root, "--window-px", 256, "--windows", "tissue", "--layout",
@@ -153,7 +136,7 @@ def test_refine_computes_the_features_of_new_windows_from_a_file_of_weights(fold
                "--workspace", tmp_path]  # fmt: skip
     unchanged = run(*command)  # without weights: nothing is computed
     assert unchanged.exit_code == 0, unchanged.output
-    write_image(root / "b.tif", 1)
+    write_slide(root / "b.tif", 1)
     result = run(*command, "--weights", weights)
     assert result.exit_code == 0, result.output
     store = FeatureStore.open(store_path(tmp_path, "slides", name))  # where extract wrote it

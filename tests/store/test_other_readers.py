@@ -1,7 +1,9 @@
-"""Stores as xarray and tensorstore read them; pathseg needs neither, so these tests run where they are installed."""
+"""Stores as xarray and tensorstore read them."""
 
 import numpy as np
 import pytest
+import tensorstore
+import xarray
 
 from pathseg.store.writer import StoreWriter
 
@@ -22,7 +24,6 @@ def values_of(stored, scales, dtype):
 
 
 def test_xarray_reads_the_values_pixels_and_dimensions(store):
-    xarray = pytest.importorskip("xarray", reason="xarray is not installed; pip install xarray")
     pixels = xarray.open_dataset(store.location.root, engine="zarr", consolidated=False)
     features = xarray.open_dataset(store.location.root, engine="zarr", group="t50", consolidated=False)
     assert pixels.attrs["ids"] == list(store.ids)
@@ -37,8 +38,6 @@ def test_xarray_reads_the_values_pixels_and_dimensions(store):
 
 
 def test_tensorstore_reads_the_values_and_dimensions(store):
-    tensorstore = pytest.importorskip("tensorstore", reason="tensorstore is not installed; pip install tensorstore")
-
     def opened(name):
         kvstore = {"driver": "file", "path": f"{store.location.root / 't50' / name}/"}
         return tensorstore.open({"driver": "zarr3", "kvstore": kvstore}, open=True, read=True).result()

@@ -118,9 +118,13 @@ class ImageOutputs:
         return (
             written
             and set(formats) <= set(record.formats)
-            and (record.mpp_from is UNSET or (record.mpp_from == "training") == (self.image.mpp_from == "training"))
+            and self._states_mpp_as(record)
             and self.ground_truth_digest in (None, record.ground_truth_digest)
         )
+
+    def _states_mpp_as(self, record: PredictedImage) -> bool:
+        """Return whether an earlier run assumed um/px if this one does; True where its record does not say."""
+        return record.mpp_from is UNSET or (record.mpp_from == "training") == (self.image.mpp_from == "training")
 
     def require_own_files(self, earlier: PredictedImage | None) -> None:
         """Raise ValueError naming a file that is to be written, but lies there already and is not of an earlier run."""
@@ -156,6 +160,10 @@ class ImageOutputs:
         confusion: (K, K) by the ground truth. earlier: record of an earlier run, whose formats and objects stay valid.
         """
         formats, objects = self.config.formats, UNSET if earlier is None else earlier.objects
+        kept = set() if earlier is None else set(earlier.formats)
+        if earlier is not None and not self._states_mpp_as(earlier):
+            kept -= {"geojson", "review"}  # they say whether um/px are assumed
+            objects = UNSET
         files = {*self._own_files(earlier), *(name + self._suffix(name) for name in formats)}
         write_atomic(self._written_path, "\n".join(sorted(files)).encode())
         if "mask" in formats:
@@ -172,7 +180,7 @@ class ImageOutputs:
         record = PredictedImage(
             id=self.image.id,
             identity=identity if earlier is None else earlier.identity.updated(identity),
-            formats=tuple(sorted({*(() if earlier is None else earlier.formats), *formats})),
+            formats=tuple(sorted(kept | set(formats))),
             ground_truth_digest=self.ground_truth_digest,
             file_px=self.image.file_px,
             size_px=self.image.size,

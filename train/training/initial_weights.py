@@ -39,8 +39,8 @@ def require_initial_run(stores: JoinedStores, config: Config, splits: Splits) ->
 
     The run must be of the same type of head on the same blocks of the same models and share a class with the stores. No
     patient, slide or image that it or a run that it started from was trained on may validate or test now, none that one
-    of them was validated on may test. A head on a subset of the training images starts only from runs that have seen no
-    image but those of its subset and its validation images.
+    of them was validated on may test. A head on a subset of the training images starts only from runs that have seen
+    none of the stores' images but those of its subset and its validation images.
     """
     if not isinstance(config, HeadConfig) or config.initial_weights is None:
         return
@@ -64,8 +64,8 @@ def require_initial_run(stores: JoinedStores, config: Config, splits: Splits) ->
             f"{who} was trained or validated on {_first(leaked)}, which is to validate or test now, so that "
             "scores would be too high; pass another --from, or keep its split in splits.csv"
         )
-    allowed = {images[i].id for i in (*splits.train, *splits.val)}
-    if config.train_images != "all" and (more := {*seen.train, *seen.val} - allowed):
+    left_out = {image.id for image in images} - {images[i].id for i in (*splits.train, *splits.val)}
+    if config.train_images != "all" and (more := {*seen.train, *seen.val} & left_out):
         raise ValueError(
             f"{who} has seen {_first(more)}, but train_images {config.train_images} leaves a subset of the training "
             "images without it, so that the head would count as trained on fewer images than it was; pass "

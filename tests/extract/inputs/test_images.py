@@ -87,6 +87,23 @@ def test_tags_that_no_scan_has_are_not_believed_and_named(tmp_path, sampling, dp
     assert re.search(rf"one\.tif: its tags state {value} um/px.*--mpp", opened.mpp_note)
 
 
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_flag_that_confirms_the_training_files_resizes_as_their_tags_would(tmp_path, padded):
+    """Notes on tags that are not believed tell to pass --mpp: the true one must not change how the head sees tissue."""
+    sampling = dataclasses.replace(RESIZED, padded=padded)
+    Image.fromarray(image(210, 290)).save(tmp_path / "one.tif", dpi=(72, 72))
+    opened = open_input_image(tmp_path / "one.tif", sampling, file_mpp=1.03 * sampling.file_mpp)
+    assert opened.size == ((185, 256) if padded else (256, 256))
+    assert opened.mpp == pytest.approx(1.03 * sampling.file_mpp * (opened.scale[0] * opened.scale[1]) ** 0.5, rel=1e-3)
+    assert (opened.mpp_from, opened.mpp_note) == ("flag", None)
+
+
+def test_a_flag_is_the_way_out_for_an_image_of_the_trained_resolution_and_another_size(tmp_path):
+    Image.fromarray(image(900, 1300)).save(tmp_path / "big.png")
+    opened = open_input_image(tmp_path / "big.png", RESIZED, file_mpp=RESIZED.file_mpp)
+    assert opened.size == (round(900 * RESIZED.file_mpp / 0.5), round(1300 * RESIZED.file_mpp / 0.5))
+
+
 def test_where_the_resolution_of_an_image_is_from_is_told(file):
     assert open_input_image(file, RESIZED).mpp_from == "training" and open_input_image(file, RESIZED).mpp_note is None
     assert open_input_image(file, RESIZED, file_mpp=0.25).mpp_from == "flag"

@@ -101,15 +101,20 @@ def test_a_shard_whose_index_leads_out_of_it_is_damage(sharded, offset, size):
     assert ("damaged", 1) in {(f.kind, f.unit) for f in verify(sharded.location.root)}
 
 
-def test_memory_that_lacks_is_no_damage_without_shards(toy_store, monkeypatch):
-    store = FeatureStore.open(toy_store.location.root)
+def test_memory_that_lacks_is_no_damage(toy_store, sharded, monkeypatch):
+    """Else a repair would drop good pixels."""
 
     def lacks(self, selection):
         raise MemoryError
 
-    monkeypatch.setattr(type(store.array("images")), "__getitem__", lacks)
-    with pytest.raises(MemoryError):
-        store.image(1)
+    monkeypatch.setattr(type(toy_store.array("images")), "__getitem__", lacks)
+    for made in (toy_store, sharded):
+        before = {path for path in made.location.root.rglob("*") if path.is_file()}
+        with pytest.raises(MemoryError):
+            FeatureStore.open(made.location.root).image(1)
+        with pytest.raises(MemoryError):
+            verify(made.location.root, repair=True)
+        assert {path for path in made.location.root.rglob("*") if path.is_file()} == before
 
 
 def test_a_copy_of_a_mask_that_holds_more_than_a_mask_is_not_decompressed(toy_store, monkeypatch):

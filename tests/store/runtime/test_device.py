@@ -116,3 +116,14 @@ def test_float32_stays_float32_while_a_thread_that_entered_later_is_inside(fast_
     thread.join()
     assert seen == [inside]
     assert inside != fast_float32 == settings()
+
+
+def test_settings_are_put_back_where_one_of_them_cannot_be_set(fast_float32, monkeypatch):
+    class Fixed:
+        fp32_precision = property(lambda self: "tf32")  # without a setter
+
+    monkeypatch.setattr(torch.backends.mkldnn, "conv", Fixed())
+    before = torch.backends.cudnn.benchmark, torch.backends.cuda.matmul.fp32_precision
+    with pytest.raises(AttributeError), ieee_float32():
+        pass
+    assert (torch.backends.cudnn.benchmark, torch.backends.cuda.matmul.fp32_precision) == before

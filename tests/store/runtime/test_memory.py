@@ -41,6 +41,12 @@ def test_page_cache_of_a_control_group_is_free(system):
     assert cgroup_limits(root) == [6 * GB]
 
 
+def test_file_names_that_a_control_group_keeps_are_free(system):
+    root = system(proc__self__cgroup="0::/\n")
+    group(root, "", limit=2 * GB, used=2 * GB, stat=f"anon {GB}\nslab_reclaimable {GB}\nslab_unreclaimable 5")
+    assert cgroup_limits(root) == [GB]
+
+
 def test_the_groups_above_count_and_those_without_a_limit_do_not(system):
     root = system(proc__self__cgroup="0::/job/step\n")
     group(root, "job/step", limit="max", used=3 * GB)

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -253,6 +254,14 @@ def test_an_assumed_resolution_is_told_until_a_flag_states_it(predictor, colour_
     result = plain.predict_all([path], lambda path, sampling: open_input_image(path, sampling, file_mpp=0.5))
     assert result.images[0].mpp_from == "flag" and "µm/px assumed" not in measurements("plain")
 
+    later = predictor(out="later")
+    later.predict_all([path], open_input_image)
+    stated = partial(open_input_image, file_mpp=0.5)
+    (record,) = predictor(out="later", formats=("mask",)).predict_all([path], stated).images
+    assert "geojson" not in record.formats and record.mpp_from == "flag"  # the file that is there says assumed
+    later.predict_all([path], stated)
+    assert "µm/px assumed" not in measurements("later")
+
 
 def told_before_windows(predictor, path, **flags):
     """The notes before the first window, all of which the result must hold, and whether windows came after them."""
@@ -277,7 +286,9 @@ def test_a_slide_for_a_head_of_stretched_tissue_is_warned_of_before_its_first_wi
 
 
 def test_an_image_brought_to_a_resolution_is_warned_of_like_a_slide(predictor, colour_head, image):
-    (note,) = told_before_windows(predictor(head=glas_like(colour_head)), image[0], file_mpp=0.62)
+    head = glas_like(colour_head)  # its files had 0.62 um/px: with that, images are stretched as they were
+    assert told_before_windows(predictor(head=head, out="same"), image[0], file_mpp=0.62) == []
+    (note,) = told_before_windows(predictor(head=head), image[0], file_mpp=0.5)
     assert "image.png" in note and "not stretched" in note and "1.48 times down" in note
 
 

@@ -112,6 +112,13 @@ def test_ancestors_of_runs_that_recorded_none_are_read_where_they_still_are(stor
     accept(back, config)  # nothing is known
 
 
+def test_a_learning_curve_may_start_from_a_run_on_another_data_set(store_of, tmp_path):
+    other = store_of("other", {"x": ("train", None), "y": ("train", None), "t": ("test", None)})
+    run = train(other, [LINEAR], tmp_path, name="other", device="cpu").runs[0]
+    store = store_of("own", {f"i{n}": ("train", None) for n in range(4)} | {"s": ("test", None)})
+    accept(store, start(run, train_images=1))
+
+
 @pytest.mark.parametrize("through", [False, True])
 def test_a_subset_does_not_start_from_a_run_that_has_seen_more_images(store_of, tmp_path, through):
     images = {f"i{n}": ("train", None) for n in range(4)} | {"t": ("test", None)}
